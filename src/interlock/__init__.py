@@ -1,0 +1,1 @@
+"""Interlock: run AI agents in production — observable, bounded, recoverable, provable."""

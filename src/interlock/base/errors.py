@@ -1,0 +1,148 @@
+"""Every error Interlock raises, in one tree.
+
+::
+
+    InterlockError
+    ├── InvalidInput            what came from outside does not fit; the message names the place and the mend
+    │   ├── InvalidSpec         a workflow, prompt, tool or settings file (file:line: field: mend)
+    │   ├── PayloadTooLarge     over the configured limit, refused at the door
+    │   └── ContractViolation   a value does not fit a step's or a tool's schema
+    ├── NotFound                no such run, workflow, tool, review, key
+    ├── Conflict                the thing exists, or is in a state that does not allow this move
+    ├── Unauthenticated         no key, or a key nobody issued
+    ├── Denied                  known, and not allowed (role, allowlist, policy)
+    ├── BudgetExceeded          the run's tokens, money or retries are used up
+    ├── StepError               a step's work failed; `kind` says whether trying again can help
+    │   ├── ProviderError       a model provider refused, broke off or answered nonsense
+    │   ├── ToolError           a tool crashed, hung or answered garbage
+    │   └── SandboxError        the isolation itself could not be set up
+    ├── Unavailable             a part Interlock needs is down (database, provider, sandbox)
+    ├── LeaseLost               another worker owns the run now; whatever this one knew is void
+    ├── IntegrityError          stored data is not what was stored (audit chain, artifact, weights)
+    └── Erased                  the key of the value's subject was destroyed; nobody can read it again
+
+Lower floors know neither HTTP nor exit codes beyond the two numbers each class carries; `api/errors.py`
+and `cli/main.py` are the only readers of those.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class FailureKind(StrEnum):
+    """Why a step failed, as far as the machine must know to decide what comes next."""
+
+    TRANSIENT = "transient"  # try again with backoff
+    RATE_LIMITED = "rate_limited"  # try again, not before `retry_after`
+    PERMANENT = "permanent"  # the same call would fail again
+    INVALID = "invalid"  # output not valid against its schema after all corrections
+    DENIED = "denied"  # allowlist, policy or label check
+    BUDGET = "budget"  # tokens or money used up: finish partially
+    UNKNOWN = "unknown"  # an outside effect may or may not have happened
+
+
+class InterlockError(Exception):
+    """Base of all. `str(error)` is one sentence fit for the user.
+
+    Args:
+        message: one sentence naming the place, what is wrong and the mend.
+        detail: for the log only; never shown to a client.
+    """
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+
+
+class InvalidInput(InterlockError):
+    code, http_status, exit_code = "invalid_input", 422, 2
+
+
+class InvalidSpec(InvalidInput):
+    code = "invalid_spec"
+
+
+class PayloadTooLarge(InvalidInput):
+    code, http_status = "payload_too_large", 413
+
+
+class ContractViolation(InvalidInput):
+    code = "contract_violation"
+
+
+class NotFound(InterlockError):
+    code, http_status, exit_code = "not_found", 404, 3
+
+
+class Conflict(InterlockError):
+    code, http_status, exit_code = "conflict", 409, 4
+
+
+class Unauthenticated(InterlockError):
+    code, http_status, exit_code = "unauthenticated", 401, 5
+
+
+class Denied(InterlockError):
+    code, http_status, exit_code = "denied", 403, 5
+
+
+class BudgetExceeded(InterlockError):
+    code, http_status, exit_code = "budget_exceeded", 402, 6
+
+
+class StepError(InterlockError):
+    """A step's work failed.
+
+    Args:
+        kind: what the machine may do about it.
+        retry_after: seconds the far side asked us to wait, if it did.
+    """
+
+    code, http_status, exit_code = "step_failed", 502, 7
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: FailureKind = FailureKind.TRANSIENT,
+        retry_after: float | None = None,
+        detail: str | None = None,
+    ) -> None:
+        super().__init__(message, detail=detail)
+        self.kind = kind
+        self.retry_after = retry_after
+
+
+class ProviderError(StepError):
+    code = "provider_error"
+
+
+class ToolError(StepError):
+    code = "tool_error"
+
+
+class SandboxError(StepError):
+    code = "sandbox_error"
+
+
+class Unavailable(InterlockError):
+    code, http_status, exit_code = "unavailable", 503, 8
+
+
+class LeaseLost(InterlockError):
+    code, http_status, exit_code = "lease_lost", 409, 8
+
+
+class IntegrityError(InterlockError):
+    code, http_status, exit_code = "integrity", 500, 9
+
+
+class Erased(InterlockError):
+    code, http_status, exit_code = "erased", 410, 9

@@ -1,0 +1,89 @@
+"""The port every model provider fulfils, and the plain data that crosses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `content` is plain text."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """A call to one model.
+
+    Attributes:
+        model: the provider's pinned model name.
+        messages: at least one; system and developer turns come first.
+        max_tokens: upper bound on output tokens.
+        schema: JSON Schema the answer must fit; None asks for plain text.
+        temperature: 0 is greedy.
+        seed: passed on where the provider takes one.
+        timeout: seconds for the whole call, connection included.
+    """
+
+    model: str
+    messages: Sequence[Message]
+    max_tokens: int = 512
+    schema: Mapping[str, Any] | None = None
+    temperature: float = 0.0
+    seed: int | None = None
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call used. Tokens as the provider counted them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
+
+    @property
+    def total(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResponse:
+    """A provider's answer; `model` is the name the provider itself reported."""
+
+    text: str
+    model: str
+    usage: Usage
+    finish_reason: FinishReason = "stop"
+    response_id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Provider(Protocol):
+    """A model provider.
+
+    `complete` raises `ProviderError` and nothing else for whatever goes wrong on the far side: kind
+    `RATE_LIMITED` with `retry_after` for 429 (and 529), `TRANSIENT` for 5xx, broken connections and timeouts,
+    `PERMANENT` for other 4xx and for answers that are not the protocol. The message never holds a key.
+    Cancelling the task cancels the call. `close` frees connections and processes and may be called twice.
+    """
+
+    name: str
+
+    async def complete(self, request: ModelRequest) -> ModelResponse: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,99 @@
+"""The port every sandbox back end fulfils, and the plain data that crosses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one invocation may use at most.
+
+    Attributes:
+        timeout: wall seconds, from the moment the job is handed over (30 is the seed document's default).
+        cpu_seconds: processor seconds.
+        memory_bytes: address space of each process.
+        disk_bytes: size of the private temporary directory, which is the only writable place.
+        processes: processes and threads at once.
+        output_bytes: bytes of the answer; more is refused.
+    """
+
+    timeout: float = 30.0
+    cpu_seconds: int = 30
+    memory_bytes: int = 512 * 1024 * 1024
+    disk_bytes: int = 64 * 1024 * 1024
+    processes: int = 64
+    output_bytes: int = 10 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One invocation of one function of one tool bundle.
+
+    Attributes:
+        bundle: directory holding the tool's code and files; mounted read-only at `/tool`.
+        tool: the tool's name, for messages and for the allowlist.
+        function: name of the function in `main.py` (`run`, `compensate`, `probe`, `health`).
+        arguments: JSON object, passed as keyword arguments.
+        context: JSON object handed to the tool as `context` (idempotency key, run id, attempt, deadline).
+        allowed_tools: the workflow's allowlist; a back end refuses a job whose tool is not in it.
+        egress: `host:port` pairs the tool may reach; empty means no network at all.
+        limits: see `Limits`.
+    """
+
+    bundle: Path
+    tool: str
+    function: str
+    arguments: Mapping[str, Any]
+    context: Mapping[str, Any]
+    allowed_tools: frozenset[str]
+    egress: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+Ending = Literal["ok", "raised", "crashed", "timeout", "out_of_memory", "garbage", "too_large"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How an invocation ended.
+
+    Attributes:
+        ending: `ok` if the function returned JSON; `raised` if it raised (then `error` says what, and
+            `retryable` whether the tool itself called the failure temporary); `crashed` if the process died
+            (signal, rlimit, exit); `timeout` if it was killed at its deadline; `garbage` if the answer was not JSON.
+        output: the function's return value, for `ok`.
+        error: one sentence, without the tool's private data beyond its own exception text.
+        retry_after: seconds, if the tool asked for a pause.
+        stderr: the last 4 KiB the tool wrote to stdout and stderr; for the log and the trace, never for the model.
+        seconds: wall time of the function, without sandbox start.
+        start_seconds: time until the sandbox was ready for this job; near 0 if it was warm.
+    """
+
+    ending: Ending
+    output: Any = None
+    error: str | None = None
+    retryable: bool = False
+    retry_after: float | None = None
+    stderr: str = ""
+    seconds: float = 0.0
+    start_seconds: float = 0.0
+
+
+class Sandbox(Protocol):
+    """A sandbox back end.
+
+    `run` gives every job a fresh sandbox that no job used before and none will use after, and returns a `Result`
+    for everything the tool can do wrong. It raises `SandboxError` (kind TRANSIENT or PERMANENT) only if the
+    isolation could not be set up, and `Denied` if the tool is not in `allowed_tools`; it never falls back to
+    weaker isolation. Cancelling the task kills the sandbox and everything in it. `close` kills what is left.
+    """
+
+    name: str
+
+    async def run(self, job: Job) -> Result: ...
+
+    async def close(self) -> None: ...
