@@ -1,0 +1,57 @@
+# Interlock: one word, one job. `make` alone lists them.
+# Options: PYTHON=/path/to/python3.12 chooses the interpreter; ARGS="..." is passed on to the program.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test check format chaos bench bench-peers lock clean
+MAKEFLAGS += --no-print-directory
+export PYTHON
+
+BIN := .venv/bin
+fail = { echo "check: $(1)" >&2; exit 1; }
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
+	  | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+setup: ## create .venv with the locked dependencies and Interlock itself
+	@sh tools/bootstrap.sh setup
+
+demo: setup ## run the support-triage example end to end (ARGS="--tickets 60")
+	@$(BIN)/interlock demo $(ARGS)
+
+test: setup ## run the test suite (ARGS="-k name")
+	@$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+
+check: setup ## format, lint, types, import contracts, lock files
+	@echo "check: format"
+	@$(BIN)/ruff format --check . || $(call fail,formatting differs in the files above; run 'make format')
+	@echo "check: lint"
+	@$(BIN)/ruff check . || $(call fail,the linter objects as shown above; 'make format' mends what can be mended by machine)
+	@echo "check: types"
+	@$(BIN)/mypy || $(call fail,the types do not hold as shown above; mend them in the named lines)
+	@echo "check: import contracts"
+	@$(BIN)/lint-imports || $(call fail,an import crosses the floors as shown above; move the code or the import (.importlinter))
+	@echo "check: lock files"
+	@$(BIN)/python tools/locks.py check
+
+format: setup ## format the code and mend what the linter can mend
+	@$(BIN)/ruff check --fix --exit-zero --quiet .
+	@$(BIN)/ruff format .
+
+chaos: setup ## long fault-injection runs
+	@$(BIN)/python -m pytest -m chaos $(ARGS)
+
+bench: setup ## measure what Interlock adds to a step, beside its peers
+	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+bench-peers: setup ## prepare the peers' own environment (.bench-venv)
+	@$(BIN)/python benchmarks/peers_env.py
+
+lock: setup ## lock again after a change of dependencies (ARGS=--upgrade for the newest)
+	@$(BIN)/python tools/locks.py write $(ARGS)
+
+clean: ## remove what setup, checks and builds made; runs and data in .interlock stay
+	@rm -rf .venv .bench-venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+	@echo "clean: done; .interlock, where your runs live, was kept"

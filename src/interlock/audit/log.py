@@ -1,0 +1,105 @@
+"""The audit log: who did what to what, decided how, chained by hash and signed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from interlock.audit.verify import entry_hash
+from interlock.base.ids import new_id
+
+EventType = Literal[
+    "run.created",
+    "run.finished",
+    "run.cancel_requested",
+    "model.call",
+    "tool.call",
+    "tool.compensation",
+    "review.opened",
+    "review.decided",
+    "workflow.deployed",
+    "key.created",
+    "key.revoked",
+    "value.revealed",
+]
+Decision = Literal["allow", "deny", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One audit entry; the fields are the seed document's, plus the run it belongs to.
+
+    Attributes:
+        actor: `user:ID`, `key:ID` or `system`.
+        action: what was done, such as `call_tool`.
+        resource: to what, such as `tool:issue_refund`.
+        decision: what the policy said; `none` where no policy was asked.
+        policy_version: digest of the policy set that said it.
+        risk_score: 0–100, None until risk is scored.
+        detail: facts and digests; never a value.
+    """
+
+    org_id: str
+    event_type: EventType
+    actor: str
+    action: str
+    resource: str
+    at: float
+    decision: Decision = "none"
+    run_id: str | None = None
+    trace_id: str | None = None
+    policy_version: str | None = None
+    risk_score: int | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+class AuditLog:
+    """Turns entries into chained, signed rows. The chain's head is the caller's: it commits rows and head together."""
+
+    def __init__(self, private_key: bytes) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(private_key)
+        self.public_key = self._key.public_key().public_bytes_raw()
+        self.key_id = hashlib.sha256(self.public_key).hexdigest()[:16]
+
+    def seal(self, entries: list[Entry], seq: int, head: str) -> tuple[list[dict[str, Any]], int, str]:
+        """Rows for entries of one organisation that follow the entry number `seq` with hash `head`; the new head."""
+        rows = []
+        for entry in entries:
+            seq += 1
+            body = _body(entry)
+            digest = entry_hash(entry.org_id, seq, head, body)
+            rows.append(
+                {
+                    "org_id": entry.org_id,
+                    "seq": seq,
+                    "event_id": body["event_id"],
+                    "entry": body,
+                    "prev_hash": head,
+                    "hash": digest,
+                    "key_id": self.key_id,
+                    "signature": self._key.sign(bytes.fromhex(digest)).hex(),
+                }
+            )
+            head = digest
+        return rows, seq, head
+
+
+def _body(entry: Entry) -> dict[str, Any]:
+    return {
+        "event_id": new_id("evt"),
+        "timestamp": datetime.fromtimestamp(entry.at, UTC).isoformat(timespec="microseconds"),
+        "trace_id": entry.trace_id,
+        "run_id": entry.run_id,
+        "event_type": entry.event_type,
+        "actor": entry.actor,
+        "action": entry.action,
+        "resource": entry.resource,
+        "decision": entry.decision,
+        "policy_version": entry.policy_version,
+        "risk_score": entry.risk_score,
+        "detail": entry.detail,
+    }

@@ -1,0 +1,97 @@
+"""Verifies an audit log. Stand-alone: standard library plus one signature library; reads JSON lines, needs no database.
+
+    python verify.py audit.jsonl --public-key KEY_ID=HEX
+
+What an entry promises: `hash` covers the entry, its place (`org_id`, `seq`) and the hash before it; `signature` is
+Ed25519 (RFC 8032) over `hash`. So a changed, removed, inserted or moved entry is found, and the first bad place named.
+Not detectable from the log alone: entries cut off its end; compare `seq` with a copy kept elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How many entries are good, and what is wrong first (None if nothing is)."""
+
+    verified: int
+    problem: str | None = None
+    last_hash: str = ""
+    last_seq: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+
+def entry_hash(org_id: str, seq: int, prev_hash: str, entry: Mapping[str, Any]) -> str:
+    """SHA-256 over canonical JSON: sorted keys, no spaces, ASCII. Hexadecimal."""
+    body = {"org_id": org_id, "seq": seq, "prev_hash": prev_hash, "entry": entry}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verify(rows: Iterable[Mapping[str, Any]], public_keys: Mapping[str, bytes], *, org_id: str) -> Verdict:
+    """Checks rows in order of `seq`, from 1; each has seq, entry, prev_hash, hash, key_id, signature."""
+    keys = {key_id: Ed25519PublicKey.from_public_bytes(raw) for key_id, raw in public_keys.items()}
+    expected, previous, count = 1, "", 0
+    for row in rows:
+        problem = _row_problem(row, expected, previous, org_id, keys)
+        if problem is not None:
+            return Verdict(count, f"entry {expected}: {problem}", previous, expected - 1)
+        expected, previous, count = expected + 1, row["hash"], count + 1
+    return Verdict(count, None, previous, expected - 1)
+
+
+def _row_problem(
+    row: Mapping[str, Any], expected: int, previous: str, org_id: str, keys: Mapping[str, Ed25519PublicKey]
+) -> str | None:
+    if row["seq"] != expected:
+        return f"is missing; the next one there is {row['seq']}"
+    if row["prev_hash"] != previous:
+        return "does not follow the entry before it"
+    if entry_hash(org_id, row["seq"], row["prev_hash"], row["entry"]) != row["hash"]:
+        return "was changed after it was written"
+    key = keys.get(row["key_id"])
+    if key is None:
+        return f"is signed with key {row['key_id']}, which is not among the known keys"
+    try:
+        key.verify(bytes.fromhex(row["signature"]), bytes.fromhex(row["hash"]))
+    except (InvalidSignature, ValueError):
+        return "has a signature that does not fit"
+    return None
+
+
+def main() -> int:
+    """Command line: 0 verified, 1 tampered with, 2 unusable arguments."""
+    parser = argparse.ArgumentParser(description="verify an exported Interlock audit log")
+    parser.add_argument("log", type=Path, help="JSON lines, as written by `interlock audit export`")
+    parser.add_argument(
+        "--public-key", action="append", default=[], metavar="KEY_ID=HEX", help="from `interlock audit key`"
+    )
+    arguments = parser.parse_args()
+    try:
+        keys = {name: bytes.fromhex(value) for name, _, value in (item.partition("=") for item in arguments.public_key)}
+        rows = [json.loads(line) for line in arguments.log.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, ValueError) as error:
+        print(f"cannot read: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    verdict = verify(rows, keys, org_id=rows[0]["org_id"] if rows else "")
+    print(f"audit: {verdict.verified} entries verified" if verdict.ok else f"audit: TAMPERED: {verdict.problem}")  # noqa: T201
+    return 0 if verdict.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

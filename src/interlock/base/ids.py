@@ -1,0 +1,21 @@
+"""Identifiers: a readable prefix, then a ULID, so that ids sort by time of creation and never collide."""
+
+from __future__ import annotations
+
+import os
+import time
+
+# Crockford's base 32 (https://www.crockford.com/base32.html): no I, L, O, U to misread.
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id such as `run_01j9z…`: 48 bits of milliseconds, 80 random bits (the ULID layout)."""
+    number = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10))
+    return f"{prefix}_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def random_token(characters: int = 10) -> str:
+    """Random characters of the same alphabet, 5 bits each; carries no information about what it stands for."""
+    number = int.from_bytes(os.urandom((characters * 5 + 7) // 8))
+    return "".join(_ALPHABET[(number >> (5 * place)) & 31] for place in range(characters))

@@ -1,0 +1,82 @@
+"""Labels: what is known about a value's trustworthiness, sensitivity and provenance. They join as values combine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Self
+
+
+class Trust(IntEnum):
+    """Who wrote the value. A combination is as trustworthy as its least trusted part."""
+
+    TOOL = 0
+    USER = 1
+    DEVELOPER = 2
+    SYSTEM = 3
+
+
+class Sensitivity(IntEnum):
+    """Who may see the value. A combination is as sensitive as its most sensitive part."""
+
+    PUBLIC = 0
+    INTERNAL = 1
+    PII = 2
+    SECRET = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The labels of one value.
+
+    Attributes:
+        trust: see `Trust`.
+        sensitivity: see `Sensitivity`.
+        subjects: pseudonyms of the people the value is about; destroying one of their keys erases the value.
+        origins: where it came from, such as `input` or `tool:lookup_customer`.
+        as_of: seconds since the epoch at which the oldest part was true; None if it does not age.
+    """
+
+    trust: Trust = Trust.SYSTEM
+    sensitivity: Sensitivity = Sensitivity.PUBLIC
+    subjects: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    as_of: float | None = None
+
+    def join(self, other: Labels) -> Labels:
+        """The labels of a value made from both. Associative, commutative, idempotent; `Labels()` is neutral."""
+        ages = [age for age in (self.as_of, other.as_of) if age is not None]
+        return Labels(
+            trust=min(self.trust, other.trust),
+            sensitivity=max(self.sensitivity, other.sensitivity),
+            subjects=self.subjects | other.subjects,
+            origins=self.origins | other.origins,
+            as_of=min(ages) if ages else None,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "trust": self.trust.name.lower(),
+            "sensitivity": self.sensitivity.name.lower(),
+            "subjects": sorted(self.subjects),
+            "origins": sorted(self.origins),
+            "as_of": self.as_of,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(
+            trust=Trust[data["trust"].upper()],
+            sensitivity=Sensitivity[data["sensitivity"].upper()],
+            subjects=frozenset(data["subjects"]),
+            origins=frozenset(data["origins"]),
+            as_of=data["as_of"],
+        )
+
+
+def join_all(labels: list[Labels]) -> Labels:
+    """The join of any number of labels; `Labels()` for none."""
+    joined = Labels()
+    for one in labels:
+        joined = joined.join(one)
+    return joined

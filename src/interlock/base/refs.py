@@ -1,0 +1,45 @@
+"""A `Ref` stands for a stored value. Histories, journals, buses and traces carry refs, never the value."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from interlock.base.labels import Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A stored JSON value.
+
+    Attributes:
+        digest: 64 hexadecimal digits, an HMAC of the value under a key of its organisation and subjects, so that
+            a low-entropy value cannot be confirmed by guessing.
+        size: bytes of the value as canonical JSON.
+        labels: see `Labels`.
+    """
+
+    digest: str
+    size: int
+    labels: Labels
+
+    def to_json(self) -> dict[str, Any]:
+        return {"digest": self.digest, "size": self.size, "labels": self.labels.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(data["digest"], data["size"], Labels.from_json(data["labels"]))
+
+
+def canonical_json(value: Any) -> bytes:
+    """Sorted keys, no spaces, ASCII only, no NaN: one value, one byte string.
+
+    Equal to RFC 8785 for what we hash (ASCII keys, integers, strings, booleans, null), and needs only the
+    standard library, which the stand-alone audit verifier must make do with.
+
+    Raises:
+        ValueError: for NaN and infinity.
+        TypeError: for what is not JSON.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()

@@ -1,0 +1,161 @@
+"""Settings: `interlock.toml` in the project, overridden by `INTERLOCK_*` variables; read once, then frozen."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from interlock.base.errors import InvalidSpec
+
+SETTINGS_FILE = "interlock.toml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatabaseSettings(_Section):
+    """Where PostgreSQL is. Without a URL, one is started in the project's data directory.
+
+    Attributes:
+        url: `postgresql://user:password@host/name`. If that user owns the schema or is a superuser, Interlock migrates with
+            it and then connects as `interlock_app`, a role that cannot switch row-level security off.
+        pool_size: connections of one process.
+    """
+
+    url: str | None = None
+    pool_size: int = Field(default=8, ge=2, le=200)
+
+
+class ServerSettings(_Section):
+    """The HTTP API."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=7420, ge=0, le=65535)
+
+
+class LimitSettings(_Section):
+    """Bounds at the door.
+
+    Attributes:
+        payload_bytes: largest request body and largest single value; more is refused (10 MiB).
+    """
+
+    payload_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
+
+
+class WorkerSettings(_Section):
+    """One worker process.
+
+    Attributes:
+        concurrency: runs driven at once.
+        lease_seconds: how long a silent worker keeps its runs before another takes them over.
+    """
+
+    concurrency: int = Field(default=16, ge=1, le=1000)
+    lease_seconds: float = Field(default=15.0, ge=1.0)
+
+
+class TelemetrySettings(_Section):
+    """Attributes:
+    otlp_endpoint: base URL of an OTLP/HTTP collector; spans are kept in PostgreSQL either way.
+    log_level: of the JSON log.
+    """
+
+    otlp_endpoint: str | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class GuardSettings(_Section):
+    """Attributes:
+    on_injection: what happens to an input in which the scanner finds an injected order.
+    """
+
+    on_injection: Literal["flag", "block"] = "flag"
+
+
+class EventSettings(_Section):
+    """Attributes:
+    webhook: URL that receives run and review events from the outbox, at least once each.
+    """
+
+    webhook: str | None = None
+
+
+class SandboxSettings(_Section):
+    """Attributes:
+    warm: sandboxes kept started ahead of use.
+    """
+
+    warm: int = Field(default=2, ge=0, le=64)
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured. Unknown keys are refused.
+
+    Attributes:
+        models: alias → `local:NAME`, `openai:MODEL`, `openai:MODEL@BASE_URL` or `anthropic:MODEL`. The steps of a
+            workflow name aliases; keys come from `OPENAI_API_KEY` and `ANTHROPIC_API_KEY`.
+        data_dir: state of this installation, relative to the project.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="INTERLOCK_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    name: str = "interlock"
+    data_dir: Path = Path(".interlock")
+    models: dict[str, str] = Field(default_factory=lambda: {"default": "local:smollm2-135m-instruct"})
+    database: DatabaseSettings = DatabaseSettings()
+    server: ServerSettings = ServerSettings()
+    limits: LimitSettings = LimitSettings()
+    worker: WorkerSettings = WorkerSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    guard: GuardSettings = GuardSettings()
+    events: EventSettings = EventSettings()
+    sandbox: SandboxSettings = SandboxSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The environment beats the file: a deployment overrides what the repository says.
+        return (env_settings, init_settings)
+
+
+def load_settings(project: Path) -> Settings:
+    """Reads `interlock.toml` of a project directory (absent is fine) and the environment.
+
+    Raises:
+        InvalidSpec: the file is not TOML, or a key or value is not known; names file, key and mend.
+    """
+    path = project / SETTINGS_FILE
+    values: dict[str, Any] = {}
+    if path.exists():
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidSpec(f"{path}: not valid TOML: {error}") from error
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        mend = "remove it or check the spelling" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InvalidSpec(f'{path}: setting "{key}" is not accepted: {mend}') from error
+    if not settings.data_dir.is_absolute():
+        settings = settings.model_copy(update={"data_dir": (project / settings.data_dir).resolve()})
+    return settings

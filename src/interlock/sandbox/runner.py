@@ -1,0 +1,308 @@
+"""The program inside the sandbox: it takes one job, calls one function, sends one answer, and is gone.
+
+It is mounted into the sandbox as a single file and run by a bare interpreter, so it imports the standard library only.
+It is trusted until it loads the tool; from then on nothing it says can be believed, and the host treats its
+answer as hostile bytes. That is why everything that protects the host is done before the load: limits, user id, path.
+
+The channel is a socket inherited under a number given at start. Lines of JSON, in this order::
+
+    runner -> host   {"ready": true}
+    host -> runner   {"tool", "function", "arguments", "context", "allowed_tools", "output_bytes"}
+    runner -> host   {"started": true}     the tool's code has not run before this line
+    runner -> host   {"ending", "output" | "error", "retryable", "retry_after"}
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import resource
+import select
+import socket
+import sys
+import types
+from typing import Any, NoReturn
+
+TOOL_DIRECTORY = "/tool"
+BUNDLE_COPY_SOURCE = "/interlock/bundle"
+EGRESS_SOCKET = "/interlock/egress.sock"
+NOBODY = 65534
+OPEN_FILES = 256
+# Slow to import and common in tools: loaded while a warm sandbox waits, so that a job does not pay for them.
+PRELOAD = (
+    "inspect",
+    "asyncio",
+    "datetime",
+    "urllib.request",
+    "dataclasses",
+    "hashlib",
+    "decimal",
+    "tempfile",
+    "subprocess",
+    "uuid",
+    "csv",
+    "sqlite3",
+)
+
+
+class Retry(Exception):
+    """A tool raises this for a failure that may pass; `retry_after` asks for a pause in seconds."""
+
+    retryable = True
+
+    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Fail(Exception):
+    """A tool raises this for a failure that would come again."""
+
+    retryable = False
+
+
+class Refusal(Exception):
+    """The job cannot be done as asked; the text is the answer's sentence."""
+
+    def __init__(self, sentence: str, ending: str = "raised") -> None:
+        super().__init__(sentence)
+        self.ending = ending
+
+
+def main() -> NoReturn:
+    setup = json.loads(sys.argv[1])
+    channel: int = setup["channel"]
+    os.set_inheritable(channel, False)  # programs the tool starts have no business on the channel
+    limit(setup)
+    sys.path += [TOOL_DIRECTORY, *setup["sites"]]  # behind the standard library, so that warm and cold see the same
+    offer_tool_module()
+    if setup["egress"]:
+        start_relay(channel)
+    send(channel, b'{"ready":true}\n')
+    line = wait_for_job(channel)
+    if os.getuid() == 0:
+        copy_tree(BUNDLE_COPY_SOURCE, TOOL_DIRECTORY)
+        become_nobody()
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    cpu = math.ceil(used) + setup["cpu_seconds"]
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU first: it tells this end from a plain kill
+    send(channel, b'{"started":true}\n')
+    answer = answer_to(line)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # noqa: BLE001, S112 - the tool may have replaced the stream by anything
+            continue
+    send(channel, answer)
+    os._exit(0)  # threads and exit hooks of the tool get no second chance
+
+
+def limit(setup: dict[str, Any]) -> None:
+    """Hard limits: without capabilities nobody inside can raise them again."""
+    for kind, value in (
+        (resource.RLIMIT_AS, setup["memory_bytes"]),
+        (resource.RLIMIT_FSIZE, setup["disk_bytes"]),
+        (resource.RLIMIT_NPROC, setup["processes"]),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ):
+        resource.setrlimit(kind, (value, value))
+
+
+def become_nobody() -> None:
+    """Started by root, the sandbox maps two users; the tool runs as the one that owns nothing on the host."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def copy_tree(source: str, target: str) -> None:
+    """Copy the bundle where nobody can read it: root's files are often closed to others (0700, 0600)."""
+    with os.scandir(source) as entries:
+        for entry in entries:
+            copy = f"{target}/{entry.name}"
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.path), copy)
+            elif entry.is_dir():
+                os.mkdir(copy, 0o755)  # noqa: PTH102 - pathlib would cost every start its import
+                copy_tree(entry.path, copy)
+            elif entry.is_file():
+                with open(entry.path, "rb") as original, open(copy, "wb") as file:  # noqa: PTH123
+                    while chunk := original.read(1 << 20):
+                        file.write(chunk)
+                os.chmod(copy, 0o755 if entry.stat().st_mode & 0o100 else 0o644)  # noqa: PTH101
+
+
+def offer_tool_module() -> None:
+    module = types.ModuleType("interlock_tool", "What a tool may raise to say how it failed.")
+    for exception in (Retry, Fail):
+        exception.__module__ = module.__name__
+        setattr(module, exception.__name__, exception)
+    sys.modules[module.__name__] = module
+
+
+def start_relay(channel: int) -> None:
+    """Fork a process that carries connections from this sandbox's loopback to the host's proxy.
+
+    A process, not a thread: a tool that holds the interpreter lock would stall its own downloads.
+    """
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+    proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    for name in ("http_proxy", "https_proxy"):
+        os.environ[name] = os.environ[name.upper()] = proxy
+    if os.fork():
+        listener.close()
+        return
+    try:
+        os.close(channel)
+        if os.getuid() == 0:
+            become_nobody()
+        serve_relay(listener)
+    finally:
+        os._exit(0)
+
+
+def serve_relay(listener: socket.socket) -> None:
+    import asyncio  # noqa: PLC0415 - costs tens of milliseconds, which the job must not wait for
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while chunk := await reader.read(65536):
+                writer.write(chunk)
+                await writer.drain()
+            writer.write_eof()
+        except OSError:
+            writer.close()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            proxy_reader, proxy_writer = await asyncio.open_unix_connection(EGRESS_SOCKET)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(pump(reader, proxy_writer), pump(proxy_reader, writer))
+        proxy_writer.close()
+        writer.close()
+
+    async def serve() -> None:
+        server = await asyncio.start_server(carry, sock=listener)
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+def wait_for_job(channel: int) -> bytes:
+    for name in PRELOAD:
+        if select.select([channel], [], [], 0)[0]:
+            break
+        try:
+            __import__(name)
+        except ImportError:  # interpreters are built without sqlite3 or ssl at times
+            continue
+    parts: list[bytes] = []
+    while not (parts and parts[-1].endswith(b"\n")):
+        chunk = os.read(channel, 1 << 16)
+        if not chunk:
+            os._exit(0)  # the host closed: this warm sandbox is not needed
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def answer_to(line: bytes) -> bytes:
+    try:
+        job = json.loads(line)
+        # The orchestrator checked this already; a bug there must not be enough to run a tool that was not granted.
+        if job["tool"] not in job["allowed_tools"]:
+            raise Refusal(f'tool "{job["tool"]}" is not in the allowed tools of this job', "denied")
+        return encode(call(load(job), job), job["output_bytes"])
+    except Refusal as error:
+        return pack({"ending": error.ending, "error": str(error)})
+    except MemoryError:
+        return b'{"ending":"out_of_memory"}\n'
+    except SystemExit as error:
+        return pack({"ending": "crashed", "error": f"the tool called sys.exit({error.code!r})"})
+    except BaseException as error:  # noqa: BLE001 - whatever the tool raises is its answer
+        return pack(raised(error))
+
+
+def load(job: dict[str, Any]) -> Any:
+    path = f"{TOOL_DIRECTORY}/main.py"
+    if not os.path.isfile(path):  # noqa: PTH113 - pathlib would cost every cold start its import
+        raise Refusal(f'the bundle of tool "{job["tool"]}" has no main.py')
+    spec = importlib.util.spec_from_file_location("main", path)
+    if spec is None or spec.loader is None:
+        raise Refusal(f'main.py of tool "{job["tool"]}" cannot be loaded')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["main"] = module
+    spec.loader.exec_module(module)
+    function = getattr(module, job["function"], None)
+    if not callable(function):
+        raise Refusal(f'main.py of tool "{job["tool"]}" has no function "{job["function"]}"; define it')
+    return function
+
+
+def call(function: Any, job: dict[str, Any]) -> Any:
+    import inspect  # noqa: PLC0415 - preloaded in a warm sandbox; a cold one has not needed it so far
+
+    arguments = dict(job["arguments"])
+    if "context" in arguments:
+        # Arguments come from a model. One named so would pass for the orchestrator's own idempotency key.
+        raise Refusal('"context" is reserved and cannot be an argument; rename it in the tool\'s schema')
+    signature = inspect.signature(function)
+    if any(p.name == "context" or p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        arguments["context"] = job["context"]
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise Refusal(f"{job['function']}() does not accept these arguments: {error}") from None
+    value = function(**arguments)
+    if inspect.isawaitable(value):
+        import asyncio  # noqa: PLC0415 - only for tools that need it
+
+        async def settle() -> Any:
+            return await value
+
+        return asyncio.run(settle())
+    return value
+
+
+def encode(value: Any, output_bytes: int) -> bytes:
+    try:
+        output = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Refusal(f"the tool returned something that is not JSON: {error}", "garbage") from None
+    if len(output) > output_bytes:
+        raise Refusal(f"the tool returned {len(output)} bytes; at most {output_bytes} are allowed", "too_large")
+    return b'{"ending":"ok","output":' + output + b"}\n"
+
+
+def raised(error: BaseException) -> dict[str, Any]:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the tool's own exception class may be broken
+        text = ""
+    name = type(error).__name__
+    pause = getattr(error, "retry_after", None)
+    return {
+        "ending": "raised",
+        "error": f"{name}: {text[:2000]}" if text else name,
+        "retryable": getattr(error, "retryable", False) is True,
+        "retry_after": pause if isinstance(pause, int | float) and math.isfinite(pause) else None,
+    }
+
+
+def pack(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
+
+
+def send(channel: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(channel, view) :]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Artifacts: values stored once, encrypted under their subjects' keys, named by a keyed digest."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from interlock.base.errors import IntegrityError, NotFound, PayloadTooLarge
+from interlock.base.labels import Labels
+from interlock.base.refs import Ref, canonical_json
+from interlock.store.database import Database
+from interlock.store.keys import KeyStore
+from interlock.store.objects import Objects
+
+# Up to here a value rides in the step's own transaction; a larger one goes to the object store first.
+INLINE_BYTES = 128 * 1024
+_NONCE_BYTES = 12
+_CACHED = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A value ready to be committed: its ref, and the row that must go into the same transaction."""
+
+    ref: Ref
+    row: dict[str, Any]
+
+
+class Artifacts:
+    """Seals and opens values. A value about several subjects needs all their keys: erasing any of them erases it."""
+
+    def __init__(self, database: Database, keys: KeyStore, objects: Objects, *, limit_bytes: int) -> None:
+        self._database = database
+        self._keys = keys
+        self._objects = objects
+        self._limit = limit_bytes
+        self._derived: OrderedDict[tuple[str, frozenset[str]], tuple[bytes, AESGCM]] = OrderedDict()
+
+    async def seal(self, org_id: str, value: Any, labels: Labels) -> Sealed:
+        """Encrypts a JSON value.
+
+        Raises:
+            PayloadTooLarge: over the configured limit; fails once, at once.
+            Erased: a subject's key is gone, so nothing about them may be stored any more.
+        """
+        plain = canonical_json(value)
+        if len(plain) > self._limit:
+            raise PayloadTooLarge(
+                f"a value of {len(plain)} bytes is over the limit of {self._limit} (limits.payload_bytes); store a reference instead"
+            )
+        digest_key, cipher = await self._cipher(org_id, labels.subjects)
+        digest = hmac.new(digest_key, plain, hashlib.sha256).hexdigest()
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = nonce + cipher.encrypt(nonce, plain, _context(org_id, digest))
+        row: dict[str, Any] = {"org_id": org_id, "digest": digest, "size": len(plain), "subjects": sorted(labels.subjects)}
+        if len(sealed) <= INLINE_BYTES:
+            row["ciphertext"] = base64.b64encode(sealed).decode()
+        else:
+            name = f"artifacts/{org_id}/{digest}"
+            await self._objects.put(name, sealed)
+            row["object"] = name
+        return Sealed(Ref(digest, len(plain), labels), row)
+
+    async def open(self, org_id: str, ref: Ref) -> Any:
+        """Decrypts a value.
+
+        Raises:
+            NotFound: no such value in this organisation.
+            Erased: a subject's key was destroyed.
+            IntegrityError: the stored bytes are not what was stored.
+        """
+        row = await self._database.row("get_artifact", org_id, ref.digest, org=org_id)
+        if row is None:
+            raise NotFound(f"no stored value {ref.digest[:12]}… in this organisation")
+        sealed = row["ciphertext"] if row["ciphertext"] is not None else await self._objects.get(row["object"])
+        digest_key, cipher = await self._cipher(org_id, ref.labels.subjects)
+        try:
+            plain = cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _context(org_id, ref.digest))
+        except InvalidTag as error:
+            raise IntegrityError(
+                f"stored value {ref.digest[:12]}… does not decrypt; it was altered or its key replaced"
+            ) from error
+        if not hmac.compare_digest(hmac.new(digest_key, plain, hashlib.sha256).hexdigest(), ref.digest):
+            raise IntegrityError(f"stored value {ref.digest[:12]}… is not the one its reference names")
+        return json.loads(plain)
+
+    def forget(self, org_id: str) -> None:
+        """Drops derived keys of an organisation, so that a destroyed key stops working in this process too."""
+        for cached in [key for key in self._derived if key[0] == org_id]:
+            del self._derived[cached]
+
+    async def _cipher(self, org_id: str, subjects: frozenset[str]) -> tuple[bytes, AESGCM]:
+        cached = self._derived.get((org_id, subjects))
+        if cached is not None:
+            return cached
+        keys = await self._keys.keys(org_id, subjects)
+        material = HKDF(hashes.SHA256(), 64, salt=None, info=b"interlock artifact").derive(b"".join(keys))
+        derived = (material[:32], AESGCM(material[32:]))
+        self._derived[org_id, subjects] = derived
+        if len(self._derived) > _CACHED:
+            self._derived.popitem(last=False)
+        return derived
+
+
+def _context(org_id: str, digest: str) -> bytes:
+    return f"interlock artifact\0{org_id}\0{digest}".encode()

@@ -1,0 +1,216 @@
+"""The write path: what many runs have to say at the same moment goes into one transaction and one round trip.
+
+There is no waiting for company: whatever has gathered while the last transaction was under way makes the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+
+from interlock.base.errors import InterlockError, LeaseLost, Unavailable
+from interlock.store.database import Database
+
+JsonRow = dict[str, Any]
+
+LEASE_LOST, HEAD_MOVED = "IL001", "IL002"
+
+# The parts of a batch that are plain rows; `settle` in sql/migrations/0003.functions.sql says what each holds.
+PARTS = (
+    "artifacts",
+    "new_runs",
+    "journal",
+    "runs",
+    "effects",
+    "new_reviews",
+    "closed_reviews",
+    "used_signals",
+    "outbox",
+    "finished",
+    "released",
+)
+
+Seal = Callable[[list[Any], int, str], tuple[list[JsonRow], int, str]]
+"""Chains audit entries of one organisation: (entries, seq, head) → (rows, seq, head)."""
+
+
+@dataclass(slots=True)
+class Commit:
+    """What one run, or one request, wants written together.
+
+    Attributes:
+        fence: (run_id, fence) that must still hold; None for writes that need no lease.
+        audit: entries, not yet chained.
+    """
+
+    org_id: str
+    fence: tuple[str, int] | None = None
+    artifacts: list[JsonRow] = field(default_factory=list)
+    new_runs: list[JsonRow] = field(default_factory=list)
+    journal: list[JsonRow] = field(default_factory=list)
+    runs: list[JsonRow] = field(default_factory=list)
+    effects: list[JsonRow] = field(default_factory=list)
+    new_reviews: list[JsonRow] = field(default_factory=list)
+    closed_reviews: list[JsonRow] = field(default_factory=list)
+    used_signals: list[JsonRow] = field(default_factory=list)
+    outbox: list[JsonRow] = field(default_factory=list)
+    finished: list[JsonRow] = field(default_factory=list)
+    released: list[JsonRow] = field(default_factory=list)
+    audit: list[Any] = field(default_factory=list)
+
+
+class Committer:
+    """Group commit for one process. `submit` returns when the commit is durable, or raises why it is not."""
+
+    def __init__(self, database: Database, seal: Seal, *, batch: int = 256) -> None:
+        self._database = database
+        self._seal = seal
+        self._batch = batch
+        self._waiting: asyncio.Queue[tuple[Commit, asyncio.Future[None]]] = asyncio.Queue()
+        self._heads: dict[str, tuple[int, str]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="committer")
+
+    async def close(self) -> None:
+        """Commits what is waiting, then stops."""
+        if self._task is None:
+            return
+        while not self._waiting.empty():
+            await asyncio.sleep(0.01)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+
+    async def submit(self, commit: Commit) -> None:
+        """Makes a commit durable.
+
+        Raises:
+            LeaseLost: the run belongs to another worker now; nothing was written.
+            Unavailable: the database stayed away; nothing was written.
+            asyncpg.PostgresError: a constraint refused it; nothing was written.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((commit, done))
+        await done
+
+    async def _run(self) -> None:
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < self._batch and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            try:
+                await self._commit_or_split(batch)
+            except asyncio.CancelledError:
+                for _, done in batch:
+                    done.cancel()
+                raise
+            except Exception as error:  # noqa: BLE001  whoever waits must hear of it, or they wait forever
+                for _, done in batch:
+                    if not done.done():
+                        done.set_exception(error)
+
+    async def _commit_or_split(self, batch: list[tuple[Commit, asyncio.Future[None]]]) -> None:
+        """Commits the batch; if something in it is refused, commits one by one, so that only the guilty fail."""
+        try:
+            await self._commit([commit for commit, _ in batch])
+        except (asyncpg.PostgresError, InterlockError) as error:
+            if len(batch) == 1 or isinstance(error, Unavailable):
+                raise
+            for one in batch:
+                try:
+                    await self._commit([one[0]])
+                    _resolve(one[1])
+                except (asyncpg.PostgresError, InterlockError) as single:
+                    if not one[1].done():
+                        one[1].set_exception(single)
+        else:
+            for _, done in batch:
+                _resolve(done)
+
+    async def _commit(self, commits: list[Commit]) -> None:
+        tried = False
+
+        async def attempt() -> None:
+            nonlocal tried
+            if tried and await self._landed(commits):
+                return  # the connection broke after the server had committed and before it could say so
+            tried = True
+            try:
+                await self._settle(commits, lock=False)
+            except asyncpg.PostgresError as error:
+                if error.sqlstate != HEAD_MOVED:
+                    raise
+                # Another process appended to the same log; this time take the head's lock first.
+                await self._settle(commits, lock=True)
+
+        try:
+            await self._database.retrying(attempt)
+        except asyncpg.PostgresError as error:
+            self._heads.clear()
+            if error.sqlstate == LEASE_LOST:
+                raise LeaseLost("the run belongs to another worker now", detail=error.detail) from error
+            raise
+
+    async def _landed(self, commits: list[Commit]) -> bool:
+        """Whether a commit whose answer was lost took place. Only this process writes these keys, so one row tells."""
+        self._heads.clear()
+        for commit in commits:
+            async with self._database.connection(commit.org_id) as connection:
+                for row in commit.journal:
+                    query = "select exists(select from journal where run_id = $1 and seq = $2)"
+                    return bool(await connection.fetchval(query, row["run_id"], row["seq"]))
+                for row in commit.new_runs:
+                    query = "select exists(select from runs where run_id = $1)"
+                    return bool(await connection.fetchval(query, row["run_id"]))
+        return False  # the rest is idempotent: it may be written again
+
+    async def _settle(self, commits: list[Commit], *, lock: bool) -> None:
+        batch: dict[str, Any] = {part: [row for commit in commits for row in getattr(commit, part)] for part in PARTS}
+        orgs = sorted({commit.org_id for commit in commits})
+        batch["orgs"] = ",".join(orgs)
+        batch["fences"] = [{"run_id": one.fence[0], "fence": one.fence[1]} for one in commits if one.fence]
+        entries: dict[str, list[Any]] = {}
+        for commit in commits:
+            if commit.audit:
+                entries.setdefault(commit.org_id, []).extend(commit.audit)
+        async with self._database.connection(*orgs) as connection:
+            if not lock:
+                for org in entries.keys() - self._heads.keys():
+                    self._heads[org] = tuple(
+                        await connection.fetchrow("select seq, hash from audit_heads where org_id = $1", org)
+                    )
+                heads = self._chain(batch, entries, self._heads)
+                await connection.execute("select settle($1)", json.dumps(batch, separators=(",", ":")))
+            else:
+                async with connection.transaction():
+                    locked = await connection.fetch(
+                        "select org_id, seq, hash from audit_heads where org_id = any($1::text[]) order by org_id for update",
+                        sorted(entries),
+                    )
+                    heads = self._chain(batch, entries, {row["org_id"]: (row["seq"], row["hash"]) for row in locked})
+                    await connection.execute("select settle($1)", json.dumps(batch, separators=(",", ":")))
+        self._heads |= heads
+
+    def _chain(
+        self, batch: dict[str, Any], entries: dict[str, list[Any]], heads: dict[str, tuple[int, str]]
+    ) -> dict[str, tuple[int, str]]:
+        batch["audit"], batch["heads"], moved = [], [], {}
+        for org, of_org in sorted(entries.items()):
+            expected, head = heads[org]
+            rows, seq, digest = self._seal(of_org, expected, head)
+            batch["audit"] += rows
+            batch["heads"].append({"org_id": org, "expected": expected, "seq": seq, "hash": digest})
+            moved[org] = (seq, digest)
+        return moved
+
+
+def _resolve(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)

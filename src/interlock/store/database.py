@@ -1,0 +1,127 @@
+"""The connection pool. Every query says for which organisation it is; a query that forgets to sees no rows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+
+from interlock.base.errors import Unavailable
+from interlock.store.queries import QUERIES
+
+Connection = Any
+Row = Any
+
+# What a server that restarts, refuses or vanishes makes asyncpg raise; all of it may pass.
+DOWN = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    ConnectionError,
+    OSError,
+    TimeoutError,
+)
+
+_ATTEMPTS = 7  # with the waits below about 12 s: longer than a restart of PostgreSQL takes
+_WAITS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 4.0)
+
+
+class Database:
+    """A pool of connections as the unprivileged role."""
+
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+        self.url = url
+        self._pool_size = pool_size
+        self._pool: Any = None
+
+    async def open(self) -> None:
+        """Connects.
+
+        Raises:
+            Unavailable: the server does not answer.
+        """
+
+        async def connect() -> Any:
+            return await asyncpg.create_pool(
+                self.url, min_size=1, max_size=self._pool_size, init=_prepare, command_timeout=60
+            )
+
+        self._pool = await self.retrying(connect)
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            try:
+                await asyncio.wait_for(self._pool.close(), 5)
+            except TimeoutError:
+                self._pool.terminate()
+            self._pool = None
+
+    async def retrying(self, operation: Any) -> Any:
+        """Runs an idempotent operation; while the server is away, waits and runs it again.
+
+        Raises:
+            Unavailable: it stayed away for about 12 s. Nothing that was committed is lost.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                return await operation()
+            except DOWN as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise Unavailable(
+                        "the database does not answer; what was committed is safe, try again when it is back",
+                        detail=repr(error),
+                    ) from error
+                await asyncio.sleep(_WAITS[attempt])
+        raise AssertionError
+
+    @asynccontextmanager
+    async def connection(self, *orgs: str) -> AsyncIterator[Connection]:
+        """A connection that sees the rows of `orgs`; the setting is reset when it goes back to the pool."""
+        async with self._pool.acquire() as connection:
+            await connection.fetchval("select set_config('interlock.orgs', $1, false)", ",".join(orgs))
+            yield connection
+
+    async def rows(self, query: str, *args: Any, org: str = "") -> list[Row]:
+        """All rows of a named query."""
+
+        async def fetch() -> list[Row]:
+            async with self.connection(org) as connection:
+                return list(await connection.fetch(QUERIES[query], *args))
+
+        return list(await self.retrying(fetch))
+
+    async def row(self, query: str, *args: Any, org: str = "") -> Row | None:
+        """The first row of a named query, or None."""
+        found = await self.rows(query, *args, org=org)
+        return found[0] if found else None
+
+    async def execute(self, query: str, *args: Any, org: str = "") -> int:
+        """Runs a named statement that may safely run twice; returns the number of rows it touched."""
+
+        async def run() -> int:
+            async with self.connection(org) as connection:
+                status: str = await connection.execute(QUERIES[query], *args)
+                return int(status.rsplit(" ", 1)[-1]) if status[-1].isdigit() else 0
+
+        return int(await self.retrying(run))
+
+    async def listen(self, channel: str, callback: Any) -> Connection:
+        """A connection of its own that calls `callback(payload)` for every notification; close it when done."""
+        connection = await asyncpg.connect(self.url)
+        await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: callback(payload))
+        return connection
+
+
+async def _prepare(connection: Connection) -> None:
+    await connection.set_type_codec("jsonb", encoder=_encode, decoder=json.loads, schema="pg_catalog")
+
+
+def _encode(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

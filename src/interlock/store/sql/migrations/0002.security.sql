@@ -1,0 +1,67 @@
+-- Row-level security, append-only audit, and state moves that hold whatever the application does.
+-- depends: 0001.tables
+
+do $$ begin
+    if not exists (select from pg_roles where rolname = 'interlock_app') then
+        create role interlock_app nosuperuser nobypassrls nocreaterole nocreatedb;
+    end if;
+end $$;
+
+-- The organisations the current transaction works for; unset means none, so a forgotten scope sees nothing.
+create function interlock_orgs() returns text[] language sql stable parallel safe
+    return string_to_array(current_setting('interlock.orgs', true), ',');
+
+do $$ declare name text; begin
+    foreach name in array array['orgs', 'api_keys', 'subject_keys', 'artifacts', 'workflow_versions', 'workflow_heads',
+            'runs', 'queue', 'journal', 'signals', 'effects', 'reviews', 'audit', 'audit_heads', 'outbox', 'spans'] loop
+        execute format('alter table %I enable row level security', name);
+        execute format('create policy tenant on %I using (org_id = any(interlock_orgs())) '
+                       'with check (org_id = any(interlock_orgs()))', name);
+        execute format('grant select, insert, update, delete on %I to interlock_app', name);
+    end loop;
+end $$;
+grant select on run_moves, effect_moves to interlock_app;
+
+-- The record: nobody updates or deletes, the owner included. What was a run's history stays its history.
+revoke update, delete on audit, journal, artifacts, workflow_versions from interlock_app;
+revoke delete on runs, effects, reviews, orgs, api_keys, subject_keys, audit_heads from interlock_app;
+
+create function refuse_change() returns trigger language plpgsql as $$ begin
+    raise exception '% is append-only', tg_table_name using errcode = 'IL003';
+end $$;
+create trigger append_only before update or delete on audit for each row execute function refuse_change();
+create trigger no_truncate before truncate on audit for each statement execute function refuse_change();
+create trigger append_only before update or delete on journal for each row execute function refuse_change();
+create trigger no_truncate before truncate on journal for each statement execute function refuse_change();
+
+create function check_run_move() returns trigger language plpgsql as $$ begin
+    if old.status <> new.status and not exists (select from run_moves where run_moves.old = old.status and run_moves.new = new.status) then
+        raise exception 'a run cannot move from % to %', old.status, new.status using errcode = 'IL004';
+    end if;
+    return new;
+end $$;
+create trigger moves before update of status on runs for each row execute function check_run_move();
+
+create function check_effect_move() returns trigger language plpgsql as $$ begin
+    if old.status <> new.status and not exists (select from effect_moves where effect_moves.old = old.status and effect_moves.new = new.status) then
+        raise exception 'an effect cannot move from % to %', old.status, new.status using errcode = 'IL004';
+    end if;
+    return new;
+end $$;
+create trigger moves before update of status on effects for each row execute function check_effect_move();
+
+insert into run_moves values
+    ('queued', 'running'), ('queued', 'waiting'), ('queued', 'compensating'), ('queued', 'succeeded'), ('queued', 'partial'),
+    ('queued', 'failed'), ('queued', 'cancelled'), ('queued', 'dead'),
+    ('running', 'waiting'), ('running', 'compensating'), ('running', 'succeeded'), ('running', 'partial'),
+    ('running', 'failed'), ('running', 'cancelled'), ('running', 'dead'),
+    ('waiting', 'running'), ('waiting', 'compensating'), ('waiting', 'succeeded'), ('waiting', 'partial'),
+    ('waiting', 'failed'), ('waiting', 'cancelled'), ('waiting', 'dead'),
+    ('compensating', 'failed'), ('compensating', 'cancelled'), ('compensating', 'dead');
+
+insert into effect_moves values
+    ('intended', 'executing'), ('intended', 'failed'),
+    ('executing', 'succeeded'), ('executing', 'failed'), ('executing', 'unknown'),
+    ('unknown', 'executing'), ('unknown', 'succeeded'), ('unknown', 'failed'),
+    ('failed', 'intended'), ('failed', 'executing'),
+    ('succeeded', 'compensated');

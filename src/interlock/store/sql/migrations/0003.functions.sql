@@ -1,0 +1,154 @@
+-- The write path (settle) and the few reads that must look across organisations.
+-- depends: 0002.security
+
+-- Commits everything a batch of steps, runs and decisions has to say, in one transaction and one round trip.
+-- Refuses the whole batch (IL001) if a run's fence moved on, (IL002) if an audit head did; the caller sorts it out.
+create function settle(batch jsonb) returns void language plpgsql as $$
+declare moved text;
+begin
+    perform set_config('interlock.orgs', batch ->> 'orgs', true);
+
+    perform from queue join jsonb_to_recordset(batch -> 'fences') as f(run_id text, fence bigint) using (run_id)
+        order by queue.run_id for update of queue;
+    select string_agg(f.run_id, ',') into moved
+        from jsonb_to_recordset(batch -> 'fences') as f(run_id text, fence bigint)
+        where not exists (select from queue where queue.run_id = f.run_id and queue.fence = f.fence);
+    if moved is not null then
+        raise exception 'lease lost' using errcode = 'IL001', detail = moved;
+    end if;
+
+    update audit_heads set seq = h.seq, hash = h.hash
+        from jsonb_to_recordset(batch -> 'heads') as h(org_id text, expected bigint, seq bigint, hash text)
+        where audit_heads.org_id = h.org_id and audit_heads.seq = h.expected;
+    select string_agg(h.org_id, ',') into moved
+        from jsonb_to_recordset(batch -> 'heads') as h(org_id text, seq bigint)
+        where not exists (select from audit_heads a where a.org_id = h.org_id and a.seq = h.seq);
+    if moved is not null then
+        raise exception 'audit head moved' using errcode = 'IL002', detail = moved;
+    end if;
+
+    insert into artifacts (org_id, digest, size, subjects, ciphertext, object)
+        select org_id, digest, size, subjects, decode(ciphertext, 'base64'), object
+        from jsonb_to_recordset(batch -> 'artifacts')
+            as a(org_id text, digest text, size bigint, subjects text[], ciphertext text, object text)
+        on conflict do nothing;
+
+    insert into runs (run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id)
+        select run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id
+        from jsonb_to_recordset(batch -> 'new_runs') as r(run_id text, org_id text, workflow text, version text, principal jsonb,
+            idempotency_key text, input jsonb, vault jsonb, flags text[], trace_id text, span_id text);
+    insert into queue (run_id, org_id) select run_id, org_id
+        from jsonb_to_recordset(batch -> 'new_runs') as r(run_id text, org_id text);
+
+    insert into journal (run_id, seq, org_id, event) select run_id, seq, org_id, event
+        from jsonb_to_recordset(batch -> 'journal') as j(run_id text, seq integer, org_id text, event jsonb);
+
+    update runs set status = r.status, reason = coalesce(r.reason, runs.reason), output = coalesce(r.output, runs.output),
+            input_tokens = r.input_tokens, output_tokens = r.output_tokens, usd = r.usd, steps = r.steps,
+            started_at = coalesce(runs.started_at, now()),
+            finished_at = case when r.finished then now() end
+        from jsonb_to_recordset(batch -> 'runs') as r(run_id text, status text, reason text, output jsonb,
+            input_tokens bigint, output_tokens bigint, usd double precision, steps integer, finished boolean)
+        where runs.run_id = r.run_id;
+
+    insert into effects (run_id, step, org_id, tool, idempotency_key, status, attempt, input, output)
+        select run_id, step, org_id, tool, idempotency_key, status, attempt, input, output
+        from jsonb_to_recordset(batch -> 'effects') as e(run_id text, step text, org_id text, tool text,
+            idempotency_key text, status text, attempt integer, input jsonb, output jsonb)
+        on conflict (run_id, step) do update set status = excluded.status, attempt = excluded.attempt,
+            output = coalesce(excluded.output, effects.output), updated_at = now();
+
+    insert into reviews (review_id, org_id, run_id, step, purpose, title, role, show)
+        select review_id, org_id, run_id, step, purpose, title, role, show
+        from jsonb_to_recordset(batch -> 'new_reviews') as v(review_id text, org_id text, run_id text, step text,
+            purpose text, title text, role text, show jsonb);
+    update reviews set status = 'closed', decided_at = now()
+        from jsonb_to_recordset(batch -> 'closed_reviews') as c(run_id text, step text)
+        where reviews.run_id = c.run_id and reviews.step = c.step and reviews.status = 'open';
+
+    delete from signals using jsonb_to_recordset(batch -> 'used_signals') as s(signal_id bigint)
+        where signals.signal_id = s.signal_id;
+
+    perform append_audit(batch -> 'audit');
+
+    insert into outbox (org_id, topic, payload) select org_id, topic, payload
+        from jsonb_to_recordset(batch -> 'outbox') as o(org_id text, topic text, payload jsonb);
+
+    delete from queue using jsonb_to_recordset(batch -> 'finished') as d(run_id text) where queue.run_id = d.run_id;
+    -- A signal that came in while the run was being put to sleep keeps it awake.
+    update queue set worker = null, lease_until = null, available_at = case
+            when exists (select from signals where signals.run_id = queue.run_id) then now()
+            else coalesce(to_timestamp(w.wake_at), 'infinity'::timestamptz) end
+        from jsonb_to_recordset(batch -> 'released') as w(run_id text, wake_at double precision)
+        where queue.run_id = w.run_id;
+
+    if jsonb_array_length(batch -> 'new_runs') > 0 then
+        perform pg_notify('interlock_queue', '');
+    end if;
+end $$;
+
+create function append_audit(entries jsonb) returns void language sql as $$
+    insert into audit (org_id, seq, event_id, entry, prev_hash, hash, key_id, signature)
+        select org_id, seq, event_id, entry, prev_hash, hash, key_id, signature
+        from jsonb_to_recordset(entries) as a(org_id text, seq bigint, event_id text, entry jsonb,
+            prev_hash text, hash text, key_id text, signature text)
+$$;
+
+-- Tells a run something (a decision, a cancellation) and wakes whoever drives it, or will.
+create function signal_run(org text, run text, event jsonb) returns boolean language plpgsql as $$ begin
+    insert into signals (org_id, run_id, event) values (org, run, event);
+    update queue set available_at = least(available_at, now()) where run_id = run;
+    if not found then
+        raise exception 'run is over' using errcode = 'IL005';
+    end if;
+    perform pg_notify('interlock_queue', run);
+    return true;
+end $$;
+
+-- The functions below run as the schema's owner: they look across organisations and return ids only.
+
+create function claim_runs(claimant text, lease_seconds double precision, wanted integer)
+    returns table (run_id text, org_id text, fence bigint)
+    language sql security definer set search_path = public as $$
+    update queue set worker = claimant, fence = queue.fence + 1, lease_until = now() + make_interval(secs => lease_seconds)
+        where queue.run_id in (
+            select q.run_id from queue q
+            where q.available_at <= now() and (q.worker is null or q.lease_until < now())
+            order by q.available_at limit wanted for update skip locked)
+        returning queue.run_id, queue.org_id, queue.fence
+$$;
+
+create function renew_leases(claimant text, lease_seconds double precision) returns integer
+    language plpgsql security definer set search_path = public as $$
+declare renewed integer;
+begin
+    update queue set lease_until = now() + make_interval(secs => lease_seconds) where worker = claimant;
+    get diagnostics renewed = row_count;
+    return renewed;
+end $$;
+
+create function release_leases(claimant text) returns void
+    language sql security definer set search_path = public as $$
+    update queue set worker = null, lease_until = null, available_at = least(available_at, now()) where worker = claimant
+$$;
+
+create function authenticate(presented text) returns table (org_id text, secret_hash bytea, user_id text, roles text[])
+    language sql stable security definer set search_path = public as $$
+    select k.org_id, k.secret_hash, k.user_id, k.roles from api_keys k where k.key_id = presented and k.revoked_at is null
+$$;
+
+create function peek_outbox(wanted integer) returns table (outbox_id bigint, org_id text, topic text, payload jsonb, created_at timestamptz)
+    language sql security definer set search_path = public as $$
+    select o.outbox_id, o.org_id, o.topic, o.payload, o.created_at from outbox o order by o.outbox_id limit wanted for update skip locked
+$$;
+
+create function drop_outbox(delivered bigint[]) returns void language sql security definer set search_path = public as $$
+    delete from outbox where outbox_id = any(delivered)
+$$;
+
+create function queue_depth() returns bigint language sql stable security definer set search_path = public as $$
+    select count(*) from queue where available_at <= now()
+$$;
+
+revoke execute on all functions in schema public from public;
+grant execute on all functions in schema public to interlock_app;

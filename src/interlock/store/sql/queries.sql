@@ -1,0 +1,125 @@
+-- Every query of the application, by name. Row-level security scopes all of them to the caller's organisation.
+
+-- name: create_org
+insert into orgs (org_id, name) values ($1, $2) on conflict do nothing
+
+-- name: create_audit_head
+insert into audit_heads (org_id) values ($1) on conflict do nothing
+
+-- name: list_orgs
+select org_id, name from orgs order by org_id
+
+-- name: insert_api_key
+insert into api_keys (key_id, org_id, secret_hash, user_id, roles) values ($1, $2, $3, $4, $5)
+
+-- name: list_api_keys
+select key_id, user_id, roles, created_at, revoked_at from api_keys order by created_at
+
+-- name: revoke_api_key
+update api_keys set revoked_at = now() where key_id = $1 and revoked_at is null
+
+-- name: authenticate
+select org_id, secret_hash, user_id, roles from authenticate($1)
+
+-- name: subject_keys
+select subject, wrapped, destroyed_at from subject_keys where org_id = $1 and subject = any($2::text[])
+
+-- name: insert_subject_key
+insert into subject_keys (org_id, subject, wrapped) values ($1, $2, $3) on conflict do nothing
+
+-- name: destroy_subject_key
+update subject_keys set wrapped = null, destroyed_at = now() where org_id = $1 and subject = $2 and wrapped is not null
+
+-- name: get_artifact
+select size, ciphertext, object from artifacts where org_id = $1 and digest = $2
+
+-- name: insert_version
+insert into workflow_versions (org_id, name, version, definition, created_by) values ($1, $2, $3, $4, $5) on conflict do nothing
+
+-- name: set_head
+insert into workflow_heads (org_id, name, version) values ($1, $2, $3)
+    on conflict (org_id, name) do update set version = excluded.version, updated_at = now()
+    where workflow_heads.version <> excluded.version
+
+-- name: get_head
+select v.version, v.definition from workflow_heads h join workflow_versions v using (org_id, name, version)
+    where h.org_id = $1 and h.name = $2
+
+-- name: list_heads
+select h.name, h.version, h.updated_at, v.definition -> 'workflow' ->> 'description' as description
+    from workflow_heads h join workflow_versions v using (org_id, name, version) order by h.name
+
+-- name: get_version
+select definition from workflow_versions where org_id = $1 and name = $2 and version = $3
+
+-- name: get_run
+select * from runs where run_id = $1
+
+-- name: find_run_by_key
+select * from runs where org_id = $1 and workflow = $2 and idempotency_key = $3
+
+-- name: list_runs
+select * from runs where ($1::text is null or status = $1) and ($2::text is null or workflow = $2)
+    and ($3::text is null or run_id < $3) order by run_id desc limit $4
+
+-- name: get_journal
+select seq, event from journal where run_id = $1 and seq > $2 order by seq
+
+-- name: get_signals
+select signal_id, event from signals where run_id = $1 order by signal_id
+
+-- name: signal_run
+select signal_run($1, $2, $3)
+
+-- name: get_effect
+select idempotency_key, tool, status, attempt, input, output from effects where run_id = $1 and step = $2
+
+-- name: list_effects
+select step, tool, idempotency_key, status, attempt, updated_at from effects where run_id = $1 order by updated_at
+
+-- name: get_review
+select * from reviews where review_id = $1
+
+-- name: list_reviews
+select * from reviews where ($1::text is null or status = $1) and ($2::text is null or run_id = $2) order by created_at, review_id
+
+-- name: decide_review
+update reviews set status = $2, decided_by = $3, note = $4, decided_at = now() where review_id = $1 and status = 'open'
+
+-- name: audit_head
+select seq, hash from audit_heads where org_id = $1
+
+-- name: lock_audit_head
+select seq, hash from audit_heads where org_id = $1 for update
+
+-- name: list_audit
+select seq, event_id, entry, prev_hash, hash, key_id, signature from audit where org_id = $1 and seq > $2
+    and ($3::text is null or entry ->> 'run_id' = $3) order by seq limit $4
+
+-- name: insert_span
+insert into spans (trace_id, span_id, org_id, parent_id, name, start_ns, end_ns, ok, attributes)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing
+
+-- name: get_spans
+select span_id, parent_id, name, start_ns, end_ns, ok, attributes from spans where trace_id = $1 order by start_ns, span_id
+
+-- name: settle
+select settle($1)
+
+-- name: claim_runs
+select run_id, org_id, fence from claim_runs($1, $2, $3)
+
+-- name: renew_leases
+select renew_leases($1, $2)
+
+-- name: release_leases
+select release_leases($1)
+
+-- name: peek_outbox
+select outbox_id, org_id, topic, payload, created_at from peek_outbox($1)
+
+-- name: drop_outbox
+select drop_outbox($1)
+
+-- name: queue_depth
+select queue_depth()

@@ -1,0 +1,78 @@
+"""Bindings: where a step's values come from. `$input.text` and `$steps.classify.summary` are references; the rest is literal.
+
+A binding moves values, it does not compute: conditions read facts (`facts.py`), and everything else is a tool's work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+_REFERENCE = re.compile(r"^\$(input|run|steps\.(?P<step>[a-z][a-z0-9_]*))(?P<path>(\.[A-Za-z0-9_-]+)*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A parsed `$…` string: what it points into, and the fields and indices below it."""
+
+    root: Literal["input", "run", "steps"]
+    step: str | None
+    path: tuple[str, ...]
+    text: str
+
+
+def parse(value: Any) -> Reference | None:
+    """The reference a string stands for, or None for a literal.
+
+    Raises:
+        ValueError: a string starts with `$` but is no reference (write `$$` for a literal dollar).
+    """
+    if not isinstance(value, str) or not value.startswith("$") or value.startswith("$$"):
+        return None
+    match = _REFERENCE.match(value)
+    if match is None:
+        raise ValueError(
+            f'"{value}" is not a reference; write $input.field, $steps.id.field, $run.id, or $$ for a literal $'
+        )
+    root: Any = "steps" if match["step"] else match[1]
+    return Reference(root, match["step"], tuple(part for part in match["path"].split(".") if part), value)
+
+
+def references(tree: Any) -> Iterator[Reference]:
+    """Every reference in a binding tree."""
+    if isinstance(tree, dict):
+        for value in tree.values():
+            yield from references(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from references(value)
+    else:
+        reference = parse(tree)
+        if reference is not None:
+            yield reference
+
+
+def resolve(tree: Any, lookup: Callable[[Reference], Any]) -> Any:
+    """The tree with every reference replaced by what `lookup` returns for it."""
+    if isinstance(tree, dict):
+        return {key: resolve(value, lookup) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [resolve(value, lookup) for value in tree]
+    reference = parse(tree)
+    if reference is not None:
+        return lookup(reference)
+    return tree[1:] if isinstance(tree, str) and tree.startswith("$$") else tree
+
+
+def dig(value: Any, path: tuple[str, ...]) -> Any:
+    """The part of a value at a path; None where it is absent."""
+    for part in path:
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value

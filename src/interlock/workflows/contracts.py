@@ -1,0 +1,55 @@
+"""What a tool promises. The contract is data, read without running a line of the tool's code."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from interlock.workflows.spec import Identifier, JsonSchema, Part, Seconds
+
+MIB = 1024 * 1024
+
+
+class ToolLimits(Part):
+    """Resources of one call; see `sandbox.environment.Limits` for what enforces them."""
+
+    cpu_seconds: int = Field(default=30, ge=1, le=3600)
+    memory_mib: int = Field(default=512, ge=64, le=65536)
+    disk_mib: int = Field(default=64, ge=1, le=65536)
+    processes: int = Field(default=64, ge=1, le=4096)
+
+
+class ToolContract(Part):
+    """`tool.yaml` beside a tool's `main.py`.
+
+    A mutating tool is always called with an idempotency key, which derives from run, step and input and is the
+    same in every attempt. After a crash or a timeout in the middle of a call, Interlock retries with that key if
+    `honours_idempotency`, asks `probe` if there is one, and otherwise asks a person.
+    """
+
+    name: Identifier
+    description: str
+    effect: Literal["pure", "mutating"]
+    input: JsonSchema
+    output: JsonSchema
+    timeout: Seconds = Field(default=30.0, description="seconds (the seed document's default)")
+    limits: ToolLimits = ToolLimits()
+    egress: list[str] = Field(
+        default_factory=list, description="host:port pairs the tool may reach; none means no network"
+    )
+    honours_idempotency: bool = False
+    compensate: bool = Field(default=False, description="main.py has compensate(input, output, context)")
+    probe: bool = Field(default=False, description="main.py has probe(input, context) → {happened, output}")
+
+    @model_validator(mode="after")
+    def _pure_tools_have_nothing_to_undo(self) -> Self:
+        if self.effect == "pure" and (self.compensate or self.probe or self.honours_idempotency):
+            raise ValueError(
+                "a pure tool has nothing to compensate, probe or repeat; make it mutating or remove these fields"
+            )
+        return self
+
+    @property
+    def mutating(self) -> bool:
+        return self.effect == "mutating"

@@ -1,0 +1,215 @@
+"""What goes into the machine and what comes out. Events are the journal: folding them gives the state again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from interlock.base.errors import FailureKind
+from interlock.base.refs import Ref
+from interlock.workflows.facts import Facts
+
+
+class RunStatus(StrEnum):
+    """Where a run stands; the moves allowed are `RUN_MOVES`, which the database enforces too."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    COMPENSATING = "compensating"
+    SUCCEEDED = "succeeded"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DEAD = "dead"
+
+
+TERMINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.PARTIAL, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD})
+
+_ENDINGS = frozenset({RunStatus.SUCCEEDED, RunStatus.PARTIAL, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD})
+RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
+    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
+    RunStatus.RUNNING: frozenset({RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
+    RunStatus.WAITING: frozenset({RunStatus.RUNNING, RunStatus.COMPENSATING}) | _ENDINGS,
+    RunStatus.COMPENSATING: frozenset({RunStatus.WAITING, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD}),
+    **{ending: frozenset() for ending in _ENDINGS},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a step did not succeed. `message` is one sentence, free of values."""
+
+    kind: FailureKind
+    code: str
+    message: str
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What an attempt cost: tokens of model calls and USD."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """First event of every run. `seed` feeds the jitter; `facts` are the input's."""
+
+    at: float
+    seed: int
+    facts: Facts = field(default_factory=dict)
+    type: Literal["run_started"] = "run_started"
+
+
+@dataclass(frozen=True, slots=True)
+class StepSucceeded:
+    step: str
+    attempt: int
+    at: float
+    output: Ref
+    facts: Facts = field(default_factory=dict)
+    spent: Spent = Spent()
+    type: Literal["step_succeeded"] = "step_succeeded"
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    step: str
+    attempt: int
+    at: float
+    failure: Failure
+    spent: Spent = Spent()
+    type: Literal["step_failed"] = "step_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewDecided:
+    """A person decided. For a `confirm` review, approved means: yes, the effect happened, and `output` is what it gave."""
+
+    step: str
+    at: float
+    approved: bool
+    output: Ref
+    facts: Facts = field(default_factory=dict)
+    type: Literal["review_decided"] = "review_decided"
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    timer: str
+    at: float
+    type: Literal["timer_fired"] = "timer_fired"
+
+
+@dataclass(frozen=True, slots=True)
+class CompensationSucceeded:
+    step: str
+    attempt: int
+    at: float
+    type: Literal["compensation_succeeded"] = "compensation_succeeded"
+
+
+@dataclass(frozen=True, slots=True)
+class CompensationFailed:
+    step: str
+    attempt: int
+    at: float
+    failure: Failure
+    type: Literal["compensation_failed"] = "compensation_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    at: float
+    reason: str
+    type: Literal["cancel_requested"] = "cancel_requested"
+
+
+Event = Annotated[
+    RunStarted
+    | StepSucceeded
+    | StepFailed
+    | ReviewDecided
+    | TimerFired
+    | CompensationSucceeded
+    | CompensationFailed
+    | CancelRequested,
+    Field(discriminator="type"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Perform:
+    """Do a step's work; answer with StepSucceeded or StepFailed of the same attempt."""
+
+    step: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compensate:
+    """Undo a completed mutating step; answer with CompensationSucceeded or CompensationFailed."""
+
+    step: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer:
+    """Answer with TimerFired at `due` (seconds since the epoch), not before."""
+
+    timer: str
+    due: float
+
+
+@dataclass(frozen=True, slots=True)
+class OpenReview:
+    """Ask a person; answer with ReviewDecided. `confirm` asks whether an unknown effect happened."""
+
+    step: str
+    purpose: Literal["approve", "confirm"]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReview:
+    """The question of this step needs no answer any more."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over."""
+
+    status: RunStatus
+    reason: str | None
+
+
+Command = Perform | Compensate | StartTimer | OpenReview | CloseReview | Finish
+
+_EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
+
+
+def event_to_json(event: Any) -> dict[str, Any]:
+    """JSON of an event, as the journal keeps it."""
+    data: dict[str, Any] = {name: getattr(event, name) for name in event.__slots__}
+    if isinstance(data.get("output"), Ref):
+        data["output"] = event.output.to_json()
+    for name, value in data.items():
+        if isinstance(value, Failure | Spent):
+            data[name] = {key: getattr(value, key) for key in value.__slots__}
+    return data
+
+
+def event_from_json(data: dict[str, Any]) -> Any:
+    """The event of a journal entry."""
+    if "output" in data:
+        data = {**data, "output": Ref.from_json(data["output"])}
+    return _EVENTS.validate_python(data)

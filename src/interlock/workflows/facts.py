@@ -1,0 +1,69 @@
+"""Facts: the enum, boolean and number fields of a result. Control flow sees these and nothing else.
+
+A sentence that a model or an attacker wrote is never a fact, so it can never steer a branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import cel
+
+from interlock.base.errors import InvalidSpec
+
+Facts = dict[str, Any]
+
+
+def fact_fields(schema: Mapping[str, Any]) -> dict[str, str]:
+    """Top-level fields of an object schema that are facts, with their kind: `bool`, `number` or `enum`."""
+    fields: dict[str, str] = {}
+    for name, field in schema.get("properties", {}).items():
+        if not isinstance(field, Mapping):
+            continue
+        kind = field.get("type")
+        if kind == "boolean":
+            fields[name] = "bool"
+        elif kind in {"integer", "number"}:
+            fields[name] = "number"
+        elif kind == "string" and ("enum" in field or "const" in field):
+            fields[name] = "enum"
+    return fields
+
+
+def facts_of(schema: Mapping[str, Any], value: Any) -> Facts:
+    """The facts of a value that fits `schema`."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {name: value[name] for name in fact_fields(schema) if name in value}
+
+
+def compile_condition(expression: str) -> Any:
+    """A compiled CEL program with `.variables` and `.execute(context)`.
+
+    Raises:
+        InvalidSpec: the parser's reason, first line.
+    """
+    try:
+        return cel.compile(expression)
+    except ValueError as error:
+        raise InvalidSpec(f"condition {expression!r} is not CEL: {str(error).splitlines()[0]}") from error
+
+
+def holds(program: Any, facts: Mapping[str, Facts]) -> bool:
+    """Evaluates a condition.
+
+    Raises:
+        InvalidSpec: it reads a fact that is not there, or is not boolean.
+    """
+    try:
+        result = program.execute(dict(facts))
+    except Exception as error:  # noqa: BLE001  the binding raises whatever fits the CEL error: ValueError, KeyError, TypeError, RuntimeError
+        raise InvalidSpec(
+            f"condition {program.source!r} cannot be evaluated: {error}; guard optional steps with has()"
+        ) from error
+    if not isinstance(result, bool):
+        raise InvalidSpec(
+            f"condition {program.source!r} gave {type(result).__name__}, not true or false; compare it with something"
+        )
+    return result

@@ -1,0 +1,145 @@
+"""YAML definitions, parsed so that every later complaint can name the line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from interlock.base.errors import InvalidSpec
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+Path = Sequence[str | int]
+
+# A definition is written by people; anything larger is a mistake or an attack on the parser.
+MAX_SOURCE_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A parsed definition file: its name for messages, its plain data, and the tree that knows line numbers."""
+
+    name: str
+    data: Any
+    _tree: Any
+
+    def line(self, path: Path) -> int:
+        """The 1-based line at which the value at `path` stands, or that of its nearest parent."""
+        node, line = self._tree, 1
+        for part in path:
+            position = _position(node, part)
+            if position is None:
+                continue  # pydantic puts union tags into its paths; they are not in the file
+            line = position
+            node = node[part]
+        return line
+
+    def complaint(self, path: Path, message: str) -> str:
+        """`file:line: field: message`."""
+        field = ".".join(str(part) for part in path)
+        return (
+            f"{self.name}:{self.line(path)}: {field}: {message}"
+            if field
+            else f"{self.name}:{self.line(path)}: {message}"
+        )
+
+
+def _position(node: Any, part: str | int) -> int | None:
+    if isinstance(node, CommentedMap) and part in node:
+        return int(node.lc.key(part)[0]) + 1
+    if isinstance(node, CommentedSeq) and isinstance(part, int) and 0 <= part < len(node):
+        return int(node.lc.item(part)[0]) + 1
+    return None
+
+
+def parse_yaml(text: str, name: str) -> Source:
+    """Parses one YAML 1.2 document; duplicate keys and anchors that expand without end are refused.
+
+    Raises:
+        InvalidSpec: with file, line and the parser's reason.
+    """
+    if len(text) > MAX_SOURCE_CHARACTERS:
+        raise InvalidSpec(
+            f"{name}: {len(text)} characters are more than the {MAX_SOURCE_CHARACTERS} a definition may have"
+        )
+    if "\n&" in text or " &" in text:
+        _refuse_aliases(text, name)
+    parser = YAML(typ="rt", pure=True)
+    try:
+        tree = parser.load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InvalidSpec(f"{name}:{line}: not valid YAML: {error.problem or error.context}") from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise InvalidSpec(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error
+    return Source(name, _plain(tree), tree)
+
+
+def _refuse_aliases(text: str, name: str) -> None:
+    # Aliases let ten lines expand to gigabytes; no definition needs them.
+    for number, line in enumerate(text.splitlines(), 1):
+        value = line.split(":", 1)[-1].strip()
+        if value.startswith(("*", "&")) and len(value.split()) == 1 and len(value) > 1:
+            raise InvalidSpec(f"{name}:{number}: YAML anchors and aliases are not accepted here; write the value out")
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, CommentedMap | dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, CommentedSeq | list):
+        return [_plain(value) for value in node]
+    if isinstance(node, bool) or node is None:
+        return node
+    for plain in (int, float, str):
+        if isinstance(node, plain):
+            return plain(node)
+    return str(node)  # dates and the like: a definition has no use for them but as text
+
+
+def validate(model: type[ModelT], source: Source) -> ModelT:
+    """Builds `model` from a parsed file.
+
+    Raises:
+        InvalidSpec: one line per fault, each `file:line: field: what is wrong; the mend`.
+    """
+    try:
+        return model.model_validate(source.data)
+    except ValidationError as error:
+        raise InvalidSpec("\n".join(_faults(error, source))) from error
+
+
+def _faults(error: ValidationError, source: Source) -> Iterable[str]:
+    for fault in error.errors():
+        path = [part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+        yield source.complaint(_real_path(path, source.data), _mend(fault))
+
+
+def _real_path(path: Path, data: Any) -> list[str | int]:
+    real: list[str | int] = []
+    for index, part in enumerate(path):
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        elif index < len(path) - 1:
+            continue  # a union tag
+        real.append(part)
+    return real
+
+
+def _mend(fault: Any) -> str:
+    kind, message = fault["type"], str(fault["msg"])
+    if kind == "missing":
+        return "is required; add it"
+    if kind == "extra_forbidden":
+        return "is not a known field; remove it or check the spelling"
+    if kind == "union_tag_not_found":
+        return 'has no "kind"; add one of model, tool, review, parallel, branch'
+    if kind == "union_tag_invalid":
+        return f"kind {fault['ctx']['tag']!r} is not known; use one of {fault['ctx']['expected_tags']}"
+    return message.removeprefix("Value error, ")
