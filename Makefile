@@ -31,7 +31,7 @@ check: setup ## format, lint, types, import contracts, lock files
 	@echo "check: types"
 	@$(BIN)/mypy || $(call fail,the types do not hold as shown above; mend them in the named lines)
 	@echo "check: import contracts"
-	@$(BIN)/lint-imports || $(call fail,an import crosses the floors as shown above; move the code or the import (.importlinter))
+	@$(BIN)/lint-imports --no-logo || $(call fail,an import crosses the floors as shown above; move the code or the import (.importlinter))
 	@echo "check: lock files"
 	@$(BIN)/python tools/locks.py check
 

@@ -32,11 +32,11 @@ def ensure_peers_python() -> Path:
         return PYTHON
     uv = _find_uv()
     # The stamp goes first and comes back last: an install that is interrupted is not taken for a finished one.
+    # Made anew rather than mended: what is there may belong to another Python, or have no pip.
     STAMP.unlink(missing_ok=True)
-    if not PYTHON.exists():
-        shutil.rmtree(VENV, ignore_errors=True)
-        print(f"peers: creating {VENV.name} with Python {sys.version.split()[0]}", flush=True)
-        _call([uv, "venv", "--quiet", "--python", sys.executable, str(VENV)] if uv else _plain_venv())
+    shutil.rmtree(VENV, ignore_errors=True)
+    print(f"peers: creating {VENV.name} with Python {sys.version.split()[0]}", flush=True)
+    _call([uv, "venv", "--quiet", "--python", sys.executable, str(VENV)] if uv else _plain_venv())
     print(f"peers: installing {_count_pins()} locked packages into {VENV.name}", flush=True)
     _call(_install_command(uv))
     STAMP.write_text(wanted)
@@ -45,7 +45,6 @@ def ensure_peers_python() -> Path:
 
 def _install_command(uv: str | None) -> list[str]:
     if uv:
-        # `sync` also removes what an earlier lock had and this one has not.
         return [uv, "pip", "sync", "--require-hashes", "--python", str(PYTHON), str(LOCK)]
     return [str(PYTHON), "-m", "pip", "install", "--require-hashes", "--no-deps", "--requirement", str(LOCK)]
 
@@ -66,7 +65,7 @@ def _fingerprint() -> str:
 
 
 def _count_pins() -> int:
-    return sum(1 for line in LOCK.read_text().splitlines() if "==" in line and not line.startswith((" ", "#")))
+    return sum("==" in line and not line.startswith((" ", "#")) for line in LOCK.read_text().splitlines())
 
 
 def _call(command: list[str]) -> None:

@@ -315,6 +315,9 @@ def main(arguments: list[str]) -> int:
         return _stop(f"{failure}.\nsetup: the full log is .cache/setup/setup.log; `make setup` starts again.")
     except SetupFailed as failure:
         return _stop(f"{failure}.")
+    except BrokenPipeError:  # whoever read our output has gone (make setup | head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         return _stop(f"{error.filename or 'a file'}: {error.strerror}; check the disk, and who owns the file.")
     except KeyboardInterrupt:

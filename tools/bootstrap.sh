@@ -23,7 +23,8 @@ if [ -n "${PYTHON:-}" ]; then
     echo "setup: PYTHON=$PYTHON is $(version "$PYTHON"), but Interlock needs 3.11 to 3.14; name another one or leave PYTHON out." >&2
     exit 1
 fi
-for candidate in python3.14 python3.13 python3.12 python3.11 python3; do
+# The environment's own Python first: bootstrap.py takes the interpreter beneath it, so an update keeps what PYTHON= chose.
+for candidate in .venv/bin/python python3.14 python3.13 python3.12 python3.11 python3; do
     if command -v "$candidate" >/dev/null 2>&1 && fits "$candidate"; then
         exec "$candidate" -E -s tools/bootstrap.py "$@"
     fi

@@ -1,9 +1,9 @@
 """A bare DBOS workflow of no-op steps: `@DBOS.workflow` calling `@DBOS.step`, DBOS's own durability, nothing else.
 
-The synchronous API is what is reported: DBOS keeps its state through synchronous SQLAlchemy, so its async API hands
-each query to a thread and measured slower (`--mode async` shows it). Left at DBOS's defaults: connection pre-ping,
-background threads, serializer, LISTEN/NOTIFY. The pool is as large as the concurrency needs. Nothing phones home: no
-Conductor key, OTLP off; DBOS Cloud's variables are taken out of the environment.
+Two modes, synchronous and asynchronous functions; which is faster changed with concurrency and load, so the harness
+runs both and reports the faster. Left at DBOS's defaults: connection pre-ping, background threads, serializer,
+LISTEN/NOTIFY. The pool is as large as the concurrency needs. Nothing phones home: no Conductor key, OTLP off, and
+DBOS Cloud's variables are taken out of the environment.
 """
 
 import asyncio

@@ -3,7 +3,10 @@
 "sync" because it is the mode that answers the question asked of everyone here: the checkpoint of a node is committed
 before the next node starts. (The default, "async", lets the next node run before that and may lose it in a crash.)
 
-Reported is MODE_NOTE.
+Three modes. `async` and `sync` give each unit of concurrency a saver with a connection of its own: a saver holds one
+lock around every query, so one saver shared by all (`async-pool`, as most applications have it) queues the runs behind
+each other and measured slowest. Which of the first two is faster changed with concurrency and load, so the harness
+runs both and reports the faster. Statements of one checkpoint are pipelined, as they are by default with this libpq.
 """
 
 import asyncio
@@ -55,7 +58,9 @@ async def measure_async_mode(load: Load) -> Sample:
         if load.mode == "async-pool":
             # As in LangGraph's documentation for production: one saver on a pool.
             options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
-            pool = AsyncConnectionPool(load.url, kwargs=options, min_size=load.concurrency, max_size=load.concurrency, open=False)
+            pool = AsyncConnectionPool(
+                load.url, kwargs=options, min_size=load.concurrency, max_size=load.concurrency, open=False
+            )
             savers = [AsyncPostgresSaver(await stack.enter_async_context(pool))] * load.concurrency
         else:
             opening = (AsyncPostgresSaver.from_conn_string(load.url) for _ in range(load.concurrency))
@@ -88,5 +93,7 @@ def measure(load: Load) -> Sample:
 
 
 if __name__ == "__main__":
-    asked = parse_load("LangGraph: a graph of no-op nodes, PostgreSQL checkpointer", modes=("async", "sync", "async-pool"))
+    asked = parse_load(
+        "LangGraph: a graph of no-op nodes, PostgreSQL checkpointer", modes=("async", "sync", "async-pool")
+    )
     report("langgraph", importlib.metadata.version("langgraph"), asked, measure(asked))

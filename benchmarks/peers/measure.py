@@ -56,7 +56,7 @@ def parse_load(description: str, modes: tuple[str, ...] = ("default",)) -> Load:
 
 
 async def measure_async(load: Load, run: Callable[[int], Awaitable[object]]) -> Sample:
-    """`load.runs` calls of `run(worker)` in one event loop; `worker` is below the concurrency, one call at a time each."""
+    """`load.runs` calls of `run(worker)` in one event loop; workers are numbered from 0, one call at a time each."""
 
     async def drive(count: int) -> list[float]:
         todo = iter(range(count))

@@ -37,10 +37,8 @@ CUSTOMERS = 60
 
 Row = dict[str, Any]
 
-FIRST_NAMES = """Ada Bela Chidi Dana Elif Farid Greta Hugo Ines Jonas Keiko Lena Marco Nadia Oskar Priya Quentin Rosa
-Samir Tove""".split()
-LAST_NAMES = """Abara Brandt Castillo Dubois Eriksen Fontana Gruber Hansen Ivanova Jansen Kowalski Lindqvist Moreau
-Nakata Okafor Petrov Quinn Rossi Silva Tanaka""".split()
+FIRST_NAMES = "Ada Bela Chidi Dana Elif Farid Greta Hugo Ines Jonas Keiko Lena Marco Nadia Oskar Priya Rosa Samir Tove"
+LAST_NAMES = "Abara Brandt Dubois Eriksen Fontana Gruber Hansen Jansen Kowalski Moreau Nakata Okafor Petrov Quinn Silva"
 COUNTRIES = [("GB", "GBP"), ("DE", "EUR"), ("FR", "EUR"), ("ES", "EUR"), ("US", "USD"), ("PL", "PLN"), ("SE", "SEK")]
 
 
@@ -78,7 +76,7 @@ def choose(rows: list[Row], refunds: set[str]) -> tuple[list[Row], list[Row]]:
 def make_customers() -> list[tuple[Any, ...]]:
     """Invented people; any likeness is chance. E-mail addresses are at example.com, which nobody can own."""
     rng = random.Random(SEED)
-    names = [(first, last) for first in FIRST_NAMES for last in LAST_NAMES]
+    names = [(first, last) for first in FIRST_NAMES.split() for last in LAST_NAMES.split()]
     customers: list[tuple[Any, ...]] = []
     for number, (first, last) in enumerate(rng.sample(names, CUSTOMERS), start=1):
         country, currency = rng.choice(COUNTRIES)

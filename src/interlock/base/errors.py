@@ -40,7 +40,6 @@ class FailureKind(StrEnum):
     INVALID = "invalid"  # output not valid against its schema after all corrections
     DENIED = "denied"  # allowlist, policy or label check
     BUDGET = "budget"  # tokens or money used up: finish partially
-    UNKNOWN = "unknown"  # an outside effect may or may not have happened
 
 
 class InterlockError(Exception):

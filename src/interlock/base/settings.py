@@ -101,6 +101,7 @@ class Settings(BaseSettings):
         models: alias → `local:NAME`, `openai:MODEL`, `openai:MODEL@BASE_URL` or `anthropic:MODEL`. The steps of a
             workflow name aliases; keys come from `OPENAI_API_KEY` and `ANTHROPIC_API_KEY`.
         data_dir: state of this installation, relative to the project.
+        variables: what `${name}` stands for in definitions; differs between installations, such as a host and port.
     """
 
     model_config = SettingsConfigDict(
@@ -113,7 +114,8 @@ class Settings(BaseSettings):
 
     name: str = "interlock"
     data_dir: Path = Path(".interlock")
-    models: dict[str, str] = Field(default_factory=lambda: {"default": "local:smollm2-135m-instruct"})
+    models: dict[str, str] = Field(default_factory=lambda: {"default": "local:smollm2-135m-instruct-q4_1"})
+    variables: dict[str, str] = Field(default_factory=dict)
     database: DatabaseSettings = DatabaseSettings()
     server: ServerSettings = ServerSettings()
     limits: LimitSettings = LimitSettings()

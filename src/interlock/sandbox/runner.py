@@ -12,6 +12,8 @@ The channel is a socket inherited under a number given at start. Lines of JSON, 
     runner -> host   {"ending", "output" | "error", "retryable", "retry_after"}
 """
 
+# pathlib would delay every cold start, hence the plain functions of os:
+# ruff: noqa: PTH101, PTH102, PTH113, PTH115, PTH123, PTH211
 from __future__ import annotations
 
 import importlib.util
@@ -75,7 +77,6 @@ def main() -> NoReturn:
     setup = json.loads(sys.argv[1])
     channel: int = setup["channel"]
     os.set_inheritable(channel, False)  # programs the tool starts have no business on the channel
-    limit(setup)
     sys.path += [TOOL_DIRECTORY, *setup["sites"]]  # behind the standard library, so that warm and cold see the same
     offer_tool_module()
     if setup["egress"]:
@@ -85,9 +86,7 @@ def main() -> NoReturn:
     if os.getuid() == 0:
         copy_tree(BUNDLE_COPY_SOURCE, TOOL_DIRECTORY)
         become_nobody()
-    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    cpu = math.ceil(used) + setup["cpu_seconds"]
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU first: it tells this end from a plain kill
+    limit(setup)
     send(channel, b'{"started":true}\n')
     answer = answer_to(line)
     for stream in (sys.stdout, sys.stderr):
@@ -110,6 +109,9 @@ def limit(setup: dict[str, Any]) -> None:
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
         resource.setrlimit(kind, (value, value))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = math.ceil(used.ru_utime + used.ru_stime) + setup["cpu_seconds"]
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU first: it tells this end from a plain kill
 
 
 def become_nobody() -> None:
@@ -127,13 +129,13 @@ def copy_tree(source: str, target: str) -> None:
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.path), copy)
             elif entry.is_dir():
-                os.mkdir(copy, 0o755)  # noqa: PTH102 - pathlib would cost every start its import
+                os.mkdir(copy, 0o755)
                 copy_tree(entry.path, copy)
             elif entry.is_file():
-                with open(entry.path, "rb") as original, open(copy, "wb") as file:  # noqa: PTH123
+                with open(entry.path, "rb") as original, open(copy, "wb") as file:
                     while chunk := original.read(1 << 20):
                         file.write(chunk)
-                os.chmod(copy, 0o755 if entry.stat().st_mode & 0o100 else 0o644)  # noqa: PTH101
+                os.chmod(copy, 0o755 if entry.stat().st_mode & 0o100 else 0o644)
 
 
 def offer_tool_module() -> None:
@@ -161,8 +163,9 @@ def start_relay(channel: int) -> None:
         if os.getuid() == 0:
             become_nobody()
         serve_relay(listener)
-    finally:
-        os._exit(0)
+    except BaseException:  # noqa: BLE001 - falling through would run the job a second time
+        sys.excepthook(*sys.exc_info())
+    os._exit(1)
 
 
 def serve_relay(listener: socket.socket) -> None:
@@ -230,7 +233,7 @@ def answer_to(line: bytes) -> bytes:
 
 def load(job: dict[str, Any]) -> Any:
     path = f"{TOOL_DIRECTORY}/main.py"
-    if not os.path.isfile(path):  # noqa: PTH113 - pathlib would cost every cold start its import
+    if not os.path.isfile(path):
         raise Refusal(f'the bundle of tool "{job["tool"]}" has no main.py')
     spec = importlib.util.spec_from_file_location("main", path)
     if spec is None or spec.loader is None:

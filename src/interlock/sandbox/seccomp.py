@@ -16,7 +16,7 @@ import errno
 import struct
 from collections.abc import Sequence
 
-# name: (x86-64, aarch64)
+# The number on x86-64, then on aarch64.
 _DENIED = {
     "acct": (163, 89),
     "add_key": (248, 217),

@@ -63,7 +63,12 @@ class Artifacts:
         digest = hmac.new(digest_key, plain, hashlib.sha256).hexdigest()
         nonce = os.urandom(_NONCE_BYTES)
         sealed = nonce + cipher.encrypt(nonce, plain, _context(org_id, digest))
-        row: dict[str, Any] = {"org_id": org_id, "digest": digest, "size": len(plain), "subjects": sorted(labels.subjects)}
+        row: dict[str, Any] = {
+            "org_id": org_id,
+            "digest": digest,
+            "size": len(plain),
+            "subjects": sorted(labels.subjects),
+        }
         if len(sealed) <= INLINE_BYTES:
             row["ciphertext"] = base64.b64encode(sealed).decode()
         else:

@@ -13,12 +13,12 @@ from typing import Any
 
 import asyncpg
 
-from interlock.base.errors import InterlockError, LeaseLost, Unavailable
+from interlock.base.errors import Conflict, InterlockError, LeaseLost, Unavailable
 from interlock.store.database import Database
 
 JsonRow = dict[str, Any]
 
-LEASE_LOST, HEAD_MOVED = "IL001", "IL002"
+LEASE_LOST, HEAD_MOVED, NOT_OPEN = "IL001", "IL002", "IL005"
 
 # The parts of a batch that are plain rows; `settle` in sql/migrations/0003.functions.sql says what each holds.
 PARTS = (
@@ -29,6 +29,8 @@ PARTS = (
     "effects",
     "new_reviews",
     "closed_reviews",
+    "decided_reviews",
+    "new_signals",
     "used_signals",
     "outbox",
     "finished",
@@ -57,6 +59,8 @@ class Commit:
     effects: list[JsonRow] = field(default_factory=list)
     new_reviews: list[JsonRow] = field(default_factory=list)
     closed_reviews: list[JsonRow] = field(default_factory=list)
+    decided_reviews: list[JsonRow] = field(default_factory=list)
+    new_signals: list[JsonRow] = field(default_factory=list)
     used_signals: list[JsonRow] = field(default_factory=list)
     outbox: list[JsonRow] = field(default_factory=list)
     finished: list[JsonRow] = field(default_factory=list)
@@ -93,6 +97,7 @@ class Committer:
 
         Raises:
             LeaseLost: the run belongs to another worker now; nothing was written.
+        Conflict: a review that was to be decided is not open any more; nothing was written.
             Unavailable: the database stayed away; nothing was written.
             asyncpg.PostgresError: a constraint refused it; nothing was written.
         """
@@ -156,6 +161,8 @@ class Committer:
             self._heads.clear()
             if error.sqlstate == LEASE_LOST:
                 raise LeaseLost("the run belongs to another worker now", detail=error.detail) from error
+            if error.sqlstate == NOT_OPEN:
+                raise Conflict("this review was already decided or is no longer needed") from error
             raise
 
     async def _landed(self, commits: list[Commit]) -> bool:

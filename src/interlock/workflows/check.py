@@ -174,7 +174,7 @@ class _Checker:
             return
         known = {name: fact_fields(schema) for name, schema in self.before.items()}
         known["input"] = fact_fields(self.workflow.input)
-        for name in program.variables:
+        for name in program.variables():
             if name not in known:
                 yield Problem(
                     path,

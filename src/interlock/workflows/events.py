@@ -41,12 +41,16 @@ RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a step did not succeed. `message` is one sentence, free of values."""
+    """Why a step did not succeed. `message` is one sentence, free of values.
+
+    `ambiguous` means that a mutating tool may have done its work all the same; such a step never simply fails.
+    """
 
     kind: FailureKind
     code: str
     message: str
     retry_after: float | None = None
+    ambiguous: bool = False
 
 
 @dataclass(frozen=True, slots=True)

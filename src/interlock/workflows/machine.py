@@ -1,7 +1,7 @@
 """The orchestrator: `advance(program, state, event) -> (state, commands)`. No I/O, no clock, no randomness.
 
 Total: an event that does not fit the state (a stale attempt, a decision nobody asked for, anything after the
-end) changes nothing and commands nothing. So duplicated and reordered deliveries are harmless.
+end) gives back the very same state and no commands. So duplicated and reordered deliveries are harmless.
 """
 
 from __future__ import annotations
@@ -28,22 +28,24 @@ def advance(program: Program, state: RunState, event: Any) -> tuple[RunState, li
     turn = _Turn(program, state, event.at)
     match event:
         case ev.RunStarted():
-            turn.start(event)
+            accepted = turn.start(event)
         case ev.StepSucceeded():
-            turn.step_succeeded(event)
+            accepted = turn.step_succeeded(event)
         case ev.StepFailed():
-            turn.step_failed(event)
+            accepted = turn.step_failed(event)
         case ev.ReviewDecided():
-            turn.review_decided(event)
+            accepted = turn.review_decided(event)
         case ev.TimerFired():
-            turn.timer_fired(event)
+            accepted = turn.timer_fired(event)
         case ev.CompensationSucceeded():
-            turn.compensation_succeeded(event)
+            accepted = turn.compensation_succeeded(event)
         case ev.CompensationFailed():
-            turn.compensation_failed(event)
+            accepted = turn.compensation_failed(event)
         case ev.CancelRequested():
-            turn.end(RunStatus.CANCELLED, f"cancelled: {event.reason}")
-    return turn.close()
+            accepted = turn.end(RunStatus.CANCELLED, f"cancelled: {event.reason}")
+        case _:
+            accepted = False
+    return turn.close() if accepted else (state, [])
 
 
 def pending(state: RunState) -> list[Command]:
@@ -79,45 +81,46 @@ class _Turn:
 
     # -- events ------------------------------------------------------------------------------------------------
 
-    def start(self, event: ev.RunStarted) -> None:
+    def start(self, event: ev.RunStarted) -> bool:
         if self.state.status is not RunStatus.QUEUED:
-            return
+            return False
         self.state = replace(self.state, seed=event.seed, input_facts=event.facts)
         self.status = RunStatus.RUNNING
         if self.program.workflow.deadline is not None:
             self._timer(DEADLINE, self.at + self.program.workflow.deadline)
         self._enter_scope(self.program.root)
+        return True
 
-    def step_succeeded(self, event: ev.StepSucceeded) -> None:
+    def step_succeeded(self, event: ev.StepSucceeded) -> bool:
         step = self._current(event.step, StepStatus.RUNNING, event.attempt)
         if step is None:
-            return
+            return False
         self._spend(event.spent)
         self._succeed(event.step, replace(step, output=event.output, facts=event.facts, failure=None))
+        return True
 
-    def step_failed(self, event: ev.StepFailed) -> None:
+    def step_failed(self, event: ev.StepFailed) -> bool:
         step = self._current(event.step, StepStatus.RUNNING, event.attempt)
         if step is None:
-            return
+            return False
         self._spend(event.spent)
         failure = event.failure
-        if failure.kind is FailureKind.UNKNOWN:
-            # An effect may have happened; until a person has said which, the run can neither go on nor undo.
-            self.steps[event.step] = replace(step, status=StepStatus.CONFIRMING, failure=failure)
-            self.commands.append(ev.OpenReview(event.step, "confirm"))
-        elif failure.kind is FailureKind.BUDGET:
+        if failure.kind is FailureKind.BUDGET:
             self.steps[event.step] = replace(step, status=StepStatus.FAILED, failure=failure)
             self.end(RunStatus.PARTIAL, failure.message)
         elif self._may_retry(event.step, step, failure):
             self._schedule_retry(event.step, step, failure)
+        elif failure.ambiguous:
+            self._confirm(event.step, replace(step, failure=failure))
         else:
             self.steps[event.step] = replace(step, status=StepStatus.FAILED, failure=failure)
             self.end(RunStatus.FAILED, f'step "{event.step}": {failure.message}')
+        return True
 
-    def review_decided(self, event: ev.ReviewDecided) -> None:
+    def review_decided(self, event: ev.ReviewDecided) -> bool:
         step = self.steps.get(event.step)
         if step is None or step.status not in {StepStatus.REVIEWING, StepStatus.CONFIRMING}:
-            return
+            return False
         if step.status is StepStatus.CONFIRMING:
             if event.approved:
                 self._succeed(event.step, replace(step, output=event.output, facts=event.facts, failure=None))
@@ -125,7 +128,7 @@ class _Turn:
                 self._perform(event.step, step.attempt + 1)
             else:
                 self.steps[event.step] = replace(step, status=StepStatus.FAILED)
-            return
+            return True
         spec = self.program.nodes[event.step].step
         facts = {**event.facts, "approved": event.approved}
         if event.approved or (isinstance(spec, ReviewStep) and spec.on_reject == "continue"):
@@ -133,30 +136,32 @@ class _Turn:
         else:
             self.steps[event.step] = replace(step, status=StepStatus.FAILED, output=event.output, facts=facts)
             self.end(RunStatus.FAILED, f'review "{event.step}" was rejected')
+        return True
 
-    def timer_fired(self, event: ev.TimerFired) -> None:
+    def timer_fired(self, event: ev.TimerFired) -> bool:
         if self.timers.pop(event.timer, None) is None:
-            return
+            return False
         if event.timer == DEADLINE:
-            self.end(RunStatus.PARTIAL, f"the run's deadline of {self.program.workflow.deadline:g} s passed")
-            return
+            return self.end(RunStatus.PARTIAL, f"the run's deadline of {self.program.workflow.deadline:g} s passed")
         kind, _, name = event.timer.partition(":")
         step = self.steps[name]
         if kind == "retry":
             self._perform(name, step.attempt + 1)
         else:
             self._undo(name, step)
+        return True
 
-    def compensation_succeeded(self, event: ev.CompensationSucceeded) -> None:
+    def compensation_succeeded(self, event: ev.CompensationSucceeded) -> bool:
         step = self.steps.get(event.step)
         if step is None or step.status is not StepStatus.UNDOING or step.undo_attempt != event.attempt:
-            return
+            return False
         self.steps[event.step] = replace(step, status=StepStatus.UNDONE)
+        return True
 
-    def compensation_failed(self, event: ev.CompensationFailed) -> None:
+    def compensation_failed(self, event: ev.CompensationFailed) -> bool:
         step = self.steps.get(event.step)
         if step is None or step.status is not StepStatus.UNDOING or step.undo_attempt != event.attempt:
-            return
+            return False
         policy = self._policy(event.step)
         # Undoing is not charged to the run's retry budget: a run out of retries must still clean up.
         if event.failure.kind in RETRYABLE and event.attempt < policy.max_attempts:
@@ -171,19 +176,23 @@ class _Turn:
             self._timer(f"undo:{event.step}", self.at + wait)
         else:
             self.steps[event.step] = replace(step, status=StepStatus.UNDO_FAILED, failure=event.failure)
+        return True
 
-    def end(self, status: RunStatus, reason: str) -> None:
+    def end(self, status: RunStatus, reason: str) -> bool:
         """Nothing new starts from here; what only waits is dropped, what works is awaited."""
         if self.ending is not None:
-            return
+            return False
         self.ending = Ending(status, reason)
         self.timers = {key: due for key, due in self.timers.items() if key.startswith("undo:")}
-        for name, step in self.steps.items():
-            if step.status is StepStatus.REVIEWING:
+        for name, step in list(self.steps.items()):
+            if step.status is StepStatus.RETRYING and step.failure is not None and step.failure.ambiguous:
+                self._confirm(name, step)
+            elif step.status is StepStatus.REVIEWING:
                 self.commands.append(ev.CloseReview(name))
                 self.steps[name] = replace(step, status=StepStatus.FAILED)
             elif step.status in {StepStatus.RETRYING, StepStatus.OPEN}:
                 self.steps[name] = replace(step, status=StepStatus.FAILED)
+        return True
 
     # -- the end of a turn -------------------------------------------------------------------------------------
 
@@ -295,6 +304,11 @@ class _Turn:
     def _perform(self, name: str, attempt: int) -> None:
         self.steps[name] = StepState(StepStatus.RUNNING, attempt)
         self.commands.append(ev.Perform(name, attempt))
+
+    def _confirm(self, name: str, step: StepState) -> None:
+        # An effect may have happened; until a person has said which, the run can neither go on nor undo.
+        self.steps[name] = replace(step, status=StepStatus.CONFIRMING)
+        self.commands.append(ev.OpenReview(name, "confirm"))
 
     def _undo(self, name: str, step: StepState) -> None:
         attempt = step.undo_attempt + 1

@@ -28,6 +28,10 @@ class Source:
     data: Any
     _tree: Any
 
+    def with_data(self, data: Any) -> Source:
+        """The same file with other data at the same places."""
+        return Source(self.name, data, self._tree)
+
     def line(self, path: Path) -> int:
         """The 1-based line at which the value at `path` stands, or that of its nearest parent."""
         node, line = self._tree, 1

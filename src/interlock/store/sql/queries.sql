@@ -68,9 +68,6 @@ select seq, event from journal where run_id = $1 and seq > $2 order by seq
 -- name: get_signals
 select signal_id, event from signals where run_id = $1 order by signal_id
 
--- name: signal_run
-select signal_run($1, $2, $3)
-
 -- name: get_effect
 select idempotency_key, tool, status, attempt, input, output from effects where run_id = $1 and step = $2
 
@@ -78,19 +75,11 @@ select idempotency_key, tool, status, attempt, input, output from effects where 
 select step, tool, idempotency_key, status, attempt, updated_at from effects where run_id = $1 order by updated_at
 
 -- name: get_review
-select * from reviews where review_id = $1
+select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id) where v.review_id = $1
 
 -- name: list_reviews
-select * from reviews where ($1::text is null or status = $1) and ($2::text is null or run_id = $2) order by created_at, review_id
-
--- name: decide_review
-update reviews set status = $2, decided_by = $3, note = $4, decided_at = now() where review_id = $1 and status = 'open'
-
--- name: audit_head
-select seq, hash from audit_heads where org_id = $1
-
--- name: lock_audit_head
-select seq, hash from audit_heads where org_id = $1 for update
+select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id)
+    where ($1::text is null or v.status = $1) and ($2::text is null or v.run_id = $2) order by v.created_at, v.review_id
 
 -- name: list_audit
 select seq, event_id, entry, prev_hash, hash, key_id, signature from audit where org_id = $1 and seq > $2
@@ -103,9 +92,6 @@ insert into spans (trace_id, span_id, org_id, parent_id, name, start_ns, end_ns,
 -- name: get_spans
 select span_id, parent_id, name, start_ns, end_ns, ok, attributes from spans where trace_id = $1 order by start_ns, span_id
 
--- name: settle
-select settle($1)
-
 -- name: claim_runs
 select run_id, org_id, fence from claim_runs($1, $2, $3)
 
@@ -114,12 +100,6 @@ select renew_leases($1, $2)
 
 -- name: release_leases
 select release_leases($1)
-
--- name: peek_outbox
-select outbox_id, org_id, topic, payload, created_at from peek_outbox($1)
-
--- name: drop_outbox
-select drop_outbox($1)
 
 -- name: queue_depth
 select queue_depth()

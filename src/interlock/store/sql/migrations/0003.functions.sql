@@ -4,7 +4,7 @@
 -- Commits everything a batch of steps, runs and decisions has to say, in one transaction and one round trip.
 -- Refuses the whole batch (IL001) if a run's fence moved on, (IL002) if an audit head did; the caller sorts it out.
 create function settle(batch jsonb) returns void language plpgsql as $$
-declare moved text;
+declare moved text; touched integer;
 begin
     perform set_config('interlock.orgs', batch ->> 'orgs', true);
 
@@ -66,6 +66,21 @@ begin
         from jsonb_to_recordset(batch -> 'closed_reviews') as c(run_id text, step text)
         where reviews.run_id = c.run_id and reviews.step = c.step and reviews.status = 'open';
 
+    update reviews set status = d.status, decided_by = d.decided_by, note = d.note, decided_at = now()
+        from jsonb_to_recordset(batch -> 'decided_reviews') as d(review_id text, status text, decided_by text, note text)
+        where reviews.review_id = d.review_id and reviews.status = 'open';
+    get diagnostics touched = row_count;
+    if touched <> jsonb_array_length(batch -> 'decided_reviews') then
+        raise exception 'review is not open' using errcode = 'IL005';
+    end if;
+
+    -- Tells runs something (a decision, a cancellation) and wakes whoever drives them, or will.
+    insert into signals (org_id, run_id, event) select org_id, run_id, event
+        from jsonb_to_recordset(batch -> 'new_signals') as s(org_id text, run_id text, event jsonb);
+    update queue set available_at = least(available_at, now())
+        from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text) where queue.run_id = s.run_id;
+    perform pg_notify('interlock_queue', s.run_id) from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text);
+
     delete from signals using jsonb_to_recordset(batch -> 'used_signals') as s(signal_id bigint)
         where signals.signal_id = s.signal_id;
 
@@ -93,17 +108,6 @@ create function append_audit(entries jsonb) returns void language sql as $$
         from jsonb_to_recordset(entries) as a(org_id text, seq bigint, event_id text, entry jsonb,
             prev_hash text, hash text, key_id text, signature text)
 $$;
-
--- Tells a run something (a decision, a cancellation) and wakes whoever drives it, or will.
-create function signal_run(org text, run text, event jsonb) returns boolean language plpgsql as $$ begin
-    insert into signals (org_id, run_id, event) values (org, run, event);
-    update queue set available_at = least(available_at, now()) where run_id = run;
-    if not found then
-        raise exception 'run is over' using errcode = 'IL005';
-    end if;
-    perform pg_notify('interlock_queue', run);
-    return true;
-end $$;
 
 -- The functions below run as the schema's owner: they look across organisations and return ids only.
 

@@ -1,0 +1,27 @@
+"""Who is calling: the API key in the Authorization header becomes the principal every handler works with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from interlock.app import App
+from interlock.identity.principal import Principal
+
+
+def app_of(request: Request) -> App:
+    """The process's services."""
+    app: App = request.app.state.interlock
+    return app
+
+
+async def principal_of(request: Request) -> Principal:
+    """Raises Unauthenticated unless a valid key was sent."""
+    header = request.headers.get("authorization", "")
+    scheme, _, key = header.partition(" ")
+    return await app_of(request).authenticator.authenticate(key.strip() if scheme.lower() == "bearer" else None)
+
+
+Services = Annotated[App, Depends(app_of)]
+Caller = Annotated[Principal, Depends(principal_of)]

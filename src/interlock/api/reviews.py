@@ -1,0 +1,54 @@
+"""Reviews: what waits for a person, and their decision."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from interlock.api.access import Caller, Services
+
+router = APIRouter(prefix="/v1/reviews", tags=["reviews"])
+
+_FIELDS = (
+    "review_id", "run_id", "workflow", "step", "purpose", "title", "role", "show", "status", "decided_by", "note", "created_at",
+)  # fmt: skip
+
+
+class DecisionBody(BaseModel):
+    """A person's decision. `output` only for a `confirm` review that is approved: what the tool gave."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    decision: Literal["approve", "reject"]
+    note: str = Field(default="", max_length=4000)
+    output: Any = None
+
+
+@router.get("")
+async def page(
+    caller: Caller,
+    services: Services,
+    status: Literal["open", "approved", "rejected", "closed", "all"] = "open",
+    run_id: str | None = None,
+) -> dict[str, Any]:
+    """Reviews, oldest first."""
+    found = await services.reviews.page(caller, status=None if status == "all" else status, run_id=run_id)
+    return {"reviews": [_public(review) for review in found]}
+
+
+@router.get("/{review_id}")
+async def get(review_id: str, caller: Caller, services: Services) -> dict[str, Any]:
+    """One review with what the reviewer is to see."""
+    return _public(await services.reviews.get(caller, review_id))
+
+
+@router.post("/{review_id}/decision")
+async def decide(review_id: str, body: DecisionBody, caller: Caller, services: Services) -> dict[str, Any]:
+    """Decides; the run goes on at once."""
+    return _public(await services.reviews.decide(caller, review_id, body.decision, body.note, body.output))
+
+
+def _public(review: dict[str, Any]) -> dict[str, Any]:
+    return {name: review[name].isoformat() if hasattr(review[name], "isoformat") else review[name] for name in _FIELDS}

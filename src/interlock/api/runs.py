@@ -1,0 +1,129 @@
+"""Runs: start, look, follow, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from interlock.api.access import Caller, Services
+from interlock.app import App
+from interlock.base.errors import InvalidInput
+from interlock.identity.principal import Principal
+from interlock.runtime.runs import is_over
+from interlock.workflows.events import RunStatus
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+_FOLLOW_SECONDS = 0.2  # how often a follower looks for new events
+
+
+class NewRun(BaseModel):
+    """A request for a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    workflow: str = Field(max_length=200)
+    input: Any
+
+
+class Cancellation(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(default="", max_length=500)
+
+
+@router.post("", status_code=201)
+async def start(
+    body: NewRun,
+    caller: Caller,
+    services: Services,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> dict[str, Any]:
+    """Starts a run; 201 if new, 200 with the same run for a repeated Idempotency-Key."""
+    run_id, new = await services.intake.accept(caller, body.workflow, body.input, idempotency_key)
+    response.status_code = 201 if new else 200
+    return {"run_id": run_id, "new": new}
+
+
+@router.get("")
+async def page(
+    caller: Caller,
+    services: Services,
+    status: RunStatus | None = None,
+    workflow: str | None = None,
+    before: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> dict[str, Any]:
+    """Runs, newest first."""
+    return {"runs": await services.runs.page(caller, status=status, workflow=workflow, before=before, limit=limit)}
+
+
+@router.get("/{run_id}")
+async def get(run_id: str, caller: Caller, services: Services) -> dict[str, Any]:
+    """One run with its steps and effects."""
+    return await services.runs.get(caller, run_id)
+
+
+@router.get("/{run_id}/result")
+async def result(run_id: str, caller: Caller, services: Services, reveal: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002  a query parameter
+    """The output, redacted; `reveal=true` (role operator, audited) puts personal data back."""
+    return {"output": await services.runs.result(caller, run_id, revealed=reveal)}
+
+
+@router.get("/{run_id}/values")
+async def values(run_id: str, caller: Caller, services: Services) -> dict[str, Any]:
+    """Input and step outputs, redacted."""
+    return {"values": await services.runs.values(caller, run_id)}
+
+
+@router.get("/{run_id}/trace")
+async def trace(run_id: str, caller: Caller, services: Services) -> dict[str, Any]:
+    """The run's spans."""
+    await services.tracing.flush()
+    return {"spans": await services.runs.trace(caller, run_id)}
+
+
+@router.post("/{run_id}/cancel", status_code=202)
+async def cancel(run_id: str, body: Cancellation, caller: Caller, services: Services) -> dict[str, Any]:
+    """Asks a run to stop."""
+    await services.runs.cancel(caller, run_id, body.reason)
+    return {"run_id": run_id}
+
+
+@router.get("/{run_id}/events")
+async def events(
+    run_id: str,
+    caller: Caller,
+    services: Services,
+    after: int = 0,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> StreamingResponse:
+    """Server-sent events: every journal entry from `after` (or Last-Event-ID) on, then `end` when the run is over."""
+    if last_event_id is not None:
+        if not last_event_id.isdigit():
+            raise InvalidInput("Last-Event-ID must be the number of the last event seen")
+        after = int(last_event_id)
+    await services.runs.events(caller, run_id, after)  # refuse before the stream begins
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_follow(services, caller, run_id, after), media_type="text/event-stream", headers=headers)
+
+
+async def _follow(services: App, caller: Principal, run_id: str, after: int) -> AsyncIterator[str]:
+    while True:
+        run = await services.runs.get(caller, run_id)  # before the events, so that the last of them is not missed
+        for event in await services.runs.events(caller, run_id, after):
+            after = event["seq"]
+            yield f"id: {after}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"
+        if is_over(run["status"]):
+            end = {key: run[key] for key in ("run_id", "status", "reason", "input_tokens", "output_tokens", "usd")}
+            yield f"event: end\ndata: {json.dumps(end)}\n\n"
+            return
+        yield ": still here\n\n"
+        await asyncio.sleep(_FOLLOW_SECONDS)

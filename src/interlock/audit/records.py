@@ -1,0 +1,40 @@
+"""Reading the audit log of an organisation: pages, export, verification."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from interlock.audit.verify import Verdict, verify
+from interlock.store.database import Database
+
+_PAGE = 1000
+
+
+class AuditRecords:
+    """`public_keys` are the keys this installation trusts, by id; nothing in the database can add one."""
+
+    def __init__(self, database: Database, public_keys: dict[str, bytes]) -> None:
+        self._database = database
+        self.public_keys = public_keys
+
+    async def page(
+        self, org_id: str, *, after: int = 0, run_id: str | None = None, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """Rows after a sequence number, in order."""
+        rows = await self._database.rows("list_audit", org_id, after, run_id, min(limit, _PAGE), org=org_id)
+        return [{"org_id": org_id, **dict(row)} for row in rows]
+
+    async def all(self, org_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Every row, in order; as `verify.py` reads them."""
+        after = 0
+        while rows := await self.page(org_id, after=after, limit=_PAGE):
+            for row in rows:
+                yield row
+            after = rows[-1]["seq"]
+
+    async def verify(self, org_id: str) -> Verdict:
+        """Checks the whole log; in a thread, because a long one takes a while."""
+        rows = [row async for row in self.all(org_id)]
+        return await asyncio.to_thread(verify, rows, self.public_keys, org_id=org_id)

@@ -1,0 +1,1 @@
+"""Controls: what things cost, and what a run may spend."""

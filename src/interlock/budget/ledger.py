@@ -1,0 +1,49 @@
+"""A run's budget: reserved before a call, settled after it. The run's worker is the only spender, so its state is the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interlock.base.errors import BudgetExceeded
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What a run has spent and what calls under way have reserved: tokens and USD."""
+
+    tokens: int
+    usd: float
+
+
+class RunLedger:
+    """Reservations of the calls one run has under way on this worker.
+
+    `limit` fields None mean no limit. Reserve-then-settle keeps parallel steps from overspending together.
+    """
+
+    def __init__(self, *, tokens: int | None, usd: float | None) -> None:
+        self._tokens = tokens
+        self._usd = usd
+        self._reserved: dict[str, Spending] = {}
+
+    def reserve(self, key: str, spent: Spending, *, tokens: int, usd: float) -> None:
+        """Sets `tokens` and `usd` aside for a call.
+
+        Raises:
+            BudgetExceeded: spent, reserved and wanted together are over a limit.
+        """
+        held_tokens = sum(one.tokens for name, one in self._reserved.items() if name != key)
+        held_usd = sum(one.usd for name, one in self._reserved.items() if name != key)
+        if self._tokens is not None and spent.tokens + held_tokens + tokens > self._tokens:
+            raise BudgetExceeded(
+                f"the call could need {tokens} tokens, and {spent.tokens + held_tokens} of the run's {self._tokens} are used"
+            )
+        if self._usd is not None and spent.usd + held_usd + usd > self._usd:
+            raise BudgetExceeded(
+                f"the call could cost {usd:.4f} USD, and {spent.usd + held_usd:.4f} of the run's {self._usd:.2f} USD are used"
+            )
+        self._reserved[key] = Spending(tokens, usd)
+
+    def settle(self, key: str) -> None:
+        """Releases a reservation; the true usage is in the run's state by then."""
+        self._reserved.pop(key, None)

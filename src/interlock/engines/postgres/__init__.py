@@ -1,0 +1,1 @@
+"""The default engine: PostgreSQL holds journal, queue, leases and signals; workers drive runs."""

@@ -1,0 +1,175 @@
+"""The rows that belong to what a run did: journal, run row, reviews, effects, audit, outbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interlock.audit.log import Entry
+from interlock.base.clock import Clock
+from interlock.base.ids import new_id
+from interlock.runtime.effects import Effect, idempotency_key
+from interlock.runtime.work import Outcome, Run
+from interlock.store.commit import Commit
+from interlock.telemetry import names
+from interlock.workflows import events as ev
+from interlock.workflows.spec import ReviewStep, ToolStep
+from interlock.workflows.state import RunState, StepStatus
+
+
+def commit_of(
+    run: Run,
+    *,
+    state: RunState | None = None,
+    outcomes: list[Outcome] | None = None,
+    first_seq: int = 0,
+    used_signals: list[int] | None = None,
+    clock: Clock | None = None,
+) -> Commit:
+    """A commit under the run's lease: the outcomes' rows, their events in the journal, and the run's new row."""
+    commit = Commit(run.org_id, fence=(run.run_id, run.fence))
+    commit.used_signals = [{"signal_id": signal} for signal in used_signals or []]
+    for number, outcome in enumerate(outcomes or []):
+        commit.artifacts += outcome.artifacts
+        commit.effects += outcome.effects
+        commit.audit += outcome.audit
+        commit.journal.append(
+            {
+                "run_id": run.run_id,
+                "seq": first_seq + number,
+                "org_id": run.org_id,
+                "event": ev.event_to_json(outcome.event),
+            }
+        )
+    if state is not None:
+        commit.runs.append(run_row(run, state))
+    return commit
+
+
+def run_row(run: Run, state: RunState) -> dict[str, Any]:
+    work = [name for name in state.steps if name in state.outputs]
+    return {
+        "run_id": run.run_id,
+        "status": state.status.value,
+        "reason": state.reason,
+        "output": None,
+        "input_tokens": state.spent.input_tokens,
+        "output_tokens": state.spent.output_tokens,
+        "usd": state.spent.usd,
+        "steps": len(work),
+        "finished": state.over,
+    }
+
+
+async def open_review(commit: Commit, run: Run, state: RunState, command: ev.OpenReview, now: float) -> None:
+    """A question to a person: its row, the audit entry, the event for notification."""
+    step = run.version.program.nodes[command.step].step
+    if command.purpose == "confirm":
+        assert isinstance(step, ToolStep)
+        title = f'Did "{step.tool}" do its work? It was cut off in the middle; look it up where it acts.'
+        shown, labels = await run.bind(step.input, state)
+        role = "reviewer"
+        effect = await effect_of(run, step, state, command.step)
+        commit.effects.append(effect.row("unknown"))
+    else:
+        assert isinstance(step, ReviewStep)
+        title, role = step.title, step.role
+        shown, labels = await run.bind(step.show, state, lenient=True)
+    sealed = await run.artifacts.seal(run.org_id, shown, labels)
+    review_id = new_id("rev")
+    commit.artifacts.append(sealed.row)
+    commit.new_reviews.append(
+        {
+            "review_id": review_id,
+            "org_id": run.org_id,
+            "run_id": run.run_id,
+            "step": command.step,
+            "purpose": command.purpose,
+            "title": title,
+            "role": role,
+            "show": sealed.ref.to_json(),
+        }
+    )
+    detail = {"step": command.step, "purpose": command.purpose, "review": review_id}
+    commit.audit.append(_entry(run, "review.opened", "open_review", f"review:{review_id}", now, detail))
+    commit.outbox.append(
+        {"org_id": run.org_id, "topic": "review.opened", "payload": {"run_id": run.run_id, **detail, "title": title}}
+    )
+
+
+async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, now: float) -> None:
+    """The end of a run: its output, the audit entry, the event, and the queue row gone."""
+    output, labels = await run.bind(run.version.workflow.output, state, lenient=True)
+    sealed = await run.artifacts.seal(run.org_id, output, labels)
+    commit.artifacts.append(sealed.row)
+    commit.runs[0]["output"] = sealed.ref.to_json()
+    commit.finished.append({"run_id": run.run_id})
+    detail = {
+        "status": command.status.value,
+        "reason": command.reason,
+        "output": sealed.ref.digest,
+        "input_tokens": state.spent.input_tokens,
+        "output_tokens": state.spent.output_tokens,
+        "usd": f"{state.spent.usd:.6f}",
+    }
+    commit.audit.append(_entry(run, "run.finished", "finish_run", f"run:{run.run_id}", now, detail))
+    payload = {
+        "run_id": run.run_id,
+        "workflow": run.version.name,
+        "status": command.status.value,
+        "reason": command.reason,
+    }
+    commit.outbox.append({"org_id": run.org_id, "topic": "run.finished", "payload": payload})
+
+
+async def effect_of(run: Run, step: ToolStep, state: RunState, name: str) -> Effect:
+    """The effect of a step, computed again as the kernel computed it."""
+    arguments, labels = await run.bind(step.input, state)
+    contract = run.version.tools[step.tool].contract
+    required = frozenset(contract.input.get("required", ()))
+    arguments = {key: value for key, value in arguments.items() if value is not None or key in required}
+    sealed = await run.artifacts.seal(run.org_id, arguments, labels)
+    key = idempotency_key(run.run_id, name, sealed.ref.digest)
+    return Effect(run.run_id, name, run.org_id, step.tool, key, state.steps[name].attempt, sealed.ref)
+
+
+def confirmed_effects(run: Run, before: RunState, event: Any) -> list[dict[str, Any]]:
+    """Ledger rows for a person's answer to "did it happen?"."""
+    if not isinstance(event, ev.ReviewDecided):
+        return []
+    step = before.steps.get(event.step)
+    if step is None or step.status is not StepStatus.CONFIRMING:
+        return []
+    spec = run.version.program.nodes[event.step].step
+    assert isinstance(spec, ToolStep)
+    # The ledger's upsert only moves the status here; key and input stay what they were when it was intended.
+    effect = Effect(run.run_id, event.step, run.org_id, spec.tool, "", step.attempt, event.output)
+    return [effect.row("succeeded" if event.approved else "failed", event.output if event.approved else None)]
+
+
+def finish_attributes(run: Run, state: RunState) -> dict[str, Any]:
+    attributes = {
+        **run.attributes(),
+        names.SUCCESS: state.status is ev.RunStatus.SUCCEEDED,
+        names.TOKENS_INPUT: state.spent.input_tokens,
+        names.TOKENS_OUTPUT: state.spent.output_tokens,
+        names.COST_USD: state.spent.usd,
+        "run.status": state.status.value,
+    }
+    if state.reason:
+        attributes[names.ERROR_TYPE] = state.status.value
+    return attributes
+
+
+def _entry(run: Run, event_type: Any, action: str, resource: str, now: float, detail: dict[str, Any]) -> Entry:
+    return Entry(
+        org_id=run.org_id,
+        event_type=event_type,
+        actor="system",
+        action=action,
+        resource=resource,
+        at=now,
+        run_id=run.run_id,
+        trace_id=run.trace.trace_id,
+        policy_version=run.version.policy.version,
+        detail=detail,
+    )

@@ -1,0 +1,165 @@
+"""The Anthropic dialect: the Messages API, with structured output through a forced tool call.
+
+Source: https://docs.anthropic.com/en/api/messages and https://docs.anthropic.com/en/api/errors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from interlock.gateway.failures import count, not_the_protocol
+from interlock.gateway.http import MAX_BODY, Endpoint, Reply
+from interlock.gateway.openai import refused, schema_name
+from interlock.gateway.provider import FinishReason, Message, ModelRequest, ModelResponse, Usage
+
+API_VERSION = "2023-06-01"
+BASE_URL = "https://api.anthropic.com"
+
+_FINISH: Mapping[str, FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+}
+
+# The one property of the object that a schema of another type is wrapped in: a tool's input is always an object.
+_WRAPPED = "value"
+
+
+class AnthropicProvider:
+    """Anthropic's Messages API, over one keep-alive session.
+
+    The API takes no seed, so `ModelRequest.seed` is dropped; temperature is capped at its maximum, 1.
+
+    Args:
+        name: how messages and records call this provider.
+        api_key: sent as `x-api-key`.
+        base_url: the address `/v1/messages` is appended to.
+        max_body: bytes of an answer to accept.
+
+    Raises:
+        InvalidInput: the address or the key cannot be used.
+    """
+
+    def __init__(self, name: str, api_key: str, *, base_url: str = BASE_URL, max_body: int = MAX_BODY) -> None:
+        headers = {"x-api-key": api_key, "anthropic-version": API_VERSION}
+        self.name = name
+        self._endpoint = Endpoint(name, base_url, headers=headers, secret=api_key, max_body=max_body)
+
+    async def complete(self, request: ModelRequest) -> ModelResponse:
+        """One call, no retries. Raises as `Provider` promises; a refusal is a `BilledError`, kind PERMANENT."""
+        reply = await self._endpoint.post("/v1/messages", _body(request), timeout=request.timeout)
+        return _read(self.name, request, reply)
+
+    async def close(self) -> None:
+        """Close the session; may be called twice."""
+        await self._endpoint.close()
+
+
+def _body(request: ModelRequest) -> dict[str, Any]:
+    system = "\n\n".join(turn.content for turn in request.messages if turn.role in {"system", "developer"})
+    turns = _turns(request.messages)
+    if not turns:
+        # The API demands a user turn, OpenAI's does not: a lone instruction means the same as one.
+        turns, system = [{"role": "user", "content": system}], ""
+    body: dict[str, Any] = {
+        "model": request.model,
+        "max_tokens": request.max_tokens,
+        "messages": turns,
+        "temperature": min(request.temperature, 1.0),
+    }
+    if system:
+        body["system"] = system
+    if request.schema is not None:
+        name = schema_name(request.schema)
+        tool = {"name": name, "description": "Give the answer.", "input_schema": _input_schema(request.schema)}
+        body["tools"] = [tool]
+        body["tool_choice"] = {"type": "tool", "name": name, "disable_parallel_tool_use": True}
+    return body
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """User and assistant turns in strict alternation: neighbours of the same side become one turn."""
+    turns: list[dict[str, str]] = []
+    for message in messages:
+        if message.role in {"system", "developer"}:
+            continue
+        role = "assistant" if message.role == "assistant" else "user"
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += "\n\n" + message.content
+        else:
+            turns.append({"role": role, "content": message.content})
+    return turns
+
+
+def _is_object(schema: Mapping[str, Any]) -> bool:
+    return schema.get("type") == "object"
+
+
+def _input_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    if _is_object(schema):
+        return dict(schema)
+    inner = dict(schema)
+    wrapper: dict[str, Any] = {"type": "object", "required": [_WRAPPED], "additionalProperties": False}
+    for key in ("$defs", "definitions"):
+        # References start at the root, so the definitions must stay there.
+        if key in inner:
+            wrapper[key] = inner.pop(key)
+    return {**wrapper, "properties": {_WRAPPED: inner}}
+
+
+def _read(name: str, request: ModelRequest, reply: Reply) -> ModelResponse:
+    body = reply.body
+    content = body.get("content")
+    if not isinstance(content, list):
+        raise not_the_protocol(name, "no content list")
+    usage, metadata = _usage(name, body.get("usage"))
+    finish = _FINISH.get(str(body.get("stop_reason")), "other")
+    if body.get("stop_reason") == "refusal":
+        raise refused(name, "the model declined (stop_reason refusal)", usage)
+    text = _text(request, content)
+    if text is None:
+        if finish != "length":
+            raise refused(name, f"no content (stop_reason {finish})", usage)
+        text = ""
+    if request.schema is not None and finish == "tool_calls":
+        finish = "stop"  # the forced call is the answer itself, not a wish to call something
+    request_id = reply.headers.get("request-id")
+    if request_id:
+        metadata["request_id"] = request_id
+    model, response_id = body.get("model"), body.get("id")
+    return ModelResponse(
+        text=text,
+        model=model if isinstance(model, str) and model else request.model,
+        usage=usage,
+        finish_reason=finish,
+        response_id=response_id if isinstance(response_id, str) else None,
+        metadata=metadata,
+    )
+
+
+def _text(request: ModelRequest, content: list[Any]) -> str | None:
+    """The answer out of the content blocks: the forced call's input as JSON, else the text; None if neither."""
+    blocks = [block for block in content if isinstance(block, dict)]
+    if request.schema is not None:
+        for block in blocks:
+            if block.get("type") == "tool_use" and isinstance(block.get("input"), dict):
+                value = block["input"] if _is_object(request.schema) else block["input"].get(_WRAPPED)
+                return json.dumps(value, ensure_ascii=False)
+    texts = [block["text"] for block in blocks if block.get("type") == "text" and isinstance(block.get("text"), str)]
+    return "".join(texts) if texts else None
+
+
+def _usage(name: str, reported: Any) -> tuple[Usage, dict[str, Any]]:
+    """Counts as the provider-neutral `Usage` wants them: input includes what was read from and written to the cache."""
+    reported = reported if isinstance(reported, dict) else {}
+    incoming, outgoing = count(reported.get("input_tokens")), count(reported.get("output_tokens"))
+    if incoming is None or outgoing is None:
+        raise not_the_protocol(name, "no usage")
+    written = count(reported.get("cache_creation_input_tokens")) or 0
+    read = count(reported.get("cache_read_input_tokens")) or 0
+    metadata: dict[str, Any] = {"cache_write_tokens": written} if written else {}
+    return Usage(incoming + written + read, outgoing, read), metadata

@@ -1,0 +1,150 @@
+"""What a provider's answer means when it is not an answer: status codes, waiting times, and words fit to show.
+
+Pure functions, no I/O. Both HTTP dialects use them through `http.py`; nothing else decides what a status means.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from interlock.base.errors import FailureKind, ProviderError
+from interlock.gateway.provider import Usage
+
+MESSAGE_LIMIT = 300
+"""Characters of a provider's own words that reach a message: enough for any real one, too few to leak a prompt."""
+
+# Providers echo a wrong key back ("Incorrect API key provided: sk-…"), sometimes half masked, so an exact
+# match alone would let the visible half through.
+_KEY_SHAPES = re.compile(r"(?i)\b(?:sk|pk|key|gsk|xai)-[\w*.-]{6,}|\bbearer\s+[^\s\"']+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+class BilledError(ProviderError):
+    """The provider answered and charges for it, but the answer is of no use (refused, or invalid to the end).
+
+    Attributes:
+        usage: everything spent, to be settled like a success.
+        attempts: calls made.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: FailureKind,
+        usage: Usage,
+        attempts: int = 1,
+        retry_after: float | None = None,
+        detail: str | None = None,
+    ) -> None:
+        super().__init__(message, kind=kind, retry_after=retry_after, detail=detail)
+        self.usage = usage
+        self.attempts = attempts
+
+
+def kind_of(status: int) -> FailureKind:
+    """What the machine may do after this HTTP status (anything but 2xx)."""
+    # 529 is Anthropic's "overloaded": documented as a reason to wait, not as a fault of the server.
+    if status in {429, 529}:
+        return FailureKind.RATE_LIMITED
+    # 409 is how several gateways say "the same request is still being worked on".
+    if status in {408, 409} or status >= 500:
+        return FailureKind.TRANSIENT
+    return FailureKind.PERMANENT
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds the far side asked us to wait: `retry-after-ms`, else `retry-after` (seconds or an HTTP date).
+
+    Source: RFC 9110, 10.2.3; `retry-after-ms` is sent by Azure OpenAI and OpenAI.
+    """
+    milliseconds = _seconds(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _seconds(value)
+    if seconds is not None or value is None:
+        return seconds
+    until = _date(value)
+    if until is None:
+        return None
+    # The sender's own clock, where it shows it: ours may be off by more than the wait itself.
+    now = _date(headers.get("date", "")) or datetime.now(UTC)
+    return max(0.0, (until - now).total_seconds())
+
+
+def _seconds(value: str | None) -> float | None:
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return max(0.0, number) if math.isfinite(number) else None
+
+
+def _date(value: str) -> datetime | None:
+    try:
+        parsed = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError):
+        return None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def scrub(text: str, secret: str | None) -> str:
+    """The text without the key, in one line, at most `MESSAGE_LIMIT` characters.
+
+    Scrubbed before it is cut, so that a cut can never leave the first half of a key standing.
+    """
+    if secret:
+        text = text.replace(secret, "[key]")
+    text = _KEY_SHAPES.sub("[key]", _CONTROL.sub(" ", text))
+    text = " ".join(text.split())
+    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
+
+
+def provider_words(body: Any) -> str:
+    """The provider's own sentence out of an error body, or "" when there is none.
+
+    Knows OpenAI's and Anthropic's `{"error": {"message": …}}` and what compatible servers send instead
+    (`{"error": "…"}`, `{"message": "…"}`, `{"detail": "…"}`).
+    """
+    if not isinstance(body, dict):
+        return ""
+    for key in ("error", "message", "detail"):
+        found = body.get(key)
+        if isinstance(found, dict):
+            found = found.get("message")
+        if isinstance(found, str) and found.strip():
+            return found
+    return ""
+
+
+def status_error(name: str, status: int, headers: Mapping[str, str], body: Any, secret: str | None) -> ProviderError:
+    """The error for an answer that is not 2xx."""
+    words = scrub(provider_words(body), secret)
+    said = f": {words}" if words else ""
+    if 300 <= status < 400:
+        # Following one would carry the key to an address nobody configured.
+        said = "; redirects are not followed, so set base_url to the final address"
+    return ProviderError(
+        f'provider "{name}" answered {status}{said}',
+        kind=kind_of(status),
+        retry_after=retry_after(headers) if status in {408, 409, 429} or status >= 500 else None,
+    )
+
+
+def not_the_protocol(name: str, what: str) -> ProviderError:
+    """The error for a complete answer that does not speak the dialect: asking again would get the same."""
+    return ProviderError(
+        f'provider "{name}" sent an answer that is not its protocol ({what}); check base_url and the dialect',
+        kind=FailureKind.PERMANENT,
+    )
+
+
+def count(value: Any) -> int | None:
+    """A token count as a provider may send it, or None for anything that is not one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

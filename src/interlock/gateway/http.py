@@ -1,0 +1,168 @@
+"""The one way to a provider over HTTP: a shared session, one deadline, a bounded body, failures told apart.
+
+One `Endpoint` belongs to one provider object and one event loop. It never retries (the machine does), never follows a
+redirect, and never reads proxy settings from the environment: the egress proxy is configured, not inherited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from interlock.base.errors import FailureKind, InvalidInput, ProviderError
+from interlock.gateway.failures import not_the_protocol, scrub, status_error
+
+MAX_BODY = 20 * 1024 * 1024
+"""Bytes of an answer we are willing to hold, after decompression."""
+
+_MAX_ERROR_BODY = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A complete 2xx answer: the parsed JSON object and its headers."""
+
+    body: dict[str, Any]
+    headers: Mapping[str, str]
+
+
+class Endpoint:
+    """A provider's base address with its fixed headers, over one keep-alive session.
+
+    Args:
+        name: the provider's name, for messages.
+        base_url: http(s) address without query; a trailing slash does not matter.
+        headers: sent with every request (authentication, version).
+        secret: the key; it is cut out of everything that reaches a message.
+        max_body: bytes of an answer to accept.
+
+    Raises:
+        InvalidInput: `base_url` is not an address we can call, or the key cannot be a header.
+    """
+
+    def __init__(
+        self, name: str, base_url: str, *, headers: Mapping[str, str], secret: str | None, max_body: int = MAX_BODY
+    ) -> None:
+        parts = urlsplit(base_url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise InvalidInput(f'provider "{name}": base_url must be like https://host/v1, without query or fragment')
+        if parts.username or parts.password:
+            raise InvalidInput(f'provider "{name}": base_url must not carry a password; give it as the key')
+        if secret is not None and (not secret.isascii() or not secret.isprintable() or not secret.strip()):
+            raise InvalidInput(f'provider "{name}": the key is empty or has characters no HTTP header can carry')
+        self.name = name
+        self.base_url = base_url.rstrip("/")
+        self.host = parts.hostname
+        self._headers = dict(headers)
+        self._secret = secret
+        self._max_body = max_body
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    async def post(self, path: str, body: Mapping[str, Any], *, timeout: float) -> Reply:  # noqa: ASYNC109
+        """Send one JSON request and read the whole answer within `timeout` seconds.
+
+        Raises:
+            ProviderError: whatever went wrong on the far side, with the kind `Provider` promises.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._exchange(path, body)
+        except TimeoutError:
+            raise self._transient(f"did not answer within {timeout:g} s") from None
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+            raise ProviderError(
+                f'provider "{self.name}" has a TLS certificate we do not trust; check base_url and the trust store',
+                kind=FailureKind.PERMANENT,
+                detail=self.clean(str(error)),
+            ) from None
+        except aiohttp.ClientPayloadError as error:
+            raise self._transient("broke off in the middle of its answer", error) from None
+        except aiohttp.ClientResponseError as error:
+            # `from None` here and below: these exceptions hold the request with its headers, key included.
+            raise not_the_protocol(self.name, f"unreadable HTTP, {type(error).__name__}") from None
+        except aiohttp.ServerDisconnectedError as error:
+            raise self._transient("closed the connection without an answer", error) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._transient("cannot be reached or broke the connection", error) from None
+
+    async def close(self) -> None:
+        """Close the session; may be called twice. A later call fails."""
+        self._closed = True
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def clean(self, text: str) -> str:
+        """The text, fit for a message: no key, one line, bounded."""
+        return scrub(text, self._secret)
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise ProviderError(f'provider "{self.name}" is closed', kind=FailureKind.PERMANENT)
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                headers={"User-Agent": "interlock", **self._headers},
+                # The kernel bounds concurrency. A second bound here would queue calls silently and count
+                # the queueing against the provider's deadline.
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+                timeout=aiohttp.ClientTimeout(total=None),  # `post` holds the one deadline
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+            )
+        return self._session
+
+    async def _exchange(self, path: str, body: Mapping[str, Any]) -> Reply:
+        session = self._open()
+        async with session.post(self.base_url + path, json=body, allow_redirects=False) as response:
+            if not 200 <= response.status < 300:
+                raw = await self._read(response, _MAX_ERROR_BODY, cut=True)
+                raise status_error(self.name, response.status, response.headers, _lenient_json(raw), self._secret)
+            raw = await self._read(response, self._max_body, cut=False)
+            return Reply(self._parse(raw, response), response.headers)
+
+    async def _read(self, response: aiohttp.ClientResponse, limit: int, *, cut: bool) -> bytes:
+        """The body, at most `limit` bytes: longer is cut (errors, where the status says it all) or refused."""
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
+            chunks.append(chunk)
+            if size > limit:
+                # The rest stays unread, so this connection cannot serve another call.
+                response.close()
+                if cut:
+                    return b"".join(chunks)[:limit]
+                raise not_the_protocol(self.name, f"more than {limit} bytes")
+        return b"".join(chunks)
+
+    def _parse(self, raw: bytes, response: aiohttp.ClientResponse) -> dict[str, Any]:
+        try:
+            parsed = json.loads(raw)
+        except (ValueError, RecursionError):
+            # Without a length or chunks, a body ends where the connection does: cut and complete look alike,
+            # so half a JSON is taken for a cut.
+            if "content-length" not in response.headers and "transfer-encoding" not in response.headers:
+                raise self._transient("broke off in the middle of its answer") from None
+            raise not_the_protocol(self.name, f"no JSON, {response.content_type}") from None
+        if not isinstance(parsed, dict):
+            raise not_the_protocol(self.name, "no JSON object")
+        return parsed
+
+    def _transient(self, what: str, cause: BaseException | None = None) -> ProviderError:
+        detail = None if cause is None else self.clean(f"{type(cause).__name__}: {cause}")
+        return ProviderError(f'provider "{self.name}" {what}', kind=FailureKind.TRANSIENT, detail=detail)
+
+
+def _lenient_json(raw: bytes) -> Any:
+    """An error body, parsed if it is JSON; its status already says what happened."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,188 @@
+"""The OpenAI dialect: `/chat/completions`, as OpenAI and every compatible server (vLLM, Ollama, LiteLLM, …) speak it.
+
+Source: https://platform.openai.com/docs/api-reference/chat. The local model speaks the same shape and shares
+`wire_messages` and `read_completion`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from interlock.base.errors import FailureKind
+from interlock.gateway.failures import BilledError, count, not_the_protocol, scrub
+from interlock.gateway.http import MAX_BODY, Endpoint
+from interlock.gateway.provider import FinishReason, Message, ModelRequest, ModelResponse, Usage
+
+TokenField = Literal["max_tokens", "max_completion_tokens"]
+
+_FINISH: Mapping[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+
+
+class OpenAIProvider:
+    """Any OpenAI-compatible endpoint, over one keep-alive session.
+
+    Args:
+        name: how messages and records call this provider.
+        base_url: the address `/chat/completions` is appended to, such as `https://api.openai.com/v1`.
+        api_key: sent as a bearer token; None for servers that take none.
+        strict: send `strict` with a schema. None decides by the schema: true where it meets strict mode's two
+            structural rules (every object closed, every property required), since OpenAI refuses others outright.
+        token_field: the field for the output bound. None sends `max_completion_tokens` to api.openai.com,
+            whose newer models refuse the old name, and `max_tokens` to all others, many of which know no other.
+        send_temperature: False for reasoning models, which refuse any temperature but their own.
+        max_body: bytes of an answer to accept.
+
+    Raises:
+        InvalidInput: the address or the key cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        api_key: str | None,
+        *,
+        strict: bool | None = None,
+        token_field: TokenField | None = None,
+        send_temperature: bool = True,
+        max_body: int = MAX_BODY,
+    ) -> None:
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self.name = name
+        self._endpoint = Endpoint(name, base_url, headers=headers, secret=api_key, max_body=max_body)
+        self._secret = api_key
+        self._strict = strict
+        official = self._endpoint.host == "api.openai.com"
+        self._token_field = token_field or ("max_completion_tokens" if official else "max_tokens")
+        self._send_temperature = send_temperature
+
+    async def complete(self, request: ModelRequest) -> ModelResponse:
+        """One call, no retries. Raises as `Provider` promises; a refusal is a `BilledError`, kind PERMANENT."""
+        reply = await self._endpoint.post("/chat/completions", self._body(request), timeout=request.timeout)
+        return read_completion(self.name, request, reply.body, secret=self._secret)
+
+    async def close(self) -> None:
+        """Close the session; may be called twice."""
+        await self._endpoint.close()
+
+    def _body(self, request: ModelRequest) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": wire_messages(request.messages),
+            self._token_field: request.max_tokens,
+        }
+        if self._send_temperature:
+            body["temperature"] = request.temperature
+        if request.seed is not None:
+            body["seed"] = request.seed
+        if request.schema is not None:
+            strict = fits_strict(request.schema) if self._strict is None else self._strict
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": schema_name(request.schema), "schema": dict(request.schema), "strict": strict},
+            }
+        return body
+
+
+def wire_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """The turns as every compatible server takes them.
+
+    `developer` travels as `system`, which OpenAI maps back and others know. `tool` travels as a `user` turn: the
+    wire's own `tool` role demands the id of a call the model made itself, and here it is the workflow that calls tools.
+    """
+    roles = {"developer": "system", "tool": "user"}
+    return [{"role": roles.get(turn.role, turn.role), "content": turn.content} for turn in messages]
+
+
+def schema_name(schema: Mapping[str, Any]) -> str:
+    """A name the wire allows (letters, digits, `_`, `-`, at most 64), from the schema's title."""
+    title = schema.get("title")
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", title)[:64] if isinstance(title, str) and title.strip() else "answer"
+
+
+def fits_strict(schema: Any) -> bool:
+    """Whether every object in the schema is closed and requires all of its properties.
+
+    Source: https://platform.openai.com/docs/guides/structured-outputs#supported-schemas.
+    """
+    if isinstance(schema, Sequence) and not isinstance(schema, str):
+        return all(fits_strict(item) for item in schema)
+    if not isinstance(schema, Mapping):
+        return True
+    properties = schema.get("properties")
+    if isinstance(properties, Mapping) or schema.get("type") == "object":
+        names = set(properties) if isinstance(properties, Mapping) else set()
+        if schema.get("additionalProperties") is not False or set(schema.get("required", ())) != names:
+            return False
+    # enum and const hold values, not schemas: an object among them is no object schema.
+    return all(fits_strict(value) for key, value in schema.items() if key not in {"enum", "const", "default"})
+
+
+def read_completion(
+    name: str, request: ModelRequest, body: Mapping[str, Any], *, secret: str | None = None
+) -> ModelResponse:
+    """A chat completion as our plain data.
+
+    Raises:
+        BilledError: the model refused, or the provider's filter removed the answer.
+        ProviderError: the body is not a chat completion.
+    """
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        raise not_the_protocol(name, "no choices")
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise not_the_protocol(name, "a choice without a message")
+    content, refusal = message.get("content"), message.get("refusal")
+    if content is not None and not isinstance(content, str):
+        raise not_the_protocol(name, "content that is not text")
+    usage, estimated = _usage(request, body.get("usage"), content or "")
+    finish = _FINISH.get(str(choice.get("finish_reason")), "other")
+    if isinstance(refusal, str) and refusal.strip():
+        raise refused(name, scrub(refusal, secret), usage)
+    if finish == "content_filter":
+        raise refused(name, "its content filter removed the answer (finish_reason content_filter)", usage)
+    if content is None and finish != "length":
+        # A reasoning model may spend its whole bound thinking: an empty answer, cut, and the caller can say so.
+        raise refused(name, f"no content (finish_reason {finish})", usage)
+    model, response_id = body.get("model"), body.get("id")
+    return ModelResponse(
+        text=content or "",
+        model=model if isinstance(model, str) and model else request.model,
+        usage=usage,
+        finish_reason=finish,
+        response_id=response_id if isinstance(response_id, str) else None,
+        metadata={"usage_estimated": True} if estimated else {},
+    )
+
+
+def refused(name: str, why: str, usage: Usage) -> BilledError:
+    """The error for an answer the provider withheld, and charged for."""
+    return BilledError(f'provider "{name}" refused to answer: {why}', kind=FailureKind.PERMANENT, usage=usage)
+
+
+def _usage(request: ModelRequest, reported: Any, text: str) -> tuple[Usage, bool]:
+    """The reported counts, or an estimate (second item True) where the server reports none."""
+    reported = reported if isinstance(reported, dict) else {}
+    incoming, outgoing = count(reported.get("prompt_tokens")), count(reported.get("completion_tokens"))
+    details = reported.get("prompt_tokens_details")
+    cached = count(details.get("cached_tokens")) if isinstance(details, dict) else None
+    if incoming is not None and outgoing is not None:
+        return Usage(incoming, outgoing, min(cached or 0, incoming)), False
+    # Four characters a token, and four tokens of frame a turn: OpenAI's own rule of thumb for English.
+    # https://help.openai.com/en/articles/4936856. A guess, but a missing cost would be a wrong zero.
+    guess = sum(_tokens(turn.content) + 4 for turn in request.messages)
+    return Usage(guess if incoming is None else incoming, _tokens(text) if outgoing is None else outgoing), True
+
+
+def _tokens(text: str) -> int:
+    return -(-len(text) // 4)

@@ -1,0 +1,1 @@
+"""Controls: what may not pass in either direction — personal data, secrets, injected orders."""

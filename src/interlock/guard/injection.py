@@ -1,0 +1,28 @@
+"""Finds the commonest injected orders by pattern. A first net: it catches the known phrasings and nothing subtler."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+from interlock.guard.pii import strings
+
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+
+_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("override", re.compile(r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{0,40}\b(?:previous|prior|above|earlier|all|any|your|the|system|safety)\b[^.!?\n]{0,30}\b(?:instruction|prompt|rule|guideline|direction|order|context|restriction)s?\b", re.IGNORECASE)),
+    ("new_role", re.compile(r"\b(?:you are now|from now on,? you(?:'re| are| will)?|act as|pretend (?:to be|you are))\b[^.!?\n]{0,60}\b(?:unrestricted|jailbroken|DAN|developer mode|no (?:rules|restrictions|filters)|without (?:rules|restrictions|filters)|evil|root|admin)", re.IGNORECASE)),
+    ("leak", re.compile(r"\b(?:reveal|print|repeat|show|output|display|tell me)\b[^.!?\n]{0,40}\b(?:system prompt|hidden prompt|initial instructions|your instructions|secret key|api key)", re.IGNORECASE)),
+    ("markup", re.compile(r"<\|?(?:im_start|im_end|system|endoftext)\|?>|\[/?INST\]|<</?SYS>>|^#{2,}\s*(?:system|instruction)s?\b", re.IGNORECASE | re.MULTILINE)),
+    ("tool_order", re.compile(r"\b(?:call|invoke|execute|run|use)\b[^.!?\n]{0,20}\b(?:tool|function)\b[^.!?\n]{0,60}\b(?:delete|drop|transfer|refund|send|confirm)", re.IGNORECASE)),
+)  # fmt: skip
+
+
+def scan(value: Any) -> list[str]:
+    """Kinds of injected orders found in a JSON value's raw strings; empty if none."""
+    found = set()
+    for text in strings(value):
+        plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+        found |= {kind for kind, pattern in _PATTERNS if pattern.search(plain)}
+    return sorted(found)

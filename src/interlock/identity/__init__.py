@@ -1,0 +1,1 @@
+"""Controls: who is calling, and what they may do."""

@@ -1,0 +1,58 @@
+"""The principal: user, organisation and roles, one typed value from the door to the journal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from interlock.base.errors import Denied
+
+Role = Literal["admin", "developer", "operator", "reviewer", "viewer"]
+ROLES: frozenset[str] = frozenset(get_args(Role))
+
+# What each role may do; `admin` may do everything. Nobody listed means nobody but an admin.
+_GRANTS: dict[str, frozenset[str]] = {
+    "run.start": frozenset({"developer", "operator"}),
+    "run.read": frozenset({"developer", "operator", "reviewer", "viewer"}),
+    "run.cancel": frozenset({"operator"}),
+    "value.reveal": frozenset({"operator"}),
+    "review.read": frozenset({"developer", "operator", "reviewer", "viewer"}),
+    "review.decide": frozenset({"reviewer"}),
+    "audit.read": frozenset({"operator", "viewer"}),
+    "workflow.read": frozenset({"developer", "operator", "reviewer", "viewer"}),
+    "workflow.deploy": frozenset({"developer"}),
+    "key.manage": frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is acting. Every row they cause carries `org_id`; every record of it carries `user_id`."""
+
+    user_id: str
+    org_id: str
+    roles: frozenset[str]
+
+    def may(self, action: str) -> bool:
+        return "admin" in self.roles or bool(_GRANTS[action] & self.roles)
+
+    def require(self, action: str) -> None:
+        """Raises:
+        Denied: naming the action and the roles that have it.
+        """
+        if not self.may(action):
+            allowed = ", ".join(sorted(_GRANTS[action] | {"admin"}))
+            raise Denied(
+                f"{action} needs one of the roles {allowed}; this key has {', '.join(sorted(self.roles)) or 'none'}"
+            )
+
+    @property
+    def actor(self) -> str:
+        return f"user:{self.user_id}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"user_id": self.user_id, "org_id": self.org_id, "roles": sorted(self.roles)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(data["user_id"], data["org_id"], frozenset(data["roles"]))

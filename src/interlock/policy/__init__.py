@@ -1,0 +1,1 @@
+"""Controls: policy as code. Nobody decided means refused."""

@@ -1,0 +1,1 @@
+"""Human review: the queue of open questions, and telling people about them."""

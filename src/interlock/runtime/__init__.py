@@ -1,0 +1,1 @@
+"""Floor 5: the choke point and what stands around it: effects, versions, projects, intake, the engine's port."""

@@ -1,0 +1,86 @@
+"""The effect ledger: what a run does to the outside world, written down before it is done.
+
+    intended → executing → succeeded | failed | unknown → … → compensated
+
+After a crash nobody can know whether an effect in `executing` happened. Then: the same key again if the tool
+honours it, its probe if it has one, and otherwise a person. Never a guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from interlock.base.refs import Ref
+from interlock.runtime.work import Work
+from interlock.store.artifacts import Sealed
+from interlock.store.commit import Commit, Committer
+from interlock.store.database import Database
+
+EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """A mutating call: its key is the same in every attempt, because it derives from run, step and input only."""
+
+    run_id: str
+    step: str
+    org_id: str
+    tool: str
+    idempotency_key: str
+    attempt: int
+    input: Ref
+
+    def row(self, status: EffectStatus, output: Ref | None = None) -> dict[str, Any]:
+        """The ledger row in a given status."""
+        return {
+            "run_id": self.run_id,
+            "step": self.step,
+            "org_id": self.org_id,
+            "tool": self.tool,
+            "idempotency_key": self.idempotency_key,
+            "status": status,
+            "attempt": self.attempt,
+            "input": self.input.to_json(),
+            "output": output.to_json() if output else None,
+        }
+
+
+def idempotency_key(run_id: str, step: str, input_digest: str) -> str:
+    """Key of a mutating call; 160 bits, derived, so a worker that takes over computes the same."""
+    return hashlib.sha256(f"{run_id}\0{step}\0{input_digest}".encode()).hexdigest()[:40]
+
+
+class EffectLedger:
+    """Writes the ledger. Final states ride in the step's own transaction; these two go ahead of the call."""
+
+    def __init__(self, database: Database, committer: Committer) -> None:
+        self._database = database
+        self._committer = committer
+
+    async def status(self, work: Work) -> EffectStatus | None:
+        """Where the effect of this step stands; None if it was never intended."""
+        row = await self._database.row("get_effect", work.run.run_id, work.step.id, org=work.run.org_id)
+        return row["status"] if row else None
+
+    async def intend(self, work: Work, effect: Effect, arguments: Sealed) -> None:
+        """Durable before anything else happens: what will be done, with which key.
+
+        Raises:
+            LeaseLost: the run was taken over; nothing may be done.
+        """
+        fence = (work.run.run_id, work.run.fence)
+        await self._committer.submit(
+            Commit(work.run.org_id, fence=fence, artifacts=[arguments.row], effects=[effect.row("intended")])
+        )
+
+    async def executing(self, work: Work, effect: Effect) -> None:
+        """Durable before the tool gets the call: from here on a crash leaves the effect in doubt.
+
+        Raises:
+            LeaseLost: the run was taken over; nothing may be done.
+        """
+        fence = (work.run.run_id, work.run.fence)
+        await self._committer.submit(Commit(work.run.org_id, fence=fence, effects=[effect.row("executing")]))

@@ -1,0 +1,250 @@
+"""How each kind of work is prepared and done. The kernel calls these between its phases; nobody else does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from interlock.base.clock import Clock
+from interlock.base.errors import FailureKind, IntegrityError, ToolError
+from interlock.base.labels import Labels, Trust
+from interlock.budget.prices import cost_usd, is_priced
+from interlock.gateway.provider import Message, ModelRequest, Provider, Usage
+from interlock.gateway.failures import BilledError
+from interlock.gateway.structured import complete_structured
+from interlock.policy.decision import Question
+from interlock.runtime.work import Work
+from interlock.telemetry import names
+from interlock.tools.registry import Tools, check_value, error_of
+from interlock.workflows.events import Spent
+from interlock.workflows.spec import ModelStep, ToolStep
+
+# Characters a token stands for at least, in the scripts and tokenizers we know; for reservations only.
+_CHARACTERS_PER_TOKEN = 2.5
+_CORRECTIONS = 2  # the seed document's number (R8)
+
+
+class Models(Protocol):
+    """Resolves a version's model pin to a provider and the provider's own name for the model."""
+
+    def resolve(self, pin: str) -> tuple[Provider, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Work that is ready to be judged and done.
+
+    Attributes:
+        question: what the policy is asked.
+        payload: the rendered request or the tool's arguments.
+        labels: of everything that goes in.
+        tokens: worst case of the call, reserved from the budget.
+        usd: likewise.
+    """
+
+    question: Question
+    payload: Any
+    labels: Labels
+    tokens: int = 0
+    usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A result: `schema` says which of its fields are facts; `attributes` go on the span."""
+
+    value: Any
+    schema: Mapping[str, Any]
+    labels: Labels
+    spent: Spent = Spent()  # noqa: RUF009  frozen
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+class ModelExecutor:
+    """Model steps: a rendered prompt in, JSON valid against the step's schema out."""
+
+    span_name = names.MODEL_CALL
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def prepare(self, work: Work) -> Prepared:
+        step = work.step
+        assert isinstance(step, ModelStep)
+        version = work.run.version
+        values, labels = await work.run.bind(step.values, work.state)
+        turns = version.prompts[step.prompt].render(values)
+        provider, model = self._models.resolve(version.models[step.model])
+        request = ModelRequest(
+            model=model,
+            messages=[Message(role, content) for role, content in turns],  # type: ignore[arg-type]
+            max_tokens=step.max_tokens,
+            schema=step.output,
+            temperature=step.temperature,
+            seed=0,
+            timeout=step.timeout,
+        )
+        characters = sum(len(content) for _, content in turns)
+        tokens = int(characters / _CHARACTERS_PER_TOKEN) + step.max_tokens
+        usd = cost_usd(provider.name, model, input_tokens=tokens - step.max_tokens, output_tokens=step.max_tokens)
+        if version.workflow.budget.usd is not None and not is_priced(provider.name, model):
+            raise ToolError(
+                f'model "{model}" has no known price, so a budget in USD cannot hold; use budget.tokens instead',
+                kind=FailureKind.PERMANENT,
+            )
+        attributes = {"provider": provider.name, "model": model}
+        return Prepared(
+            _question(work, "call_model", step.model, attributes, labels), (provider, request), labels, tokens, usd
+        )
+
+    async def execute(self, work: Work, prepared: Prepared) -> Done:
+        provider, request = prepared.payload
+        step = work.step
+        assert isinstance(step, ModelStep)
+        validator = work.run.version.output_validators[step.id]
+        answer = await complete_structured(provider, request, validator=validator, max_corrections=_CORRECTIONS)
+        spent = spent_of(provider.name, request.model, answer.usage)
+        attributes = {
+            names.GEN_AI_OPERATION: "chat",
+            names.GEN_AI_PROVIDER: provider.name,
+            names.GEN_AI_REQUEST_MODEL: request.model,
+            names.GEN_AI_RESPONSE_MODEL: answer.response.model,
+            names.MODEL_NAME: request.model,
+            names.GEN_AI_INPUT_TOKENS: spent.input_tokens,
+            names.GEN_AI_OUTPUT_TOKENS: spent.output_tokens,
+            names.TOKENS_INPUT: spent.input_tokens,
+            names.TOKENS_OUTPUT: spent.output_tokens,
+            names.COST_USD: spent.usd,
+            names.MODEL_ATTEMPTS: answer.attempts,
+        }
+        # What a model says is as trustworthy as the least trusted thing it read.
+        labels = prepared.labels.join(Labels(origins=frozenset({f"model:{request.model}"})))
+        return Done(answer.value, step.output, labels, spent, attributes)
+
+    def spent_in(self, error: Exception, prepared: Prepared) -> Spent:
+        """What a failed call cost all the same."""
+        if not isinstance(error, BilledError):
+            return Spent()
+        provider, request = prepared.payload
+        return spent_of(provider.name, request.model, error.usage)
+
+
+class ToolExecutor:
+    """Tool steps: arguments that fit the contract in, a value that fits it out; in a fresh sandbox."""
+
+    span_name = names.TOOL_CALL
+
+    def __init__(self, tools: Tools, clock: Clock) -> None:
+        self._tools = tools
+        self._clock = clock
+
+    async def prepare(self, work: Work) -> Prepared:
+        step = work.step
+        assert isinstance(step, ToolStep)
+        version = work.run.version
+        tool = version.tools.get(step.tool)
+        if tool is None:
+            raise IntegrityError(f'version {version.version} has no tool "{step.tool}"; deploy the workflow again')
+        arguments, labels = await work.run.bind(step.input, work.state)
+        arguments = {
+            name: value
+            for name, value in arguments.items()
+            if value is not None or name in _required(tool.contract.input)
+        }
+        check_value(version.tool_input_validators[step.tool], arguments, what=f'tool "{step.tool}": arguments')
+        attributes = {"effect": tool.contract.effect}
+        return Prepared(_question(work, "call_tool", step.tool, attributes, labels), arguments, labels)
+
+    async def execute(self, work: Work, prepared: Prepared, *, key: str | None = None) -> Done:
+        step = work.step
+        assert isinstance(step, ToolStep)
+        version = work.run.version
+        tool = version.tools[step.tool]
+        result = await self._tools.call(
+            tool, "run", prepared.payload, context=_context(work, key), allowed=frozenset(version.workflow.allow)
+        )
+        if result.ending != "ok":
+            raise error_of(tool.contract, result)
+        check_value(version.tool_output_validators[step.tool], result.output, what=f'tool "{step.tool}": its answer')
+        labels = prepared.labels.join(
+            Labels(trust=Trust.TOOL, origins=frozenset({f"tool:{step.tool}"}), as_of=self._clock.now())
+        )
+        attributes = {
+            names.GEN_AI_TOOL_NAME: step.tool,
+            names.TOOL_EFFECT: tool.contract.effect,
+            names.TOOL_SANDBOX: self._tools.sandbox_name,
+            names.TOOL_START_MS: round(result.start_seconds * 1000, 3),
+        }
+        return Done(result.output, tool.contract.output, labels, attributes=attributes)
+
+    async def probe(self, work: Work, prepared: Prepared, key: str) -> Any:
+        """Asks the tool whether the effect with this key happened: None if not, else its output."""
+        step = work.step
+        assert isinstance(step, ToolStep)
+        tool = work.run.version.tools[step.tool]
+        result = await self._tools.call(
+            tool,
+            "probe",
+            {"input": prepared.payload},
+            context=_context(work, key),
+            allowed=frozenset(work.run.version.workflow.allow),
+        )
+        if result.ending != "ok":
+            raise error_of(tool.contract, result)
+        if not isinstance(result.output, dict) or not isinstance(result.output.get("happened"), bool):
+            raise ToolError(
+                f'tool "{step.tool}": probe must return {{"happened": true|false, "output": …}}',
+                kind=FailureKind.PERMANENT,
+            )
+        return result.output.get("output") if result.output["happened"] else None
+
+    async def compensate(self, work: Work, arguments: Any, output: Any, *, key: str) -> None:
+        """Undoes a completed call."""
+        step = work.step
+        assert isinstance(step, ToolStep)
+        tool = work.run.version.tools[step.tool]
+        result = await self._tools.call(
+            tool,
+            "compensate",
+            {"input": arguments, "output": output},
+            context=_context(work, key),
+            allowed=frozenset(work.run.version.workflow.allow),
+        )
+        if result.ending != "ok":
+            raise error_of(tool.contract, result)
+
+
+def spent_of(provider: str, model: str, usage: Usage) -> Spent:
+    usd = cost_usd(provider, model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
+    return Spent(usage.input_tokens, usage.output_tokens, usd)
+
+
+def _question(work: Work, action: Any, resource: str, attributes: dict[str, Any], labels: Labels) -> Question:
+    principal = work.run.principal
+    return Question(
+        user_id=principal.user_id,
+        org_id=principal.org_id,
+        roles=principal.roles,
+        action=action,
+        resource=resource,
+        attributes=attributes,
+        context={
+            "workflow": work.run.version.name,
+            "step": work.step.id,
+            "trust": labels.trust.name.lower(),
+            "sensitivity": labels.sensitivity.name.lower(),
+            "reviewed": work.reviewed,
+        },
+    )
+
+
+def _context(work: Work, key: str | None) -> dict[str, Any]:
+    context: dict[str, Any] = {"run_id": work.run.run_id, "step": work.step.id, "attempt": work.attempt}
+    if key is not None:
+        context["idempotency_key"] = key
+    return context
+
+
+def _required(schema: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(schema.get("required", ()))

@@ -1,0 +1,145 @@
+"""Intake: from a request at the door to a run in the queue. Validated, scanned raw, redacted, stored as a labelled ref."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+
+from interlock.audit.log import Entry
+from interlock.base.clock import Clock
+from interlock.base.errors import Conflict, Denied, InvalidInput
+from interlock.base.ids import new_id
+from interlock.base.labels import Labels, Sensitivity, Trust
+from interlock.guard.injection import scan
+from interlock.guard.pii import Redactor
+from interlock.identity.principal import Principal
+from interlock.runtime.versions import Version, Versions
+from interlock.store.artifacts import Artifacts
+from interlock.store.commit import Commit, Committer
+from interlock.store.database import Database
+from interlock.store.keys import KeyStore
+from interlock.telemetry.tracing import TraceIds
+from interlock.tools.registry import check_value
+from interlock.workflows.bindings import dig, parse
+
+_MAX_KEY = 200
+
+
+class Intake:
+    """Accepts runs. Accepting is durable: once `accept` returns, the run will be driven to its end."""
+
+    def __init__(
+        self,
+        database: Database,
+        committer: Committer,
+        versions: Versions,
+        artifacts: Artifacts,
+        keys: KeyStore,
+        clock: Clock,
+        *,
+        block_injections: bool,
+    ) -> None:
+        self._database = database
+        self._committer = committer
+        self._versions = versions
+        self._artifacts = artifacts
+        self._keys = keys
+        self._clock = clock
+        self._block = block_injections
+
+    async def accept(
+        self, principal: Principal, workflow: str, value: Any, idempotency_key: str | None
+    ) -> tuple[str, bool]:
+        """(run id, whether it is new). The same key with the same input is the same run.
+
+        Raises:
+            NotFound: no such workflow.
+            ContractViolation: the input does not fit the workflow's schema; names the place.
+            Conflict: the key was used with another input.
+            Denied: the role may not, or the input holds an injected order and the settings say `block`.
+        """
+        principal.require("run.start")
+        key = idempotency_key or new_id("once")
+        if len(key) > _MAX_KEY or not key.isprintable():
+            raise InvalidInput(f"Idempotency-Key must be 1 to {_MAX_KEY} printable characters")
+        version = await self._versions.head(principal.org_id, workflow)
+        check_value(version.input_validator, value, what="input")
+        flags = [f"injection:{kind}" for kind in scan(value)]
+        if flags and self._block:
+            raise Denied(
+                f"the input looks like an injected order ({', '.join(flags)}); guard.on_injection is set to block"
+            )
+        existing = await self._existing(principal, version, key, value)
+        if existing is not None:
+            return existing, False
+        try:
+            return await self._commit(principal, version, value, key, flags), True
+        except asyncpg.UniqueViolationError:
+            # The same request twice at the same moment: the other one won.
+            existing = await self._existing(principal, version, key, value)
+            assert existing is not None
+            return existing, False
+
+    async def _existing(self, principal: Principal, version: Version, key: str, value: Any) -> str | None:
+        row = await self._database.row("find_run_by_key", principal.org_id, version.name, key, org=principal.org_id)
+        if row is None:
+            return None
+        # Compared by the keyed digest of the raw input, which the vault holds: redacted inputs differ in their tokens.
+        probe = await self._artifacts.seal(principal.org_id, value, self._labels(principal, version, value, pii=False))
+        if row["vault"]["raw_digest"] != probe.ref.digest:
+            raise Conflict(
+                f'Idempotency-Key "{key}" was used for another input of {version.name} (run {row["run_id"]}); choose a new key'
+            )
+        return str(row["run_id"])
+
+    async def _commit(self, principal: Principal, version: Version, value: Any, key: str, flags: list[str]) -> str:
+        redactor = Redactor.new()
+        redacted = redactor.redact(value)
+        labels = self._labels(principal, version, value, pii=bool(redactor.counts))
+        secret = labels.join(Labels(sensitivity=Sensitivity.SECRET))
+        raw = await self._artifacts.seal(principal.org_id, value, self._labels(principal, version, value, pii=False))
+        stored = await self._artifacts.seal(principal.org_id, redacted, labels)
+        vault = await self._artifacts.seal(principal.org_id, redactor.vault, secret)
+        run_id, trace = new_id("run"), TraceIds.new()
+        flags = flags + [f"redacted:{kind}" for kind in sorted(redactor.counts)]
+        entry = Entry(
+            org_id=principal.org_id,
+            event_type="run.created",
+            actor=principal.actor,
+            action="start_run",
+            resource=f"workflow:{version.name}@{version.version}",
+            at=self._clock.now(),
+            decision="allow",
+            run_id=run_id,
+            trace_id=trace.trace_id,
+            policy_version=version.policy.version,
+            detail={"input": stored.ref.digest, "flags": flags},
+        )
+        row = {
+            "run_id": run_id,
+            "org_id": principal.org_id,
+            "workflow": version.name,
+            "version": version.version,
+            "principal": principal.to_json(),
+            "idempotency_key": key,
+            "input": stored.ref.to_json(),
+            "vault": {"ref": vault.ref.to_json(), "raw_digest": raw.ref.digest},
+            "flags": flags,
+            "trace_id": trace.trace_id,
+            "span_id": trace.span_id,
+        }
+        await self._committer.submit(
+            Commit(principal.org_id, artifacts=[stored.row, vault.row], new_runs=[row], audit=[entry])
+        )
+        return run_id
+
+    def _labels(self, principal: Principal, version: Version, value: Any, *, pii: bool) -> Labels:
+        subjects: frozenset[str] = frozenset()
+        if version.workflow.subject is not None:
+            reference = parse(version.workflow.subject)
+            name = dig(value, reference.path) if reference is not None else version.workflow.subject
+            if name is not None:
+                subjects = frozenset({self._keys.pseudonym(principal.org_id, str(name))})
+        sensitivity = Sensitivity.PII if pii or subjects else Sensitivity.INTERNAL
+        return Labels(trust=Trust.USER, sensitivity=sensitivity, subjects=subjects, origins=frozenset({"input"}))

@@ -1,0 +1,183 @@
+"""Workflow versions: immutable, named by the hash of everything they consist of. Runs in flight stay on theirs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import jsonschema_rs
+
+from interlock.base.errors import NotFound
+from interlock.base.refs import canonical_json
+from interlock.policy.cedar import CedarPolicy
+from interlock.store.database import Database
+from interlock.store.objects import Objects
+from interlock.tools.bundles import unpack
+from interlock.tools.registry import Tool
+from interlock.workflows.contracts import ToolContract
+from interlock.workflows.program import Program, compile_program
+from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
+from interlock.workflows.spec import ModelStep, Workflow
+
+_CACHED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A version as data: what is hashed, stored and deployed."""
+
+    data: Mapping[str, Any]
+    version: str
+
+    @classmethod
+    def build(
+        cls,
+        workflow: Workflow,
+        *,
+        prompts: Mapping[str, PromptSpec],
+        tools: Mapping[str, tuple[ToolContract, str]],
+        policy: str,
+        models: Mapping[str, str],
+    ) -> Self:
+        """Pins the workflow with exactly the prompts and models that it uses, its tools and the policy."""
+        steps = [node.step for node in _nodes(workflow, {name: contract for name, (contract, _) in tools.items()})]
+        model_steps = [step for step in steps if isinstance(step, ModelStep)]
+        data = {
+            "workflow": workflow.model_dump(mode="json"),
+            "prompts": {step.prompt: prompts[step.prompt].model_dump(mode="json") for step in model_steps},
+            "tools": {
+                name: {"contract": contract.model_dump(mode="json"), "bundle": digest}
+                for name, (contract, digest) in tools.items()
+            },
+            "models": {step.model: models[step.model] for step in model_steps},
+            "policy": policy,
+        }
+        return cls.of(data)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        return cls(data, hashlib.sha256(canonical_json(data)).hexdigest()[:16])
+
+    @property
+    def name(self) -> str:
+        return str(self.data["workflow"]["name"])
+
+    @property
+    def bundles(self) -> list[str]:
+        return [tool["bundle"] for tool in self.data["tools"].values()]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version ready to run: everything compiled once."""
+
+    name: str
+    version: str
+    workflow: Workflow
+    program: Program
+    prompts: Mapping[str, Prompt]
+    tools: Mapping[str, Tool]
+    models: Mapping[str, str]
+    policy: CedarPolicy
+    input_validator: Any
+    output_validators: Mapping[str, Any]
+    tool_input_validators: Mapping[str, Any]
+    tool_output_validators: Mapping[str, Any]
+
+    @classmethod
+    def compile(cls, definition: Definition) -> Self:
+        data = definition.data
+        workflow = Workflow.model_validate(data["workflow"])
+        tools = {
+            name: Tool(ToolContract.model_validate(tool["contract"]), tool["bundle"])
+            for name, tool in data["tools"].items()
+        }
+        program = compile_program(workflow, {name: tool.contract for name, tool in tools.items()})
+        model_steps = [node.step for node in program.nodes.values() if isinstance(node.step, ModelStep)]
+        return cls(
+            name=definition.name,
+            version=definition.version,
+            workflow=workflow,
+            program=program,
+            prompts={
+                name: compile_prompt(name, PromptSpec.model_validate(spec)) for name, spec in data["prompts"].items()
+            },
+            tools=tools,
+            models=data["models"],
+            policy=CedarPolicy(data["policy"]),
+            input_validator=jsonschema_rs.validator_for(workflow.input),
+            output_validators={step.id: jsonschema_rs.validator_for(step.output) for step in model_steps},
+            tool_input_validators={
+                name: jsonschema_rs.validator_for(tool.contract.input) for name, tool in tools.items()
+            },
+            tool_output_validators={
+                name: jsonschema_rs.validator_for(tool.contract.output) for name, tool in tools.items()
+            },
+        )
+
+
+def _nodes(workflow: Workflow, contracts: Mapping[str, ToolContract]) -> list[Any]:
+    return list(compile_program(workflow, contracts).nodes.values())
+
+
+class Versions:
+    """Deployed versions, and the code of their tools."""
+
+    def __init__(self, database: Database, objects: Objects, cache: Path) -> None:
+        self._database = database
+        self._objects = objects
+        self._cache = cache
+        self._compiled: OrderedDict[tuple[str, str, str], Version] = OrderedDict()
+
+    async def deploy(self, org_id: str, definition: Definition, bundles: Mapping[str, bytes], *, by: str) -> bool:
+        """Makes a definition the version that new runs get; False if it already is."""
+        for digest in definition.bundles:
+            await self._objects.put(f"bundles/{digest}.tar", bundles[digest])
+        args = (org_id, definition.name, definition.version)
+        await self._database.execute("insert_version", *args, definition.data, by, org=org_id)
+        return await self._database.execute("set_head", *args, org=org_id) > 0
+
+    async def head(self, org_id: str, name: str) -> Version:
+        """The version new runs get.
+
+        Raises:
+            NotFound: naming what is deployed.
+        """
+        row = await self._database.row("get_head", org_id, name, org=org_id)
+        if row is None:
+            known = ", ".join(one["name"] for one in await self._database.rows("list_heads", org=org_id)) or "none"
+            raise NotFound(f'workflow "{name}" is not deployed; deployed are: {known}')
+        return self._compile(org_id, Definition(row["definition"], row["version"]))
+
+    async def get(self, org_id: str, name: str, version: str) -> Version:
+        """A version by its hash.
+
+        Raises:
+            NotFound: it was never deployed here.
+        """
+        cached = self._compiled.get((org_id, name, version))
+        if cached is not None:
+            return cached
+        row = await self._database.row("get_version", org_id, name, version, org=org_id)
+        if row is None:
+            raise NotFound(f'workflow "{name}" has no version {version}')
+        return self._compile(org_id, Definition(row["definition"], version))
+
+    async def locate(self, bundle: str) -> Path:
+        """The unpacked directory of a tool bundle, fetched and verified on first use."""
+        target = self._cache / bundle
+        if not target.is_dir():
+            unpack(bundle, await self._objects.get(f"bundles/{bundle}.tar"), self._cache)
+        return target
+
+    def _compile(self, org_id: str, definition: Definition) -> Version:
+        key = (org_id, definition.name, definition.version)
+        if key not in self._compiled:
+            self._compiled[key] = Version.compile(definition)
+            if len(self._compiled) > _CACHED:
+                self._compiled.popitem(last=False)
+        return self._compiled[key]

@@ -1,0 +1,136 @@
+"""Reading the answer of a sandbox, which may be anything: its bytes come from code we do not trust.
+
+A tool shares its process with the runner, so it can write whatever it likes on the channel. The worst it can
+achieve is a wrong answer to its own job; here every field is checked for type and size before it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from interlock.base.errors import Denied
+from interlock.sandbox.environment import Ending, Job, Result
+
+ENVELOPE_BYTES = 16 * 1024  # around the output: ending, error text
+_MAX_ERROR = 1000  # characters; an error is a sentence
+_MAX_PAUSE = 24 * 3600.0  # seconds
+_FROM_RUNNER: Mapping[str, Ending] = {
+    "ok": "ok",
+    "raised": "raised",
+    "crashed": "crashed",
+    "out_of_memory": "out_of_memory",
+    "garbage": "garbage",
+    "too_large": "too_large",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the host saw itself and the answer cannot claim."""
+
+    stderr: str
+    seconds: float
+    start_seconds: float
+
+
+def read_answer(line: bytes, job: Job, measured: Measured) -> Result:
+    """The result that a complete answer line stands for.
+
+    Raises:
+        Denied: the runner found the tool outside the job's allowlist.
+    """
+    try:
+        answer = _parse(line)
+    except (ValueError, RecursionError) as fault:
+        return ended("garbage", measured, f"the tool's answer is not JSON: {fault}")
+    if not isinstance(answer, dict):
+        return ended("garbage", measured, "the tool's answer is not a JSON object")
+    # Believed only where it is true: otherwise a tool could fill the audit log with denials that never happened.
+    if answer.get("ending") == "denied" and job.tool not in job.allowed_tools:
+        raise Denied(f'tool "{job.tool}" is not in the workflow\'s allow list; the sandbox refused it')
+    ending = _FROM_RUNNER.get(str(answer.get("ending")))
+    if ending is None:
+        return ended("garbage", measured, "the tool's answer has no known ending")
+    if ending == "ok":
+        if "output" not in answer:
+            return ended("garbage", measured, "the tool's answer has no output")
+        return ended("ok", measured, output=answer["output"])
+    if ending == "out_of_memory":
+        return ended(ending, measured, f"the tool used up its {job.limits.memory_bytes} bytes of memory")
+    error = answer.get("error")
+    return ended(
+        ending,
+        measured,
+        error if isinstance(error, str) else "the tool failed without saying why",
+        retryable=ending == "raised" and answer.get("retryable") is True,
+        retry_after=_pause(answer.get("retry_after")) if ending == "raised" else None,
+    )
+
+
+def ended(
+    ending: Ending,
+    measured: Measured,
+    error: str | None = None,
+    *,
+    output: Any = None,
+    retryable: bool = False,
+    retry_after: float | None = None,
+) -> Result:
+    return Result(
+        ending=ending,
+        output=output,
+        error=None if error is None else _sentence(error),
+        retryable=retryable,
+        retry_after=retry_after,
+        stderr=measured.stderr,
+        seconds=measured.seconds,
+        start_seconds=measured.start_seconds,
+    )
+
+
+def describe_exit(status: int | None, job: Job) -> str:
+    """Why the tool's process ended before it answered; `status` is bubblewrap's, None if we had to kill it."""
+    if status is None or status < 0:
+        return "the tool closed its answer channel and was killed"
+    number = status - 128
+    if number == signal.SIGXCPU:
+        return f"the tool used up its {job.limits.cpu_seconds} processor seconds"
+    if number in signal.valid_signals():
+        return f"the tool was killed by {signal.Signals(number).name} before it answered"
+    return f"the tool exited with status {status} before it answered"
+
+
+def _parse(line: bytes) -> Any:
+    text = line.decode()
+    answer = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    if "\\u" in text:  # an escaped lone surrogate passes the decoder, and nothing after us could encode it
+        json.dumps(answer, ensure_ascii=False).encode()
+    return answer
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def _pause(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_PAUSE:
+        return None
+    return float(value)
+
+
+def _sentence(text: str) -> str:
+    """One printable line: control characters would let a tool forge lines in a terminal or a log."""
+    printable = "".join(character if character.isprintable() else " " for character in text[: 4 * _MAX_ERROR])
+    return " ".join(printable.split())[:_MAX_ERROR]

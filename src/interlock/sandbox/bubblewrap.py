@@ -1,0 +1,116 @@
+"""Isolation by Linux namespaces, through bubblewrap: the default back end.
+
+What it holds, for code that is hostile from its first line: it sees no file of the host beyond programs and
+libraries, and writes only to a private, size-limited `/tmp`; it has no network beyond its own loopback, or one proxy
+that knows its allowlist; it runs as a user that owns nothing, with no capabilities, a system call filter
+and hard limits; it dies at its deadline with every process it started.
+
+What it does not hold: a hole in the kernel itself, and the sum over processes. Memory is limited per process
+(`Limits.memory_bytes` times `Limits.processes` is the bound for the whole); a bound for the sum needs a control
+group, which an ordinary user cannot make. Run the worker in a container or a unit with a memory limit for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from interlock.base.errors import Denied, FailureKind, SandboxError
+from interlock.sandbox.destinations import Allowlist
+from interlock.sandbox.egress import OnEvent
+from interlock.sandbox.environment import Job, Result, Sandbox
+from interlock.sandbox.instance import Instance, Stale
+from interlock.sandbox.layout import Plan, find_bwrap
+from interlock.sandbox.pool import WarmPool
+
+
+class BubblewrapSandbox(Sandbox):
+    """Runs each job in a sandbox of its own.
+
+    Args:
+        warm: sandboxes kept ready for each tool used lately; 0 starts every sandbox when its job comes.
+        warm_total: sandboxes kept ready at once; one that waits holds about 25 MB.
+        idle_seconds: how long one is kept.
+        on_egress: called with tool, host, port and verdict for each connection a tool asks for.
+        bwrap: another bubblewrap than the wheel's.
+    """
+
+    name = "bubblewrap"
+
+    def __init__(
+        self,
+        *,
+        warm: int = 2,
+        warm_total: int = 8,
+        idle_seconds: float = 60.0,
+        on_egress: OnEvent | None = None,
+        bwrap: Path | None = None,
+    ) -> None:
+        self._bwrap = bwrap
+        self._on_egress = on_egress
+        self.pool = WarmPool(self._start, per_plan=warm, total=warm_total, idle_seconds=idle_seconds)
+        self._running: set[Instance] = set()
+        self._closed = False
+
+    async def run(self, job: Job) -> Result:
+        """See `Sandbox`. A warm sandbox found dead is replaced silently, as the tool has not run in it."""
+        if job.tool not in job.allowed_tools:
+            raise Denied(f'tool "{job.tool}" is not in the workflow\'s allow list; add it or remove the step')
+        plan = self.plan(job)
+        began = time.perf_counter()
+        instance = self.pool.take(plan)
+        if instance is not None:
+            try:
+                return await self._perform(instance, job, time.perf_counter() - began)
+            except Stale:
+                began = time.perf_counter()
+        instance = await self._start(plan)
+        try:
+            return await self._perform(instance, job, time.perf_counter() - began)
+        except Stale as error:
+            raise SandboxError(
+                f'the sandbox for tool "{job.tool}" died before the tool was started; try again',
+                kind=FailureKind.TRANSIENT,
+                detail=instance.said,
+            ) from error
+
+    async def close(self) -> None:
+        """Kill what runs and what waits. Afterwards `run` refuses."""
+        self._closed = True
+        await asyncio.gather(*(instance.close() for instance in self._running), self.pool.close())
+
+    async def _perform(self, instance: Instance, job: Job, start_seconds: float) -> Result:
+        self._running.add(instance)
+        try:
+            return await instance.perform(job, start_seconds)
+        finally:
+            self._running.discard(instance)
+            await instance.close()
+            if not self._closed:
+                self.pool.refill(instance.plan)
+
+    async def _start(self, plan: Plan) -> Instance:
+        if self._closed:
+            raise SandboxError("the sandbox is closed; this worker is shutting down", kind=FailureKind.TRANSIENT)
+        if self._bwrap is None:
+            self._bwrap = find_bwrap()
+        return await Instance.start(self._bwrap, plan, self._on_egress)
+
+    def plan(self, job: Job) -> Plan:
+        try:
+            bundle = job.bundle.resolve(strict=True)
+            status = bundle.stat()
+            if not bundle.is_dir():
+                raise NotADirectoryError(f"{bundle} is not a directory")
+            Allowlist(job.egress)
+        except (OSError, RuntimeError, ValueError) as error:
+            message = f'tool "{job.tool}" cannot be set up: {error}'
+            raise SandboxError(message, kind=FailureKind.PERMANENT) from error
+        return Plan(
+            bundle=bundle,
+            inode=(status.st_dev, status.st_ino),
+            tool=job.tool,
+            egress=tuple(job.egress),
+            limits=job.limits,
+        )

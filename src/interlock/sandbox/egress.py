@@ -1,0 +1,295 @@
+"""The only way out of a sandbox: a forward proxy on a UNIX socket that knows which `host:port` a tool may reach.
+
+A sandbox has no network. If its job has an egress list, this proxy's socket is bound into it, and the runner leads
+the tool's HTTP clients there. Two forms are served: `CONNECT host:port` (a blind tunnel, for TLS) and plain requests in
+absolute form (`GET http://host/path`), each on a connection of its own. Every decision is reported before it takes
+effect; if it cannot be put on record, the answer is no.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from interlock.sandbox.destinations import Allowlist, Destination, Refused, parse_authority
+
+OnEvent = Callable[[str, str, int, bool], None]
+"""Called with the tool's name, host, port and whether the connection was allowed."""
+
+_HEAD_BYTES = 32 * 1024
+_HEAD_TIMEOUT = 10.0  # seconds for the whole head, so that a trickle cannot hold a connection
+_CONNECT_TIMEOUT = 10.0  # seconds
+_IDLE_TIMEOUT = 60.0  # seconds without a byte in either direction
+_LINGER = 2.0  # seconds for a client to notice that it was answered
+_CONNECTIONS = 64  # of one sandbox at once
+_CHUNK = 65536
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_TARGET = re.compile(r"http://(?P<authority>[^/?#]*)(?P<path>[/?][!-~]*)?", re.IGNORECASE)
+# RFC 9110, section 7.6.1; Host is set from the target, which alone was checked.
+_NOT_FORWARDED = frozenset(
+    "connection proxy-connection keep-alive proxy-authorization te trailer upgrade host".split()  # noqa: SIM905
+)
+_REASONS = {400: "Bad Request", 403: "Forbidden", 411: "Length Required", 431: "Request Header Fields Too Large"}
+_REASONS |= {500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable"}
+
+_log = logging.getLogger(__name__)
+
+
+class _Answer(Exception):
+    """The request ends here with this status and sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key.lower() == name]
+
+
+class EgressProxy:
+    """One proxy for one sandbox.
+
+    Args:
+        tool: the name under which connections are reported.
+        egress: the `host:port` pairs.
+        on_event: see `OnEvent`; an exception from it refuses the connection.
+
+    Raises:
+        ValueError: an entry is not `host:port`.
+    """
+
+    def __init__(self, tool: str, egress: tuple[str, ...], on_event: OnEvent | None = None) -> None:
+        self._tool = tool
+        self._allowlist = Allowlist(egress)
+        self._on_event = on_event
+        self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def start(self, path: Path) -> None:
+        """Listen at `path`, in a directory that only the sandbox's owner can enter."""
+        self._server = await asyncio.start_unix_server(self._accept, path, limit=_HEAD_BYTES)
+        # The sandbox may run as another user; who can come this far is decided by the directory.
+        path.chmod(0o666)  # noqa: ASYNC240 - no disk waits behind it
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if len(self._serving) > _CONNECTIONS:
+                raise _Answer(503, f"this tool has {_CONNECTIONS} connections open; close some")
+            request = await _read_request(reader)
+            if request.method == "CONNECT":
+                await self._tunnel(request, reader, writer)
+            else:
+                await self._forward(request, reader, writer)
+        except _Answer as answer:
+            writer.write(_response(answer.status, str(answer)))
+            await _linger(reader, writer)
+        except (OSError, EOFError):
+            pass  # either side went away, which ends the connection and nothing else
+        finally:
+            writer.close()
+
+    async def _tunnel(self, request: _Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        destination = _destination(request.target, None)
+        far_reader, far_writer = await self._connect(destination)
+        try:
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            await _Relay().both(reader, writer, far_reader, far_writer)
+        finally:
+            far_writer.close()
+
+    async def _forward(self, request: _Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        target = _TARGET.fullmatch(request.target)
+        if target is None:
+            raise _Answer(400, "this proxy takes CONNECT, or a request for an absolute http:// address")
+        destination = _destination(target["authority"], 80)
+        length = _content_length(request)
+        far_reader, far_writer = await self._connect(destination)
+        try:
+            far_writer.write(_forwarded_head(request, target["path"] or "/", destination))
+            # Exactly the announced body goes out: what follows would be a second request that nobody checked.
+            await _Relay().request(reader, writer, far_reader, far_writer, length)
+        finally:
+            far_writer.close()
+        await _linger(reader, writer)
+
+    async def _connect(self, destination: Destination) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            addresses = await self._allowlist.resolve(destination)
+        except Refused as refusal:
+            self._report(destination, allowed=False)
+            raise _Answer(403, str(refusal)) from None
+        except (OSError, UnicodeError):
+            raise _Answer(502, f"{destination} does not resolve") from None
+        self._report(destination, allowed=True)
+        for address in addresses:
+            with contextlib.suppress(OSError):  # TimeoutError is one, too
+                async with asyncio.timeout(_CONNECT_TIMEOUT):
+                    return await asyncio.open_connection(address, destination.port)
+        raise _Answer(502, f"{destination} does not accept connections")
+
+    def _report(self, destination: Destination, *, allowed: bool) -> None:
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(self._tool, destination.host, destination.port, allowed)
+        except Exception as error:
+            _log.exception("egress of tool %s to %s could not be recorded", self._tool, destination)
+            raise _Answer(500, "the connection could not be recorded, so it was not made") from error
+
+
+class _Relay:
+    """Carries bytes until both sides are done, or nothing moves for `_IDLE_TIMEOUT`."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._moved = self._loop.time()
+
+    async def both(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        far_reader: asyncio.StreamReader,
+        far_writer: asyncio.StreamWriter,
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._pump(reader, far_writer))
+            group.create_task(self._pump(far_reader, writer))
+
+    async def request(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        far_reader: asyncio.StreamReader,
+        far_writer: asyncio.StreamWriter,
+        length: int,
+    ) -> None:
+        """Body one way, response the other; a server may answer before it has read the body."""
+        body = self._loop.create_task(self._pump(reader, far_writer, length))
+        try:
+            await self._pump(far_reader, writer)
+        finally:
+            body.cancel()
+            await asyncio.gather(body, return_exceptions=True)
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int | None = None
+    ) -> None:
+        """Copy to the end, or exactly `length` bytes; only an end is passed on as one."""
+        try:
+            while length is None or length > 0:
+                data = await self._read(reader, _CHUNK if length is None else min(length, _CHUNK))
+                if not data:
+                    break
+                length = None if length is None else length - len(data)
+                writer.write(data)
+                await writer.drain()
+            if length is None:
+                writer.write_eof()
+        except OSError:
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader, most: int) -> bytes:
+        while True:
+            try:
+                async with asyncio.timeout_at(self._moved + _IDLE_TIMEOUT):
+                    data = await reader.read(most)
+            except TimeoutError:
+                if self._loop.time() < self._moved + _IDLE_TIMEOUT:
+                    continue  # the other direction is alive
+                raise
+            self._moved = self._loop.time()
+            return data
+
+
+async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """End our side, then drop what still comes: closing over unread bytes resets the connection, answer and all."""
+    with contextlib.suppress(OSError):
+        await writer.drain()
+        writer.write_eof()
+        async with asyncio.timeout(_LINGER):
+            while await reader.read(_CHUNK):
+                pass
+
+
+async def _read_request(reader: asyncio.StreamReader) -> _Request:
+    try:
+        async with asyncio.timeout(_HEAD_TIMEOUT):
+            raw = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.LimitOverrunError:
+        raise _Answer(431, f"the request's head is larger than {_HEAD_BYTES} bytes") from None
+    try:
+        lines = raw[:-4].decode("latin-1").split("\r\n")
+        method, target, version = lines[0].split(" ")
+    except ValueError:
+        raise _Answer(400, "the request line is not METHOD target HTTP/1.1") from None
+    if not _TOKEN.fullmatch(method) or version not in {"HTTP/1.1", "HTTP/1.0"}:
+        raise _Answer(400, "the request line is not METHOD target HTTP/1.1")
+    headers: list[tuple[str, str]] = []
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        # Folded lines, bare CR or LF and spaces before the colon are read differently by different servers.
+        if not colon or not _TOKEN.fullmatch(name) or any(character in value for character in "\r\n\0"):
+            raise _Answer(400, "a header line is not name: value")
+        headers.append((name, value.strip(" \t")))
+    return _Request(method, target, headers)
+
+
+def _destination(authority: str, default_port: int | None) -> Destination:
+    try:
+        return parse_authority(authority, default_port)
+    except ValueError as error:
+        raise _Answer(400, str(error)) from None
+
+
+def _content_length(request: _Request) -> int:
+    if request.values("transfer-encoding"):
+        raise _Answer(411, "this proxy does not forward chunked requests; send a Content-Length")
+    lengths = set(request.values("content-length"))
+    if not lengths:
+        return 0
+    length = lengths.pop()
+    if lengths or not re.fullmatch(r"[0-9]{1,15}", length):
+        raise _Answer(400, "the request has no single valid Content-Length")
+    return int(length)
+
+
+def _forwarded_head(request: _Request, path: str, destination: Destination) -> bytes:
+    named = {word.strip().lower() for value in request.values("connection") for word in value.split(",")}
+    dropped = _NOT_FORWARDED | (named - {"content-length"})
+    host = str(destination).removesuffix(":80")
+    lines = [f"{request.method} {path if path.startswith('/') else '/' + path} HTTP/1.1", f"Host: {host}"]
+    lines += [f"{name}: {value}" for name, value in request.headers if name.lower() not in dropped]
+    return ("\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n").encode("latin-1")
+
+
+def _response(status: int, sentence: str) -> bytes:
+    body = f"{sentence}\n".encode()
+    head = (
+        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body

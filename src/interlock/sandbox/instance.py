@@ -1,0 +1,306 @@
+"""One started sandbox: it waits for one job, answers it, and dies with everything that runs inside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from interlock.base.errors import FailureKind, SandboxError
+from interlock.sandbox import seccomp
+from interlock.sandbox.answer import ENVELOPE_BYTES, Measured, describe_exit, ended, read_answer
+from interlock.sandbox.egress import EgressProxy, OnEvent
+from interlock.sandbox.environment import Job, Result
+from interlock.sandbox.layout import ROOT_MAP, Plan, arguments
+from interlock.sandbox.pipes import Tail, read_all, readable
+
+_START_TIMEOUT = 20.0  # seconds; a start takes 0.03 s, so this is for a host in distress
+_EXIT_GRACE = 1.0  # seconds between a closed channel and the exit status
+_SIGNAL_BYTES = 100  # of a line that only says "ready" or "started"
+
+
+class Stale(Exception):
+    """The sandbox was gone before the tool's code ran, so the job may safely be given to another."""
+
+
+class Instance:
+    """Made by `start`, used by one `perform`, always finished by `close`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._loop = asyncio.get_running_loop()
+        self._egress: EgressProxy | None = None
+        self._directory: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pidfds: list[int] = []
+        self._output: Tail | None = None
+        self._reaping: asyncio.Task[None] | None = None
+        self._killed = False
+        self._reader = asyncio.StreamReader()
+        self._writer: asyncio.StreamWriter | None = None
+
+    @classmethod
+    async def start(cls, bwrap: Path, plan: Plan, on_event: OnEvent | None) -> Instance:
+        """A sandbox that waits for its job.
+
+        Raises:
+            SandboxError: (TRANSIENT) it did not come up; `detail` holds what bubblewrap said.
+        """
+        self = cls(plan)
+        try:
+            async with asyncio.timeout(_START_TIMEOUT):
+                await self._start_egress(on_event)
+                await self._launch(bwrap)
+                await self._expect("ready")
+        except (OSError, Stale, TimeoutError, ValueError) as error:
+            await self.close()
+            said = self.said.strip() or repr(error)
+            message = f"the sandbox did not start: {said.splitlines()[-1]}; `interlock doctor` names the mend"
+            raise SandboxError(message, kind=FailureKind.TRANSIENT, detail=said) from error
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    @property
+    def alive(self) -> bool:
+        return not self._killed and self._reaping is not None and not self._reaping.done() and not self._reader.at_eof()
+
+    async def perform(self, job: Job, start_seconds: float) -> Result:
+        """Hand over the job and wait for how it ends. Leaves nothing running.
+
+        Raises:
+            Stale: this sandbox had died while it waited; the tool's code has not run.
+        """
+        began = time.perf_counter()
+        line: bytes | None = None
+        timed_out = False
+        try:
+            async with asyncio.timeout(job.limits.timeout):
+                await self._hand_over(job)
+                await self._expect("started")
+                line = await self._read_line(job.limits.output_bytes + ENVELOPE_BYTES)
+                if line is None:
+                    await self._wait_for_exit()
+        except TimeoutError:
+            timed_out = True
+        seconds = time.perf_counter() - began
+        status = self._process.returncode if self._process else None
+        await self.close()
+        measured = Measured(self.said, seconds, start_seconds)
+        if timed_out:
+            return ended("timeout", measured, f"the tool was killed at its deadline of {job.limits.timeout:g} s")
+        if line is None:
+            return ended("crashed", measured, describe_exit(status, job))
+        if not line.endswith(b"\n"):
+            if len(line) > job.limits.output_bytes:
+                return ended("too_large", measured, f"the tool answered more than {job.limits.output_bytes} bytes")
+            return ended("garbage", measured, "the tool's answer broke off")
+        return read_answer(line, job, measured)
+
+    def kill(self) -> None:
+        """Kill at once, without waiting. Safe to call at any time."""
+        self._killed = True
+        # Process 1 of the namespace, too: a tool of the same user might have cut it off from bubblewrap's own death.
+        for pidfd in self._pidfds:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """Kill, and return when no process of the sandbox is left and nothing of it is on the host."""
+        self.kill()
+        if self._reaping is not None:
+            await asyncio.shield(self._reaping)
+        else:
+            await self._clean()
+
+    async def _start_egress(self, on_event: OnEvent | None) -> None:
+        if not self.plan.egress:
+            return
+        self._directory = Path(tempfile.mkdtemp(prefix="interlock-"))  # 0700: nobody else can reach the socket in it
+        self._egress = EgressProxy(self.plan.tool, self.plan.egress, on_event)
+        await self._egress.start(self._directory / "s")
+
+    async def _launch(self, bwrap: Path) -> None:
+        with contextlib.ExitStack() as ours:
+            near, info_read, block_write = self._spawn(bwrap, ours)
+            # To the end even if cancelled: bubblewrap killed before process 1 is known would leave that one behind.
+            admitting = self._loop.create_task(self._admit(info_read, block_write))
+            try:
+                await asyncio.shield(admitting)
+            except asyncio.CancelledError:
+                await asyncio.wait([admitting], timeout=_START_TIMEOUT)
+                near.close()
+                raise
+            except BaseException:
+                near.close()
+                raise
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=near)
+
+    def _spawn(self, bwrap: Path, ours: contextlib.ExitStack) -> tuple[socket.socket, int, int]:
+        """Start bubblewrap. `ours` gets the descriptors this process holds until the sandbox is up.
+
+        Returns:
+            This end of the channel, the end to read process information from, the end that lets bubblewrap go on.
+        """
+        with contextlib.ExitStack() as theirs:
+
+            def pipe(read_side: contextlib.ExitStack, write_side: contextlib.ExitStack) -> tuple[int, int]:
+                read, write = os.pipe()
+                read_side.callback(os.close, read)
+                write_side.callback(os.close, write)
+                return read, write
+
+            near, far = socket.socketpair()
+            theirs.callback(far.close)
+            info_read, info_write = pipe(ours, theirs)
+            block_read, block_write = pipe(theirs, ours)
+            filter_read, filter_write = os.pipe()
+            theirs.callback(os.close, filter_read)
+            with open(filter_write, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+                file.write(seccomp.program(platform.machine()))  # far below a pipe's capacity, so it cannot block
+            out_read, out_write = os.pipe()
+            theirs.callback(os.close, out_write)
+            self._output = Tail(self._loop, out_read)
+            line = arguments(
+                bwrap,
+                self.plan,
+                channel=far.fileno(),
+                seccomp_fd=filter_read,
+                info_fd=info_write,
+                block_fd=block_read,
+                egress_socket=self._directory / "s" if self._directory else None,
+            )
+            # Not in a thread: "die with parent" means the parent *thread*. A session of its own, because Ctrl-C at a
+            # terminal goes to the whole group, and a worker that drains must keep its jobs.
+            self._process = subprocess.Popen(
+                line,
+                stdin=subprocess.DEVNULL,
+                stdout=out_write,
+                stderr=out_write,
+                pass_fds=(far.fileno(), info_write, block_read, filter_read),
+                env={},  # what bubblewrap is started with, the tool can read in /proc/1/environ
+                start_new_session=True,
+            )
+        self._pidfds.append(os.pidfd_open(self._process.pid))
+        self._reaping = self._loop.create_task(self._reap())
+        return near, info_read, block_write
+
+    async def _admit(self, info_read: int, block_write: int) -> None:
+        """Learn process 1 of the sandbox and, as root, write its user map before bubblewrap goes on."""
+        assert self._process is not None
+        info = await read_all(self._loop, info_read)
+        if not info:
+            raise Stale
+        child = int(json.loads(info)["child-pid"])
+        pidfd = os.pidfd_open(child)
+        # The number may be another process's by now. Bubblewrap we have not reaped yet, so its number is still its own,
+        # and it has one child.
+        if _parent_of(child) != self._process.pid:
+            os.close(pidfd)
+            raise Stale
+        self._pidfds.append(pidfd)
+        if os.geteuid() == 0:
+            _map_users(child)
+            os.write(block_write, b"1")
+
+    async def _hand_over(self, job: Job) -> None:
+        body: dict[str, Any] = {
+            "tool": job.tool,
+            "function": job.function,
+            "arguments": dict(job.arguments),
+            "context": dict(job.context),
+            "allowed_tools": sorted(job.allowed_tools),
+            "output_bytes": job.limits.output_bytes,
+        }
+        try:
+            line = json.dumps(body, allow_nan=False).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            message = f'the arguments or context for tool "{job.tool}" are not JSON: {error}'
+            raise SandboxError(message, kind=FailureKind.PERMANENT) from error
+        assert self._writer is not None
+        try:
+            self._writer.write(line)
+            await self._writer.drain()
+        except OSError as error:
+            raise Stale from error
+
+    async def _expect(self, word: str) -> None:
+        line = await self._read_line(_SIGNAL_BYTES)
+        if line is None or not line.endswith(b"\n") or json.loads(line) != {word: True}:
+            raise Stale
+
+    async def _read_line(self, most: int) -> bytes | None:
+        """One line; without its newline if it is longer than `most` or breaks off; None if the channel is closed."""
+        parts: list[bytes] = []
+        size = 0
+        while size <= most:
+            try:
+                part = await self._reader.readuntil(b"\n")
+            except asyncio.LimitOverrunError as error:
+                part = await self._reader.readexactly(max(error.consumed, 1))
+            except asyncio.IncompleteReadError as error:
+                return b"".join([*parts, error.partial]) or None
+            except OSError:
+                return None
+            parts.append(part)
+            size += len(part)
+            if part.endswith(b"\n"):
+                break
+        line = b"".join(parts)
+        return line if size <= most else line.rstrip(b"\n")
+
+    async def _wait_for_exit(self) -> None:
+        assert self._reaping is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_EXIT_GRACE):
+                await asyncio.shield(self._reaping)
+
+    async def _reap(self) -> None:
+        assert self._process is not None
+        await readable(self._loop, self._pidfds[0])
+        # Process 1 becomes "exited" only after the kernel has killed and reaped everything else in its namespace.
+        for pidfd in self._pidfds[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            await readable(self._loop, pidfd)
+        self._process.wait()
+        await self._clean()
+
+    async def _clean(self) -> None:
+        self._killed = True
+        pidfds, self._pidfds = self._pidfds, []
+        for pidfd in pidfds:
+            os.close(pidfd)
+        if self._writer is not None:
+            self._writer.close()
+        if self._output is not None:
+            self._output.close()
+        if self._egress is not None:
+            await self._egress.close()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    @property
+    def said(self) -> str:
+        return self._output.text() if self._output else ""
+
+
+def _parent_of(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])  # the name before it may contain spaces and brackets
+
+
+def _map_users(pid: int) -> None:
+    for name in ("uid_map", "gid_map"):
+        Path(f"/proc/{pid}/{name}").write_text(ROOT_MAP)

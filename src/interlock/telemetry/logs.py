@@ -1,0 +1,67 @@
+"""Logs: one JSON object a line, with trace_id and span_id, and no secret in it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from interlock.telemetry.tracing import current_ids
+
+# Whatever looks like a credential, wherever it stands: ours (il_…), providers' (sk-…), bearer tokens, URL passwords.
+_SECRETS = re.compile(
+    r"(il_[a-z0-9]{10,}_[a-z0-9]+|sk-[A-Za-z0-9_-]{8,}|(?<=[Bb]earer )[A-Za-z0-9._~+/-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@))"
+)
+
+
+def scrub(text: str) -> str:
+    """The text without credentials."""
+    return _SECRETS.sub("[secret]", text)
+
+
+def configure(*, level: str, file: Path | None = None) -> None:
+    """Sends structured logs to a file, or to standard error."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = file.open("a", encoding="utf-8", buffering=1)
+    else:
+        stream = sys.stderr  # type: ignore[assignment]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
+            _trace_ids,
+            structlog.processors.format_exc_info,
+            _shape,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        cache_logger_on_first_use=False,
+    )
+
+
+def log(event_type: str, message: str = "", *, level: str = "info", **data: Any) -> None:
+    """One significant event; `event_type` is a name from `names`."""
+    getattr(structlog.get_logger(), level)(event_type, message=message, **data)
+
+
+def _trace_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    ids = current_ids()
+    if ids is not None:
+        event["trace_id"], event["span_id"] = ids.trace_id, ids.span_id
+    return event
+
+
+def _shape(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The seed document's fields: timestamp, trace_id, span_id, level, event_type, message, structured_data."""
+    head = {key: event.pop(key, None) for key in ("timestamp", "level", "trace_id", "span_id", "message")}
+    line = {"event_type": event.pop("event"), **head}
+    line["structured_data"] = {key: scrub(value) if isinstance(value, str) else value for key, value in event.items()}
+    line["message"] = scrub(str(line["message"] or ""))
+    return line

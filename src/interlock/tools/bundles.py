@@ -1,0 +1,77 @@
+"""Tool bundles: a tool's directory as one deterministic archive, named by its digest and verified when unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+from interlock.base.errors import IntegrityError, InvalidSpec
+
+# A tool is code and small data; what is larger belongs into a store that the tool reaches by egress.
+MAX_BUNDLE_BYTES = 64 * 1024 * 1024
+_IGNORED = {"__pycache__", ".git", ".DS_Store"}
+
+
+def pack(directory: Path) -> tuple[str, bytes]:
+    """(SHA-256 of the archive, archive): same files, same digest, whatever their dates and owners.
+
+    Raises:
+        InvalidSpec: no main.py, a link or device in it, or too large; names the path.
+    """
+    if not (directory / "main.py").is_file():
+        raise InvalidSpec(f"{directory}: a tool needs a main.py with a function run; add it")
+    buffer = io.BytesIO()
+    total = 0
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for path in sorted(directory.rglob("*")):
+            relative = path.relative_to(directory)
+            if _IGNORED & set(relative.parts):
+                continue
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise InvalidSpec(
+                    f"{path}: a tool may hold plain files and directories only; replace the link or device"
+                )
+            info = tarfile.TarInfo(relative.as_posix())
+            if path.is_dir():
+                info.type, info.mode = tarfile.DIRTYPE, 0o755
+                archive.addfile(info)
+                continue
+            content = path.read_bytes()
+            total += len(content)
+            if total > MAX_BUNDLE_BYTES:
+                raise InvalidSpec(
+                    f"{directory}: over {MAX_BUNDLE_BYTES // 2**20} MiB; keep large data outside the tool"
+                )
+            info.size, info.mode = len(content), 0o644
+            archive.addfile(info, io.BytesIO(content))
+    packed = buffer.getvalue()
+    return hashlib.sha256(packed).hexdigest(), packed
+
+
+def unpack(digest: str, packed: bytes, cache: Path) -> Path:
+    """Unpacks an archive into `cache/<digest>`, once; processes may race.
+
+    Raises:
+        IntegrityError: the archive is not the one the version pins.
+    """
+    if hashlib.sha256(packed).hexdigest() != digest:
+        raise IntegrityError(f"tool bundle {digest[:12]}… is not what was deployed; deploy the workflow again")
+    target = cache / digest
+    if target.is_dir():
+        return target
+    temporary = cache / f"{digest}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(temporary, filter="data")
+    try:
+        temporary.rename(target)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)  # another process was first
+        if not target.is_dir():
+            raise
+    return target

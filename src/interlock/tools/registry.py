@@ -1,0 +1,118 @@
+"""The registry: tools by name for one workflow version, and the one call into the sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonschema_rs
+
+from interlock.base.errors import ContractViolation, Denied, FailureKind, ToolError
+from interlock.sandbox.environment import Job, Limits, Result, Sandbox
+from interlock.workflows.contracts import MIB, ToolContract
+
+Function = Literal["run", "compensate", "probe"]
+Locate = Callable[[str], Coroutine[Any, Any, Path]]
+"""Bundle digest → unpacked directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A pinned tool: its contract and the digest of its code."""
+
+    contract: ToolContract
+    bundle: str
+
+
+class Tools:
+    """Calls tools in sandboxes and says in one vocabulary how it went."""
+
+    def __init__(self, sandbox: Sandbox, locate: Locate) -> None:
+        self._sandbox = sandbox
+        self._locate = locate
+
+    @property
+    def sandbox_name(self) -> str:
+        return self._sandbox.name
+
+    async def call(
+        self,
+        tool: Tool,
+        function: Function,
+        arguments: Mapping[str, Any],
+        *,
+        context: Mapping[str, Any],
+        allowed: frozenset[str],
+    ) -> Result:
+        """One call in a fresh sandbox.
+
+        Raises:
+            Denied: the tool is not in the workflow's allowlist.
+            SandboxError: no sandbox could be had; the tool was not called.
+        """
+        contract = tool.contract
+        if contract.name not in allowed:
+            raise Denied(f'tool "{contract.name}" is not in this workflow\'s allow list')
+        job = Job(
+            bundle=await self._locate(tool.bundle),
+            tool=contract.name,
+            function=function,
+            arguments=arguments,
+            context=context,
+            allowed_tools=allowed,
+            egress=tuple(contract.egress),
+            limits=Limits(
+                timeout=contract.timeout,
+                cpu_seconds=contract.limits.cpu_seconds,
+                memory_bytes=contract.limits.memory_mib * MIB,
+                disk_bytes=contract.limits.disk_mib * MIB,
+                processes=contract.limits.processes,
+            ),
+        )
+        return await self._sandbox.run(job)
+
+
+def check_value(validator: Any, value: Any, *, what: str) -> None:
+    """Validates against a compiled schema.
+
+    Raises:
+        ContractViolation: naming the first place; the value itself is not repeated.
+    """
+    try:
+        validator.validate(value)
+    except jsonschema_rs.ValidationError as error:
+        place = "/".join(str(part) for part in error.instance_path)
+        where = f"{what}: {place}" if place else what
+        raise ContractViolation(f"{where}: {explain(error)}") from error
+
+
+def explain(error: Any) -> str:
+    """What a schema violation is about, without the value: values may be personal data."""
+    path = [str(part) for part in error.schema_path]
+    keyword = path[-1] if path else "schema"
+    return (
+        str(error.message)
+        if keyword in {"required", "additionalProperties"}
+        else f'does not meet "{keyword}" of its schema'
+    )
+
+
+def error_of(contract: ToolContract, result: Result) -> ToolError:
+    """The error a failed call stands for. Whether its effect is in doubt is the kernel's question."""
+    sentences = {
+        "raised": f"failed: {result.error}",
+        "crashed": f"crashed: {result.error}" if result.error else "crashed",
+        "timeout": f"did not answer within {contract.timeout:g} s and was killed",
+        "out_of_memory": f"needed more than its {contract.limits.memory_mib} MiB of memory",
+        "garbage": "answered with something that is not JSON",
+        "too_large": "answered with more than the limit allows",
+    }
+    message = f'tool "{contract.name}" {sentences[result.ending]}'.replace("\0", "")
+    if result.ending == "raised" and not result.retryable:
+        return ToolError(message, kind=FailureKind.PERMANENT)
+    if result.ending in {"garbage", "too_large", "out_of_memory"}:
+        return ToolError(message, kind=FailureKind.PERMANENT)
+    kind = FailureKind.RATE_LIMITED if result.retry_after else FailureKind.TRANSIENT
+    return ToolError(message, kind=kind, retry_after=result.retry_after)

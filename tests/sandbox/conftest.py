@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import textwrap
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interlock.sandbox.bubblewrap import BubblewrapSandbox
+from interlock.sandbox.environment import Job, Limits, Result
+
+MakeJob = Callable[..., Job]
+Run = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> MakeJob:
+    """A job for a bundle whose main.py is the given source."""
+    made = 0
+
+    def make(
+        source: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        function: str = "run",
+        tool: str = "probe",
+        allowed: frozenset[str] | None = None,
+        egress: tuple[str, ...] = (),
+        **limits: Any,
+    ) -> Job:
+        nonlocal made
+        made += 1
+        bundle = tmp_path / f"bundle{made}"
+        bundle.mkdir()
+        (bundle / "main.py").write_text(textwrap.dedent(source))
+        return Job(
+            bundle=bundle,
+            tool=tool,
+            function=function,
+            arguments=arguments or {},
+            context={"idempotency_key": "k-1"},
+            allowed_tools=frozenset({tool}) if allowed is None else allowed,
+            egress=egress,
+            limits=Limits(**limits),
+        )
+
+    return make
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[BubblewrapSandbox]:
+    """Without a pool: each job starts its own sandbox, and spares do not take time from other tests."""
+    sandbox = BubblewrapSandbox(warm=0)
+    yield sandbox
+    await sandbox.close()
+
+
+@pytest.fixture
+def run(sandbox: BubblewrapSandbox, make_job: MakeJob) -> Run:
+    async def run(source: str, arguments: dict[str, Any] | None = None, **options: Any) -> Result:
+        return await sandbox.run(make_job(source, arguments, **options))
+
+    return run
+
+
+def processes_with(marker: str) -> list[int]:
+    """Processes of the host whose command line contains `marker`, zombies aside."""
+    found = []
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            try:
+                if marker.encode() in (directory / "cmdline").read_bytes():
+                    found.append(int(directory.name))
+            except OSError:
+                continue
+    return found

@@ -1,0 +1,201 @@
+"""Memory, disk, processes, time: a tool gets what it was granted and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import pytest
+
+from interlock.sandbox.bubblewrap import BubblewrapSandbox
+
+from .conftest import MakeJob, Run, processes_with
+
+MIB = 1024 * 1024
+# Detaches grandchildren in every way that outlives a plain kill of the parent.
+GRANDCHILDREN = """
+import os, subprocess, time
+def run(marker, hang):
+    subprocess.Popen(["sleep", marker], start_new_session=True)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execvp("sleep", ["sleep", marker])
+        os._exit(0)
+    time.sleep(0.3)
+    if hang:
+        time.sleep(600)
+    return "done"
+"""
+
+
+async def test_memory(run: Run) -> None:
+    source = "def run(size): return len(bytearray(size))"
+    assert (await run(source, {"size": 32 * MIB}, memory_bytes=256 * MIB)).output == 32 * MIB
+    result = await run(source, {"size": 512 * MIB}, memory_bytes=256 * MIB)
+    assert result.ending == "out_of_memory"
+    assert result.error == f"the tool used up its {256 * MIB} bytes of memory"
+
+
+async def test_memory_behind_the_limits_back(run: Run) -> None:
+    """Memory that no address space holds would escape the limit; the ways to get it are closed."""
+    source = """
+    import ctypes, os
+    def run():
+        libc = ctypes.CDLL(None, use_errno=True)
+        answers = []
+        try:
+            os.memfd_create("x")
+            answers.append("granted")
+        except PermissionError:
+            answers.append("refused")
+        answers.append("granted" if libc.shmget(0, 4096, 0o1600) >= 0 else "refused")
+        return answers
+    """
+    assert (await run(source)).output == ["refused", "refused"]
+
+
+async def test_disk(run: Run) -> None:
+    source = """
+    def run(sizes):
+        for number, size in enumerate(sizes):
+            with open(f"/tmp/{number}", "wb") as file:
+                file.write(b"x" * size)
+        return "written"
+    """
+    assert (await run(source, {"sizes": [MIB, MIB]}, disk_bytes=4 * MIB)).output == "written"
+    # One file too large is stopped by its own limit, many together by the size of the file system.
+    one = await run(source, {"sizes": [5 * MIB]}, disk_bytes=4 * MIB)
+    assert (one.ending, one.error) == ("raised", "OSError: [Errno 27] File too large")
+    many = await run(source, {"sizes": [3 * MIB, 3 * MIB]}, disk_bytes=4 * MIB)
+    assert (many.ending, many.error) == ("raised", "OSError: [Errno 28] No space left on device")
+
+
+async def test_shared_memory_counts_as_disk(run: Run) -> None:
+    source = """
+    from multiprocessing import Lock
+    def run():
+        Lock()
+        with open("/dev/shm/x", "wb") as file:
+            file.write(b"x" * 3_000_000)
+        with open("/tmp/y", "wb") as file:
+            file.write(b"x" * 3_000_000)
+    """
+    result = await run(source, disk_bytes=4 * MIB)
+    assert result.error == "OSError: [Errno 28] No space left on device"
+
+
+async def test_a_fork_bomb_is_bounded(run: Run) -> None:
+    source = """
+    import os, time
+    def run():
+        children = 0
+        try:
+            while children < 500:
+                if os.fork() == 0:
+                    time.sleep(600)
+                children += 1
+        except BlockingIOError:
+            return children
+        return "unbounded"
+    """
+    result = await run(source, processes=16)
+    assert result.output == 15  # and the tool itself
+
+
+async def test_threads_count_as_processes(run: Run) -> None:
+    source = """
+    import threading, time
+    def run():
+        for number in range(500):
+            try:
+                threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+            except RuntimeError:
+                return number
+    """
+    assert (await run(source, processes=16)).output == 15
+
+
+async def test_processor_seconds(run: Run) -> None:
+    result = await run("def run():\n    while True: pass", cpu_seconds=1)
+    assert (result.ending, result.error) == ("crashed", "the tool used up its 1 processor seconds")
+
+
+async def test_limits_cannot_be_raised(run: Run) -> None:
+    source = """
+    import resource
+    def run():
+        raised = []
+        for name in ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NOFILE"):
+            kind = getattr(resource, name)
+            hard = resource.getrlimit(kind)[1]
+            try:
+                resource.setrlimit(kind, (hard + 1, hard + 1))
+                raised.append(name)
+            except ValueError:
+                pass
+        return raised
+    """
+    assert (await run(source)).output == []
+
+
+@pytest.mark.parametrize("hang", [True, False])
+async def test_nothing_outlives_its_job(run: Run, hang: bool) -> None:
+    """Neither after a timeout nor after an answer; and `run` does not return before all are dead."""
+    marker = f"7{secrets.randbelow(10**8):08d}"
+    seen: list[int] = []
+    watching = asyncio.create_task(_watch(marker, seen))
+    result = await run(GRANDCHILDREN, {"marker": marker, "hang": hang}, timeout=3.0)
+    left = processes_with(f"sleep\0{marker}")
+    watching.cancel()
+    assert result.ending == ("timeout" if hang else "ok")
+    assert left == []
+    assert max(seen) == 2  # they were really there
+
+
+async def _watch(marker: str, seen: list[int]) -> None:
+    while True:
+        seen.append(len(processes_with(f"sleep\0{marker}")))
+        await asyncio.sleep(0.02)
+
+
+async def test_cancelling_kills_everything(sandbox: BubblewrapSandbox, make_job: MakeJob) -> None:
+    marker = f"8{secrets.randbelow(10**8):08d}"
+    job = make_job(GRANDCHILDREN, {"marker": marker, "hang": True})
+    task = asyncio.create_task(sandbox.run(job))
+    async with asyncio.timeout(20):
+        while len(processes_with(f"sleep\0{marker}")) < 2:
+            await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert processes_with(f"sleep\0{marker}") == []
+
+
+async def test_cancelling_during_the_start_leaves_nothing(sandbox: BubblewrapSandbox, make_job: MakeJob) -> None:
+    """At whatever point of the start it strikes."""
+    job = make_job("def run(): pass", egress=("127.0.0.1:9",))
+    finished = 0
+    for step in range(24):
+        task = asyncio.create_task(sandbox.run(job))
+        await asyncio.sleep(0.003 * step)
+        task.cancel()
+        try:
+            await task
+            finished += 1
+        except asyncio.CancelledError:
+            continue
+    assert finished < 24
+    assert processes_with(str(job.bundle)) == []
+
+
+async def test_close_kills_what_runs(make_job: MakeJob) -> None:
+    sandbox = BubblewrapSandbox(warm=0)
+    marker = f"9{secrets.randbelow(10**8):08d}"
+    task = asyncio.create_task(sandbox.run(make_job(GRANDCHILDREN, {"marker": marker, "hang": True})))
+    async with asyncio.timeout(20):
+        while len(processes_with(f"sleep\0{marker}")) < 2:
+            await asyncio.sleep(0.02)
+    await sandbox.close()
+    assert processes_with(f"sleep\0{marker}") == []
+    assert (await task).ending == "crashed"

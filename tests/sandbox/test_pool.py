@@ -1,0 +1,179 @@
+"""Warm sandboxes: used once, never shared, bounded, and replaced when they die."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from interlock.sandbox.bubblewrap import BubblewrapSandbox
+from interlock.sandbox.environment import Job
+
+from .conftest import MakeJob, processes_with
+
+STATEFUL = """
+import os
+seen = []
+def run():
+    seen.append(1)
+    before = os.listdir("/tmp")
+    open("/tmp/left", "w").write("x")
+    return [len(seen), before, os.stat("/proc/self/ns/pid").st_ino]
+"""
+
+
+@pytest.fixture
+async def warm() -> AsyncIterator[BubblewrapSandbox]:
+    sandbox = BubblewrapSandbox(warm=1)
+    yield sandbox
+    await sandbox.close()
+
+
+def bwraps(job: Job) -> list[int]:
+    return processes_with(f"--ro-bind\0{job.bundle}\0")
+
+
+def runners(job: Job) -> list[int]:
+    """The interpreters inside: grandchildren of bubblewrap, which has its process 1 in between."""
+    starters = bwraps(job)
+    return [
+        pid
+        for pid in processes_with("-u\0/interlock/runner.py")
+        if pid not in starters and _grandparent(pid) in starters
+    ]
+
+
+async def test_a_warm_sandbox_serves_one_job(warm: BubblewrapSandbox, make_job: MakeJob) -> None:
+    job = make_job(STATEFUL)
+    spaces, starts = [], []
+    for _ in range(4):
+        result = await warm.run(job)
+        seen, before, space = result.output
+        assert (seen, before) == (1, [])
+        spaces.append(space)
+        starts.append(result.start_seconds)
+        await warm.pool.settled()
+        assert warm.pool.waiting == 1
+    assert len(set(spaces)) == 4
+    assert min(starts[1:]) > 0
+    assert max(starts[1:]) < starts[0]  # they did not start anything
+
+
+async def test_a_waiting_sandbox_has_not_run_the_tool(warm: BubblewrapSandbox, make_job: MakeJob) -> None:
+    job = make_job("def run(): return 'first'")
+    await warm.run(job)
+    await warm.pool.settled()
+    await asyncio.sleep(0.3)  # time enough for a spare that would load ahead
+    (job.bundle / "main.py").write_text("def run(): return 'second'")
+    result = await warm.run(job)
+    assert result.output == "second"
+
+
+async def test_a_dead_one_is_replaced_silently(warm: BubblewrapSandbox, make_job: MakeJob) -> None:
+    job = make_job(STATEFUL)
+    await warm.run(job)
+    for wait in (0.3, 0.0):  # found dead, and dying while the job is handed over
+        await warm.pool.settled()
+        (runner,) = runners(job)  # not bubblewrap: its death takes a moment to arrive, and the tool might start
+        os.kill(runner, signal.SIGKILL)
+        await asyncio.sleep(wait)
+        result = await warm.run(job)
+        assert result.output[:2] == [1, []]
+
+
+async def test_a_stopped_one_is_only_a_timeout(warm: BubblewrapSandbox, make_job: MakeJob) -> None:
+    job = make_job(STATEFUL, timeout=1.0)
+    await warm.run(job)
+    await warm.pool.settled()
+    (runner,) = runners(job)
+    os.kill(runner, signal.SIGSTOP)
+    assert (await warm.run(job)).ending == "timeout"
+    await warm.pool.settled()
+    assert (await warm.run(job)).ending == "ok"
+
+
+async def test_other_limits_egress_or_bundle_is_another_sandbox(warm: BubblewrapSandbox, make_job: MakeJob) -> None:
+    job = make_job("import resource\ndef run(): return resource.getrlimit(resource.RLIMIT_AS)[0]")
+    await warm.run(job)
+    await warm.pool.settled()
+    smaller = dataclasses.replace(job, limits=dataclasses.replace(job.limits, memory_bytes=300_000_000))
+    assert (await warm.run(smaller)).output == 300_000_000
+    # The same path, but another directory: a bundle that was deployed anew.
+    job.bundle.rename(job.bundle.with_name("old"))
+    job.bundle.mkdir()
+    (job.bundle / "main.py").write_text("def run(): return 'new'")
+    assert (await warm.run(job)).output == "new"
+
+
+async def test_bounded_in_total_and_the_oldest_gives_way(make_job: MakeJob) -> None:
+    sandbox = BubblewrapSandbox(warm=2, warm_total=3)
+    jobs = [make_job(f"def run(): return {number}", tool=f"t{number}") for number in range(3)]
+    for job in jobs:
+        await sandbox.run(job)
+        await sandbox.pool.settled()
+    assert sandbox.pool.waiting == 3
+    assert [bool(sandbox.pool.take(sandbox.plan(job))) for job in jobs] == [False, True, True]
+    await asyncio.gather(*(sandbox.run(job) for job in jobs * 3))
+    await sandbox.pool.settled()
+    assert sandbox.pool.waiting <= 3
+    await sandbox.close()
+
+
+async def test_idle_ones_expire(make_job: MakeJob) -> None:
+    sandbox = BubblewrapSandbox(warm=1, idle_seconds=0.2)
+    job = make_job("def run(): return 1")
+    await sandbox.run(job)
+    await sandbox.pool.settled()
+    async with asyncio.timeout(20):
+        while sandbox.pool.waiting or bwraps(job):
+            await asyncio.sleep(0.02)
+    await sandbox.close()
+
+
+async def test_close_kills_all(make_job: MakeJob) -> None:
+    sandbox = BubblewrapSandbox(warm=2)
+    job = make_job("def run(): return 1")
+    await sandbox.run(job)
+    await sandbox.pool.settled()
+    assert len(bwraps(job)) >= 2
+    await sandbox.run(job)  # leaves a refill under way
+    await sandbox.close()
+    assert bwraps(job) == []
+    assert sandbox.pool.waiting == 0
+
+
+async def test_many_at_once(make_job: MakeJob) -> None:
+    sandbox = BubblewrapSandbox(warm=2)
+    job = make_job("def run(x): return x")
+    jobs = [dataclasses.replace(job, arguments={"x": number}) for number in range(16)]
+    results = await asyncio.gather(*(sandbox.run(each) for each in jobs))
+    assert [result.output for result in results] == list(range(16))
+    await sandbox.close()
+    assert bwraps(job) == []
+
+
+async def test_no_descriptor_is_left(make_job: MakeJob) -> None:
+    sandbox = BubblewrapSandbox(warm=1)
+    job = make_job("def run(): return 1", egress=("127.0.0.1:9",))
+    await sandbox.run(job)
+    await sandbox.close()
+    await asyncio.sleep(0)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        sandbox = BubblewrapSandbox(warm=1)
+        await sandbox.run(job)
+        await sandbox.run(job)
+        await sandbox.close()
+        await asyncio.sleep(0)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def _grandparent(pid: int) -> int:
+    for _ in range(2):
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid
