@@ -14,6 +14,7 @@ from typing import Any
 
 from interlock.base.errors import InvalidSpec
 from interlock.base.settings import Settings
+from interlock.gateway.catalog import parse_pin
 from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
 from interlock.runtime.versions import Definition
 from interlock.tools.bundles import pack
@@ -52,6 +53,8 @@ def read_project(directory: Path, settings: Settings) -> Project:
     contracts, bundles = _tools(directory, settings.variables, faults)
     sources = _workflows(directory, settings.variables, faults)
     policy = _policy(directory)
+    for pin in settings.models.values():
+        parse_pin(pin)
     for source, workflow in sources:
         problems = check_workflow(
             workflow,

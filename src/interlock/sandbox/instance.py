@@ -111,8 +111,9 @@ class Instance:
     def kill(self) -> None:
         """Kill at once, without waiting. Safe to call at any time."""
         self._killed = True
-        # Process 1 of the namespace, too: a tool of the same user might have cut it off from bubblewrap's own death.
-        for pidfd in self._pidfds:
+        # Process 1 of the namespace, if we know it yet: the kernel ends all others with it, and bubblewrap reaps it and
+        # exits. Killing bubblewrap instead would orphan it, and in a container nobody may be there to reap orphans.
+        for pidfd in self._pidfds[-1:]:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
@@ -274,6 +275,8 @@ class Instance:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             await readable(self._loop, pidfd)
+            with contextlib.suppress(ChildProcessError):  # if we are the container's init, orphans come to us
+                os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - WNOHANG
         self._process.wait()
         await self._clean()
 

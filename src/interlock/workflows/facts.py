@@ -26,7 +26,7 @@ def fact_fields(schema: Mapping[str, Any]) -> dict[str, str]:
             fields[name] = "bool"
         elif kind in {"integer", "number"}:
             fields[name] = "number"
-        elif kind == "string" and ("enum" in field or "const" in field):
+        elif all(isinstance(value, str | int | float | bool) for value in field.get("enum", [field.get("const")])):
             fields[name] = "enum"
     return fields
 

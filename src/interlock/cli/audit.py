@@ -1,0 +1,90 @@
+"""audit list, verify, export, key."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from interlock.base.errors import IntegrityError, InvalidInput
+from interlock.cli.connection import connect
+from interlock.cli.console import out, print_json, status
+
+group = typer.Typer(help="The record: who did what, chained and signed.", no_args_is_help=True)
+
+
+@group.command("verify")
+def verify() -> None:
+    """Check every entry: its hash, its place in the chain, its signature."""
+
+    async def main() -> Any:
+        async with connect() as api:
+            return await api.get("/v1/audit/verify")
+
+    verdict = asyncio.run(main())
+    if not verdict["ok"]:
+        raise IntegrityError(f"audit: TAMPERED: {verdict['problem']}; {verdict['verified']} entries before it are good")
+    out.print(f"audit: {verdict['verified']} entries verified")
+
+
+@group.command("list")
+def list_entries(
+    run_id: Annotated[str | None, typer.Option("--run", help="Only entries of this run.")] = None,
+    after: Annotated[int, typer.Option(help="Only entries after this number.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Entries in order."""
+
+    async def main() -> list[dict[str, Any]]:
+        async with connect() as api:
+            return list((await api.get("/v1/audit", run_id=run_id, after=after, limit=limit))["entries"])
+
+    found = asyncio.run(main())
+    if as_json:
+        print_json(found)
+        return
+    table = Table("#", "time", "what", "who", "on", "decision", box=None, pad_edge=False)
+    for row in found:
+        entry = row["entry"]
+        time = entry["timestamp"][11:19]
+        table.add_row(
+            str(row["seq"]), time, entry["event_type"], entry["actor"], entry["resource"], status(entry["decision"])
+        )
+    out.print(table if found else "no entries")
+
+
+@group.command("export")
+def export(file: Path) -> None:
+    """Write the whole log as JSON lines, for the stand-alone verifier or another archive."""
+
+    async def main() -> int:
+        async with connect() as api, api.client.stream("GET", "/v1/audit/export") as response:
+            response.raise_for_status()
+            count = 0
+            with file.open("w", encoding="utf-8") as target:
+                async for line in response.aiter_lines():
+                    target.write(line + "\n")
+                    count += 1
+            return count
+
+    try:
+        count = asyncio.run(main())
+    except OSError as error:
+        raise InvalidInput(f"{file}: cannot be written: {error.strerror}") from error
+    out.print(f"{count} entries in {file}")
+
+
+@group.command("key")
+def key() -> None:
+    """The public keys that verify this installation's entries; keep a copy where the log's keepers cannot reach it."""
+
+    async def main() -> dict[str, str]:
+        async with connect() as api:
+            return dict((await api.get("/v1/audit/key"))["keys"])
+
+    for key_id, raw in asyncio.run(main()).items():
+        out.print(f"{key_id}={raw}", soft_wrap=True)

@@ -1,0 +1,148 @@
+"""doctor: what this machine has, what it lacks, and the mend."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from interlock.base.errors import InterlockError, Unavailable
+from interlock.base.settings import Settings
+from interlock.cli.connection import find_server, settings_here
+from interlock.cli.console import out
+from interlock.gateway.catalog import parse_pin
+from interlock.gateway.weights import verify as verify_weights
+from interlock.gateway.weights import weights_path
+from interlock.runtime.project import read_project
+from interlock.sandbox.check import probe_sandbox
+
+_FREE_BYTES = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `problem` is a sentence with the mend, None if all is well; `fatal` if Interlock cannot run."""
+
+    what: str
+    problem: str | None = None
+    fatal: bool = True
+
+
+def register(cli: typer.Typer) -> None:
+    cli.command("doctor")(doctor)
+
+
+def doctor() -> None:
+    """Check this machine and say what is missing."""
+    settings = settings_here()
+    fatal = False
+    for finding in _look(settings):
+        if finding.problem is None:
+            out.print(f"[green]ok[/]    {finding.what}")
+        else:
+            out.print(
+                f"[red]no[/]    {finding.what}: " if finding.fatal else f"[yellow]note[/]  {finding.what}: ", end=""
+            )
+            out.print(finding.problem, markup=False, soft_wrap=True)
+            fatal = fatal or finding.fatal
+    if fatal:
+        raise typer.Exit(Unavailable.exit_code)
+
+
+def _look(settings: Settings) -> Iterator[Finding]:
+    version = platform.python_version()
+    yield Finding(
+        f"Python {version}",
+        None if sys.version_info >= (3, 11) else "3.11 or newer is needed; install it and run make again",
+    )
+    yield _platform()
+    yield _disk(settings)
+    problems = asyncio.run(probe_sandbox())
+    yield Finding("sandbox (bubblewrap)", " ".join(problems) or None)
+    yield from _models(settings)
+    yield _port(settings)
+    yield _project(settings)
+
+
+def _platform() -> Finding:
+    what = f"{platform.system()} {platform.machine()}"
+    good = platform.system() == "Linux" and platform.machine() in {"x86_64", "aarch64"}
+    return Finding(
+        what,
+        None if good else "the sandbox and the embedded database need Linux on x86-64 or aarch64; use a Linux machine",
+    )
+
+
+def _disk(settings: Settings) -> Finding:
+    place = settings.data_dir
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    what = f"{free // 2**20} MiB free at {place}"
+    if not os.access(place, os.W_OK):
+        return Finding(what, f"{place} cannot be written; change its owner or set INTERLOCK_DATA_DIR")
+    return Finding(what, None if free > _FREE_BYTES else "1 GiB is needed; make room or set INTERLOCK_DATA_DIR")
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    for alias, text in settings.models.items():
+        what = f"model {alias} = {text}"
+        try:
+            pin = parse_pin(text)
+        except InterlockError as error:
+            yield Finding(what, error.message)
+            continue
+        if pin.kind == "local":
+            yield _weights(what)
+        elif pin.base_url is None:
+            name = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}[pin.kind]
+            yield Finding(
+                what, None if os.environ.get(name) else f"{name} is not set; export it before starting a worker"
+            )
+        else:
+            yield Finding(what)
+
+
+def _weights(what: str) -> Finding:
+    path = weights_path()
+    if not path.exists():
+        return Finding(what, "its weights (93 MB) are fetched on first use", fatal=False)
+    try:
+        verify_weights(path)
+    except InterlockError as error:
+        return Finding(what, error.message)
+    return Finding(what)
+
+
+def _port(settings: Settings) -> Finding:
+    server = settings.server
+    what = f"port {server.port} on {server.host}"
+    running = asyncio.run(find_server(settings))
+    if running is not None:
+        return Finding(f"server running at {running[0]}")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((server.host, server.port))
+        except OSError as error:
+            return Finding(what, f"{error.strerror}; set server.port or INTERLOCK_SERVER__PORT to another", fatal=False)
+    return Finding(what)
+
+
+def _project(settings: Settings) -> Finding:
+    here = Path.cwd()
+    if not (here / "workflows").is_dir():
+        return Finding("project", "none in this directory; `interlock init my-agent` writes one", fatal=False)
+    try:
+        project = read_project(here, settings)
+    except InterlockError as error:
+        return Finding("project", error.message, fatal=False)
+    return Finding(f"project with {', '.join(project.definitions)}")

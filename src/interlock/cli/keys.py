@@ -1,0 +1,61 @@
+"""keys create, list, revoke."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from interlock.cli.connection import connect
+from interlock.cli.console import out
+
+group = typer.Typer(help="API keys of your organisation.", no_args_is_help=True)
+
+
+@group.command("create")
+def create(
+    user: str,
+    role: Annotated[list[str], typer.Option(help="admin, developer, operator, reviewer or viewer; may be repeated.")],
+) -> None:
+    """Make a key; it is shown once."""
+
+    async def main() -> Any:
+        async with connect() as api:
+            return await api.post("/v1/keys", {"user_id": user, "roles": role})
+
+    made = asyncio.run(main())
+    out.print(made["api_key"], soft_wrap=True)
+
+
+@group.command("list")
+def list_keys() -> None:
+    """Keys, without their secrets."""
+
+    async def main() -> list[dict[str, Any]]:
+        async with connect() as api:
+            return list((await api.get("/v1/keys"))["keys"])
+
+    table = Table("key", "user", "roles", "created", "revoked", box=None, pad_edge=False)
+    for one in asyncio.run(main()):
+        table.add_row(
+            one["key_id"],
+            one["user_id"],
+            ", ".join(one["roles"]),
+            one["created_at"][:19],
+            (one["revoked_at"] or "")[:19],
+        )
+    out.print(table)
+
+
+@group.command("revoke")
+def revoke(key_id: str) -> None:
+    """Make a key useless, within two seconds everywhere."""
+
+    async def main() -> None:
+        async with connect() as api:
+            await api.delete(f"/v1/keys/{key_id}")
+
+    asyncio.run(main())
+    out.print(f"revoked {key_id}")

@@ -1,0 +1,108 @@
+"""init, check, schema, eval."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import BaseModel
+from rich.table import Table
+
+from interlock.base.errors import Conflict, InvalidInput, StepError
+from interlock.cli.connection import Api, connect, settings_here
+from interlock.cli.console import out, print_json, status
+from interlock.evals.suite import Report, read_suites, run_case
+from interlock.runtime.project import read_project
+from interlock.runtime.runs import is_over
+from interlock.workflows.contracts import ToolContract
+from interlock.workflows.prompts import PromptSpec
+from interlock.workflows.spec import Workflow
+
+
+def register(cli: typer.Typer) -> None:
+    cli.command("init")(init)
+    cli.command("check")(check)
+    cli.command("schema")(schema)
+    cli.command("eval")(evaluate)
+
+
+def init(directory: Path) -> None:
+    """Write a small working project: workflow, prompt, tool, policy, eval case."""
+    name = directory.resolve().name
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,62}", name):
+        raise InvalidInput(
+            f'"{name}" cannot be a project name; use letters, digits, dots and hyphens, and begin with a letter'
+        )
+    if directory.exists() and any(directory.iterdir()):
+        raise Conflict(f"{directory} exists and is not empty; choose another directory")
+    template = resources.files("interlock.cli").joinpath("template")
+    _copy(template, directory, name)
+    out.print(
+        f'made {directory}; next:\n  cd {directory}\n  interlock run answer --input \'{{"question": "How do I get my money back?"}}\'\n  interlock dev'
+    )
+
+
+def check() -> None:
+    """Check the project in this directory: every file, and how they fit each other."""
+    project = read_project(Path.cwd(), settings_here())
+    for definition in project.definitions.values():
+        out.print(f"{definition.name}@{definition.version}  ok")
+
+
+def schema(kind: Annotated[Literal["workflow", "tool", "prompt"], typer.Argument()] = "workflow") -> None:
+    """Print the JSON Schema of a definition file, for editors and other tools."""
+    models: dict[str, type[BaseModel]] = {"workflow": Workflow, "tool": ToolContract, "prompt": PromptSpec}
+    document = models[kind].model_json_schema()
+    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **document})
+
+
+def evaluate() -> None:
+    """Run the cases in evals/ and compare; exit code 7 if any fails."""
+    suites = read_suites(Path.cwd() / "evals")
+
+    async def main() -> list[Report]:
+        async with connect(worker=True) as api:
+
+            async def run(workflow: str, value: Any) -> dict[str, Any]:
+                return await _run(api, workflow, value)
+
+            return [await run_case(run, suite, case) for suite in suites for case in suite.cases]
+
+    reports = asyncio.run(main())
+    table = Table("case", "workflow", "", "why", box=None, pad_edge=False)
+    for report in reports:
+        table.add_row(
+            report.case, report.workflow, status("succeeded" if report.passed else "failed"), "; ".join(report.problems)
+        )
+    out.print(table)
+    passed = sum(report.passed for report in reports)
+    out.print(f"{passed} of {len(reports)} cases passed")
+    if passed < len(reports):
+        raise typer.Exit(StepError.exit_code)
+
+
+async def _run(api: Api, workflow: str, value: Any) -> dict[str, Any]:
+    started = await api.post("/v1/runs", {"workflow": workflow, "input": value})
+    while True:
+        run: dict[str, Any] = await api.get(f"/v1/runs/{started['run_id']}")
+        if is_over(run["status"]):
+            result = await api.get(f"/v1/runs/{started['run_id']}/result")
+            return {**run, "output": result["output"]}
+        if any(step["status"] in {"reviewing", "confirming"} for step in run["steps"]):
+            return {**run, "output": None}
+        await asyncio.sleep(0.1)
+
+
+def _copy(source: Any, target: Path, name: str) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for item in source.iterdir():
+        if item.is_dir():
+            if item.name != "__pycache__":
+                _copy(item, target / item.name, name)
+        else:
+            text = item.read_text(encoding="utf-8").replace("{{project}}", name)
+            (target / item.name).write_text(text, encoding="utf-8")

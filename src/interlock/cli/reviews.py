@@ -1,0 +1,82 @@
+"""review list, show, approve, reject."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from interlock.base.errors import InvalidInput
+from interlock.cli.connection import connect
+from interlock.cli.console import out, print_json, status
+
+group = typer.Typer(help="Decide what waits for a person.", no_args_is_help=True)
+
+Note = Annotated[str, typer.Option(help="Why; goes on record.")]
+
+
+@group.command("list")
+def list_reviews(
+    every: Annotated[bool, typer.Option("--all", help="Decided ones too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What waits for a decision, oldest first."""
+
+    async def main() -> list[dict[str, Any]]:
+        async with connect() as api:
+            return list((await api.get("/v1/reviews", status="all" if every else None))["reviews"])
+
+    found = asyncio.run(main())
+    if as_json:
+        print_json(found)
+        return
+    table = Table("review", "workflow", "status", "question", "by", box=None, pad_edge=False)
+    for one in found:
+        table.add_row(one["review_id"], one["workflow"], status(one["status"]), one["title"], one["decided_by"] or "")
+    out.print(table if found else "nothing waits for a decision")
+
+
+@group.command("show")
+def show(review_id: str) -> None:
+    """One review, with everything the reviewer is to see."""
+
+    async def main() -> Any:
+        async with connect() as api:
+            return await api.get(f"/v1/reviews/{review_id}")
+
+    print_json(asyncio.run(main()))
+
+
+@group.command("approve")
+def approve(
+    review_id: str,
+    note: Note = "",
+    output: Annotated[
+        str | None, typer.Option(help="For a cut-off tool that did its work: what it gave, as JSON.")
+    ] = None,
+) -> None:
+    """Approve; the run goes on."""
+    try:
+        value = json.loads(output) if output is not None else None
+    except ValueError as error:
+        raise InvalidInput(f"--output is not JSON: {error}") from error
+    _decide(review_id, "approve", note, value)
+
+
+@group.command("reject")
+def reject(review_id: str, note: Note = "") -> None:
+    """Reject; the run takes its other way, or fails and undoes what it did."""
+    _decide(review_id, "reject", note, None)
+
+
+def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, output: Any) -> None:
+    async def main() -> Any:
+        async with connect() as api:
+            body = {"decision": decision, "note": note, "output": output}
+            return await api.post(f"/v1/reviews/{review_id}/decision", body)
+
+    review = asyncio.run(main())
+    out.print(f"{review['status']}: {review['title']} (run {review['run_id']})", markup=False)

@@ -1,0 +1,246 @@
+"""run, runs, show, trace, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from interlock.base.errors import InvalidInput, StepError
+from interlock.cli.connection import Api, connect
+from interlock.cli.console import out, print_json, seconds, status, usd
+from interlock.runtime.runs import is_over
+
+_POLL_SECONDS = 0.15
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(cli: typer.Typer) -> None:
+    cli.command("run")(run)
+    cli.command("runs")(runs)
+    cli.command("show")(show)
+    cli.command("trace")(trace)
+    cli.command("cancel")(cancel)
+
+
+def run(
+    workflow: str,
+    value: Annotated[str, typer.Option("--input", "-i", help="JSON, @FILE, or - for standard input.")] = "{}",
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key and input is the same run.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Start a run and follow it until it is over or waits for a person."""
+    parsed = _read_input(value)
+
+    async def main() -> dict[str, Any]:
+        async with connect(worker=True) as api:
+            headers = {"Idempotency-Key": key} if key else None
+            started = await api.post("/v1/runs", {"workflow": workflow, "input": parsed}, headers=headers)
+            if not as_json:
+                out.print(f"run [bold]{started['run_id']}[/]" + ("" if started["new"] else " (it was there already)"))
+            found = await _follow(api, started["run_id"], quiet=as_json)
+            if is_over(found["status"]):
+                found["output"] = (await api.get(f"/v1/runs/{found['run_id']}/result"))["output"]
+            else:
+                found["reviews"] = (await api.get("/v1/reviews", run_id=found["run_id"]))["reviews"]
+            return found
+
+    found = asyncio.run(main())
+    if as_json:
+        print_json(found)
+    else:
+        _print_outcome(found)
+    if found["status"] in {"failed", "dead", "cancelled"}:
+        raise typer.Exit(StepError.exit_code)
+
+
+def runs(
+    state: Annotated[str | None, typer.Option("--status", help="Only runs with this status.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
+    as_json: Json = False,
+) -> None:
+    """List runs, newest first."""
+
+    async def main() -> list[dict[str, Any]]:
+        async with connect() as api:
+            return list((await api.get("/v1/runs", status=state, workflow=workflow, limit=limit))["runs"])
+
+    found = asyncio.run(main())
+    if as_json:
+        print_json(found)
+        return
+    table = Table("run", "workflow", "status", "steps", "tokens", "USD", "seconds", "why", box=None, pad_edge=False)
+    for one in found:
+        tokens = str(one["input_tokens"] + one["output_tokens"])
+        took = seconds(one["created_at"], one["finished_at"])
+        table.add_row(
+            one["run_id"],
+            one["workflow"],
+            status(one["status"]),
+            str(one["steps_done"]),
+            tokens,
+            usd(one["usd"]),
+            took,
+            one["reason"] or "",
+        )
+    out.print(table if found else "no runs yet")
+
+
+def show(
+    run_id: str,
+    reveal: Annotated[bool, typer.Option(help="Put personal data back into the output; goes on record.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a run: its steps, its values, its effects, its result."""
+
+    async def main() -> dict[str, Any]:
+        async with connect() as api:
+            found: dict[str, Any] = await api.get(f"/v1/runs/{run_id}")
+            found["values"] = (await api.get(f"/v1/runs/{run_id}/values"))["values"]
+            if is_over(found["status"]):
+                found["output"] = (await api.get(f"/v1/runs/{run_id}/result", reveal=reveal or None))["output"]
+            return found
+
+    found = asyncio.run(main())
+    if as_json:
+        print_json(found)
+        return
+    out.print(
+        Text.assemble(found["run_id"], "  ", status(found["status"]), f"  {found['workflow']}@{found['version']}")
+    )
+    if found["reason"]:
+        out.print(f"  {found['reason']}", markup=False)
+    tokens = f"{found['input_tokens']} tokens in, {found['output_tokens']} out"
+    out.print(
+        f"  by {found['user_id']}, {tokens}, {usd(found['usd'])} USD, {seconds(found['created_at'], found['finished_at']) or '…'} s"
+    )
+    if found["flags"]:
+        out.print(f"  flags: {', '.join(found['flags'])}", markup=False)
+    _value("input", found["values"]["input"])
+    for step in found["steps"]:
+        retried = f" (attempt {step['attempt']})" if step["attempt"] > 1 else ""
+        out.print(Text.assemble("\n", (step["id"], "bold"), "  ", status(step["status"]), retried))
+        if step["error"]:
+            out.print(f"  {step['error']}", markup=False, style="red")
+        if step["id"] in found["values"]:
+            _value("", found["values"][step["id"]])
+    for effect in found["effects"]:
+        out.print(
+            Text.assemble(
+                "\neffect ", effect["tool"], "  ", status(effect["status"]), f"  key {effect['idempotency_key']}"
+            )
+        )
+    if "output" in found:
+        out.print()
+        _value("output", found["output"])
+
+
+def trace(run_id: str, as_json: Json = False) -> None:
+    """Show a run's trace as a waterfall."""
+
+    async def main() -> list[dict[str, Any]]:
+        async with connect() as api:
+            return list((await api.get(f"/v1/runs/{run_id}/trace"))["spans"])
+
+    spans = asyncio.run(main())
+    if as_json:
+        print_json(spans)
+    elif not spans:
+        out.print("no spans yet")
+    else:
+        out.print(waterfall(spans))
+
+
+def cancel(run_id: str, reason: Annotated[str, typer.Option(help="Goes on record.")] = "") -> None:
+    """Ask a run to stop; what it did is undone where its tools can."""
+
+    async def main() -> None:
+        async with connect() as api:
+            await api.post(f"/v1/runs/{run_id}/cancel", {"reason": reason})
+
+    asyncio.run(main())
+    out.print(f"asked {run_id} to stop")
+
+
+def waterfall(spans: list[dict[str, Any]], width: int = 40) -> Table:
+    """Spans as bars over the run's time, children under their parents."""
+    begin = min(span["start_ns"] for span in spans)
+    end = max(span["end_ns"] for span in spans)
+    scale = width / max(end - begin, 1)
+    known = {span["span_id"] for span in spans}
+    table = Table("span", "", "ms", "tokens", "", box=None, pad_edge=False)
+
+    def add(parent: str | None, depth: int) -> None:
+        for span in spans:
+            inside = span["parent_id"] == parent if parent else span["parent_id"] not in known
+            if not inside:
+                continue
+            attributes = span["attributes"]
+            left = int((span["start_ns"] - begin) * scale)
+            length = max(1, int((span["end_ns"] - span["start_ns"]) * scale))
+            bar = Text(" " * left + "█" * min(length, width - left), style="green" if span["ok"] else "red")
+            tokens = attributes.get("tokens.input", 0) + attributes.get("tokens.output", 0)
+            attempt = attributes.get("step.attempt", 1)
+            note = attributes.get("error.type", "") + (f" attempt {attempt}" if attempt > 1 else "")
+            name = Text("  " * depth + span["name"])
+            table.add_row(name, bar, f"{(span['end_ns'] - span['start_ns']) / 1e6:.1f}", str(tokens or ""), note)
+            add(span["span_id"], depth + 1)
+
+    add(None, 0)
+    return table
+
+
+async def _follow(api: Api, run_id: str, *, quiet: bool) -> dict[str, Any]:
+    shown: dict[str, tuple[str, int]] = {}
+    while True:
+        found: dict[str, Any] = await api.get(f"/v1/runs/{run_id}")
+        for step in found["steps"]:
+            now = (step["status"], step["attempt"])
+            if shown.get(step["id"]) != now and not quiet:
+                out.print(Text.assemble("  ", f"{step['id']:24}", status(step["status"]), f"  {step['error'] or ''}"))
+            shown[step["id"]] = now
+        asked = any(step["status"] in {"reviewing", "confirming"} for step in found["steps"])
+        if is_over(found["status"]) or (asked and found["status"] == "waiting"):
+            return found
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def _print_outcome(found: dict[str, Any]) -> None:
+    if "output" in found:
+        out.print(Text.assemble("", status(found["status"]), f"  {found['reason'] or ''}"))
+        print_json(found["output"])
+        return
+    for review in found["reviews"]:
+        out.print(f"waits for a person: {review['title']}", style="yellow", markup=False)
+        _value("", review["show"])
+        out.print(f"  interlock review approve {review['review_id']}\n  interlock review reject {review['review_id']}")
+
+
+def _value(name: str, value: Any) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=None)
+    out.print(f"  {name + ': ' if name else ''}{text}", markup=False, soft_wrap=True, style="dim")
+
+
+def _read_input(value: str) -> Any:
+    if value == "-":
+        text, place = sys.stdin.read(), "standard input"
+    elif value.startswith("@"):
+        place = value[1:]
+        try:
+            text = Path(place).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"--input: {place} cannot be read: {error}") from error
+    else:
+        text, place = value, "--input"
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"{place} is not JSON: {error}") from error

@@ -1,0 +1,121 @@
+"""dev, serve, worker, migrate."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import watchfiles
+
+from interlock.api.server import Server
+from interlock.app import App, write_private
+from interlock.base.errors import Conflict, InvalidSpec
+from interlock.base.settings import Settings
+from interlock.cli.connection import find_server, settings_here
+from interlock.cli.console import errors, out
+from interlock.identity.principal import Principal
+from interlock.telemetry import logs
+
+_WATCHED = ("workflows", "prompts", "tools", "policies", "schemas")
+
+
+def register(cli: typer.Typer) -> None:
+    cli.command("dev")(dev)
+    cli.command("serve")(serve)
+    cli.command("worker")(worker)
+    cli.command("migrate")(migrate)
+
+
+def dev(port: Annotated[int | None, typer.Option(help="Instead of server.port; 0 takes a free one.")] = None) -> None:
+    """Run everything in one process: API, worker, database. Definitions are reloaded when their files change."""
+    asyncio.run(_serve(settings_here(), port=port, worker=True, reload=True))
+
+
+def serve(port: Annotated[int | None, typer.Option(help="Instead of server.port.")] = None) -> None:
+    """Run the API only; workers run elsewhere on the same database."""
+    asyncio.run(_serve(settings_here(), port=port, worker=False, reload=False))
+
+
+def worker() -> None:
+    """Run a worker only. Start as many as you like on one database."""
+
+    async def main(settings: Settings) -> None:
+        logs.configure(level=settings.telemetry.log_level)
+        async with App(Path.cwd(), settings) as app:
+            await app.start_worker()
+            errors.print("worker runs; Ctrl-C finishes the steps under way and hands the rest back")
+            await _until_stopped()
+
+    asyncio.run(main(settings_here()))
+
+
+def migrate() -> None:
+    """Bring the database to this version's schema."""
+    settings = settings_here()
+    logs.configure(level="warning")
+
+    async def main() -> list[str]:
+        async with App(Path.cwd(), settings) as app:
+            return app.migrated
+
+    applied = asyncio.run(main())
+    out.print(f"applied {', '.join(applied)}" if applied else "nothing to do: the database is up to date")
+
+
+async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: bool) -> None:
+    running = await find_server(settings)
+    if running is not None:
+        raise Conflict(f"a server for this project already runs at {running[0]}; stop it first")
+    logs.configure(
+        level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl" if reload else None
+    )
+    errors.print("starting PostgreSQL …" if settings.database.url is None else "connecting …")
+    async with App(Path.cwd(), settings) as app:
+        server = Server(app, host=settings.server.host, port=settings.server.port if port is None else port)
+        principal, _ = await app.local_principal()
+        if worker:
+            await _deploy(app, principal)
+            await app.start_worker()
+        await server.start()
+        state = settings.data_dir / "server.json"
+        write_private(state, json.dumps({"url": server.url}))
+        errors.print(f"Interlock runs at [bold]{server.url}[/] (API documentation at /docs); Ctrl-C stops it")
+        watching = asyncio.create_task(_watch(app, principal)) if reload else None
+        try:
+            await _until_stopped()
+        finally:
+            errors.print("stopping: steps under way are finished …")
+            state.unlink(missing_ok=True)
+            if watching is not None:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+            await server.stop()
+
+
+async def _deploy(app: App, principal: Principal) -> None:
+    try:
+        for name in await app.deploy(principal, app.read_project()):
+            errors.print(f"deployed {name}", style="green")
+    except InvalidSpec as error:
+        # Runs keep the version they have; the author sees what to mend.
+        errors.print(error.message, style="red", markup=False)
+
+
+async def _watch(app: App, principal: Principal) -> None:
+    places = [app.project / name for name in _WATCHED if (app.project / name).is_dir()]
+    async for _ in watchfiles.awatch(*places):
+        await _deploy(app, principal)
+
+
+async def _until_stopped() -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(name, stopped.set)
+    await stopped.wait()

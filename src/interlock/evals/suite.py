@@ -1,0 +1,85 @@
+"""Eval cases: an input, and what the run must end with. `evals/*.yaml` in a project."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from interlock.base.errors import InvalidSpec
+from interlock.workflows.source import parse_yaml, validate
+from interlock.workflows.spec import Identifier, Part
+
+Run = Callable[[str, Any], Awaitable[dict[str, Any]]]
+"""(workflow, input) → the finished run: `status`, `output`, `steps` with their facts."""
+
+
+class Expectation(Part):
+    """What must hold; what is not named is not looked at."""
+
+    status: str = "succeeded"
+    output: dict[str, Any] = Field(default_factory=dict, description="fields the output must have, with these values")
+    facts: dict[str, dict[str, Any]] = Field(default_factory=dict, description="step → facts it must have")
+
+
+class Case(Part):
+    name: str
+    input: Any
+    expect: Expectation = Expectation()
+
+
+class Suite(Part):
+    """One file of cases for one workflow."""
+
+    workflow: Identifier
+    cases: list[Case] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How one case went."""
+
+    case: str
+    workflow: str
+    problems: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+
+def read_suites(directory: Path) -> list[Suite]:
+    """Raises:
+    InvalidSpec: no cases there, or a file that does not fit, with file and line.
+    """
+    paths = sorted(directory.glob("*.y*ml"))
+    if not paths:
+        raise InvalidSpec(f"{directory}: holds no eval cases; add NAME.yaml with workflow and cases")
+    return [
+        validate(Suite, parse_yaml(path.read_text(encoding="utf-8"), f"{directory.name}/{path.name}")) for path in paths
+    ]
+
+
+async def run_case(run: Run, suite: Suite, case: Case) -> Report:
+    """Runs one case and compares."""
+    result = await run(suite.workflow, case.input)
+    expect = case.expect
+    problems = []
+    if result["status"] != expect.status:
+        problems.append(f"status is {result['status']}, not {expect.status}")
+    problems += _differences("output", expect.output, result["output"] or {})
+    facts = {step["id"]: step["facts"] for step in result["steps"]}
+    for step, wanted in expect.facts.items():
+        problems += _differences(step, wanted, facts.get(step, {}))
+    return Report(case.name, suite.workflow, tuple(problems))
+
+
+def _differences(place: str, wanted: dict[str, Any], got: dict[str, Any]) -> list[str]:
+    return [
+        f"{place}.{name} is {got.get(name)!r}, not {value!r}"
+        for name, value in wanted.items()
+        if got.get(name) != value
+    ]
