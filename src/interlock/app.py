@@ -23,7 +23,7 @@ from interlock.identity.principal import Principal
 from interlock.review.notify import Webhook, to_log
 from interlock.review.queue import ReviewQueue
 from interlock.runtime.effects import EffectLedger
-from interlock.runtime.executors import ModelExecutor, ToolExecutor
+from interlock.runtime.executors import ModelExecutor, Models, ToolExecutor
 from interlock.runtime.intake import Intake
 from interlock.runtime.kernel import Kernel
 from interlock.runtime.project import Project, read_project
@@ -49,11 +49,15 @@ LOCAL_ORG = "local"
 class App:
     """One process's worth of Interlock: opened with `async with`, everything closed in reverse order.
 
+    Args:
+        models: instead of the providers that the settings name; for tests and benchmarks.
+
     Attributes:
         migrated: migrations that opening applied.
     """
 
-    def __init__(self, project: Path, settings: Settings) -> None:
+    def __init__(self, project: Path, settings: Settings, *, models: Models | None = None) -> None:
+        self._models = models
         self.project = project
         self.settings = settings
         self.data = settings.data_dir
@@ -135,8 +139,11 @@ class App:
         """Begins to drive runs in this process, until the app closes."""
         settings = self.settings
         sandbox = BubblewrapSandbox(warm=settings.sandbox.warm, on_egress=_log_egress)
-        models = ModelCatalog(os.environ)
-        self._closers += [sandbox.close, models.close]
+        self._closers.append(sandbox.close)
+        models = self._models
+        if models is None:
+            models = catalog = ModelCatalog(os.environ)
+            self._closers.append(catalog.close)
         kernel = Kernel(
             models=ModelExecutor(models),
             tools=ToolExecutor(Tools(sandbox, self.versions.locate), self.clock),

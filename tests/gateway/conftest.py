@@ -114,6 +114,7 @@ def raw_server() -> RawServer:
             writer.close()
 
         async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
-            yield "http://127.0.0.1:%d/v1" % server.sockets[0].getsockname()[1]
+            host, port = server.sockets[0].getsockname()
+            yield f"http://{host}:{port}/v1"
 
     return serve

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
 import tempfile
@@ -172,7 +171,7 @@ def listeners() -> set[str]:
     own = set()
     for link in Path("/proc/self/fd").iterdir():
         try:
-            own.add(os.readlink(link))
+            own.add(str(link.readlink()))
         except OSError:
             continue
     rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]

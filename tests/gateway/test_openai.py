@@ -9,6 +9,7 @@ import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import pytest
 
 from interlock.base.errors import FailureKind, InvalidInput, ProviderError
 from interlock.gateway.failures import MESSAGE_LIMIT, BilledError
@@ -37,6 +38,7 @@ async def failure(provider: OpenAIProvider, **changes: object) -> ProviderError:
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value.detail)
     assert KEY not in shown
     # Nothing chained holds the request either: aiohttp's errors carry its headers.
+    assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return caught.value
 

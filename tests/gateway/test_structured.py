@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -14,7 +15,7 @@ from interlock.gateway.provider import Usage
 from interlock.gateway.structured import _CACHE_SIZE, _compiled, compile_schema, complete_structured
 from interlock.testing import FakeProvider, answer, invalid_json, rate_limited, refusal, server_error, wrong_schema
 
-from .conftest import SCHEMA, VALID, request
+from .conftest import SCHEMA, VALID, RawServer, request
 
 VALID_TEXT = json.dumps(VALID)
 
@@ -170,6 +171,14 @@ def test_compiled_schemas_are_shared_and_bounded() -> None:
 def test_a_bad_schema_is_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(InvalidSpec, match="not a valid JSON Schema"):
         compile_schema(schema)
+
+
+async def test_a_reference_elsewhere_is_refused_even_where_it_could_be_fetched(raw_server: RawServer) -> None:
+    reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    async with raw_server(reply) as url:
+        with pytest.raises(InvalidSpec):
+            # In a thread: a fetch would block this loop, and with it the server that answers it.
+            await asyncio.to_thread(compile_schema, {"$ref": url})
 
 
 def test_formats_are_enforced() -> None:

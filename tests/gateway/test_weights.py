@@ -25,7 +25,7 @@ def build_wheel(folder: Path, content: bytes = CONTENT, member: str = "tiny_mode
     info = "tiny_model-1.0.dist-info"
     files = {
         member: content,
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Dist: no-such-thing-xyz\n",
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Dist: no-such-thing\n",
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(
@@ -132,6 +132,12 @@ def test_no_index_in_reach_is_one_clear_sentence(
     assert "check the network" in caught.value.message
     assert "\n" not in caught.value.message
     assert "hunter2" not in caught.value.message + (caught.value.detail or "")
+
+
+def test_an_indexs_password_stays_out_of_the_log(tiny: Weights) -> None:
+    error = module._fetch_error(tiny, "Looking in indexes: https://user:hunter2@mirror.example/simple\nERROR: no match")
+    assert "hunter2" not in error.message + (error.detail or "")
+    assert "mirror.example" in (error.detail or "")
 
 
 def test_a_changed_file_is_refused_with_name_and_mend(tiny: Weights, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,28 @@ async def test_a_second_request_behind_the_first_goes_nowhere(proxy: Path, far: 
     ((_, path, headers, _),) = far.requests
     assert path == "/one"
     assert headers == {"host": f"127.0.0.1:{far.port}", "x-end": "2", "connection": "close"}
+
+
+async def test_nothing_is_sent_behind_the_announced_body(tmp_path: Path) -> None:
+    received = bytearray()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while b"body" not in received:
+            received.extend(await reader.read(65536))
+        with suppress(TimeoutError):
+            received.extend(await asyncio.wait_for(reader.read(65536), 0.3))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        proxy = EgressProxy("probe", (f"127.0.0.1:{port}",))
+        await proxy.start(tmp_path / "s")
+        head = f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nContent-Length: 4\r\n\r\n"
+        answer = await ask(tmp_path / "s", f"{head}bodyGET /two HTTP/1.1\r\n\r\n".encode())
+        await proxy.close()
+    assert answer == b"HTTP/1.1 204 No Content\r\n\r\n"
+    assert received.endswith(b"\r\n\r\nbody")
 
 
 async def test_a_refusal_arrives_though_the_body_was_not_read(

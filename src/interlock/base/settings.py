@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from interlock.base.errors import InvalidSpec
 
@@ -151,8 +151,15 @@ def load_settings(project: Path) -> Settings:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidSpec(f"{path}: not valid TOML: {error}") from error
+        except OSError as error:
+            raise InvalidSpec(f"{path}: cannot be read: {error.strerror}") from error
+        for key in values:
+            if key.startswith("_"):  # pydantic-settings would take it for an option of its own
+                raise InvalidSpec(f'{path}: setting "{key}" is not accepted: remove it or check the spelling')
     try:
         settings = Settings(**values)
+    except SettingsError as error:
+        raise InvalidSpec(f"environment: {error}; write JSON, or set one key with INTERLOCK_SECTION__KEY") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -237,8 +237,7 @@ class Instance:
             raise Stale from error
 
     async def _expect(self, word: str) -> None:
-        line = await self._read_line(_SIGNAL_BYTES)
-        if line is None or not line.endswith(b"\n") or json.loads(line) != {word: True}:
+        if await self._read_line(_SIGNAL_BYTES) != b'{"%s":true}\n' % word.encode():
             raise Stale
 
     async def _read_line(self, most: int) -> bytes | None:

@@ -14,10 +14,12 @@ from typing import Any
 import asyncpg
 
 from interlock.base.errors import Conflict, InterlockError, LeaseLost, Unavailable
-from interlock.store.database import Database
+from interlock.store.database import Connection, Database
+from interlock.store.queries import QUERIES
 
 JsonRow = dict[str, Any]
 
+_SETTLE = "select settle($1)"
 LEASE_LOST, HEAD_MOVED, NOT_OPEN = "IL001", "IL002", "IL005"
 
 # The parts of a batch that are plain rows; `settle` in sql/migrations/0003.functions.sql says what each holds.
@@ -78,6 +80,7 @@ class Committer:
         self._waiting: asyncio.Queue[tuple[Commit, asyncio.Future[None]]] = asyncio.Queue()
         self._heads: dict[str, tuple[int, str]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._connection: Connection | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="committer")
@@ -91,6 +94,9 @@ class Committer:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
+        if self._connection is not None:
+            await self._connection.close(timeout=5)
+            self._connection = None
 
     async def submit(self, commit: Commit) -> None:
         """Makes a commit durable.
@@ -179,36 +185,41 @@ class Committer:
         return False  # the rest is idempotent: it may be written again
 
     async def _settle(self, commits: list[Commit], *, lock: bool) -> None:
-        batch: dict[str, Any] = {part: [row for commit in commits for row in getattr(commit, part)] for part in PARTS}
-        orgs = sorted({commit.org_id for commit in commits})
-        batch["orgs"] = ",".join(orgs)
-        batch["fences"] = [{"run_id": one.fence[0], "fence": one.fence[1]} for one in commits if one.fence]
+        batch = _batch_of(commits)
         entries: dict[str, list[Any]] = {}
         for commit in commits:
             if commit.audit:
                 entries.setdefault(commit.org_id, []).extend(commit.audit)
-        async with self._database.connection(*orgs) as connection:
-            if not lock:
-                for org in entries.keys() - self._heads.keys():
-                    self._heads[org] = tuple(
-                        await connection.fetchrow("select seq, hash from audit_heads where org_id = $1", org)
-                    )
-                heads = self._chain(batch, entries, self._heads)
-                await connection.execute("select settle($1)", json.dumps(batch, separators=(",", ":")))
-            else:
-                async with connection.transaction():
-                    locked = await connection.fetch(
-                        "select org_id, seq, hash from audit_heads where org_id = any($1::text[]) order by org_id for update",
-                        sorted(entries),
-                    )
-                    heads = self._chain(batch, entries, {row["org_id"]: (row["seq"], row["hash"]) for row in locked})
-                    await connection.execute("select settle($1)", json.dumps(batch, separators=(",", ":")))
+        connection = await self._connected()
+        if lock:
+            async with connection.transaction():
+                heads = self._chain(batch, entries, await self._read_heads(connection, sorted(entries), lock=True))
+                await connection.execute(_SETTLE, json.dumps(batch, separators=(",", ":")))
+        else:
+            unknown = sorted(entries.keys() - self._heads.keys())
+            if unknown:
+                self._heads |= await self._read_heads(connection, unknown, lock=False)
+            heads = self._chain(batch, entries, self._heads)
+            await connection.execute(_SETTLE, json.dumps(batch, separators=(",", ":")))
         self._heads |= heads
+
+    async def _connected(self) -> Connection:
+        """A connection of the committer's own: one round trip a commit, no borrowing and no resetting."""
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._database.dedicated()
+        return self._connection
+
+    async def _read_heads(self, connection: Connection, orgs: list[str], *, lock: bool) -> dict[str, tuple[int, str]]:
+        await connection.execute("select set_config('interlock.orgs', $1, $2)", ",".join(orgs), lock)
+        rows = await connection.fetch(QUERIES["lock_audit_heads" if lock else "audit_heads"], orgs)
+        return {row["org_id"]: (row["seq"], row["hash"]) for row in rows}
 
     def _chain(
         self, batch: dict[str, Any], entries: dict[str, list[Any]], heads: dict[str, tuple[int, str]]
     ) -> dict[str, tuple[int, str]]:
-        batch["audit"], batch["heads"], moved = [], [], {}
+        moved: dict[str, tuple[int, str]] = {}
+        if entries:
+            batch["audit"], batch["heads"] = [], []
         for org, of_org in sorted(entries.items()):
             expected, head = heads[org]
             rows, seq, digest = self._seal(of_org, expected, head)
@@ -216,6 +227,19 @@ class Committer:
             batch["heads"].append({"org_id": org, "expected": expected, "seq": seq, "hash": digest})
             moved[org] = (seq, digest)
         return moved
+
+
+def _batch_of(commits: list[Commit]) -> dict[str, Any]:
+    """What `settle` takes: the parts that hold something."""
+    batch: dict[str, Any] = {"orgs": ",".join(sorted({commit.org_id for commit in commits}))}
+    for part in PARTS:
+        rows = [row for commit in commits for row in getattr(commit, part)]
+        if rows:
+            batch[part] = rows
+    fences = [{"run_id": one.fence[0], "fence": one.fence[1]} for one in commits if one.fence]
+    if fences:
+        batch["fences"] = fences
+    return batch
 
 
 def _resolve(done: asyncio.Future[None]) -> None:

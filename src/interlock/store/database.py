@@ -16,7 +16,7 @@ from interlock.store.queries import QUERIES
 Connection = Any
 Row = Any
 
-# What a server that restarts, refuses or vanishes makes asyncpg raise; all of it may pass.
+# What a server that restarts, refuses, vanishes or had to break a tie makes asyncpg raise; all of it may pass.
 DOWN = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -24,6 +24,8 @@ DOWN = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InterfaceError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
     ConnectionError,
     OSError,
     TimeoutError,
@@ -111,6 +113,12 @@ class Database:
                 return int(status.rsplit(" ", 1)[-1]) if status[-1].isdigit() else 0
 
         return int(await self.retrying(run))
+
+    async def dedicated(self) -> Connection:
+        """A connection outside the pool; the caller closes it."""
+        connection = await asyncpg.connect(self.url, command_timeout=60)
+        await _prepare(connection)
+        return connection
 
     async def listen(self, channel: str, callback: Any) -> Connection:
         """A connection of its own that calls `callback(payload)` for every notification; close it when done."""

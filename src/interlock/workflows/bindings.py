@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-_REFERENCE = re.compile(r"^\$(input|run|steps\.(?P<step>[a-z][a-z0-9_]*))(?P<path>(\.[A-Za-z0-9_-]+)*)$")
+_INDEX = re.compile(r"[0-9]{1,9}\Z")
+_REFERENCE = re.compile(r"^\$(input|run|steps\.(?P<step>[a-z][a-z0-9_]*))(?P<path>(\.[A-Za-z0-9_-]+)*)\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def dig(value: Any, path: tuple[str, ...]) -> Any:
     for part in path:
         if isinstance(value, dict):
             value = value.get(part)
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        elif isinstance(value, list) and _INDEX.match(part) and int(part) < len(value):
             value = value[int(part)]
         else:
             return None

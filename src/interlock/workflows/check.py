@@ -56,17 +56,24 @@ class _Checker:
     ) -> None:
         self.workflow = workflow
         self.prompts = prompts
-        self.tools = tools
+        self.tools = dict(tools)
+        self.input = workflow.input
         self.models = models
         self.seen: dict[str, Path] = {}
         self.before: dict[str, JsonSchema] = {}  # steps finished by the time the current one starts → output schema
 
     def run(self) -> Iterator[Problem]:
         workflow = self.workflow
-        yield from _schema_problems(workflow.input, ("input",))
+        broken = list(_schema_problems(workflow.input, ("input",)))
+        if broken:
+            yield from broken
+            self.input = {}  # nothing more can be said about it
+        faults = {name: self._without_faults(name) for name in self.tools}
         for index, name in enumerate(workflow.allow):
+            path: Path = ("allow", index)
             if name not in self.tools:
-                yield Problem(("allow", index), f'tool "{name}" does not exist; {_known(self.tools, "tools")}')
+                yield Problem(path, f'tool "{name}" does not exist; {_known(self.tools, "tools")}')
+            yield from (Problem(path, fault) for fault in faults.get(name, ()))
         if workflow.subject is not None:
             yield from self._bindings(workflow.subject, ("subject",))
         yield from self._steps(workflow.steps, ("steps",))
@@ -75,6 +82,15 @@ class _Checker:
                 ("steps",), f"{len(self.seen)} steps are more than the {MAX_STEPS} a workflow may have; split it"
             )
         yield from self._bindings(workflow.output, ("output",))
+
+    def _without_faults(self, name: str) -> list[str]:
+        """What is wrong with a tool's schemas; the rest of the check goes on without those."""
+        contract, faults = self.tools[name], []
+        for part, schema in (("input", contract.input), ("output", contract.output)):
+            for problem in _schema_problems(schema, ()):
+                faults.append(f'tool "{name}": {part} {problem.message}')
+                self.tools[name] = self.tools[name].model_copy(update={part: {}})
+        return faults
 
     def _steps(self, steps: list[Step], path: Path) -> Iterator[Problem]:
         for index, step in enumerate(steps):
@@ -173,7 +189,7 @@ class _Checker:
             yield Problem(path, f'step "{step_id}": {error.message}')
             return
         known = {name: fact_fields(schema) for name, schema in self.before.items()}
-        known["input"] = fact_fields(self.workflow.input)
+        known["input"] = fact_fields(self.input)
         for name in program.variables():
             if name not in known:
                 yield Problem(
@@ -194,7 +210,7 @@ class _Checker:
 
     def _reference(self, reference: Reference) -> str | None:
         if reference.root == "input":
-            return _field_problem(reference, self.workflow.input, "the input")
+            return _field_problem(reference, self.input, "the input")
         if reference.root == "run":
             return None if reference.path == ("id",) else f'"{reference.text}": a run has only $run.id'
         step = str(reference.step)
@@ -205,7 +221,7 @@ class _Checker:
     def _output_schema(self, step: Step) -> JsonSchema:
         match step:
             case ModelStep():
-                return step.output
+                return {} if any(_schema_problems(step.output, ())) else step.output
             case ToolStep():
                 return self.tools[step.tool].output if step.tool in self.tools else {}
             case ReviewStep():
@@ -233,9 +249,13 @@ def _unknown(reference: Reference, properties: Mapping[str, Any], owner: str) ->
 
 def _schema_problems(schema: JsonSchema, path: Path) -> Iterator[Problem]:
     try:
-        jsonschema_rs.validator_for(schema)
+        jsonschema_rs.validator_for(schema, offline=True)  # a definition must not make the checker open a connection
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
-        yield Problem(path, f"is not valid JSON Schema: {getattr(error, 'message', error)}")
+        yield Problem(path, f"is not valid JSON Schema: {_first_line(error)}; correct it")
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "message", error)).splitlines()[0]
 
 
 def _known(names: Iterable[str], what: str) -> str:

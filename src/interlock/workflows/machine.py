@@ -78,6 +78,7 @@ class _Turn:
         self.status = state.status
         self.reason = state.reason
         self.commands: list[Command] = []
+        self.ahead: list[str] = []  # steps to enter; a queue, so that a long row of empty branches needs no deep stack
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -105,7 +106,10 @@ class _Turn:
             return False
         self._spend(event.spent)
         failure = event.failure
-        if failure.kind is FailureKind.BUDGET:
+        if step.failure is not None:
+            # An earlier attempt may have done its work. That this one surely did not says nothing about that one.
+            failure = replace(failure, ambiguous=True)
+        if failure.kind is FailureKind.BUDGET and not failure.ambiguous:
             self.steps[event.step] = replace(step, status=StepStatus.FAILED, failure=failure)
             self.end(RunStatus.PARTIAL, failure.message)
         elif self._may_retry(event.step, step, failure):
@@ -122,10 +126,12 @@ class _Turn:
         if step is None or step.status not in {StepStatus.REVIEWING, StepStatus.CONFIRMING}:
             return False
         if step.status is StepStatus.CONFIRMING:
+            if event.at == step.denied_at:
+                return False  # the answer to the question before this one, delivered again
             if event.approved:
                 self._succeed(event.step, replace(step, output=event.output, facts=event.facts, failure=None))
             elif self.ending is None:
-                self._perform(event.step, step.attempt + 1)
+                self._perform(event.step, StepState(StepStatus.RUNNING, step.attempt + 1, denied_at=event.at))
             else:
                 self.steps[event.step] = replace(step, status=StepStatus.FAILED)
             return True
@@ -143,10 +149,13 @@ class _Turn:
             return False
         if event.timer == DEADLINE:
             return self.end(RunStatus.PARTIAL, f"the run's deadline of {self.program.workflow.deadline:g} s passed")
-        kind, _, name = event.timer.partition(":")
+        kind, name, _ = event.timer.split(":")
         step = self.steps[name]
         if kind == "retry":
-            self._perform(name, step.attempt + 1)
+            doubt = step.failure if step.failure is not None and step.failure.ambiguous else None
+            self._perform(
+                name, StepState(StepStatus.RUNNING, step.attempt + 1, failure=doubt, denied_at=step.denied_at)
+            )
         else:
             self._undo(name, step)
         return True
@@ -173,7 +182,7 @@ class _Turn:
                 retry_after=event.failure.retry_after,
             )
             self.steps[event.step] = replace(step, status=StepStatus.UNDO_RETRYING, failure=event.failure)
-            self._timer(f"undo:{event.step}", self.at + wait)
+            self._timer(f"undo:{event.step}:{event.attempt}", self.at + wait)
         else:
             self.steps[event.step] = replace(step, status=StepStatus.UNDO_FAILED, failure=event.failure)
         return True
@@ -197,6 +206,8 @@ class _Turn:
     # -- the end of a turn -------------------------------------------------------------------------------------
 
     def close(self) -> tuple[RunState, list[Command]]:
+        while self.ahead and self.ending is None:
+            self._enter(self.ahead.pop(0))
         if self.ending is not None and not self._busy():
             self._finish_ending(self.ending)
         if self.status not in ev.TERMINAL and self.status is not RunStatus.COMPENSATING and self.steps:
@@ -238,7 +249,7 @@ class _Turn:
 
     def _enter_scope(self, scope: Scope) -> None:
         if scope.steps:
-            self._enter(scope.steps[0])
+            self.ahead.append(scope.steps[0])
         else:
             self._scope_done(scope)
 
@@ -246,7 +257,7 @@ class _Turn:
         step = self.program.nodes[name].step
         match step:
             case ModelStep() | ToolStep():
-                self._perform(name, 1)
+                self._perform(name, StepState(StepStatus.RUNNING))
             case ReviewStep():
                 self.steps[name] = StepState(StepStatus.REVIEWING)
                 self.commands.append(ev.OpenReview(name, "approve"))
@@ -280,7 +291,7 @@ class _Turn:
             return
         node: Node = self.program.nodes[name]
         if node.next is not None:
-            self._enter(node.next)
+            self.ahead.append(node.next)
         else:
             self._scope_done(node.scope)
 
@@ -301,9 +312,9 @@ class _Turn:
 
     # -- work, retries, compensation ---------------------------------------------------------------------------
 
-    def _perform(self, name: str, attempt: int) -> None:
-        self.steps[name] = StepState(StepStatus.RUNNING, attempt)
-        self.commands.append(ev.Perform(name, attempt))
+    def _perform(self, name: str, step: StepState) -> None:
+        self.steps[name] = step
+        self.commands.append(ev.Perform(name, step.attempt))
 
     def _confirm(self, name: str, step: StepState) -> None:
         # An effect may have happened; until a person has said which, the run can neither go on nor undo.
@@ -316,6 +327,7 @@ class _Turn:
         self.commands.append(ev.Compensate(name, attempt))
 
     def _timer(self, key: str, due: float) -> None:
+        # Keys name the attempt: a timer delivered twice must not cut the next wait short.
         self.timers[key] = due
         self.commands.append(ev.StartTimer(key, due))
 
@@ -338,7 +350,7 @@ class _Turn:
             self._policy(name), attempt=step.attempt, seed=self.state.seed, key=name, retry_after=failure.retry_after
         )
         self.steps[name] = replace(step, status=StepStatus.RETRYING, failure=failure)
-        self._timer(f"retry:{name}", self.at + wait)
+        self._timer(f"retry:{name}:{step.attempt}", self.at + wait)
 
     def _current(self, name: str, status: StepStatus, attempt: int) -> StepState | None:
         step = self.steps.get(name)

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jinja2
 import jsonschema_rs
-from jinja2 import meta
+from jinja2 import meta, nodes
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
 from interlock.base.errors import ContractViolation, InvalidSpec
 from interlock.base.refs import canonical_json
 from interlock.workflows.spec import JsonSchema, Part
+
+# Bounds of one rendering. Far above any prompt: a million tokens, and a list no model would read to its end.
+MAX_CHARACTERS = 4_000_000
+MAX_TURNS = 10_000
+_MAX_ARGUMENT = 1000  # of a filter: characters of a text, size of a number
+
+# What a template may be made of: it shows its slots, chooses and repeats. It neither calls, assigns nor calculates, so
+# no few lines of it can ask for gigabytes or years, whatever the slots hold.
+_NODES = (
+    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Neg, nodes.List, nodes.Tuple),
+    *(nodes.Name, nodes.Getattr, nodes.Getitem, nodes.Slice),
+    *(nodes.If, nodes.CondExpr, nodes.For, nodes.And, nodes.Or, nodes.Not, nodes.Compare, nodes.Operand, nodes.Test),
+    *(nodes.Filter, nodes.Keyword),
+)
+# Filters whose result is not much larger than what goes in. `random` would make two renderings differ.
+_FILTERS = (
+    "abs capitalize count d default dictsort e escape first float int items join last length list lower map max min "
+    "reject rejectattr reverse round select selectattr sort string title tojson trim truncate unique upper wordcount"
+).split()
+_COUNTER = "\0turns"  # no name a template can write
 
 # Immutable sandbox: a template reads its slots and nothing of Python; undefined names are errors, not "".
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
@@ -25,6 +47,19 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(
     lstrip_blocks=True,
     keep_trailing_newline=False,
 )
+_ENVIRONMENT.globals.clear()
+_ENVIRONMENT.filters = {name: _ENVIRONMENT.filters[name] for name in _FILTERS}
+
+
+@jinja2.pass_context
+def _counted(context: Context, items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        if next(context[_COUNTER]) >= MAX_TURNS:
+            raise jinja2.TemplateRuntimeError(f"its loops turn more than {MAX_TURNS} times; give it less")
+        yield item
+
+
+_ENVIRONMENT.filters["counted turns"] = _counted
 
 
 class Turn(Part):
@@ -64,11 +99,60 @@ class Prompt:
             place = "/".join(str(part) for part in error.instance_path) or "its slots"
             raise ContractViolation(f'prompt "{self.name}": {place}: {error.message}') from error
         try:
-            return [(role, template.render(**values).strip()) for role, template in self._templates]
+            given = {**values, _COUNTER: itertools.count()}
+            return [(role, _bounded(template.generate(given)).strip()) for role, template in self._templates]
         except jinja2.TemplateError as error:
             raise ContractViolation(f'prompt "{self.name}" cannot be rendered: {error.message}') from error
-        except (TypeError, ValueError, ArithmeticError, OverflowError) as error:
+        except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise ContractViolation(f'prompt "{self.name}" cannot be rendered: {error}') from error
+
+
+def _bounded(pieces: Iterable[str]) -> str:
+    shown, characters = [], 0
+    for piece in pieces:
+        characters += len(piece)
+        if characters > MAX_CHARACTERS:
+            raise jinja2.TemplateRuntimeError(f"it has more than {MAX_CHARACTERS} characters; give it less")
+        shown.append(piece)
+    return "".join(shown)
+
+
+def _parse(content: str) -> nodes.Template:
+    """The template's tree, with every loop counted.
+
+    Raises:
+        jinja2.TemplateSyntaxError: not a template, or made of more than a prompt may be made of.
+    """
+    tree = _ENVIRONMENT.parse(content)
+    for node in tree.find_all(nodes.Node):
+        refused = _refused(node)
+        if refused:
+            raise jinja2.TemplateSyntaxError(f"a prompt may not use {refused}", node.lineno)
+    for loop in list(tree.find_all(nodes.For)):
+        loop.iter = nodes.Filter(loop.iter, "counted turns", [], [], None, None, lineno=loop.lineno)
+    return tree
+
+
+def _refused(node: nodes.Node) -> str | None:
+    name = type(node).__name__
+    if not isinstance(node, _NODES):
+        return f"{name}; it may show slots, choose (if) and repeat (for)"
+    if isinstance(node, nodes.Name) and node.name == "self":
+        return '"self"; read a slot'
+    literal = isinstance(node, nodes.List) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
+    if literal and not all(isinstance(item, nodes.Const) for item in node.items):
+        return "a list of anything but literals; bind the list to a slot"
+    if isinstance(node, nodes.Filter):
+        arguments = [*node.args, *(pair.value for pair in node.kwargs), *filter(None, (node.dyn_args, node.dyn_kwargs))]
+        if not all(isinstance(one, nodes.Const) and _small(one.value) for one in arguments):
+            return f'"{node.name}" with an argument that is not a short literal'
+        if node.name == "tojson" and arguments:
+            return '"tojson" with arguments'
+    return None
+
+
+def _small(value: Any) -> bool:
+    return len(value) <= _MAX_ARGUMENT if isinstance(value, str) else value is None or abs(value) <= _MAX_ARGUMENT
 
 
 def compile_prompt(name: str, spec: PromptSpec) -> Prompt:
@@ -81,10 +165,15 @@ def compile_prompt(name: str, spec: PromptSpec) -> Prompt:
     used: set[str] = set()
     for number, turn in enumerate(spec.messages):
         try:
-            used |= meta.find_undeclared_variables(_ENVIRONMENT.parse(turn.content))
-            templates.append((turn.role, _ENVIRONMENT.from_string(turn.content)))
+            tree = _parse(turn.content)
+            used |= meta.find_undeclared_variables(tree)
+            templates.append((turn.role, _ENVIRONMENT.from_string(tree)))
         except jinja2.TemplateSyntaxError as error:
             raise InvalidSpec(f'prompt "{name}": messages.{number}: line {error.lineno}: {error.message}') from error
+        except (RecursionError, SyntaxError, ValueError, MemoryError) as error:  # Python's own limits
+            raise InvalidSpec(
+                f'prompt "{name}": messages.{number}: is nested too deeply or holds too long a number; simplify it'
+            ) from error
     for slot in sorted(used - spec.slots.keys()):
         raise InvalidSpec(f'prompt "{name}" uses "{slot}", which is not in slots; declare its type there')
     for slot in sorted(spec.slots.keys() - used):
@@ -96,8 +185,11 @@ def compile_prompt(name: str, spec: PromptSpec) -> Prompt:
         "additionalProperties": False,
     }
     try:
-        validator = jsonschema_rs.validator_for(schema)
-    except jsonschema_rs.ValidationError as error:
-        raise InvalidSpec(f'prompt "{name}": slots: not valid JSON Schema: {error.message}') from error
+        # Masked: messages end up in journals, and a slot's value may be personal. Offline: no schema opens a connection.
+        validator = jsonschema_rs.validator_for(schema, mask="the value", offline=True)
+    except (jsonschema_rs.ValidationError, ValueError) as error:
+        place = ".".join(["slots", *(str(part) for part in list(getattr(error, "instance_path", []))[1:])])
+        message = str(getattr(error, "message", error)).splitlines()[0]
+        raise InvalidSpec(f'prompt "{name}": {place}: not valid JSON Schema: {message}') from error
     digest = hashlib.sha256(canonical_json(spec.model_dump(mode="json"))).hexdigest()
     return Prompt(name, spec, digest, tuple(templates), validator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ Path = Sequence[str | int]
 
 # A definition is written by people; anything larger is a mistake or an attack on the parser.
 MAX_SOURCE_CHARACTERS = 1_000_000
+MAX_NUMBER_BITS = 1024  # larger ones have no float, and at 4300 digits Python refuses to print them
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def _position(node: Any, part: str | int) -> int | None:
 
 
 def parse_yaml(text: str, name: str) -> Source:
-    """Parses one YAML 1.2 document; duplicate keys and anchors that expand without end are refused.
+    """Parses one YAML 1.2 document; duplicate keys, anchors, tags and numbers that JSON cannot hold are refused.
 
     Raises:
         InvalidSpec: with file, line and the parser's reason.
@@ -71,34 +73,43 @@ def parse_yaml(text: str, name: str) -> Source:
         raise InvalidSpec(
             f"{name}: {len(text)} characters are more than the {MAX_SOURCE_CHARACTERS} a definition may have"
         )
-    if "\n&" in text or " &" in text:
-        _refuse_aliases(text, name)
-    parser = YAML(typ="rt", pure=True)
     try:
-        tree = parser.load(text)
+        if "&" in text or "!" in text:
+            _refuse_anchors_and_tags(text, name)
+        tree = YAML(typ="rt", pure=True).load(text)
+        data = _plain(tree)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InvalidSpec(f"{name}:{line}: not valid YAML: {error.problem or error.context}") from error
     except (YAMLError, ValueError, RecursionError) as error:
         raise InvalidSpec(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error
-    return Source(name, _plain(tree), tree)
+    return Source(name, data, tree)
 
 
-def _refuse_aliases(text: str, name: str) -> None:
-    # Aliases let ten lines expand to gigabytes; no definition needs them.
-    for number, line in enumerate(text.splitlines(), 1):
-        value = line.split(":", 1)[-1].strip()
-        if value.startswith(("*", "&")) and len(value.split()) == 1 and len(value) > 1:
-            raise InvalidSpec(f"{name}:{number}: YAML anchors and aliases are not accepted here; write the value out")
+def _refuse_anchors_and_tags(text: str, name: str) -> None:
+    # Aliases let ten lines expand to gigabytes, and tags make values that are not JSON; no definition needs them.
+    for event in YAML(typ="rt", pure=True).parse(text):
+        line = event.start_mark.line + 1
+        if getattr(event, "anchor", None) is not None:
+            raise InvalidSpec(f"{name}:{line}: YAML anchors and aliases are not accepted here; write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise InvalidSpec(f"{name}:{line}: YAML tags are not accepted here; leave the tag out, or quote the value")
 
 
 def _plain(node: Any) -> Any:
     if isinstance(node, CommentedMap | dict):
-        return {str(key): _plain(value) for key, value in node.items()}
+        plain_map = {str(key): _plain(value) for key, value in node.items()}
+        if len(plain_map) != len(node):
+            raise ValueError("two keys of one map are the same text; remove one")
+        return plain_map
     if isinstance(node, CommentedSeq | list):
         return [_plain(value) for value in node]
     if isinstance(node, bool) or node is None:
         return node
+    if isinstance(node, float) and not math.isfinite(node):
+        raise ValueError(f"{node} is not a JSON number; write a finite one")
+    if isinstance(node, int) and node.bit_length() > MAX_NUMBER_BITS:
+        raise ValueError(f"a whole number of {node.bit_length()} bits is too large; write a smaller one")
     for plain in (int, float, str):
         if isinstance(node, plain):
             return plain(node)

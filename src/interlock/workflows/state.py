@@ -31,7 +31,14 @@ BUSY = frozenset({StepStatus.RUNNING, StepStatus.UNDOING, StepStatus.UNDO_RETRYI
 
 @dataclass(frozen=True, slots=True)
 class StepState:
-    """One step. `attempt` counts from 1; `undo_attempt` counts its compensations."""
+    """One step.
+
+    Attributes:
+        attempt: counts from 1.
+        failure: of the last attempt; while running, of an earlier one that left the effect in doubt.
+        undo_attempt: counts its compensations.
+        denied_at: when a person last said that the effect in doubt had not happened.
+    """
 
     status: StepStatus
     attempt: int = 1
@@ -39,6 +46,7 @@ class StepState:
     facts: Facts = field(default_factory=dict)
     failure: Failure | None = None
     undo_attempt: int = 0
+    denied_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,12 @@ select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id) whe
 select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id)
     where ($1::text is null or v.status = $1) and ($2::text is null or v.run_id = $2) order by v.created_at, v.review_id
 
+-- name: audit_heads
+select org_id, seq, hash from audit_heads where org_id = any($1::text[])
+
+-- name: lock_audit_heads
+select org_id, seq, hash from audit_heads where org_id = any($1::text[]) order by org_id for update
+
 -- name: list_audit
 select seq, event_id, entry, prev_hash, hash, key_id, signature from audit where org_id = $1 and seq > $2
     and ($3::text is null or entry ->> 'run_id' = $3) order by seq limit $4

@@ -2,112 +2,137 @@
 -- depends: 0002.security
 
 -- Commits everything a batch of steps, runs and decisions has to say, in one transaction and one round trip.
--- Refuses the whole batch (IL001) if a run's fence moved on, (IL002) if an audit head did; the caller sorts it out.
+-- Only the parts that are there cost anything. Refuses the whole batch (IL001) if a run's fence moved on, (IL002) if an audit head did; the caller sorts it out.
 create function settle(batch jsonb) returns void language plpgsql as $$
 declare moved text; touched integer;
 begin
     perform set_config('interlock.orgs', batch ->> 'orgs', true);
 
-    perform from queue join jsonb_to_recordset(batch -> 'fences') as f(run_id text, fence bigint) using (run_id)
-        order by queue.run_id for update of queue;
-    select string_agg(f.run_id, ',') into moved
-        from jsonb_to_recordset(batch -> 'fences') as f(run_id text, fence bigint)
-        where not exists (select from queue where queue.run_id = f.run_id and queue.fence = f.fence);
-    if moved is not null then
-        raise exception 'lease lost' using errcode = 'IL001', detail = moved;
+    -- Always the log's head first and the runs after it, each in order: two processes never wait for each other in a circle.
+    if batch ? 'heads' then
+        perform from audit_heads join jsonb_to_recordset(batch -> 'heads') as h(org_id text) using (org_id)
+            order by audit_heads.org_id for update of audit_heads;
+        update audit_heads set seq = h.seq, hash = h.hash
+            from jsonb_to_recordset(batch -> 'heads') as h(org_id text, expected bigint, seq bigint, hash text)
+            where audit_heads.org_id = h.org_id and audit_heads.seq = h.expected;
+        get diagnostics touched = row_count;
+        if touched <> jsonb_array_length(batch -> 'heads') then
+            raise exception 'audit head moved' using errcode = 'IL002';
+        end if;
+        insert into audit (org_id, seq, event_id, entry, prev_hash, hash, key_id, signature)
+            select org_id, seq, event_id, entry, prev_hash, hash, key_id, signature
+            from jsonb_to_recordset(batch -> 'audit') as a(org_id text, seq bigint, event_id text, entry jsonb,
+                prev_hash text, hash text, key_id text, signature text);
     end if;
 
-    update audit_heads set seq = h.seq, hash = h.hash
-        from jsonb_to_recordset(batch -> 'heads') as h(org_id text, expected bigint, seq bigint, hash text)
-        where audit_heads.org_id = h.org_id and audit_heads.seq = h.expected;
-    select string_agg(h.org_id, ',') into moved
-        from jsonb_to_recordset(batch -> 'heads') as h(org_id text, seq bigint)
-        where not exists (select from audit_heads a where a.org_id = h.org_id and a.seq = h.seq);
-    if moved is not null then
-        raise exception 'audit head moved' using errcode = 'IL002', detail = moved;
+    if batch ? 'fences' then
+        perform from queue join jsonb_to_recordset(batch -> 'fences') as f(run_id text, fence bigint) using (run_id)
+            order by queue.run_id for update of queue;
+        select string_agg(f.run_id, ',') into moved
+            from jsonb_to_recordset(batch -> 'fences') as f(run_id text, fence bigint)
+            where not exists (select from queue where queue.run_id = f.run_id and queue.fence = f.fence);
+        if moved is not null then
+            raise exception 'lease lost' using errcode = 'IL001', detail = moved;
+        end if;
     end if;
 
-    insert into artifacts (org_id, digest, size, subjects, ciphertext, object)
-        select org_id, digest, size, subjects, decode(ciphertext, 'base64'), object
-        from jsonb_to_recordset(batch -> 'artifacts')
-            as a(org_id text, digest text, size bigint, subjects text[], ciphertext text, object text)
-        on conflict do nothing;
+    if batch ? 'artifacts' then
+        insert into artifacts (org_id, digest, size, subjects, ciphertext, object)
+            select org_id, digest, size, subjects, decode(ciphertext, 'base64'), object
+            from jsonb_to_recordset(batch -> 'artifacts')
+                as a(org_id text, digest text, size bigint, subjects text[], ciphertext text, object text)
+            on conflict do nothing;
+    end if;
 
-    insert into runs (run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id)
-        select run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id
-        from jsonb_to_recordset(batch -> 'new_runs') as r(run_id text, org_id text, workflow text, version text, principal jsonb,
-            idempotency_key text, input jsonb, vault jsonb, flags text[], trace_id text, span_id text);
-    insert into queue (run_id, org_id) select run_id, org_id
-        from jsonb_to_recordset(batch -> 'new_runs') as r(run_id text, org_id text);
+    if batch ? 'new_runs' then
+        insert into runs (run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id)
+            select run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id
+            from jsonb_to_recordset(batch -> 'new_runs') as r(run_id text, org_id text, workflow text, version text, principal jsonb,
+                idempotency_key text, input jsonb, vault jsonb, flags text[], trace_id text, span_id text);
+        insert into queue (run_id, org_id) select run_id, org_id
+            from jsonb_to_recordset(batch -> 'new_runs') as r(run_id text, org_id text);
+        perform pg_notify('interlock_queue', '');
+    end if;
 
-    insert into journal (run_id, seq, org_id, event) select run_id, seq, org_id, event
-        from jsonb_to_recordset(batch -> 'journal') as j(run_id text, seq integer, org_id text, event jsonb);
+    if batch ? 'journal' then
+        insert into journal (run_id, seq, org_id, event) select run_id, seq, org_id, event
+            from jsonb_to_recordset(batch -> 'journal') as j(run_id text, seq integer, org_id text, event jsonb);
+    end if;
 
-    update runs set status = r.status, reason = coalesce(r.reason, runs.reason), output = coalesce(r.output, runs.output),
-            input_tokens = r.input_tokens, output_tokens = r.output_tokens, usd = r.usd, steps = r.steps,
-            started_at = coalesce(runs.started_at, now()),
-            finished_at = case when r.finished then now() end
-        from jsonb_to_recordset(batch -> 'runs') as r(run_id text, status text, reason text, output jsonb,
-            input_tokens bigint, output_tokens bigint, usd double precision, steps integer, finished boolean)
-        where runs.run_id = r.run_id;
+    if batch ? 'runs' then
+        update runs set status = r.status, reason = coalesce(r.reason, runs.reason), output = coalesce(r.output, runs.output),
+                input_tokens = r.input_tokens, output_tokens = r.output_tokens, usd = r.usd, steps = r.steps,
+                started_at = coalesce(runs.started_at, now()),
+                finished_at = case when r.finished then now() end
+            from jsonb_to_recordset(batch -> 'runs') as r(run_id text, status text, reason text, output jsonb,
+                input_tokens bigint, output_tokens bigint, usd double precision, steps integer, finished boolean)
+            where runs.run_id = r.run_id;
+    end if;
 
-    insert into effects (run_id, step, org_id, tool, idempotency_key, status, attempt, input, output)
-        select run_id, step, org_id, tool, idempotency_key, status, attempt, input, output
-        from jsonb_to_recordset(batch -> 'effects') as e(run_id text, step text, org_id text, tool text,
-            idempotency_key text, status text, attempt integer, input jsonb, output jsonb)
-        on conflict (run_id, step) do update set status = excluded.status, attempt = excluded.attempt,
-            output = coalesce(excluded.output, effects.output), updated_at = now();
+    if batch ? 'effects' then
+        insert into effects (run_id, step, org_id, tool, idempotency_key, status, attempt, input, output)
+            select run_id, step, org_id, tool, idempotency_key, status, attempt, input, output
+            from jsonb_to_recordset(batch -> 'effects') as e(run_id text, step text, org_id text, tool text,
+                idempotency_key text, status text, attempt integer, input jsonb, output jsonb)
+            on conflict (run_id, step) do update set status = excluded.status, attempt = excluded.attempt,
+                output = coalesce(excluded.output, effects.output), updated_at = now();
+    end if;
 
-    insert into reviews (review_id, org_id, run_id, step, purpose, title, role, show)
-        select review_id, org_id, run_id, step, purpose, title, role, show
-        from jsonb_to_recordset(batch -> 'new_reviews') as v(review_id text, org_id text, run_id text, step text,
-            purpose text, title text, role text, show jsonb);
-    update reviews set status = 'closed', decided_at = now()
-        from jsonb_to_recordset(batch -> 'closed_reviews') as c(run_id text, step text)
-        where reviews.run_id = c.run_id and reviews.step = c.step and reviews.status = 'open';
+    if batch ? 'new_reviews' then
+        insert into reviews (review_id, org_id, run_id, step, purpose, title, role, show)
+            select review_id, org_id, run_id, step, purpose, title, role, show
+            from jsonb_to_recordset(batch -> 'new_reviews') as v(review_id text, org_id text, run_id text, step text,
+                purpose text, title text, role text, show jsonb);
+    end if;
 
-    update reviews set status = d.status, decided_by = d.decided_by, note = d.note, decided_at = now()
-        from jsonb_to_recordset(batch -> 'decided_reviews') as d(review_id text, status text, decided_by text, note text)
-        where reviews.review_id = d.review_id and reviews.status = 'open';
-    get diagnostics touched = row_count;
-    if touched <> jsonb_array_length(batch -> 'decided_reviews') then
-        raise exception 'review is not open' using errcode = 'IL005';
+    if batch ? 'closed_reviews' then
+        update reviews set status = 'closed', decided_at = now()
+            from jsonb_to_recordset(batch -> 'closed_reviews') as c(run_id text, step text)
+            where reviews.run_id = c.run_id and reviews.step = c.step and reviews.status = 'open';
+    end if;
+
+    if batch ? 'decided_reviews' then
+        update reviews set status = d.status, decided_by = d.decided_by, note = d.note, decided_at = now()
+            from jsonb_to_recordset(batch -> 'decided_reviews') as d(review_id text, status text, decided_by text, note text)
+            where reviews.review_id = d.review_id and reviews.status = 'open';
+        get diagnostics touched = row_count;
+        if touched <> jsonb_array_length(batch -> 'decided_reviews') then
+            raise exception 'review is not open' using errcode = 'IL005';
+        end if;
     end if;
 
     -- Tells runs something (a decision, a cancellation) and wakes whoever drives them, or will.
-    insert into signals (org_id, run_id, event) select org_id, run_id, event
-        from jsonb_to_recordset(batch -> 'new_signals') as s(org_id text, run_id text, event jsonb);
-    update queue set available_at = least(available_at, now())
-        from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text) where queue.run_id = s.run_id;
-    perform pg_notify('interlock_queue', s.run_id) from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text);
+    if batch ? 'new_signals' then
+        insert into signals (org_id, run_id, event) select org_id, run_id, event
+            from jsonb_to_recordset(batch -> 'new_signals') as s(org_id text, run_id text, event jsonb);
+        update queue set available_at = least(available_at, now())
+            from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text) where queue.run_id = s.run_id;
+        perform pg_notify('interlock_queue', s.run_id) from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text);
+    end if;
 
-    delete from signals using jsonb_to_recordset(batch -> 'used_signals') as s(signal_id bigint)
-        where signals.signal_id = s.signal_id;
+    if batch ? 'used_signals' then
+        delete from signals using jsonb_to_recordset(batch -> 'used_signals') as s(signal_id bigint)
+            where signals.signal_id = s.signal_id;
+    end if;
 
-    perform append_audit(batch -> 'audit');
+    if batch ? 'outbox' then
+        insert into outbox (org_id, topic, payload) select org_id, topic, payload
+            from jsonb_to_recordset(batch -> 'outbox') as o(org_id text, topic text, payload jsonb);
+    end if;
 
-    insert into outbox (org_id, topic, payload) select org_id, topic, payload
-        from jsonb_to_recordset(batch -> 'outbox') as o(org_id text, topic text, payload jsonb);
+    if batch ? 'finished' then
+        delete from queue using jsonb_to_recordset(batch -> 'finished') as d(run_id text) where queue.run_id = d.run_id;
+    end if;
 
-    delete from queue using jsonb_to_recordset(batch -> 'finished') as d(run_id text) where queue.run_id = d.run_id;
     -- A signal that came in while the run was being put to sleep keeps it awake.
-    update queue set worker = null, lease_until = null, available_at = case
-            when exists (select from signals where signals.run_id = queue.run_id) then now()
-            else coalesce(to_timestamp(w.wake_at), 'infinity'::timestamptz) end
-        from jsonb_to_recordset(batch -> 'released') as w(run_id text, wake_at double precision)
-        where queue.run_id = w.run_id;
-
-    if jsonb_array_length(batch -> 'new_runs') > 0 then
-        perform pg_notify('interlock_queue', '');
+    if batch ? 'released' then
+        update queue set worker = null, lease_until = null, available_at = case
+                when exists (select from signals where signals.run_id = queue.run_id) then now()
+                else coalesce(to_timestamp(w.wake_at), 'infinity'::timestamptz) end
+            from jsonb_to_recordset(batch -> 'released') as w(run_id text, wake_at double precision)
+            where queue.run_id = w.run_id;
     end if;
 end $$;
-
-create function append_audit(entries jsonb) returns void language sql as $$
-    insert into audit (org_id, seq, event_id, entry, prev_hash, hash, key_id, signature)
-        select org_id, seq, event_id, entry, prev_hash, hash, key_id, signature
-        from jsonb_to_recordset(entries) as a(org_id text, seq bigint, event_id text, entry jsonb,
-            prev_hash text, hash text, key_id text, signature text)
-$$;
 
 -- The functions below run as the schema's owner: they look across organisations and return ids only.
 
@@ -126,6 +151,7 @@ create function renew_leases(claimant text, lease_seconds double precision) retu
     language plpgsql security definer set search_path = public as $$
 declare renewed integer;
 begin
+    perform from queue where worker = claimant order by run_id for update;
     update queue set lease_until = now() + make_interval(secs => lease_seconds) where worker = claimant;
     get diagnostics renewed = row_count;
     return renewed;

@@ -1,0 +1,135 @@
+"""Rows as the engine writes them, in the smallest form that the database takes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from interlock.audit.log import Entry
+
+REF = {"digest": "0" * 64, "size": 2, "labels": {}}
+_numbers = itertools.count()
+
+
+def new_run(org_id: str, run_id: str | None = None) -> dict[str, Any]:
+    """For `Commit.new_runs`; the workflow is the one that the fixture `workflow` deploys."""
+    run_id = run_id or f"run_{next(_numbers):06}"
+    return {
+        "run_id": run_id,
+        "org_id": org_id,
+        "workflow": "ask",
+        "version": "v1",
+        "principal": {"user_id": "ada", "org_id": org_id, "roles": ["admin"]},
+        "idempotency_key": run_id,
+        "input": REF,
+        "vault": None,
+        "flags": [],
+        "trace_id": "0" * 32,
+        "span_id": "0" * 16,
+    }
+
+
+def run_update(run_id: str, status: str = "running", *, finished: bool = False) -> dict[str, Any]:
+    """For `Commit.runs`."""
+    zeros = {"input_tokens": 0, "output_tokens": 0, "usd": 0, "steps": 0}
+    return {"run_id": run_id, "status": status, "reason": None, "output": None, "finished": finished} | zeros
+
+
+def journal(run: dict[str, Any], seq: int, **event: Any) -> dict[str, Any]:
+    return {"run_id": run["run_id"], "seq": seq, "org_id": run["org_id"], "event": {"type": "test", **event}}
+
+
+def effect(run: dict[str, Any], status: str, step: str = "pay") -> dict[str, Any]:
+    return {
+        "run_id": run["run_id"],
+        "step": step,
+        "org_id": run["org_id"],
+        "tool": "pay",
+        "idempotency_key": f"{run['run_id']}/{step}",
+        "status": status,
+        "attempt": 1,
+        "input": REF,
+        "output": None,
+    }
+
+
+def review(run: dict[str, Any], review_id: str, step: str = "approve") -> dict[str, Any]:
+    return {
+        "review_id": review_id,
+        "org_id": run["org_id"],
+        "run_id": run["run_id"],
+        "step": step,
+        "purpose": "approve",
+        "title": "Send it?",
+        "role": "reviewer",
+        "show": REF,
+    }
+
+
+def signal(run: dict[str, Any], **event: Any) -> dict[str, Any]:
+    return {"org_id": run["org_id"], "run_id": run["run_id"], "event": {"type": "test", **event}}
+
+
+def artifact(org_id: str, digest: str) -> dict[str, Any]:
+    return {"org_id": org_id, "digest": digest, "size": 1, "subjects": [], "ciphertext": "AAAA"}
+
+
+def outbox(org_id: str, **payload: Any) -> dict[str, Any]:
+    return {"org_id": org_id, "topic": "test", "payload": payload}
+
+
+def entry(org_id: str, run_id: str | None = None, **detail: Any) -> Entry:
+    return Entry(org_id, "tool.call", "user:ada", "call_tool", "tool:pay", 1_000_000.5, run_id=run_id, detail=detail)
+
+
+def deploy(owner: psycopg.Connection[Any], org_id: str) -> None:
+    """The workflow version that every run here belongs to."""
+    owner.execute(
+        "insert into workflow_versions (org_id, name, version, definition, created_by) values (%s, 'ask', 'v1', %s, 'ada')",
+        (org_id, Jsonb({})),
+    )
+
+
+def tables_with_org(owner: psycopg.Connection[Any]) -> list[str]:
+    """Every table that has an organisation, as the catalogue knows them."""
+    rows = owner.execute(
+        "select c.relname from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attname = 'org_id' "
+        "where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') order by 1"
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def contents(owner: psycopg.Connection[Any]) -> dict[str, list[str]]:
+    """Everything in every table that has an organisation, comparable."""
+    return {
+        table: [row[0] for row in owner.execute(f"select t::text from {table} t order by 1").fetchall()]
+        for table in tables_with_org(owner)
+    }
+
+
+def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
+    """One row of the organisation in every table; the organisation, its audit head and its workflow are there."""
+    run, extra = f"run_{org_id}", {"org": org_id, "ref": Jsonb(REF), "empty": Jsonb({})}
+    values = {"run": run, **extra}
+    for statement in (
+        "insert into api_keys values (%(run)s, %(org)s, '\\x00', 'ada', '{admin}')",
+        "insert into subject_keys (org_id, subject, wrapped) values (%(org)s, '', '\\x00')",
+        "insert into artifacts (org_id, digest, size, subjects, ciphertext) values (%(org)s, 'd', 1, '{}', '\\x00')",
+        "insert into workflow_heads (org_id, name, version) values (%(org)s, 'ask', 'v1')",
+        "insert into runs (run_id, org_id, workflow, version, principal, idempotency_key, input, trace_id, span_id) "
+        "values (%(run)s, %(org)s, 'ask', 'v1', %(empty)s, 'k', %(ref)s, 't', 's')",
+        "insert into queue (run_id, org_id) values (%(run)s, %(org)s)",
+        "insert into journal values (%(run)s, 1, %(org)s, %(empty)s)",
+        "insert into signals (org_id, run_id, event) values (%(org)s, %(run)s, %(empty)s)",
+        "insert into effects (run_id, step, org_id, tool, idempotency_key, status, attempt, input) "
+        "values (%(run)s, 'pay', %(org)s, 'pay', 'k', 'intended', 1, %(ref)s)",
+        "insert into reviews (review_id, org_id, run_id, step, purpose, title, role, show) "
+        "values (%(run)s, %(org)s, %(run)s, 'approve', 'approve', 't', 'reviewer', %(ref)s)",
+        "insert into audit values (%(org)s, 1, 'e', %(empty)s, '', 'h', 'k', 's')",
+        "insert into outbox (org_id, topic, payload) values (%(org)s, 't', %(empty)s)",
+        "insert into spans values (%(run)s, 's', %(org)s, null, 'n', 1, 2, true, %(empty)s)",
+    ):
+        owner.execute(statement, values)
