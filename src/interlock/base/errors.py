@@ -15,6 +15,7 @@
     ├── StepError               a step's work failed; `kind` says whether trying again can help
     │   ├── ProviderError       a model provider refused, broke off or answered nonsense
     │   ├── ToolError           a tool crashed, hung or answered garbage
+    │   │   └── NothingHappened a tool failed and declares that it changed nothing
     │   └── SandboxError        the isolation itself could not be set up
     ├── Unavailable             a part Interlock needs is down (database, provider, sandbox)
     ├── LeaseLost               another worker owns the run now; whatever this one knew is void
@@ -125,6 +126,10 @@ class ProviderError(StepError):
 
 class ToolError(StepError):
     code = "tool_error"
+
+
+class NothingHappened(ToolError):
+    code = "tool_failed"
 
 
 class SandboxError(StepError):

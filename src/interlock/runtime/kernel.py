@@ -25,6 +25,7 @@ from interlock.base.errors import (
     InterlockError,
     InvalidInput,
     LeaseLost,
+    NothingHappened,
     SandboxError,
     StepError,
     Unavailable,
@@ -245,7 +246,7 @@ class Kernel:
             kind = FailureKind.DENIED
         elif isinstance(error, InvalidInput):
             kind = FailureKind.INVALID
-        ambiguous = passage.handed_over and not isinstance(error, SandboxError) and not _declared(error)
+        ambiguous = passage.handed_over and not isinstance(error, SandboxError | NothingHappened)
         if ambiguous:
             contract = passage.work.run.version.tools[_known(passage.effect).tool].contract
             knowable = contract.honours_idempotency or contract.probe
@@ -326,11 +327,6 @@ class Kernel:
 def _known(value: Any) -> Any:
     assert value is not None, "phases run in order"
     return value
-
-
-def _declared(error: Exception) -> bool:
-    """Whether the tool itself declared that nothing happened and nothing will (`interlock_tool.Fail`)."""
-    return isinstance(error, StepError) and error.kind is FailureKind.DENIED
 
 
 def _tokens(spent: Spent) -> dict[str, Any]:

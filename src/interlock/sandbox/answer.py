@@ -68,6 +68,7 @@ def read_answer(line: bytes, job: Job, measured: Measured) -> Result:
         measured,
         error if isinstance(error, str) else "the tool failed without saying why",
         retryable=ending == "raised" and answer.get("retryable") is True,
+        nothing_happened=ending == "raised" and answer.get("nothing_happened") is True,
         retry_after=_pause(answer.get("retry_after")) if ending == "raised" else None,
     )
 
@@ -79,6 +80,7 @@ def ended(
     *,
     output: Any = None,
     retryable: bool = False,
+    nothing_happened: bool = False,
     retry_after: float | None = None,
 ) -> Result:
     return Result(
@@ -86,6 +88,7 @@ def ended(
         output=output,
         error=None if error is None else _sentence(error),
         retryable=retryable,
+        nothing_happened=nothing_happened,
         retry_after=retry_after,
         stderr=measured.stderr,
         seconds=measured.seconds,

@@ -63,7 +63,8 @@ class Result:
 
     Attributes:
         ending: `ok` if the function returned JSON; `raised` if it raised (then `error` says what, and
-            `retryable` whether the tool itself called the failure temporary); `crashed` if the process died
+            `retryable` whether the tool itself called the failure temporary, and `nothing_happened` whether it
+            declared that it changed nothing); `crashed` if the process died
             (signal, rlimit, exit); `timeout` if it was killed at its deadline; `garbage` if the answer was not JSON.
         output: the function's return value, for `ok`.
         error: one sentence, without the tool's private data beyond its own exception text.
@@ -77,6 +78,7 @@ class Result:
     output: Any = None
     error: str | None = None
     retryable: bool = False
+    nothing_happened: bool = False
     retry_after: float | None = None
     stderr: str = ""
     seconds: float = 0.0

@@ -9,7 +9,7 @@ The channel is a socket inherited under a number given at start. Lines of JSON, 
     runner -> host   {"ready": true}
     host -> runner   {"tool", "function", "arguments", "context", "allowed_tools", "output_bytes"}
     runner -> host   {"started": true}     the tool's code has not run before this line
-    runner -> host   {"ending", "output" | "error", "retryable", "retry_after"}
+    runner -> host   {"ending", "output" | "error", "retryable", "nothing_happened", "retry_after"}
 """
 
 # pathlib would delay every cold start, hence the plain functions of os:
@@ -61,9 +61,10 @@ class Retry(Exception):
 
 
 class Fail(Exception):
-    """A tool raises this for a failure that would come again."""
+    """A tool raises this for a failure that would come again, and in which it changed nothing."""
 
     retryable = False
+    nothing_happened = True
 
 
 class Refusal(Exception):
@@ -295,6 +296,7 @@ def raised(error: BaseException) -> dict[str, Any]:
         "ending": "raised",
         "error": f"{name}: {text[:2000]}" if text else name,
         "retryable": getattr(error, "retryable", False) is True,
+        "nothing_happened": getattr(error, "nothing_happened", False) is True,
         "retry_after": pause if isinstance(pause, int | float) and math.isfinite(pause) else None,
     }
 

@@ -77,7 +77,7 @@ class Committer:
         self._database = database
         self._seal = seal
         self._batch = batch
-        self._waiting: asyncio.Queue[tuple[Commit, asyncio.Future[None]]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[Commit, asyncio.Future[None]] | None] = asyncio.Queue()
         self._heads: dict[str, tuple[int, str]] = {}
         self._task: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
@@ -89,10 +89,8 @@ class Committer:
         """Commits what is waiting, then stops."""
         if self._task is None:
             return
-        while not self._waiting.empty():
-            await asyncio.sleep(0.01)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._waiting.put_nowait(None)
+        await self._task
         self._task = None
         if self._connection is not None:
             await self._connection.close(timeout=5)
@@ -112,10 +110,18 @@ class Committer:
         await done
 
     async def _run(self) -> None:
-        while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < self._batch and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
+        closing = False
+        while not closing:
+            batch = []
+            waiting: tuple[Commit, asyncio.Future[None]] | None = await self._waiting.get()
+            while waiting is not None:
+                batch.append(waiting)
+                if len(batch) == self._batch or self._waiting.empty():
+                    break
+                waiting = self._waiting.get_nowait()
+            closing = waiting is None
+            if not batch:
+                continue
             try:
                 await self._commit_or_split(batch)
             except asyncio.CancelledError:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jsonschema_rs
 
-from interlock.base.errors import ContractViolation, Denied, FailureKind, ToolError
+from interlock.base.errors import ContractViolation, Denied, FailureKind, NothingHappened, ToolError
 from interlock.sandbox.environment import Job, Limits, Result, Sandbox
 from interlock.workflows.contracts import MIB, ToolContract
 
@@ -110,6 +110,8 @@ def error_of(contract: ToolContract, result: Result) -> ToolError:
         "too_large": "answered with more than the limit allows",
     }
     message = f'tool "{contract.name}" {sentences[result.ending]}'.replace("\0", "")
+    if result.nothing_happened:
+        return NothingHappened(message, kind=FailureKind.PERMANENT)
     if result.ending == "raised" and not result.retryable:
         return ToolError(message, kind=FailureKind.PERMANENT)
     if result.ending in {"garbage", "too_large", "out_of_memory"}:

@@ -50,6 +50,14 @@ class ToolContract(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _context_is_ours(self) -> Self:
+        if "context" in self.input.get("properties", {}):
+            raise ValueError(
+                'an argument cannot be called "context": Interlock passes its own under that name; rename it'
+            )
+        return self
+
     @property
     def mutating(self) -> bool:
         return self.effect == "mutating"

@@ -78,7 +78,7 @@ class _Turn:
         self.status = state.status
         self.reason = state.reason
         self.commands: list[Command] = []
-        self.ahead: list[str] = []  # steps to enter; a queue, so that a long row of empty branches needs no deep stack
+        self.ahead: list[str] = []  # steps to enter, last first; a row of 500 empty branches would need a deep stack
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class _Turn:
 
     def close(self) -> tuple[RunState, list[Command]]:
         while self.ahead and self.ending is None:
-            self._enter(self.ahead.pop(0))
+            self._enter(self.ahead.pop())
         if self.ending is not None and not self._busy():
             self._finish_ending(self.ending)
         if self.status not in ev.TERMINAL and self.status is not RunStatus.COMPENSATING and self.steps:
@@ -263,7 +263,7 @@ class _Turn:
                 self.commands.append(ev.OpenReview(name, "approve"))
             case ParallelStep():
                 self.steps[name] = StepState(StepStatus.OPEN)
-                for scope in self.program.scopes[name]:
+                for scope in reversed(self.program.scopes[name]):  # the first is entered first
                     self._enter_scope(scope)
             case BranchStep():
                 self._branch(name)

@@ -26,7 +26,7 @@ _MAX_ARGUMENT = 1000  # of a filter: characters of a text, size of a number
 
 # What a template may be made of: it shows its slots, chooses and repeats. It neither calls, assigns nor calculates, so
 # no few lines of it can ask for gigabytes or years, whatever the slots hold.
-_NODES = (
+_NODES: tuple[type[nodes.Node], ...] = (
     *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Neg, nodes.List, nodes.Tuple),
     *(nodes.Name, nodes.Getattr, nodes.Getitem, nodes.Slice),
     *(nodes.If, nodes.CondExpr, nodes.For, nodes.And, nodes.Or, nodes.Not, nodes.Compare, nodes.Operand, nodes.Test),
@@ -34,9 +34,10 @@ _NODES = (
 )
 # Filters whose result is not much larger than what goes in. `random` would make two renderings differ.
 _FILTERS = (
-    "abs capitalize count d default dictsort e escape first float int items join last length list lower map max min "
-    "reject rejectattr reverse round select selectattr sort string title tojson trim truncate unique upper wordcount"
-).split()
+    *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items"),
+    *("join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round"),
+    *("select", "selectattr", "sort", "string", "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount"),
+)
 _COUNTER = "\0turns"  # no name a template can write
 
 # Immutable sandbox: a template reads its slots and nothing of Python; undefined names are errors, not "".
@@ -134,13 +135,12 @@ def _parse(content: str) -> nodes.Template:
 
 
 def _refused(node: nodes.Node) -> str | None:
-    name = type(node).__name__
-    if not isinstance(node, _NODES):
-        return f"{name}; it may show slots, choose (if) and repeat (for)"
+    if type(node) not in _NODES:
+        return f"{type(node).__name__}; it may show slots, choose (if) and repeat (for)"
     if isinstance(node, nodes.Name) and node.name == "self":
         return '"self"; read a slot'
-    literal = isinstance(node, nodes.List) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
-    if literal and not all(isinstance(item, nodes.Const) for item in node.items):
+    loaded = isinstance(node, nodes.List | nodes.Tuple) and getattr(node, "ctx", "load") == "load"
+    if loaded and not all(isinstance(item, nodes.Const) for item in node.iter_child_nodes()):
         return "a list of anything but literals; bind the list to a slot"
     if isinstance(node, nodes.Filter):
         arguments = [*node.args, *(pair.value for pair in node.kwargs), *filter(None, (node.dyn_args, node.dyn_kwargs))]
@@ -185,7 +185,7 @@ def compile_prompt(name: str, spec: PromptSpec) -> Prompt:
         "additionalProperties": False,
     }
     try:
-        # Masked: messages end up in journals, and a slot's value may be personal. Offline: no schema opens a connection.
+        # Masked: messages end up in journals, and a value may be personal. Offline: no schema opens a connection.
         validator = jsonschema_rs.validator_for(schema, mask="the value", offline=True)
     except (jsonschema_rs.ValidationError, ValueError) as error:
         place = ".".join(["slots", *(str(part) for part in list(getattr(error, "instance_path", []))[1:])])

@@ -2,9 +2,9 @@
 -- depends: 0001.tables
 
 do $$ begin
-    if not exists (select from pg_roles where rolname = 'interlock_app') then
-        create role interlock_app nosuperuser nobypassrls nocreaterole nocreatedb;
-    end if;
+    create role interlock_app nosuperuser nobypassrls nocreaterole nocreatedb;
+exception when duplicate_object or unique_violation then
+    null; -- roles belong to the server: another database of it made this one, or is making it now
 end $$;
 
 -- The organisations the current transaction works for; unset means none, so a forgotten scope sees nothing.
@@ -26,7 +26,8 @@ grant select on run_moves, effect_moves to interlock_app;
 revoke update, delete on audit, journal, artifacts, workflow_versions from interlock_app;
 revoke delete on runs, effects, reviews, orgs, api_keys, subject_keys, audit_heads from interlock_app;
 
-create function refuse_change() returns trigger language plpgsql as $$ begin
+-- Functions below name their search path, with pg_temp last: else a temporary table named like ours would come first.
+create function refuse_change() returns trigger language plpgsql set search_path = public, pg_temp as $$ begin
     raise exception '% is append-only', tg_table_name using errcode = 'IL003';
 end $$;
 create trigger append_only before update or delete on audit for each row execute function refuse_change();
@@ -34,7 +35,7 @@ create trigger no_truncate before truncate on audit for each statement execute f
 create trigger append_only before update or delete on journal for each row execute function refuse_change();
 create trigger no_truncate before truncate on journal for each statement execute function refuse_change();
 
-create function check_run_move() returns trigger language plpgsql as $$ begin
+create function check_run_move() returns trigger language plpgsql set search_path = public, pg_temp as $$ begin
     if old.status <> new.status and not exists (select from run_moves where run_moves.old = old.status and run_moves.new = new.status) then
         raise exception 'a run cannot move from % to %', old.status, new.status using errcode = 'IL004';
     end if;
@@ -42,7 +43,7 @@ create function check_run_move() returns trigger language plpgsql as $$ begin
 end $$;
 create trigger moves before update of status on runs for each row execute function check_run_move();
 
-create function check_effect_move() returns trigger language plpgsql as $$ begin
+create function check_effect_move() returns trigger language plpgsql set search_path = public, pg_temp as $$ begin
     if old.status <> new.status and not exists (select from effect_moves where effect_moves.old = old.status and effect_moves.new = new.status) then
         raise exception 'an effect cannot move from % to %', old.status, new.status using errcode = 'IL004';
     end if;

@@ -138,7 +138,7 @@ end $$;
 
 create function claim_runs(claimant text, lease_seconds double precision, wanted integer)
     returns table (run_id text, org_id text, fence bigint)
-    language sql security definer set search_path = public as $$
+    language sql security definer set search_path = public, pg_temp as $$
     update queue set worker = claimant, fence = queue.fence + 1, lease_until = now() + make_interval(secs => lease_seconds)
         where queue.run_id in (
             select q.run_id from queue q
@@ -148,7 +148,7 @@ create function claim_runs(claimant text, lease_seconds double precision, wanted
 $$;
 
 create function renew_leases(claimant text, lease_seconds double precision) returns integer
-    language plpgsql security definer set search_path = public as $$
+    language plpgsql security definer set search_path = public, pg_temp as $$
 declare renewed integer;
 begin
     perform from queue where worker = claimant order by run_id for update;
@@ -158,25 +158,25 @@ begin
 end $$;
 
 create function release_leases(claimant text) returns void
-    language sql security definer set search_path = public as $$
+    language sql security definer set search_path = public, pg_temp as $$
     update queue set worker = null, lease_until = null, available_at = least(available_at, now()) where worker = claimant
 $$;
 
 create function authenticate(presented text) returns table (org_id text, secret_hash bytea, user_id text, roles text[])
-    language sql stable security definer set search_path = public as $$
+    language sql stable security definer set search_path = public, pg_temp as $$
     select k.org_id, k.secret_hash, k.user_id, k.roles from api_keys k where k.key_id = presented and k.revoked_at is null
 $$;
 
 create function peek_outbox(wanted integer) returns table (outbox_id bigint, org_id text, topic text, payload jsonb, created_at timestamptz)
-    language sql security definer set search_path = public as $$
+    language sql security definer set search_path = public, pg_temp as $$
     select o.outbox_id, o.org_id, o.topic, o.payload, o.created_at from outbox o order by o.outbox_id limit wanted for update skip locked
 $$;
 
-create function drop_outbox(delivered bigint[]) returns void language sql security definer set search_path = public as $$
+create function drop_outbox(delivered bigint[]) returns void language sql security definer set search_path = public, pg_temp as $$
     delete from outbox where outbox_id = any(delivered)
 $$;
 
-create function queue_depth() returns bigint language sql stable security definer set search_path = public as $$
+create function queue_depth() returns bigint language sql stable security definer set search_path = public, pg_temp as $$
     select count(*) from queue where available_at <= now()
 $$;
 

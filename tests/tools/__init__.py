@@ -1,0 +1,1 @@
+"""Tool bundles, the registry, and the reader of a project directory."""
