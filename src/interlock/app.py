@@ -187,10 +187,11 @@ class App:
     async def deploy(self, principal: Principal, project: Project) -> list[str]:
         """Deploys every workflow of a project; returns `name@version` of those that are new."""
         principal.require("workflow.deploy")
-        deployed = []
-        for definition in project.definitions.values():
-            if await self.versions.deploy(principal.org_id, definition, project.bundles, by=principal.user_id):
-                deployed.append(f"{definition.name}@{definition.version}")
+        deployed = [
+            f"{definition.name}@{definition.version}"
+            for definition in project.definitions.values()
+            if await self.versions.deploy(principal.org_id, definition, project.bundles, by=principal.user_id)
+        ]
         if deployed:
             await self._record(principal, "workflow.deployed", "deploy", [f"workflow:{name}" for name in deployed])
         return deployed
@@ -238,5 +239,5 @@ def write_private(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _log_egress(tool: str, host: str, port: int, allowed: bool) -> None:  # noqa: FBT001  the sandbox's callback shape
+def _log_egress(tool: str, host: str, port: int, allowed: bool) -> None:
     log(names.LOG_EGRESS, level="info" if allowed else "warning", tool=tool, host=host, port=port, allowed=allowed)

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from interlock.api.errors import problem
 
 
-class _TooLarge(Exception):  # noqa: N818  never leaves this module
+class _TooLarge(Exception):
     pass
 
 

@@ -72,7 +72,7 @@ async def get(run_id: str, caller: Caller, services: Services) -> dict[str, Any]
 
 
 @router.get("/{run_id}/result")
-async def result(run_id: str, caller: Caller, services: Services, reveal: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002  a query parameter
+async def result(run_id: str, caller: Caller, services: Services, reveal: bool = False) -> dict[str, Any]:
     """The output, redacted; `reveal=true` (role operator, audited) puts personal data back."""
     return {"output": await services.runs.result(caller, run_id, revealed=reveal)}
 

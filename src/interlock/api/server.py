@@ -53,7 +53,7 @@ class Server:
         # The signals are the command line's to handle: it must also stop the worker and the database.
         self._server.capture_signals = _leave_signals_alone  # type: ignore[method-assign, assignment]
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http server")
-        while not self._server.started and not self._task.done():
+        while not self._server.started and not self._task.done():  # noqa: ASYNC110  uvicorn has no event for it
             await asyncio.sleep(0.01)
         if self._task.done():
             self._task.result()

@@ -39,7 +39,7 @@ class Entry:
         resource: to what, such as `tool:issue_refund`.
         decision: what the policy said; `none` where no policy was asked.
         policy_version: digest of the policy set that said it.
-        risk_score: 0–100, None until risk is scored.
+        risk_score: 0 to 100, None until risk is scored.
         detail: facts and digests; never a value.
     """
 

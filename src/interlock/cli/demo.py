@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -153,19 +152,21 @@ async def _bank(prepared: Demo, port: int) -> AsyncIterator[str]:
     ready.unlink(missing_ok=True)
     command = [sys.executable, str(prepared.example / "bank.py"), "--db", str(prepared.home / "bank.sqlite")]
     with (prepared.home / "bank.log").open("ab") as log:
-        process = subprocess.Popen([*command, "--port", str(port), "--port-file", str(ready)], stdout=log, stderr=log)
+        arguments = [*command, "--port", str(port), "--port-file", str(ready)]
+        process = await asyncio.create_subprocess_exec(*arguments, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + _BANK_SECONDS
         while not ready.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.returncode is not None or time.monotonic() > deadline:
                 raise Unavailable(
                     f"the demo's bank did not start on port {port}; its log is {prepared.home / 'bank.log'}"
                 )
             await asyncio.sleep(0.05)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
-        await asyncio.to_thread(process.wait)
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
 
 
 # -- running ---------------------------------------------------------------------------------------------------
@@ -190,9 +191,8 @@ async def _run(prepared: Demo, settings: Settings) -> bool:
             httpx.AsyncClient(base_url=server.url, headers=headers, timeout=60, trust_env=False)
         )
         api = Api(client, url=server.url)
-        out.print(
-            f"API at {server.url}, bank at {bank}, {len(prepared.tickets)} real customer messages, model {settings.models['default']}"
-        )
+        out.print(f"API at {server.url}, bank at {bank}, model {settings.models['default']}")
+        out.print(f"{len(prepared.tickets)} real customer messages, all at once:")
         runs = await _submit(api, prepared)
         await _follow(api, prepared, runs)
         return await _report(api, prepared, runs, bank)

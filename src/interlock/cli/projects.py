@@ -41,9 +41,9 @@ def init(directory: Path) -> None:
         raise Conflict(f"{directory} exists and is not empty; choose another directory")
     template = resources.files("interlock.cli").joinpath("template")
     _copy(template, directory, name)
-    out.print(
-        f'made {directory}; next:\n  cd {directory}\n  interlock run answer --input \'{{"question": "How do I get my money back?"}}\'\n  interlock dev'
-    )
+    out.print(f"made {directory}; next:\n  cd {directory}", markup=False)
+    out.print("""  interlock run answer --input '{"question": "How do I get my money back?"}'""", markup=False)
+    out.print("  interlock dev", markup=False)
 
 
 def check() -> None:

@@ -7,7 +7,7 @@ import json
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from interlock.base.errors import InvalidInput
 from interlock.cli.connection import connect
@@ -33,7 +33,9 @@ def list_reviews(
     if as_json:
         print_json(found)
         return
-    table = Table("review", "workflow", "status", "question", "by", box=None, pad_edge=False)
+    table = Table(
+        Column("review", no_wrap=True, min_width=30), "workflow", "status", "question", "by", box=None, pad_edge=False
+    )
     for one in found:
         table.add_row(one["review_id"], one["workflow"], status(one["status"]), one["title"], one["decided_by"] or "")
     out.print(table if found else "nothing waits for a decision")

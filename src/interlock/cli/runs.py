@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from interlock.base.errors import InvalidInput, StepError
@@ -77,7 +77,18 @@ def runs(
     if as_json:
         print_json(found)
         return
-    table = Table("run", "workflow", "status", "steps", "tokens", "USD", "seconds", "why", box=None, pad_edge=False)
+    table = Table(
+        Column("run", no_wrap=True, min_width=30),
+        "workflow",
+        "status",
+        "steps",
+        "tokens",
+        "USD",
+        "seconds",
+        "why",
+        box=None,
+        pad_edge=False,
+    )
     for one in found:
         tokens = str(one["input_tokens"] + one["output_tokens"])
         took = seconds(one["created_at"], one["finished_at"])

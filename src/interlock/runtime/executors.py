@@ -10,8 +10,8 @@ from interlock.base.clock import Clock
 from interlock.base.errors import FailureKind, IntegrityError, ToolError
 from interlock.base.labels import Labels, Trust
 from interlock.budget.prices import cost_usd, is_priced
-from interlock.gateway.provider import Message, ModelRequest, Provider, Usage
 from interlock.gateway.failures import BilledError
+from interlock.gateway.provider import Message, ModelRequest, Provider, Usage
 from interlock.gateway.structured import complete_structured
 from interlock.policy.decision import Question
 from interlock.runtime.work import Work
@@ -57,7 +57,7 @@ class Done:
     value: Any
     schema: Mapping[str, Any]
     labels: Labels
-    spent: Spent = Spent()  # noqa: RUF009  frozen
+    spent: Spent = field(default_factory=Spent)
     attributes: dict[str, Any] = field(default_factory=dict)
 
 

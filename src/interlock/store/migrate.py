@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from importlib import resources
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -13,6 +15,10 @@ from interlock.base.errors import Unavailable
 from interlock.store.embedded import role_password
 
 APP_ROLE = "interlock_app"
+
+_LOCK = 0x1CE10C  # any number that nothing else locks
+_LOCK_TIMEOUT = "120s"
+_ROLE_ATTEMPTS = 10
 
 
 def is_privileged(url: str) -> bool:
@@ -43,15 +49,27 @@ def migrate(owner_url: str, master_key: bytes) -> list[str]:
     with resources.as_file(resources.files("interlock.store").joinpath("sql", "migrations")) as directory:
         migrations = yoyo.read_migrations(str(directory))
         try:
-            backend = yoyo.get_backend(_with_scheme(owner_url, "postgresql+psycopg"))
-            with backend, backend.lock():
-                missing = backend.to_apply(migrations)
-                backend.apply_migrations(missing)
-                applied = [migration.id for migration in missing]
-            _let_app_in(owner_url, role_password(master_key, APP_ROLE))
+            with psycopg.connect(owner_url, autocommit=True) as guard:
+                # A lock that goes with its connection: the library's own is a row, which a killed process leaves behind.
+                guard.execute("select set_config('lock_timeout', %s, false)", (_LOCK_TIMEOUT,))
+                guard.execute("select pg_advisory_lock(%s)", (_LOCK,))
+                applied = _apply(yoyo.get_backend(_with_scheme(owner_url, "postgresql+psycopg")), migrations)
+                _let_app_in(guard, owner_url, master_key)
         except psycopg.Error as error:
             raise Unavailable(f"{_unreachable(owner_url)}: {str(error).splitlines()[0]}", detail=str(error)) from error
     return applied
+
+
+def _apply(backend: Any, migrations: Any) -> list[str]:
+    """All that is missing in one transaction; the library would mark a migration in another one than it runs in."""
+    with backend:
+        backend.break_lock()
+        missing = backend.to_apply(migrations)
+        with backend.transaction():
+            for migration in missing:
+                migration.process_steps(backend, "apply")
+                backend.mark_one(migration)
+        return [migration.id for migration in missing]
 
 
 def app_url(owner_url: str, master_key: bytes) -> str:
@@ -61,12 +79,33 @@ def app_url(owner_url: str, master_key: bytes) -> str:
     return urlunsplit(parts._replace(netloc=f"{APP_ROLE}:{role_password(master_key, APP_ROLE)}@{host}"))
 
 
-def _let_app_in(owner_url: str, password: str) -> None:
-    with psycopg.connect(owner_url, autocommit=True) as connection:
-        statement = sql.SQL("alter role {} login password {}")
-        connection.execute(statement.format(sql.Identifier(APP_ROLE), sql.Literal(password)))
-        # Nothing may be created beside our tables by a role that is not the owner: it would be outside row security.
-        connection.execute("revoke create on schema public from public")
+def _let_app_in(connection: psycopg.Connection[Any], owner_url: str, master_key: bytes) -> None:
+    # Nothing may be created beside our tables by a role that is not the owner: it would be outside row security. And no
+    # temporary tables: they would be found before ours. Not in a migration: copies and restored backups lose these.
+    connection.execute("revoke create on schema public from public")
+    database = sql.Identifier(connection.info.dbname)
+    connection.execute(sql.SQL("revoke create, temporary on database {} from public").format(database))
+    statement = sql.SQL("alter role {} login password {}").format(
+        sql.Identifier(APP_ROLE), sql.Literal(role_password(master_key, APP_ROLE))
+    )
+    for attempt in range(_ROLE_ATTEMPTS):
+        if _opens(app_url(owner_url, master_key)):
+            return
+        try:
+            connection.execute(statement)
+        except psycopg.errors.InternalError_:
+            # Roles belong to the server, our lock to one database: another database's migration was quicker.
+            if attempt == _ROLE_ATTEMPTS - 1:
+                raise
+            time.sleep(0.1)
+
+
+def _opens(url: str) -> bool:
+    try:
+        with psycopg.connect(url, connect_timeout=10):
+            return True
+    except psycopg.OperationalError:
+        return False
 
 
 def _with_scheme(url: str, scheme: str) -> str:

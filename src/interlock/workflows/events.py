@@ -79,7 +79,7 @@ class StepSucceeded:
     at: float
     output: Ref
     facts: Facts = field(default_factory=dict)
-    spent: Spent = Spent()
+    spent: Spent = field(default_factory=Spent)
     type: Literal["step_succeeded"] = "step_succeeded"
 
 
@@ -89,7 +89,7 @@ class StepFailed:
     attempt: int
     at: float
     failure: Failure
-    spent: Spent = Spent()
+    spent: Spent = field(default_factory=Spent)
     type: Literal["step_failed"] = "step_failed"
 
 

@@ -138,7 +138,7 @@ def _real_path(path: Path, data: Any) -> list[str | int]:
     real: list[str | int] = []
     for index, part in enumerate(path):
         if isinstance(data, dict) and part in data:
-            data = data[part]
+            data = data[str(part)]
         elif isinstance(data, list) and isinstance(part, int) and part < len(data):
             data = data[part]
         elif index < len(path) - 1:

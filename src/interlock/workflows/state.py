@@ -74,7 +74,7 @@ class RunState:
     completed: tuple[str, ...] = ()
     timers: Mapping[str, float] = field(default_factory=dict)
     retries: int = 0
-    spent: Spent = Spent()
+    spent: Spent = field(default_factory=Spent)
     ending: Ending | None = None
     reason: str | None = None
 

@@ -214,7 +214,6 @@ class RunDriver:
             outcomes=accepted,
             first_seq=self._seq + 1,
             used_signals=used,
-            clock=self._services.clock,
         )
         commit.effects += settled
         await self._records(commit, state, commands)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from interlock.audit.log import Entry
-from interlock.base.clock import Clock
 from interlock.base.ids import new_id
 from interlock.runtime.effects import Effect, idempotency_key
 from interlock.runtime.work import Outcome, Run
@@ -23,7 +22,6 @@ def commit_of(
     outcomes: list[Outcome] | None = None,
     first_seq: int = 0,
     used_signals: list[int] | None = None,
-    clock: Clock | None = None,
 ) -> Commit:
     """A commit under the run's lease: the outcomes' rows, their events in the journal, and the run's new row."""
     commit = Commit(run.org_id, fence=(run.run_id, run.fence))

@@ -112,7 +112,7 @@ class PostgresEngine:
             try:
                 self._listener = await self._services.database.listen(CHANNEL, self._notified)
                 self._wake.set()
-                while not self._listener.is_closed():
+                while not self._listener.is_closed():  # noqa: ASYNC110  the library has no event for it
                     await asyncio.sleep(_POLL_SECONDS)
             except DOWN:
                 pass  # polling goes on; listening is only the quick way

@@ -1,0 +1,1 @@
+"""The PostgreSQL engine under faults: real processes, a real database, a bank outside that counts."""

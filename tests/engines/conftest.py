@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from conftest import Tenant
+
+from engines.harness import (
+    ASK,
+    BOOM,
+    BOOM_CODE,
+    BOOM_TOOL,
+    NOTE,
+    NOTE_CODE,
+    NOTE_TOOL,
+    PERMIT_ALL,
+    PROMPT,
+    Bank,
+    Model,
+    Observer,
+    WorkerProcess,
+    pay,
+    refund_tool,
+    think,
+    workflow,
+    write,
+)
+from interlock.app import App
+from interlock.base.settings import Settings
+from interlock.identity.principal import Principal
+
+StartBank = Callable[..., Bank]
+OpenApp = Callable[..., Any]
+Spawn = Callable[..., WorkerProcess]
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[Model]:
+    async with Model() as fake:
+        fake.answers["think"] = {"verdict": "good", "words": "well"}
+        yield fake
+
+
+@pytest.fixture
+def start_bank(tmp_path: Path) -> Iterator[StartBank]:
+    """Starts a bank with the given faults."""
+    started: list[Bank] = []
+
+    def start(*flags: str) -> Bank:
+        started.append(Bank(tmp_path / f"bank{len(started)}", *flags))
+        return started[-1]
+
+    yield start
+    for bank in started:
+        bank.close()
+
+
+@pytest.fixture
+def bank(start_bank: StartBank) -> Bank:
+    """A bank that honours idempotency keys."""
+    return start_bank()
+
+
+@pytest.fixture
+def strict(start_bank: StartBank) -> Bank:
+    """A bank that pays every time it is asked, whatever the key."""
+    return start_bank("--no-idempotency")
+
+
+@pytest.fixture
+def seen(owner: psycopg.Connection[Any]) -> Observer:
+    return Observer(owner)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Workflows around paying refunds; the tools differ in what they promise about repetition."""
+    directory = tmp_path / "project"
+    keyed, probed = pay("pay", "refund_keyed", "bank"), pay("pay", "refund_probed", "strict")
+    files = {
+        "policies/main.cedar": PERMIT_ALL,
+        "prompts/think.yaml": PROMPT,
+        "tools/note/tool.yaml": NOTE_TOOL,
+        "tools/note/main.py": NOTE_CODE,
+        "tools/boom/tool.yaml": BOOM_TOOL,
+        "tools/boom/main.py": BOOM_CODE,
+        **refund_tool("refund_keyed", "bank", "honours_idempotency", "compensate"),
+        **refund_tool("refund_probed", "strict", "probe", "compensate"),
+        **refund_tool("refund_blind", "strict", "compensate"),
+        **refund_tool("refund_liar", "strict", "honours_idempotency"),
+        **workflow("pay_keyed", keyed, NOTE, allow="refund_keyed, note", output="{refund: $steps.pay.refund_id}"),
+        **workflow("pay_probed", probed, allow="refund_probed", output="{refund: $steps.pay.refund_id}"),
+        **workflow(
+            "pay_blind",
+            pay("pay", "refund_blind", "strict"),
+            allow="refund_blind",
+            output="{refund: $steps.pay.refund_id}",
+        ),
+        **workflow("pay_liar", pay("pay", "refund_liar", "strict"), allow="refund_liar"),
+        **workflow("think_pay", think(), keyed, allow="refund_keyed"),
+        **workflow("pay_think", keyed, think(), allow="refund_keyed"),
+        **workflow("ask_pay", ASK, keyed, allow="refund_keyed", output="{approved: $steps.ask.approved}"),
+        **workflow(
+            "ask_beside_think",
+            "- id: both\n  kind: parallel\n  branches:\n",
+            "    ask:\n" + _indent(ASK, 6),
+            "    think:\n" + _indent(think(), 6),
+        ),
+        **workflow(
+            "pay_twice_boom",
+            pay("pay_a", "refund_keyed", "bank", ticket="first"),
+            pay("pay_b", "refund_keyed", "bank", ticket="second"),
+            BOOM,
+            allow="refund_keyed, boom",
+        ),
+        **workflow("only_think", think(), NOTE, allow="note", output="{words: $steps.think.words}"),
+    }
+    write(directory, files)
+    return directory
+
+
+def _indent(text: str, by: int) -> str:
+    return "".join(" " * by + line for line in text.splitlines(keepends=True))
+
+
+@pytest.fixture
+def settings(model: Model, bank: Bank, strict: Bank) -> dict[str, Any]:
+    """Settings of every process of a test: a short lease, so that takeovers are quick."""
+    return {
+        "models": {"default": model.pin},
+        "variables": {"bank": bank.address, "strict": strict.address},
+        "worker": {"concurrency": 8, "lease_seconds": 1},
+        "sandbox": {"warm": 0},
+    }
+
+
+@pytest.fixture
+async def open_app(
+    owner_url: str, tenants: tuple[Tenant, Tenant], project: Path, data_dir: Path, settings: dict[str, Any]
+) -> AsyncIterator[OpenApp]:
+    """Opens applications of this test's installation in this process; keywords replace settings."""
+    opened: list[App] = []
+
+    async def make(*, start_worker: bool = False, deploy: bool = False, **changes: Any) -> App:
+        database = {"url": owner_url, "pool_size": 4}
+        app = App(project, Settings(**{"database": database, **settings, **changes, "data_dir": data_dir}))
+        await app.__aenter__()
+        opened.append(app)
+        if deploy:
+            await app.deploy(tenants[0].admin, app.read_project())
+        if start_worker:
+            await app.start_worker()
+        return app
+
+    yield make
+    for app in reversed(opened):
+        await app.__aexit__(None, None, None)
+
+
+@pytest.fixture
+def spawn(
+    project: Path, data_dir: Path, database_url: str, settings: dict[str, Any], tmp_path: Path
+) -> Iterator[Spawn]:
+    """Starts a worker of this test's installation as a process; `crash=(point, runs)` makes it kill itself."""
+    numbers = itertools.count()
+    started: list[WorkerProcess] = []
+
+    def start(*, crash: tuple[str, int] | None = None, url: str | None = None, **changes: Any) -> WorkerProcess:
+        given = {**settings, **changes, "data_dir": str(data_dir), "database": {"url": url or database_url, "pool_size": 4}}
+        config = {"project": str(project), "settings": given, "crash": crash}
+        started.append(WorkerProcess(tmp_path / f"worker{next(numbers)}", config))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.close()
+
+
+class Desk:
+    """Starts runs and decides reviews, as a door would."""
+
+    def __init__(self, app: App, admin: Principal) -> None:
+        self.app = app
+        self.admin = admin
+        self._numbers = itertools.count(1)
+
+    async def start(self, name: str, **value: Any) -> str:
+        """A new run; the ticket is the run's own unless given."""
+        given = {"ticket": f"t-{next(self._numbers)}", "text": "the matter", **value}
+        run_id, new = await self.app.intake.accept(self.admin, name, given, None)
+        assert new
+        return run_id
+
+    async def decide(self, review_id: str, decision: Any, output: Any = None) -> None:
+        await self.app.reviews.decide(self.admin, review_id, decision, "", output)
+
+    async def cancel(self, run_id: str) -> None:
+        await self.app.runs.cancel(self.admin, run_id, "no longer needed")
+
+
+@pytest.fixture
+async def desk(open_app: OpenApp, admin: Principal) -> Desk:
+    """An application without a worker, with the project deployed."""
+    return Desk(await open_app(deploy=True), admin)

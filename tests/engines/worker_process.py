@@ -1,0 +1,85 @@
+"""A worker process for the tests. It kills itself at a chosen point, once enough runs have reached it.
+
+    python worker_process.py '{"project": …, "settings": {…}, "log": …, "ready": …, "crash": [point, runs]}'
+
+The points are wrapped around the ledger, the committer and the tools from here; the code under test knows nothing of them.
+A run that reaches the point is held there, so that one kill strikes several runs at the same place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from interlock.app import App
+from interlock.base.settings import Settings
+from interlock.runtime.effects import EffectLedger
+from interlock.store.commit import Committer
+from interlock.telemetry import logs
+from interlock.tools.registry import Tools
+
+
+def crash_at(point: str, runs: int) -> None:
+    reached = 0
+
+    async def die() -> None:
+        nonlocal reached
+        reached += 1
+        if reached >= runs:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await asyncio.Event().wait()
+
+    def wrap(owner: Any, method: str, matches: Callable[..., bool], *, before: bool = False) -> None:
+        original = getattr(owner, method)
+
+        async def wrapped(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            if before and matches(*arguments):
+                await die()
+            result = await original(self, *arguments, **keywords)
+            if not before and matches(*arguments):
+                await die()
+            return result
+
+        setattr(owner, method, wrapped)
+
+    def always(*_: Any) -> bool:
+        return True
+
+    def called(function: str) -> Callable[..., bool]:
+        return lambda tool, what, *_: what == function and tool.contract.mutating
+
+    def settled(status: str) -> Callable[..., bool]:
+        return lambda commit: any(effect["status"] == status for effect in commit.effects)
+
+    wraps: dict[str, Callable[[], None]] = {
+        "before intend": lambda: wrap(EffectLedger, "intend", always, before=True),
+        "after intend": lambda: wrap(EffectLedger, "intend", always),
+        "after executing": lambda: wrap(EffectLedger, "executing", always),
+        "after call": lambda: wrap(Tools, "call", called("run")),
+        "after settle": lambda: wrap(Committer, "submit", settled("succeeded")),
+        "after undo": lambda: wrap(Tools, "call", called("compensate")),
+        "after undo settle": lambda: wrap(Committer, "submit", settled("compensated")),
+    }
+    wraps[point]()
+
+
+async def main(config: dict[str, Any]) -> None:
+    if config.get("crash"):
+        crash_at(*config["crash"])
+    logs.configure(level="info", file=Path(config["log"]))
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    async with App(Path(config["project"]), Settings(**config["settings"])) as app:
+        await app.start_worker()
+        Path(config["ready"]).touch()
+        await stopped.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(json.loads(sys.argv[1])))
