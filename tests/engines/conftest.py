@@ -8,13 +8,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from conftest import Tenant
-
 from engines.harness import (
     ASK,
     BOOM,
     BOOM_CODE,
     BOOM_TOOL,
+    HUSH,
     NOTE,
     NOTE_CODE,
     NOTE_TOOL,
@@ -61,15 +60,20 @@ def start_bank(tmp_path: Path) -> Iterator[StartBank]:
 
 
 @pytest.fixture
-def bank(start_bank: StartBank) -> Bank:
-    """A bank that honours idempotency keys."""
-    return start_bank()
+def bank(start_bank: StartBank, request: pytest.FixtureRequest) -> Bank:
+    """A bank that honours idempotency keys; its faults by indirect parametrization."""
+    return start_bank(*getattr(request, "param", ()))
 
 
 @pytest.fixture
-def strict(start_bank: StartBank) -> Bank:
+def strict(start_bank: StartBank, request: pytest.FixtureRequest) -> Bank:
     """A bank that pays every time it is asked, whatever the key."""
-    return start_bank("--no-idempotency")
+    return start_bank("--no-idempotency", *getattr(request, "param", ()))
+
+
+def faults(fixture: str, *flags: str) -> pytest.MarkDecorator:
+    """Starts that bank with these faults."""
+    return pytest.mark.parametrize(fixture, [flags], indirect=True, ids=[" ".join(flags)])
 
 
 @pytest.fixture
@@ -92,6 +96,8 @@ def project(tmp_path: Path) -> Path:
         **refund_tool("refund_keyed", "bank", "honours_idempotency", "compensate"),
         **refund_tool("refund_probed", "strict", "probe", "compensate"),
         **refund_tool("refund_blind", "strict", "compensate"),
+        **refund_tool("refund_slow", "strict", "probe", "compensate", timeout=1),
+        **refund_tool("refund_hush", "strict", "probe", code=HUSH),
         **refund_tool("refund_liar", "strict", "honours_idempotency"),
         **workflow("pay_keyed", keyed, NOTE, allow="refund_keyed, note", output="{refund: $steps.pay.refund_id}"),
         **workflow("pay_probed", probed, allow="refund_probed", output="{refund: $steps.pay.refund_id}"),
@@ -101,6 +107,8 @@ def project(tmp_path: Path) -> Path:
             allow="refund_blind",
             output="{refund: $steps.pay.refund_id}",
         ),
+        **workflow("pay_slow", pay("pay", "refund_slow", "strict"), allow="refund_slow"),
+        **workflow("pay_hush", pay("pay", "refund_hush", "strict"), allow="refund_hush"),
         **workflow("pay_liar", pay("pay", "refund_liar", "strict"), allow="refund_liar"),
         **workflow("think_pay", think(), keyed, allow="refund_keyed"),
         **workflow("pay_think", keyed, think(), allow="refund_keyed"),
@@ -141,7 +149,7 @@ def settings(model: Model, bank: Bank, strict: Bank) -> dict[str, Any]:
 
 @pytest.fixture
 async def open_app(
-    owner_url: str, tenants: tuple[Tenant, Tenant], project: Path, data_dir: Path, settings: dict[str, Any]
+    owner_url: str, admin: Principal, project: Path, data_dir: Path, settings: dict[str, Any]
 ) -> AsyncIterator[OpenApp]:
     """Opens applications of this test's installation in this process; keywords replace settings."""
     opened: list[App] = []
@@ -152,7 +160,7 @@ async def open_app(
         await app.__aenter__()
         opened.append(app)
         if deploy:
-            await app.deploy(tenants[0].admin, app.read_project())
+            await app.deploy(admin, app.read_project())
         if start_worker:
             await app.start_worker()
         return app

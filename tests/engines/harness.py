@@ -152,6 +152,15 @@ BOOM_CODE = """\
 def run():
     raise RuntimeError("boom")
 """
+# A probe that knows that the refund happened, and not what came of it.
+HUSH = """
+
+answer = probe
+
+
+def probe(input, context):
+    return {"happened": answer(input, context)["happened"]}
+"""
 THINK = "{title: think, type: object, properties: {verdict: {enum: [good, bad]}, words: {type: string}}, required: [verdict, words]}"
 PROMPT = """\
 slots:
@@ -179,7 +188,7 @@ def write(directory: Path, files: Mapping[str, str]) -> None:
         path.write_text(text)
 
 
-def refund_tool(name: str, variable: str, *promises: str, timeout: float = 10) -> dict[str, str]:
+def refund_tool(name: str, variable: str, *promises: str, timeout: float = 10, code: str = "") -> dict[str, str]:
     """The example's refund tool under another name, with the given promises in its contract and one bank in reach."""
     lines = [*(f"{promise}: true" for promise in promises), f"timeout: {timeout}"]
     contract = (EXAMPLE / "tools" / "issue_refund" / "tool.yaml").read_text()
@@ -189,8 +198,8 @@ def refund_tool(name: str, variable: str, *promises: str, timeout: float = 10) -
         if not line.startswith(("name:", "egress:", "honours_idempotency:", "compensate:", "probe:", "timeout:"))
     ]
     text = "\n".join([f"name: {name}", f'egress: ["${{{variable}}}"]', *lines, *kept]) + "\n"
-    code = (EXAMPLE / "tools" / "issue_refund" / "main.py").read_text()
-    return {f"tools/{name}/tool.yaml": text, f"tools/{name}/main.py": code}
+    main = (EXAMPLE / "tools" / "issue_refund" / "main.py").read_text() + code
+    return {f"tools/{name}/tool.yaml": text, f"tools/{name}/main.py": main}
 
 
 def pay(step: str, tool: str, variable: str, *, ticket: str = "$input.ticket", attempts: int = 3) -> str:

@@ -41,7 +41,12 @@ Thread = Generator[Any, Answer, None]
 
 
 class Oracle:
-    """Interprets `workflow` (plain data); `truth` evaluates a condition's text; `undoable` names steps with a compensation.
+    """Interprets `workflow` (plain data).
+
+    Args:
+        truth: evaluates a condition's text; raises LookupError if it cannot be evaluated.
+        undoable: steps with a compensation.
+        facts: of the input.
 
     `waiting` is everything the run waits for now; `answer` lets one of them come true; `status` is the outcome.
     """
@@ -56,10 +61,11 @@ class Oracle:
     ) -> None:
         self.truth = truth
         self.undoable = undoable
-        self.facts: dict[str, dict[str, Any]] = {step: {} for step in _ids(workflow["steps"])} | {"input": facts}
+        self.facts: dict[str, dict[str, Any]] = {step["id"]: {} for step in _steps(workflow["steps"])} | {"input": facts}
         self.retries_left = workflow.get("budget", {}).get("retries", 10)
         self.waiting: dict[Wait, Thread] = {}
-        self.parents: dict[int, tuple[Thread, list[int]]] = {}
+        self.limits = {step["id"]: step.get("retry", {}).get("max_attempts", 3) for step in _steps(workflow["steps"])}
+        self.parents: dict[Thread, tuple[Thread, set[Thread]]] = {}
         self.performed: list[tuple[str, int]] = []
         self.succeeded: set[str] = set()
         self.completed: list[str] = []
@@ -71,6 +77,7 @@ class Oracle:
             self.waiting["deadline", "", 0] = self._deadline()
             next(self.waiting["deadline", "", 0])
         self._resume(self._main(workflow["steps"]), None)
+        self._settle()
 
     # -- what the world does -----------------------------------------------------------------------------------
 
@@ -93,11 +100,10 @@ class Oracle:
             self._joined(thread)
             return
         if isinstance(wanted, list):
-            children = wanted
-            open_ones = [id(child) for child in children]
-            for child in children:
-                self.parents[id(child)] = (thread, open_ones)
-            for child in children:
+            unfinished = set(wanted)
+            for child in wanted:
+                self.parents[child] = (thread, unfinished)
+            for child in wanted:
                 self._resume(child, None)
         else:
             if wanted[0] == "perform":
@@ -105,11 +111,11 @@ class Oracle:
             self.waiting[wanted] = thread
 
     def _joined(self, thread: Thread) -> None:
-        parent, open_ones = self.parents.get(id(thread), (None, []))
-        if parent is None:
+        if thread not in self.parents:
             return
-        open_ones.remove(id(thread))
-        if not open_ones:
+        parent, unfinished = self.parents[thread]
+        unfinished.remove(thread)
+        if not unfinished:
             self._resume(parent, Answer())
 
     def _main(self, steps: list[Any]) -> Thread:
@@ -152,14 +158,11 @@ class Oracle:
             elif kind == "review":
                 yield from self._review(step)
             elif kind == "parallel":
-                yield [self._branch_of(branch) for branch in step["branches"].values()]
+                yield [self._sequence(branch) for branch in step["branches"].values()]
             else:
                 yield from self._choice(step)
             if self.ending is not None:
                 raise _Over
-
-    def _branch_of(self, steps: list[Any]) -> Thread:
-        yield from self._sequence(steps)
 
     def _choice(self, step: dict[str, Any]) -> Thread:
         taken, case = step.get("otherwise", []), -1
@@ -192,7 +195,7 @@ class Oracle:
                 self._success(name, answer)
                 return
             doubt = doubt or answer.ambiguous
-            again = answer.kind in {"transient", "rate_limited"} and attempt < step["retry"]["max_attempts"]
+            again = answer.kind in {"transient", "rate_limited"} and attempt < self.limits[name]
             if again and self.ending is None and self.retries_left > 0:
                 self.retries_left -= 1
                 again = (yield ("retry", name, attempt)).ok
@@ -218,25 +221,22 @@ class Oracle:
             self.completed.append(name)
 
     def _undo(self, name: str) -> Thread:
-        limit, attempt = self.limits[name], 1
+        attempt = 1
         while True:
             answer = yield ("undo", name, attempt)
             if answer.ok:
                 self.undone.append(name)
                 return
-            if answer.kind not in {"transient", "rate_limited"} or attempt >= limit:
+            if answer.kind not in {"transient", "rate_limited"} or attempt >= self.limits[name]:
                 self.stuck.append(name)
                 return
             yield ("undo_retry", name, attempt)
             attempt += 1
 
-    limits: dict[str, int]
-    """Attempts of each step, for its compensation too; set by whoever made the workflow."""
 
-
-def _ids(steps: list[Any]) -> Iterator[str]:
+def _steps(steps: list[Any]) -> Iterator[dict[str, Any]]:
     for step in steps:
-        yield step["id"]
+        yield step
         for part in [*step.get("branches", {}).values(), *(case["steps"] for case in step.get("cases", []))]:
-            yield from _ids(part)
-        yield from _ids(step.get("otherwise", []))
+            yield from _steps(part)
+        yield from _steps(step.get("otherwise", []))

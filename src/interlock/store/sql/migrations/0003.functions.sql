@@ -152,14 +152,16 @@ create function renew_leases(claimant text, lease_seconds double precision) retu
 declare renewed integer;
 begin
     perform from queue where worker = claimant order by run_id for update;
-    update queue set lease_until = now() + make_interval(secs => lease_seconds) where worker = claimant;
+    update queue set lease_until = now() + make_interval(secs => lease_seconds)
+        where run_id in (select run_id from queue where worker = claimant order by run_id for update) and worker = claimant;
     get diagnostics renewed = row_count;
     return renewed;
 end $$;
 
 create function release_leases(claimant text) returns void
     language sql security definer set search_path = public, pg_temp as $$
-    update queue set worker = null, lease_until = null, available_at = least(available_at, now()) where worker = claimant
+    update queue set worker = null, lease_until = null, available_at = least(available_at, now())
+        where run_id in (select run_id from queue where worker = claimant order by run_id for update) and worker = claimant
 $$;
 
 create function authenticate(presented text) returns table (org_id text, secret_hash bytea, user_id text, roles text[])

@@ -1,0 +1,256 @@
+"""Whatever a client may send: refused in a sentence or accepted whole, never a 500, never half."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from .conftest import Served, problem_of
+
+# A JSON text as it goes over the wire, so that what Python would not write can be sent too.
+Wire = str | bytes
+
+
+async def send(client: httpx.AsyncClient, path: str, body: Wire, **headers: str) -> httpx.Response:
+    return await client.post(path, content=body, headers={"Content-Type": "application/json", **headers})
+
+
+def run_of(value: Wire) -> Wire:
+    """A request for a run of `ask` whose text is this JSON."""
+    if isinstance(value, bytes):
+        return b'{"workflow": "ask", "input": {"text": ' + value + b"}}"
+    return '{"workflow": "ask", "input": {"text": ' + value + "}}"
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+async def runs_there(served: Served) -> int:
+    return len((await (await served.client()).get("/v1/runs", params={"limit": 200})).json()["runs"])
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        pytest.param("", 422, id="nothing"),
+        pytest.param("{", 422, id="cut"),
+        pytest.param("nonsense", 422, id="no JSON"),
+        pytest.param("null", 422, id="null"),
+        pytest.param("[]", 422, id="array"),
+        pytest.param('"text"', 422, id="string"),
+        pytest.param("{}", 422, id="empty"),
+        pytest.param('{"workflow": "ask"}', 422, id="no input"),
+        pytest.param('{"input": {"text": "x"}}', 422, id="no workflow"),
+        pytest.param('{"workflow": 1, "input": {"text": "x"}}', 422, id="workflow is a number"),
+        pytest.param('{"workflow": "ask", "input": {"text": "x"}, "extra": 1}', 422, id="unknown field"),
+        pytest.param('{"workflow": "ask", "input": {"text": "x"}, "\\ud800": 1}', 422, id="unknown field, surrogate"),
+        pytest.param('{"workflow": "' + "x" * 201 + '", "input": {}}', 422, id="long workflow name"),
+        pytest.param('{"workflow": "nobody", "input": {}}', 404, id="unknown workflow"),
+        pytest.param('{"workflow": "", "input": {}}', 404, id="empty workflow"),
+        pytest.param('{"workflow": "a\\u0000b", "input": {}}', 422, id="NUL in workflow"),
+        pytest.param('{"workflow": "\\ud800", "input": {}}', 422, id="surrogate in workflow"),
+        pytest.param('{"workflow": "ask", "input": null}', 422, id="input null"),
+        pytest.param('{"workflow": "ask", "input": {}}', 422, id="input without text"),
+        pytest.param('{"workflow": "ask", "input": {"text": "x", "more": 1}}', 422, id="input with unknown field"),
+        pytest.param('{"workflow": "ask", "input": {"text": "x", "\\u0000": 1}}', 422, id="NUL in a name"),
+        pytest.param(run_of("1"), 422, id="text is a number"),
+        pytest.param(run_of("NaN"), 422, id="NaN"),
+        pytest.param(run_of("-Infinity"), 422, id="infinity"),
+        pytest.param(run_of("1e400"), 422, id="float without end"),
+        pytest.param(run_of("1" * 400), 422, id="long integer"),
+        pytest.param(run_of("1" * 5000), 400, id="integer over Python's limit"),
+        pytest.param(run_of('"\\ud800"'), 422, id="lone surrogate"),
+        pytest.param(run_of('"\\ude00\\ud83d"'), 422, id="surrogates the wrong way round"),
+        pytest.param(run_of('"\\u000"'), 422, id="broken escape"),
+        pytest.param(run_of('"a\x00b"'), 422, id="raw NUL"),
+        pytest.param(run_of(b'"\xff\xfe"'), 400, id="not UTF-8"),
+        pytest.param(run_of(b'"\xed\xa0\x80"'), 400, id="a surrogate as UTF-8"),
+        pytest.param(run_of(nested(200)), 422, id="nested 200 deep"),
+        pytest.param(run_of(nested(900)), 422, id="nested 900 deep"),
+        pytest.param(run_of(nested(10_000)), 400, id="nested 10,000 deep"),
+        pytest.param('{"a":' * 300 + "1" + "}" * 300, 422, id="objects 300 deep"),
+    ],
+)
+async def test_a_bad_request_for_a_run_is_refused(served: Served, body: Wire, status: int) -> None:
+    answer = await send(await served.client(), "/v1/runs", body)
+    assert answer.status_code == status, answer.text
+    problem_of(answer)
+    assert await runs_there(served) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        pytest.param('"a\\u0000b"', True, id="NUL"),
+        pytest.param('"\\ud83d\\ude00 \\u0007 \\u202e ﷽ \\u001b[31m"', True, id="emoji, controls, bidi"),
+        pytest.param('"' + "é" * 300_000 + '"', True, id="large, beside the database"),
+    ],
+)
+async def test_odd_text_comes_back_as_it_went_in(working: Served, text: str, same: bool) -> None:
+    client = await working.client()
+    answer = await send(client, "/v1/runs", run_of(text))
+    assert answer.status_code == 201, answer.text
+    run_id = answer.json()["run_id"]
+    assert (await working.finish(run_id))["status"] == "succeeded"
+    assert (await client.get(f"/v1/runs/{run_id}/result")).json()["output"]["text"] == json.loads(text)
+    assert (await client.get(f"/v1/runs/{run_id}/values")).json()["values"]["input"]["text"] == json.loads(text)
+
+
+async def test_a_body_that_is_not_called_json_is_refused(served: Served) -> None:
+    client = await served.client()
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "nonsense", ""):
+        answer = await send(client, "/v1/runs", run_of('"x"'), **{"Content-Type": content_type})
+        assert answer.status_code == 422, content_type
+        problem_of(answer)
+    assert await runs_there(served) == 0
+
+
+BAD_PARAMETERS = [
+    "/v1/runs?limit=0",
+    "/v1/runs?limit=201",
+    "/v1/runs?limit=x",
+    "/v1/runs?limit=99999999999999999999999",
+    "/v1/runs?status=nonsense",
+    "/v1/runs?status=",
+    "/v1/runs?workflow=%00",
+    "/v1/runs?before=a%00b",
+    "/v1/reviews?status=nonsense",
+    "/v1/reviews?run_id=%00",
+    "/v1/audit?after=-1",
+    "/v1/audit?after=9223372036854775808",
+    "/v1/audit?after=1.5",
+    "/v1/audit?limit=1001",
+    "/v1/audit?run_id=%00",
+    "/v1/runs/{run}/events?after=-1",
+    "/v1/runs/{run}/events?after=2147483648",
+    "/v1/runs/{run}/events?after=x",
+    "/v1/runs/{run}/result?reveal=perhaps",
+]
+NO_SUCH = [
+    "/v1/runs/nonsense",
+    "/v1/runs/run_00000000000000000000000000",
+    "/v1/runs/" + "x" * 5000,
+    "/v1/runs/%F0%9F%98%80",
+    "/v1/runs/%FF%FE",
+    "/v1/runs/'; drop table runs; --",
+    "/v1/runs/..%2Freviews",
+    "/v1/runs/",
+    "/v1/runs/x/nothing",
+    "/v1/reviews/nonsense",
+    "/v2/runs",
+    "/",
+]
+
+
+async def test_bad_parameters_are_named(served: Served) -> None:
+    client = await served.client()
+    run = await served.start()
+    for path in BAD_PARAMETERS:
+        answer = await client.get(path.format(run=run))
+        assert answer.status_code == 422, (path, answer.text)
+        code, message = problem_of(answer)
+        assert code == "invalid_input"
+        if "%00" not in path:
+            assert path.partition("?")[2].partition("=")[0] in message, (path, message)
+
+
+async def test_what_is_not_there_is_404(served: Served) -> None:
+    client = await served.client()
+    for path in NO_SUCH:
+        answer = await client.get(path)
+        assert (answer.status_code, problem_of(answer)[0]) == (404, "not_found"), path
+    for path in ("/v1/runs/nonsense/cancel", "/v1/reviews/nonsense/decision"):
+        body = {"reason": ""} if path.endswith("cancel") else {"decision": "approve"}
+        answer = await client.post(path, json=body)
+        assert (answer.status_code, problem_of(answer)[0]) == (404, "not_found"), path
+    assert (await client.get("/v1/runs/%00")).status_code == 422
+
+
+async def test_wrong_methods_are_refused(served: Served) -> None:
+    client = await served.client()
+    for method, path in (("PUT", "/v1/runs"), ("DELETE", "/v1/runs/x"), ("PATCH", "/v1/me"), ("POST", "/healthz")):
+        answer = await client.request(method, path)
+        assert (answer.status_code, problem_of(answer)[0]) == (405, "method_not_allowed"), path
+
+
+@pytest.mark.parametrize("role", ["operator"])
+async def test_reasons_and_notes_take_any_text(working: Served, role: str) -> None:
+    client = await working.client()
+    for text, status in (("a\0b [/red] \x1b[0m", 202), ("x" * 500, 202), ("x" * 501, 422), ('"\\ud800"', 422)):
+        run_id = await working.start()
+        await working.review(run_id)
+        body = '{"reason": ' + (text if text.startswith('"') else json.dumps(text)) + "}"
+        answer = await send(client, f"/v1/runs/{run_id}/cancel", body)
+        assert answer.status_code == status, (text, answer.text)
+        if status == 202:
+            run = await working.run(run_id, lambda run: run["status"] == "cancelled")
+            assert run["reason"] == f"cancelled: {text.replace(chr(0), '')}"
+        else:
+            problem_of(answer)
+    for text, status in (("a\0b", 200), ("x" * 4001, 422), ('"\\udfff"', 422)):
+        review = await working.review(await working.start())
+        note = text if text.startswith('"') else json.dumps(text)
+        answer = await send(client, f"/v1/reviews/{review}/decision", '{"decision": "approve", "note": ' + note + "}")
+        assert answer.status_code == status, (text, answer.text)
+        found = (await client.get(f"/v1/reviews/{review}")).json()
+        assert found["status"] == ("approved" if status == 200 else "open")
+
+
+async def test_a_bad_decision_leaves_the_review_open(working: Served) -> None:
+    client = await working.client()
+    review = await working.review(await working.start())
+    for body in (
+        {},
+        {"decision": "maybe"},
+        {"decision": True},
+        {"decision": ["approve"]},
+        {"decision": "approve", "note": 1},
+        {"decision": "approve", "by": "somebody"},
+        "approve",
+    ):
+        answer = await client.post(f"/v1/reviews/{review}/decision", json=body)
+        assert answer.status_code == 422, body
+        problem_of(answer)
+    assert (await client.get(f"/v1/reviews/{review}")).json()["status"] == "open"
+
+
+async def test_a_decision_is_made_once(working: Served) -> None:
+    client = await working.client()
+    run_id = await working.start()
+    review = await working.review(run_id)
+    assert (await client.post(f"/v1/reviews/{review}/decision", json={"decision": "reject"})).status_code == 200
+    for decision in ("reject", "approve"):
+        again = await client.post(f"/v1/reviews/{review}/decision", json={"decision": decision})
+        assert (again.status_code, problem_of(again)[0]) == (409, "conflict")
+    run = await working.run(run_id, lambda run: run["status"] not in {"waiting", "running"})
+    assert run["status"] == "failed"
+    over = await client.post(f"/v1/runs/{run_id}/cancel", json={})
+    assert (over.status_code, problem_of(over)[0]) == (409, "conflict")
+
+
+async def test_a_result_is_there_only_at_the_end(working: Served) -> None:
+    client = await working.client()
+    run_id = await working.start()
+    early = await client.get(f"/v1/runs/{run_id}/result")
+    assert (early.status_code, problem_of(early)[0]) == (409, "conflict")
+    await working.finish(run_id)
+    assert (await client.get(f"/v1/runs/{run_id}/result")).json() == {"output": {"text": "hello"}}
+
+
+async def test_a_list_of_runs_pages_backwards_without_gaps(served: Served) -> None:
+    client = await served.client()
+    started = [await served.start(str(number)) for number in range(5)]
+    pages: list[str] = []
+    last: dict[str, Any] = {}
+    while page := (await client.get("/v1/runs", params={"limit": 2, **last})).json()["runs"]:
+        assert len(page) <= 2
+        pages += [run["run_id"] for run in page]
+        last = {"before": pages[-1]}
+    assert pages == sorted(started, reverse=True)
+    assert (await client.get("/v1/runs", params={"workflow": "other"})).json() == {"runs": []}
+    assert (await client.get("/v1/runs", params={"status": "succeeded"})).json() == {"runs": []}
+    assert len((await client.get("/v1/runs", params={"status": "queued"})).json()["runs"]) == 5
