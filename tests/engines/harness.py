@@ -285,7 +285,7 @@ class Observer:
 
     def queue(self, run_id: str) -> dict[str, Any] | None:
         found = self.rows(
-            "select worker, fence, available_at, available_at <= now() from queue where run_id = %s", run_id
+            "select worker, fence, available_at::text, available_at <= now() from queue where run_id = %s", run_id
         )
         return dict(zip(("worker", "fence", "available_at", "ready"), found[0], strict=True)) if found else None
 

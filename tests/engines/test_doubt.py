@@ -69,7 +69,7 @@ async def test_killed_at_its_deadline_after_the_effect(
     run = await desk.start("pay_slow", ticket="a")
     assert await seen.finished(run) == ["succeeded"]
     assert (strict.requests, strict.refunds) == (1, {"a": 1})
-    assert seen.kinds(run)[1:] == ["step_failed pay", "timer_fired retry:pay", "step_succeeded pay"]
+    assert seen.kinds(run)[1:] == ["step_failed pay", "timer_fired retry:pay:1", "step_succeeded pay"]
 
 
 @faults("strict", "--drop-after-effect-every", "1")

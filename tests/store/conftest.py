@@ -15,7 +15,7 @@ from .rows import deploy
 if TYPE_CHECKING:
     from conftest import Tenant
 
-AUDIT_KEY = bytes(range(32, 64))
+MASTER_KEY, AUDIT_KEY = bytes(range(32)), bytes(range(32, 64))
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ import pytest
 from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 
+from interlock.store.migrate import migrate
+
+from .conftest import MASTER_KEY
 from .rows import contents, populate, tables_with_org
 
 if TYPE_CHECKING:
@@ -31,7 +34,8 @@ def populated(owner: psycopg.Connection[Any], workflow: None, tenants: tuple[Ten
 
 
 @pytest.fixture
-def app_role(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+def app_role(owner_url: str, database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    migrate(owner_url, MASTER_KEY)  # a copy of a database has its tables' privileges but not its own, as after a restore
     with psycopg.connect(database_url, autocommit=True) as connection:
         assert connection.execute("select current_user").fetchone() == (APP,)
         yield connection

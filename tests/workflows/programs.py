@@ -88,8 +88,8 @@ def _flat(steps: list[Any]) -> list[dict[str, Any]]:
 _KINDS = ["tool", "tool", "tool", "model", "review", "parallel", "branch"]
 _FACTS = [{}, {"n": 1, "flag": False}, {"n": 3, "flag": True}, {"flag": True}]
 _FAILURES = [
-    *[Answer(ok=False, kind=kind) for kind in ("transient", "transient", "rate_limited", "permanent", "denied")],
-    *[Answer(ok=False, kind=kind) for kind in ("invalid", "budget")],
+    *[Answer(ok=False, kind=kind) for kind in ("transient", "rate_limited")] * 5,
+    *[Answer(ok=False, kind=kind) for kind in ("permanent", "denied", "invalid", "budget")],
 ]
 _DOUBTS = [Answer(ok=False, kind=kind, ambiguous=True) for kind in ("transient", "rate_limited", "permanent", "budget")]
 
@@ -130,7 +130,7 @@ class _Maker:
             self._work(step, kind)
         elif kind == "review":
             step |= {"title": "?", "on_reject": self.choice(["fail", "continue"])}
-            self.made.reviews[step["id"]] = self._pick(3) > 0
+            self.made.reviews[step["id"]] = self._pick(6) > 0
         elif kind == "parallel":
             step["branches"] = {f"b{number}": self.steps(depth + 1) for number in range(1 + self._pick(3))}
         else:
@@ -150,7 +150,7 @@ class _Maker:
                 failures = _FAILURES + _DOUBTS + _DOUBTS
         else:
             step |= {"prompt": "p", "output": {"type": "object"}}
-        self.made.outcomes[name] = [self.choice(failures) for _ in range(self.choice([0, 0, 0, 1, 1, 2, 3, 4]))]
+        self.made.outcomes[name] = [self.choice(failures) for _ in range(self.choice([0, 0, 0, 0, 1, 1, 2, 4]))]
         self.made.outcomes[name].append(Answer(facts=self.choice(_FACTS)))
         self.made.undos[name] = [self.choice(_FAILURES) for _ in range(self.choice([0, 0, 0, 1, 1, 2, 3]))]
         self.made.confirms[name] = [
@@ -158,7 +158,7 @@ class _Maker:
         ]
 
     def _condition(self, own_id: str) -> str:
-        kind = self.choice([*CONDITIONS, "guarded", "case", "always", "never"])
+        kind = self.choice([*CONDITIONS, *["guarded", "case", "always", "never"] * 4])
         # Any step made so far: an earlier one, one that encloses this one, one that runs beside it.
         step = self.choice(["input", *(f"s{number}" for number in range(int(own_id[1:])))])
         text = CONDITIONS[kind][0].format(step)

@@ -46,6 +46,7 @@ class World:
         self.work: set[Wait] = set()  # what the driver must do, as the machine's commands told it
         self.timers: dict[str, float] = {}
         self.reviews: set[tuple[str, str]] = set()
+        self.cancel_after = self.scenario.cancel_after
         self.counts: dict[tuple[str, str], int] = {}
 
     def run(self) -> World:
@@ -55,8 +56,8 @@ class World:
         while not self.state.over:
             assert len(self.journal) < 2000, "no progress"
             self.disturb()
-            if self.scenario.cancel_after is not None and len(self.journal) > self.scenario.cancel_after:
-                self.scenario.cancel_after = None
+            if self.cancel_after is not None and len(self.journal) > self.cancel_after:
+                self.cancel_after = None
                 if self.oracle.ending is None:
                     self.oracle.cancel()
                     self.apply(ev.CancelRequested(self.now, "enough"))
@@ -137,7 +138,7 @@ class World:
             case ev.CompensationSucceeded() | ev.CompensationFailed():
                 self.work.remove(("undo", event.step, event.attempt))
             case ev.ReviewDecided():
-                self.reviews = {one for one in self.reviews if one[0] != event.step}
+                self.reviews = {one for one in self.reviews if one[1] != event.step}
             case ev.TimerFired():
                 del self.timers[event.timer]
         for command in commands:
@@ -149,7 +150,7 @@ class World:
                 case ev.StartTimer():
                     assert command.due >= event.at
                     if isinstance(event, ev.StepFailed | ev.CompensationFailed):
-                        assert command.due - event.at >= (event.failure.retry_after or 0)
+                        assert command.due >= event.at + (event.failure.retry_after or 0)
                     self.timers[command.timer] = command.due
                 case ev.OpenReview():
                     self.reviews.add((command.purpose, command.step))

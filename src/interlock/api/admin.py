@@ -8,20 +8,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from interlock.api.access import Caller, Services
+from interlock.api.body import Body, Name
 from interlock.identity.auth import key_id_of
 
 router = APIRouter(prefix="/v1", tags=["admin"])
 
 
-class NewKey(BaseModel):
+class NewKey(Body):
     """A request for an API key."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    user_id: str = Field(min_length=1, max_length=200)
+    user_id: Name = Field(min_length=1, max_length=200)
     roles: list[str] = Field(min_length=1)
 
 
@@ -69,7 +68,7 @@ async def revoke_key(key_id: str, caller: Caller, services: Services) -> None:
 async def audit(
     caller: Caller,
     services: Services,
-    after: int = 0,
+    after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
     run_id: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:

@@ -35,12 +35,13 @@ def install(api: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        return JSONResponse(problem("invalid_input", f"{place}: {first['msg']}"), 422)
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return JSONResponse(problem("invalid_input", f"{place}: {message}"), 422)
 
     @api.exception_handler(HTTPException)
     async def http(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
+        code = {400: "invalid_input", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}.get(error.status_code, "http")
         return JSONResponse(problem(code, str(error.detail)), error.status_code, error.headers)
 
     @api.exception_handler(Exception)

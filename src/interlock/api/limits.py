@@ -1,23 +1,21 @@
-"""The payload limit, at the door: a body that is too large is refused before anyone parses it."""
+"""Limits at the door: a body that is too large, and an address with a NUL in it, are refused before anyone parses them."""
 
 from __future__ import annotations
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from interlock.api.errors import problem
 
 
-class _TooLarge(Exception):
-    pass
-
-
 class PayloadLimit:
-    """ASGI middleware: 413 by Content-Length, and by counting where there is none."""
+    """ASGI middleware: 413 by Content-Length, and by counting where there is none or it lies."""
 
     def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
         self._app = app
         self._limit = limit_bytes
+        self._message = f"the request body is over the limit of {limit_bytes} bytes (limits.payload_bytes)"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -25,31 +23,31 @@ class PayloadLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self._limit:
-            await self._refuse(scope, receive, send)
+            await JSONResponse(problem("payload_too_large", self._message), 413)(scope, receive, send)
             return
         seen = 0
-        started = False
 
         async def counted() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._limit:
-                raise _TooLarge
+                # FastAPI turns whatever else is raised while it reads a body into a 400.
+                raise HTTPException(413, self._message)
             return message
 
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
+        await self._app(scope, counted, send)
 
-        try:
-            await self._app(scope, counted, watched)
-        except _TooLarge:
-            if started:
-                raise
-            await self._refuse(scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = f"the request body is over the limit of {self._limit} bytes (limits.payload_bytes)"
-        await JSONResponse(problem("payload_too_large", message), 413)(scope, receive, send)
+class NoNul:
+    """ASGI middleware: a NUL in the path or the query is refused; PostgreSQL has no text that could hold it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and ("\0" in scope["path"] or b"%00" in scope["query_string"]):
+            message = "the address holds a NUL character (%00); remove it"
+            await JSONResponse(problem("invalid_input", message), 422)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from interlock.api.access import Caller, Services
+from interlock.api.body import Body
 
 router = APIRouter(prefix="/v1/reviews", tags=["reviews"])
 
@@ -16,10 +17,8 @@ _FIELDS = (
 )  # fmt: skip
 
 
-class DecisionBody(BaseModel):
+class DecisionBody(Body):
     """A person's decision. `output` only for a `confirm` review that is approved: what the tool gave."""
-
-    model_config = ConfigDict(extra="forbid")
 
     decision: Literal["approve", "reject"]
     note: str = Field(default="", max_length=4000)

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from interlock.api.access import Caller, Services
+from interlock.api.body import Body, Name
 from interlock.app import App
 from interlock.base.errors import InvalidInput
 from interlock.identity.principal import Principal
@@ -21,20 +22,17 @@ from interlock.workflows.events import RunStatus
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 _FOLLOW_SECONDS = 0.2  # how often a follower looks for new events
+_LAST_EVENT = 2**31 - 1  # journal.seq is an integer
 
 
-class NewRun(BaseModel):
+class NewRun(Body):
     """A request for a run."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    workflow: str = Field(max_length=200)
+    workflow: Name = Field(max_length=200)
     input: Any
 
 
-class Cancellation(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class Cancellation(Body):
     reason: str = Field(default="", max_length=500)
 
 
@@ -102,14 +100,15 @@ async def events(
     run_id: str,
     caller: Caller,
     services: Services,
-    after: int = 0,
+    after: Annotated[int, Query(ge=0, le=_LAST_EVENT)] = 0,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> StreamingResponse:
     """Server-sent events: every journal entry from `after` (or Last-Event-ID) on, then `end` when the run is over."""
     if last_event_id is not None:
-        if not last_event_id.isdigit():
+        # isdigit alone accepts ², which int does not
+        if not (last_event_id.isascii() and last_event_id.isdigit()) or len(last_event_id) > len(str(_LAST_EVENT)):
             raise InvalidInput("Last-Event-ID must be the number of the last event seen")
-        after = int(last_event_id)
+        after = min(int(last_event_id), _LAST_EVENT)
     await services.runs.events(caller, run_id, after)  # refuse before the stream begins
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_follow(services, caller, run_id, after), media_type="text/event-stream", headers=headers)

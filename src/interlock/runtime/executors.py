@@ -166,20 +166,31 @@ class ToolExecutor:
         )
         if result.ending != "ok":
             raise error_of(tool.contract, result)
-        check_value(version.tool_output_validators[step.tool], result.output, what=f'tool "{step.tool}": its answer')
+        return self._done(work, prepared, result.output, result.start_seconds)
+
+    def _done(self, work: Work, prepared: Prepared, output: Any, start_seconds: float) -> Done:
+        step = work.step
+        assert isinstance(step, ToolStep)
+        version = work.run.version
+        contract = version.tools[step.tool].contract
+        check_value(version.tool_output_validators[step.tool], output, what=f'tool "{step.tool}": its answer')
         labels = prepared.labels.join(
             Labels(trust=Trust.TOOL, origins=frozenset({f"tool:{step.tool}"}), as_of=self._clock.now())
         )
         attributes = {
             names.GEN_AI_TOOL_NAME: step.tool,
-            names.TOOL_EFFECT: tool.contract.effect,
+            names.TOOL_EFFECT: contract.effect,
             names.TOOL_SANDBOX: self._tools.sandbox_name,
-            names.TOOL_START_MS: round(result.start_seconds * 1000, 3),
+            names.TOOL_START_MS: round(start_seconds * 1000, 3),
         }
-        return Done(result.output, tool.contract.output, labels, attributes=attributes)
+        return Done(output, contract.output, labels, attributes=attributes)
 
-    async def probe(self, work: Work, prepared: Prepared, key: str) -> Any:
-        """Asks the tool whether the effect with this key happened: None if not, else its output."""
+    async def probe(self, work: Work, prepared: Prepared, key: str) -> Done | None:
+        """Asks the tool whether the effect with this key happened: None if not, else what it gave.
+
+        Raises:
+            ContractViolation: it happened, and the tool cannot say what it gave.
+        """
         step = work.step
         assert isinstance(step, ToolStep)
         tool = work.run.version.tools[step.tool]
@@ -197,7 +208,9 @@ class ToolExecutor:
                 f'tool "{step.tool}": probe must return {{"happened": true|false, "output": …}}',
                 kind=FailureKind.PERMANENT,
             )
-        return result.output.get("output") if result.output["happened"] else None
+        if not result.output["happened"]:
+            return None
+        return self._done(work, prepared, result.output.get("output"), result.start_seconds)
 
     async def compensate(self, work: Work, arguments: Any, output: Any, *, key: str) -> None:
         """Undoes a completed call."""

@@ -70,7 +70,7 @@ class Intake:
             raise Denied(
                 f"the input looks like an injected order ({', '.join(flags)}); guard.on_injection is set to block"
             )
-        existing = await self._existing(principal, version, key, value)
+        existing = await self._existing(principal, version, key, value) if idempotency_key else None
         if existing is not None:
             return existing, False
         try:

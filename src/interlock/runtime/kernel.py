@@ -19,7 +19,6 @@ from interlock.audit.log import Entry, EventType
 from interlock.base.clock import Clock
 from interlock.base.errors import (
     BudgetExceeded,
-    ContractViolation,
     Denied,
     FailureKind,
     InterlockError,
@@ -61,6 +60,7 @@ class _Passage:
     prepared: Prepared | None = None
     answer: Answer | None = None
     effect: Effect | None = None
+    in_doubt: bool = False  # an earlier attempt may have done its work
     handed_over: bool = False  # the tool may have got the call
     done: Done | None = None
     sealed: Sealed | None = None
@@ -93,6 +93,7 @@ class Kernel:
         }
         with self._tracing.span(name, attributes, parent=work.run.trace) as span:
             try:
+                await self._look_back(passage)
                 await self._admit(passage)
                 await self._reserve(passage)
                 await self._execute(passage)
@@ -105,6 +106,12 @@ class Kernel:
             finally:
                 work.run.ledger.settle(work.step.id)
                 span.set_attributes(passage.attributes)
+
+    async def _look_back(self, passage: _Passage) -> None:
+        """Whether an earlier attempt left the effect in doubt: known before anything of this one can fail."""
+        work = passage.work
+        if _mutates(work) and (work.attempt > 1 or work.run.resumed):
+            passage.in_doubt = await self._effects.status(work) == "executing"
 
     # -- admit -------------------------------------------------------------------------------------------------
 
@@ -136,7 +143,7 @@ class Kernel:
             tokens=prepared.tokens,
             usd=prepared.usd,
         )
-        if isinstance(work.step, ToolStep) and work.run.version.tools[work.step.tool].contract.mutating:
+        if isinstance(work.step, ToolStep) and _mutates(work):
             await self._intend(passage, work.step, prepared)
 
     async def _intend(self, passage: _Passage, step: ToolStep, prepared: Prepared) -> None:
@@ -146,9 +153,7 @@ class Kernel:
         key = idempotency_key(work.run.run_id, step.id, arguments.ref.digest)
         passage.effect = Effect(work.run.run_id, step.id, work.run.org_id, step.tool, key, work.attempt, arguments.ref)
         passage.attributes[names.IDEMPOTENCY_KEY] = key
-        earlier = await self._effects.status(work) if work.attempt > 1 or work.run.resumed else None
-        if earlier == "executing":
-            passage.handed_over = True
+        if passage.in_doubt:
             await self._recover(passage, step, prepared, key)
         else:
             await self._effects.intend(work, passage.effect, arguments)
@@ -162,13 +167,8 @@ class Kernel:
                 f'nobody can say whether tool "{step.tool}" did its work before it was cut off',
                 kind=FailureKind.PERMANENT,
             )
-        output = await self._tools.probe(passage.work, prepared, key)
-        if output is not None:
-            passage.done = Done(
-                output, contract.output, prepared.labels, attributes={names.GEN_AI_TOOL_NAME: step.tool}
-            )
-        else:
-            passage.handed_over = False
+        passage.done = await self._tools.probe(passage.work, prepared, key)
+        passage.in_doubt = passage.done is not None
 
     # -- execute -----------------------------------------------------------------------------------------------
 
@@ -246,12 +246,12 @@ class Kernel:
             kind = FailureKind.DENIED
         elif isinstance(error, InvalidInput):
             kind = FailureKind.INVALID
-        ambiguous = passage.handed_over and not isinstance(error, SandboxError | NothingHappened)
+        # That this attempt surely did nothing says nothing about an earlier one.
+        ambiguous = passage.in_doubt or (passage.handed_over and not isinstance(error, SandboxError | NothingHappened))
         if ambiguous:
-            contract = passage.work.run.version.tools[_known(passage.effect).tool].contract
-            knowable = contract.honours_idempotency or contract.probe
-            # An answer that breaks the contract will break it again; only a person can say what it means.
-            hopeless = isinstance(error, ContractViolation) or not knowable
+            # What is not the tool's failure (a broken contract, a refusal, an erased value) comes again in every
+            # attempt; only a person can say what it means.
+            hopeless = not isinstance(error, StepError) or not _knowable(passage.work)
             kind = (
                 FailureKind.PERMANENT
                 if hopeless
@@ -322,6 +322,18 @@ class Kernel:
 
     def _executor(self, work: Work) -> ModelExecutor | ToolExecutor:
         return self._models if isinstance(work.step, ModelStep) else self._tools
+
+
+def _mutates(work: Work) -> bool:
+    tool = work.run.version.tools.get(work.step.tool) if isinstance(work.step, ToolStep) else None
+    return tool is not None and tool.contract.mutating
+
+
+def _knowable(work: Work) -> bool:
+    """Whether the tool can tell, or does not care, if its work was done before."""
+    assert isinstance(work.step, ToolStep)
+    contract = work.run.version.tools[work.step.tool].contract
+    return contract.honours_idempotency or contract.probe
 
 
 def _known(value: Any) -> Any:

@@ -6,6 +6,7 @@ There is no waiting for company: whatever has gathered while the last transactio
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from typing import Any
 
 import asyncpg
 
-from interlock.base.errors import Conflict, InterlockError, LeaseLost, Unavailable
-from interlock.store.database import Connection, Database
+from interlock.base.errors import Conflict, LeaseLost, NotFound, Unavailable
+from interlock.store.database import DOWN, Connection, Database
 from interlock.store.queries import QUERIES
 
 JsonRow = dict[str, Any]
@@ -71,32 +72,16 @@ class Commit:
 
 
 @dataclass(slots=True)
-class _Batch:
-    """Commits on their way into one transaction.
+class _Attempts:
+    """What is known about the attempts to commit a batch.
 
     Attributes:
-        lost: an attempt broke off, so the transaction may have taken place without our hearing of it.
-        marks: (org_id, seq, hash) of an audit entry of every attempt; where one is found, its attempt took place.
+        lost: one of them broke off, so it may have taken place without our hearing of it.
+        marks: (org_id, seq, hash) of an audit entry of every attempt; where one is found, that attempt took place.
     """
 
-    commits: list[Commit]
     lost: bool = False
     marks: list[tuple[str, int, str]] = field(default_factory=list)
-
-    @property
-    def orgs(self) -> list[str]:
-        return sorted({commit.org_id for commit in self.commits})
-
-    def rows(self, part: str) -> list[JsonRow]:
-        return [row for commit in self.commits for row in getattr(commit, part)]
-
-    def entries(self) -> dict[str, list[Any]]:
-        """Audit entries by organisation."""
-        found: dict[str, list[Any]] = {}
-        for commit in self.commits:
-            if commit.audit:
-                found.setdefault(commit.org_id, []).extend(commit.audit)
-        return found
 
 
 class Committer:
@@ -106,23 +91,27 @@ class Committer:
         self._database = database
         self._seal = seal
         self._batch = batch
-        self._waiting: asyncio.Queue[tuple[Commit, asyncio.Future[None]]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[Commit, asyncio.Future[None]] | None] = asyncio.Queue()
         self._heads: dict[str, tuple[int, str]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._connection: Connection | None = None
         self._closed = False
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="committer")
 
     async def close(self) -> None:
-        """Commits what is waiting or under way, then stops; whoever comes later is refused."""
+        """Commits what is waiting, then stops; whoever comes later is refused."""
         self._closed = True
         if self._task is None:
             return
-        await self._waiting.join()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._waiting.put_nowait(None)
+        await self._task
         self._task = None
+        if self._connection is not None:
+            with contextlib.suppress(*DOWN):
+                await self._connection.close(timeout=5)
+            self._connection = None
 
     async def submit(self, commit: Commit) -> None:
         """Makes a commit durable.
@@ -131,21 +120,29 @@ class Committer:
             LeaseLost: the run belongs to another worker now; nothing was written.
             Conflict: a review that was to be decided is not open any more; nothing was written.
             NotFound: the organisation does not exist; nothing was written.
-            Unavailable: the database stayed away; the commit was written once or not at all, and what is in the database
-                when it is back tells which.
+            Unavailable: the database stayed away; the commit was written once or not at all, and the database tells which
+                when it is back.
             asyncpg.PostgresError: a constraint refused it; nothing was written.
         """
         if self._closed:
-            raise Unavailable("this process is shutting down; try again with another")
+            raise Unavailable("this process is shutting down; another one will answer")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((commit, done))
         await done
 
     async def _run(self) -> None:
-        while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < self._batch and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
+        closing = False
+        while not closing:
+            batch = []
+            waiting: tuple[Commit, asyncio.Future[None]] | None = await self._waiting.get()
+            while waiting is not None:
+                batch.append(waiting)
+                if len(batch) == self._batch or self._waiting.empty():
+                    break
+                waiting = self._waiting.get_nowait()
+            closing = waiting is None
+            if not batch:
+                continue
             try:
                 await self._commit_or_split(batch)
             except asyncio.CancelledError:
@@ -155,15 +152,12 @@ class Committer:
             except Exception as error:  # noqa: BLE001  whoever waits must hear of it, or they wait forever
                 for _, done in batch:
                     _refuse(done, error)
-            finally:
-                for _ in batch:
-                    self._waiting.task_done()
 
     async def _commit_or_split(self, batch: list[tuple[Commit, asyncio.Future[None]]]) -> None:
         """Commits the batch; if something in it is refused, commits one by one, so that only the guilty fail."""
         try:
             await self._commit([commit for commit, _ in batch])
-        except Exception as error:  # a row that is not JSON fails in Python, before the database can object
+        except Exception as error:
             if len(batch) == 1 or isinstance(error, Unavailable):
                 raise
             for commit, done in batch:
@@ -172,33 +166,24 @@ class Committer:
                     _resolve(done)
                 except Unavailable:
                     raise
-                except Exception as single:  # noqa: BLE001  it is theirs, whatever it is
+                except Exception as single:  # noqa: BLE001  a constraint's refusal, or a row that is not even JSON
                     _refuse(done, single)
         else:
             for _, done in batch:
                 _resolve(done)
 
     async def _commit(self, commits: list[Commit]) -> None:
-        batch = _Batch(commits)
+        attempts = _Attempts()
 
         async def attempt() -> None:
             try:
-                await self._settle(batch, lock=batch.lost)
-            except asyncpg.PostgresError as error:
-                if error.sqlstate != HEAD_MOVED:
-                    raise
-                # Another process appended to the same log; this time take the head's lock first.
-                await self._settle(batch, lock=True)
-
-        async def attempt_or_doubt() -> None:
-            try:
-                await attempt()
+                await self._settle_at_head(commits, attempts)
             except DOWN:
-                batch.lost = True
+                attempts.lost = True
                 raise
 
         try:
-            await self._database.retrying(attempt_or_doubt)
+            await self._database.retrying(attempt)
         except asyncpg.PostgresError as error:
             self._heads.clear()
             if error.sqlstate == LEASE_LOST:
@@ -207,81 +192,96 @@ class Committer:
                 raise Conflict("this review was already decided or is no longer needed") from error
             raise
 
-    async def _settle(self, batch: _Batch, *, lock: bool) -> None:
-        entries = batch.entries()
-        async with self._database.connection(*batch.orgs) as connection:
-            if not lock:
-                for org in entries.keys() - self._heads.keys():
-                    row = await connection.fetchrow("select seq, hash from audit_heads where org_id = $1", org)
-                    if row is not None:
-                        self._heads[org] = (row["seq"], row["hash"])
-                text, heads = self._write(batch, entries, self._heads)
-                await connection.execute("select settle($1)", text)
-            else:
-                async with connection.transaction():
-                    locked = await self._lock(connection, batch, sorted(entries))
-                    if batch.lost and await self._landed(connection, batch):
-                        self._heads |= locked
-                        return
-                    text, heads = self._write(batch, entries, locked)
-                    await connection.execute("select settle($1)", text)
+    async def _settle_at_head(self, commits: list[Commit], attempts: _Attempts) -> None:
+        try:
+            await self._settle(commits, attempts, lock=attempts.lost)
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != HEAD_MOVED:
+                raise
+            # Another process appended to the same log; this time take the head's lock first.
+            await self._settle(commits, attempts, lock=True)
+
+    async def _settle(self, commits: list[Commit], attempts: _Attempts, *, lock: bool) -> None:
+        batch = _batch_of(commits)
+        entries: dict[str, list[Any]] = {}
+        for commit in commits:
+            if commit.audit:
+                entries.setdefault(commit.org_id, []).extend(commit.audit)
+        connection = await self._connected()
+        if lock:
+            async with connection.transaction():
+                heads = await self._read_heads(connection, sorted(entries), lock=True)
+                if not (attempts.lost and await self._landed(connection, batch, attempts.marks)):
+                    heads |= self._chain(batch, entries, heads, attempts)
+                    await connection.execute(_SETTLE, json.dumps(batch, separators=(",", ":")))
+        else:
+            unknown = sorted(entries.keys() - self._heads.keys())
+            if unknown:
+                self._heads |= await self._read_heads(connection, unknown, lock=False)
+            heads = self._chain(batch, entries, self._heads, attempts)
+            await connection.execute(_SETTLE, json.dumps(batch, separators=(",", ":")))
         self._heads |= heads
 
-    async def _lock(self, connection: Connection, batch: _Batch, orgs: list[str]) -> dict[str, tuple[int, str]]:
-        """Locks everything that `settle` would, in the same order, and returns the heads as they are now."""
-        runs = [row["run_id"] for part in ("new_signals", "finished", "released") for row in batch.rows(part)]
-        runs += [commit.fence[0] for commit in batch.commits if commit.fence]
-        await connection.execute(
-            "select from queue where run_id = any($1::text[]) order by run_id for update", sorted(runs)
-        )
-        locked = await connection.fetch(
-            "select org_id, seq, hash from audit_heads where org_id = any($1::text[]) order by org_id for update", orgs
-        )
-        return {row["org_id"]: (row["seq"], row["hash"]) for row in locked}
+    async def _landed(self, connection: Connection, batch: dict[str, Any], marks: list[tuple[str, int, str]]) -> bool:
+        """Whether an attempt whose answer was lost took place. A batch is all or nothing, so one row of it tells.
 
-    async def _landed(self, connection: Connection, batch: _Batch) -> bool:
-        """Whether an attempt whose answer was lost took place.
-
-        It is all or nothing, so one row tells. What has neither audit entries nor journal nor new runs may be written twice.
+        What has neither audit entries, nor a journal, nor new runs says the same when it is written twice.
         """
-        for org_id, seq, digest in batch.marks:
-            query = "select exists(select from audit where org_id = $1 and seq = $2 and hash = $3)"
-            if await connection.fetchval(query, org_id, seq, digest):
+        await connection.execute("select set_config('interlock.orgs', $1, true)", batch["orgs"])
+        for mark in marks:
+            if await connection.fetchval(QUERIES["audit_has"], *mark):
                 return True
-        # Only the one who holds the lease writes these keys.
-        for row in batch.rows("journal")[:1]:
-            query = "select exists(select from journal where run_id = $1 and seq = $2)"
-            return bool(await connection.fetchval(query, row["run_id"], row["seq"]))
-        for row in batch.rows("new_runs")[:1]:
-            query = "select exists(select from runs where run_id = $1)"
-            return bool(await connection.fetchval(query, row["run_id"]))
+        # Nobody but us writes these keys: the lease says so of the one, chance of the other.
+        for row in batch.get("journal", ())[:1]:
+            return bool(await connection.fetchval(QUERIES["journal_has"], row["run_id"], row["seq"]))
+        for row in batch.get("new_runs", ())[:1]:
+            return bool(await connection.fetchval(QUERIES["run_exists"], row["run_id"]))
         return False
 
-    def _write(
-        self, batch: _Batch, entries: dict[str, list[Any]], heads: dict[str, tuple[int, str]]
-    ) -> tuple[str, dict[str, tuple[int, str]]]:
-        """What `settle` gets, with the audit entries chained to these heads; and the heads that will be."""
-        written: dict[str, Any] = {part: batch.rows(part) for part in PARTS}
-        written["orgs"] = ",".join(batch.orgs)
-        written["fences"] = [{"run_id": one.fence[0], "fence": one.fence[1]} for one in batch.commits if one.fence]
-        moved = self._chain(written, entries, heads)
-        for org, (seq, digest) in list(moved.items())[:1]:
-            batch.marks.append((org, seq, digest))
-        return json.dumps(written, separators=(",", ":")), moved
+    async def _connected(self) -> Connection:
+        """A connection of the committer's own: one round trip a commit, no borrowing and no resetting."""
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._database.dedicated()
+        return self._connection
+
+    async def _read_heads(self, connection: Connection, orgs: list[str], *, lock: bool) -> dict[str, tuple[int, str]]:
+        await connection.execute("select set_config('interlock.orgs', $1, $2)", ",".join(orgs), lock)
+        rows = await connection.fetch(QUERIES["lock_audit_heads" if lock else "audit_heads"], orgs)
+        return {row["org_id"]: (row["seq"], row["hash"]) for row in rows}
 
     def _chain(
-        self, written: dict[str, Any], entries: dict[str, list[Any]], heads: dict[str, tuple[int, str]]
+        self,
+        batch: dict[str, Any],
+        entries: dict[str, list[Any]],
+        heads: dict[str, tuple[int, str]],
+        attempts: _Attempts,
     ) -> dict[str, tuple[int, str]]:
-        written["audit"], written["heads"], moved = [], [], {}
+        moved: dict[str, tuple[int, str]] = {}
+        if entries:
+            batch["audit"], batch["heads"] = [], []
         for org, of_org in sorted(entries.items()):
             if org not in heads:
                 raise NotFound(f'organisation "{org}" does not exist')
             expected, head = heads[org]
             rows, seq, digest = self._seal(of_org, expected, head)
-            written["audit"] += rows
-            written["heads"].append({"org_id": org, "expected": expected, "seq": seq, "hash": digest})
+            batch["audit"] += rows
+            batch["heads"].append({"org_id": org, "expected": expected, "seq": seq, "hash": digest})
             moved[org] = (seq, digest)
+        attempts.marks += [(org, seq, digest) for org, (seq, digest) in list(moved.items())[:1]]
         return moved
+
+
+def _batch_of(commits: list[Commit]) -> dict[str, Any]:
+    """What `settle` takes: the parts that hold something."""
+    batch: dict[str, Any] = {"orgs": ",".join(sorted({commit.org_id for commit in commits}))}
+    for part in PARTS:
+        rows = [row for commit in commits for row in getattr(commit, part)]
+        if rows:
+            batch[part] = rows
+    fences = [{"run_id": one.fence[0], "fence": one.fence[1]} for one in commits if one.fence]
+    if fences:
+        batch["fences"] = fences
+    return batch
 
 
 def _resolve(done: asyncio.Future[None]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 
-from interlock.base.errors import Unavailable
+from interlock.base.errors import InvalidInput, Unavailable
 from interlock.store.queries import QUERIES
 
 Connection = Any
@@ -52,7 +52,13 @@ class Database:
 
         async def connect() -> Any:
             return await asyncpg.create_pool(
-                self.url, min_size=1, max_size=self._pool_size, init=_prepare, command_timeout=60
+                self.url,
+                min_size=1,
+                max_size=self._pool_size,
+                init=_prepare,
+                reset=_keep_scope,
+                connection_class=_ScopedConnection,
+                command_timeout=60,
             )
 
         self._pool = await self.retrying(connect)
@@ -70,11 +76,17 @@ class Database:
 
         Raises:
             Unavailable: it stayed away for about 12 s. Nothing that was committed is lost.
+            InvalidInput: a value from outside that no column takes: a number too large, a NUL character.
         """
         for attempt in range(_ATTEMPTS):
             try:
                 return await operation()
-            except DOWN as error:
+            except (asyncpg.DataError, *DOWN) as error:
+                if isinstance(error, asyncpg.DataError | ValueError):  # the client's own check is an InterfaceError too
+                    raise InvalidInput(
+                        "a number is out of range or a text holds a NUL character; correct the request",
+                        detail=repr(error),
+                    ) from error
                 if attempt == _ATTEMPTS - 1:
                     raise Unavailable(
                         "the database does not answer; what was committed is safe, try again when it is back",
@@ -85,9 +97,9 @@ class Database:
 
     @asynccontextmanager
     async def connection(self, *orgs: str) -> AsyncIterator[Connection]:
-        """A connection that sees the rows of `orgs`; the setting is reset when it goes back to the pool."""
+        """A connection that sees the rows of `orgs` and of nobody else. There is no way to get one without saying whose."""
         async with self._pool.acquire() as connection:
-            await connection.fetchval("select set_config('interlock.orgs', $1, false)", ",".join(orgs))
+            await connection.scope(",".join(orgs))
             yield connection
 
     async def rows(self, query: str, *args: Any, org: str = "") -> list[Row]:
@@ -125,6 +137,24 @@ class Database:
         connection = await asyncpg.connect(self.url)
         await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: callback(payload))
         return connection
+
+
+class _ScopedConnection(asyncpg.Connection):  # type: ignore[misc]
+    """Remembers for which organisations it is set up, so that the next query for the same ones costs no extra trip."""
+
+    __slots__ = ("_scope",)
+
+    async def scope(self, orgs: str) -> None:
+        if getattr(self, "_scope", None) != orgs:
+            self._scope = None
+            await self.fetchval("select set_config('interlock.orgs', $1, false)", orgs)
+            self._scope = orgs
+
+
+async def _keep_scope(connection: Connection) -> None:
+    """Instead of the pool's RESET ALL, which would cost a round trip a query and forget the scope."""
+    if connection.is_in_transaction():
+        await connection.execute("rollback")
 
 
 async def _prepare(connection: Connection) -> None:

@@ -126,12 +126,14 @@ class _Turn:
         if step is None or step.status not in {StepStatus.REVIEWING, StepStatus.CONFIRMING}:
             return False
         if step.status is StepStatus.CONFIRMING:
-            if event.at == step.denied_at:
-                return False  # the answer to the question before this one, delivered again
+            if event.at in step.denials:
+                return False  # the answer to an earlier question, delivered again
             if event.approved:
                 self._succeed(event.step, replace(step, output=event.output, facts=event.facts, failure=None))
             elif self.ending is None:
-                self._perform(event.step, StepState(StepStatus.RUNNING, step.attempt + 1, denied_at=event.at))
+                self._perform(
+                    event.step, StepState(StepStatus.RUNNING, step.attempt + 1, denials=(*step.denials, event.at))
+                )
             else:
                 self.steps[event.step] = replace(step, status=StepStatus.FAILED)
             return True
@@ -153,9 +155,7 @@ class _Turn:
         step = self.steps[name]
         if kind == "retry":
             doubt = step.failure if step.failure is not None and step.failure.ambiguous else None
-            self._perform(
-                name, StepState(StepStatus.RUNNING, step.attempt + 1, failure=doubt, denied_at=step.denied_at)
-            )
+            self._perform(name, StepState(StepStatus.RUNNING, step.attempt + 1, failure=doubt, denials=step.denials))
         else:
             self._undo(name, step)
         return True

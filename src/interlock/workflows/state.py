@@ -37,7 +37,7 @@ class StepState:
         attempt: counts from 1.
         failure: of the last attempt; while running, of an earlier one that left the effect in doubt.
         undo_attempt: counts its compensations.
-        denied_at: when a person last said that the effect in doubt had not happened.
+        denials: the times at which a person said that the effect in doubt had not happened.
     """
 
     status: StepStatus
@@ -46,7 +46,7 @@ class StepState:
     facts: Facts = field(default_factory=dict)
     failure: Failure | None = None
     undo_attempt: int = 0
-    denied_at: float | None = None
+    denials: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

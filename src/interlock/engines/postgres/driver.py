@@ -111,7 +111,7 @@ class RunDriver:
     async def _load(self) -> None:
         run_id, org_id, fence = self._ids
         services = self._services
-        row = await services.database.row("get_run", run_id, org=org_id)
+        row = await services.database.row("load_run", run_id, org=org_id)
         assert row is not None, "a leased run has a row"
         version = await services.versions.get(org_id, row["workflow"], row["version"])
         budget = version.workflow.budget
@@ -127,10 +127,10 @@ class RunDriver:
             fence=fence,
         )
         self._created = row["created_at"].timestamp()
-        journal = await services.database.rows("get_journal", run_id, 0, org=org_id)
-        for entry in journal:
-            self._state, _ = advance(version.program, self._state, ev.event_from_json(entry["event"]))
-            self._seq = entry["seq"]
+        journal = row["journal"]
+        for event in journal:
+            self._state, _ = advance(version.program, self._state, ev.event_from_json(event))
+        self._seq = len(journal)
         if journal:
             self._run.resumed = True
             log(names.LOG_RUN_RESUMED, run_id=run_id, events=len(journal))
@@ -140,7 +140,7 @@ class RunDriver:
             value = await self._run.value(self._run.input)
             started = ev.RunStarted(services.clock.now(), _seed(run_id), facts_of(version.workflow.input, value))
             self._inbox.put_nowait(Outcome(started))
-        await self._read_signals()
+        self._take_signals(row["signals"])
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
@@ -184,10 +184,13 @@ class RunDriver:
 
     async def _read_signals(self) -> None:
         rows = await self._services.database.rows("get_signals", self._ids[0], org=self._ids[1])
-        for row in rows:
-            if row["signal_id"] not in self._used_signals:
-                self._used_signals.append(row["signal_id"])
-                self._inbox.put_nowait(Outcome(ev.event_from_json(row["event"])))
+        self._take_signals([{"id": row["signal_id"], "event": row["event"]} for row in rows])
+
+    def _take_signals(self, signals: list[dict[str, Any]]) -> None:
+        for signal in signals:
+            if signal["id"] not in self._used_signals:
+                self._used_signals.append(signal["id"])
+                self._inbox.put_nowait(Outcome(ev.event_from_json(signal["event"])))
 
     # -- applying ----------------------------------------------------------------------------------------------
 

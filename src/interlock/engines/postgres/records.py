@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from interlock.audit.log import Entry
+from interlock.base.errors import Erased
 from interlock.base.ids import new_id
-from interlock.runtime.effects import Effect, idempotency_key
+from interlock.base.labels import Labels
+from interlock.base.refs import Ref
+from interlock.runtime.effects import Effect
 from interlock.runtime.work import Outcome, Run
 from interlock.store.commit import Commit
 from interlock.telemetry import names
 from interlock.workflows import events as ev
 from interlock.workflows.spec import ReviewStep, ToolStep
-from interlock.workflows.state import RunState, StepStatus
+from interlock.workflows.state import RunState, StepState, StepStatus
 
 
 def commit_of(
@@ -64,15 +67,15 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
     if command.purpose == "confirm":
         assert isinstance(step, ToolStep)
         title = f'Did "{step.tool}" do its work? It was cut off in the middle; look it up where it acts.'
-        shown, labels = await run.bind(step.input, state)
+        shown, labels = await _bound(run, step.input, state)
         role = "reviewer"
-        effect = await effect_of(run, step, state, command.step)
-        commit.effects.append(effect.row("unknown"))
     else:
         assert isinstance(step, ReviewStep)
         title, role = step.title, step.role
-        shown, labels = await run.bind(step.show, state, lenient=True)
+        shown, labels = await _bound(run, step.show, state)
     sealed = await run.artifacts.seal(run.org_id, shown, labels)
+    if isinstance(step, ToolStep):
+        commit.effects.append(_moved(run, step, state.steps[command.step], sealed.ref).row("unknown"))
     review_id = new_id("rev")
     commit.artifacts.append(sealed.row)
     commit.new_reviews.append(
@@ -96,7 +99,7 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
 
 async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, now: float) -> None:
     """The end of a run: its output, the audit entry, the event, and the queue row gone."""
-    output, labels = await run.bind(run.version.workflow.output, state, lenient=True)
+    output, labels = await _bound(run, run.version.workflow.output, state)
     sealed = await run.artifacts.seal(run.org_id, output, labels)
     commit.artifacts.append(sealed.row)
     commit.runs[0]["output"] = sealed.ref.to_json()
@@ -119,15 +122,17 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
     commit.outbox.append({"org_id": run.org_id, "topic": "run.finished", "payload": payload})
 
 
-async def effect_of(run: Run, step: ToolStep, state: RunState, name: str) -> Effect:
-    """The effect of a step, computed again as the kernel computed it."""
-    arguments, labels = await run.bind(step.input, state)
-    contract = run.version.tools[step.tool].contract
-    required = frozenset(contract.input.get("required", ()))
-    arguments = {key: value for key, value in arguments.items() if value is not None or key in required}
-    sealed = await run.artifacts.seal(run.org_id, arguments, labels)
-    key = idempotency_key(run.run_id, name, sealed.ref.digest)
-    return Effect(run.run_id, name, run.org_id, step.tool, key, state.steps[name].attempt, sealed.ref)
+async def _bound(run: Run, tree: Any, state: RunState) -> tuple[Any, Labels]:
+    """What a binding tree shows; nothing if it is about a person who was erased meanwhile: the run must go on to its end."""
+    try:
+        return await run.bind(tree, state, lenient=True)
+    except Erased:
+        return {}, Labels()
+
+
+def _moved(run: Run, step: ToolStep, state: StepState, ref: Ref) -> Effect:
+    """An effect whose row is there and only moves: its key and input stay what they were when it was intended."""
+    return Effect(run.run_id, step.id, run.org_id, step.tool, "", state.attempt, ref)
 
 
 def confirmed_effects(run: Run, before: RunState, event: Any) -> list[dict[str, Any]]:
@@ -139,8 +144,7 @@ def confirmed_effects(run: Run, before: RunState, event: Any) -> list[dict[str, 
         return []
     spec = run.version.program.nodes[event.step].step
     assert isinstance(spec, ToolStep)
-    # The ledger's upsert only moves the status here; key and input stay what they were when it was intended.
-    effect = Effect(run.run_id, event.step, run.org_id, spec.tool, "", step.attempt, event.output)
+    effect = _moved(run, spec, step, event.output)
     return [effect.row("succeeded" if event.approved else "failed", event.output if event.approved else None)]
 
 

@@ -11,6 +11,7 @@ select org_id, name from orgs order by org_id
 
 -- name: insert_api_key
 insert into api_keys (key_id, org_id, secret_hash, user_id, roles) values ($1, $2, $3, $4, $5)
+    on conflict do nothing
 
 -- name: list_api_keys
 select key_id, user_id, roles, created_at, revoked_at from api_keys order by created_at
@@ -55,6 +56,13 @@ select definition from workflow_versions where org_id = $1 and name = $2 and ver
 -- name: get_run
 select * from runs where run_id = $1
 
+-- name: load_run
+select runs.*,
+    (select coalesce(jsonb_agg(event order by seq), '[]') from journal where journal.run_id = runs.run_id) as journal,
+    (select coalesce(jsonb_agg(jsonb_build_object('id', signal_id, 'event', event) order by signal_id), '[]')
+        from signals where signals.run_id = runs.run_id) as signals
+    from runs where run_id = $1
+
 -- name: find_run_by_key
 select * from runs where org_id = $1 and workflow = $2 and idempotency_key = $3
 
@@ -86,6 +94,15 @@ select org_id, seq, hash from audit_heads where org_id = any($1::text[])
 
 -- name: lock_audit_heads
 select org_id, seq, hash from audit_heads where org_id = any($1::text[]) order by org_id for update
+
+-- name: audit_has
+select exists(select from audit where org_id = $1 and seq = $2 and hash = $3)
+
+-- name: journal_has
+select exists(select from journal where run_id = $1 and seq = $2)
+
+-- name: run_exists
+select exists(select from runs where run_id = $1)
 
 -- name: list_audit
 select seq, event_id, entry, prev_hash, hash, key_id, signature from audit where org_id = $1 and seq > $2

@@ -25,9 +25,13 @@ begin
                 prev_hash text, hash text, key_id text, signature text);
     end if;
 
+    if batch ?| array['fences', 'new_signals'] then
+        perform from queue where queue.run_id in (
+                select l.run_id from jsonb_to_recordset(
+                    coalesce(batch -> 'fences', '[]') || coalesce(batch -> 'new_signals', '[]')) as l(run_id text))
+            order by queue.run_id for update;
+    end if;
     if batch ? 'fences' then
-        perform from queue join jsonb_to_recordset(batch -> 'fences') as f(run_id text, fence bigint) using (run_id)
-            order by queue.run_id for update of queue;
         select string_agg(f.run_id, ',') into moved
             from jsonb_to_recordset(batch -> 'fences') as f(run_id text, fence bigint)
             where not exists (select from queue where queue.run_id = f.run_id and queue.fence = f.fence);
@@ -41,6 +45,7 @@ begin
             select org_id, digest, size, subjects, decode(ciphertext, 'base64'), object
             from jsonb_to_recordset(batch -> 'artifacts')
                 as a(org_id text, digest text, size bigint, subjects text[], ciphertext text, object text)
+            order by org_id, digest -- batches with the same values in them wait for each other here
             on conflict do nothing;
     end if;
 
@@ -152,8 +157,7 @@ create function renew_leases(claimant text, lease_seconds double precision) retu
 declare renewed integer;
 begin
     perform from queue where worker = claimant order by run_id for update;
-    update queue set lease_until = now() + make_interval(secs => lease_seconds)
-        where run_id in (select run_id from queue where worker = claimant order by run_id for update) and worker = claimant;
+    update queue set lease_until = now() + make_interval(secs => lease_seconds) where worker = claimant;
     get diagnostics renewed = row_count;
     return renewed;
 end $$;
