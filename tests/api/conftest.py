@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from interlock.api.server import Server
 from interlock.app import App
 from interlock.identity.principal import ROLES
 from interlock.runtime.runs import is_over
+from interlock.telemetry import logs
 
 ORG, OTHER_ORG = "acme", "globex"  # the organisations of the `tenants` fixture
 PATIENCE = 30  # seconds a test waits for something before it calls it lost
@@ -86,10 +88,27 @@ class Served:
 
 Serve = Callable[..., Any]
 
+# A workflow that takes every JSON value and shows it to a person.
+ANYTHING = """\
+name: anything
+input: {}
+steps:
+  - {id: approve, kind: review, title: Anything?, show: {value: $input}}
+output: {value: $input}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _log_file(tmp_path: Path) -> Path:
+    """The server's log goes to a file, as in production; gives its path."""
+    logs.configure(level="info", file=tmp_path / "log.jsonl")
+    return tmp_path / "log.jsonl"
+
 
 @pytest.fixture
-async def serve(app_factory: Callable[..., Awaitable[App]]) -> AsyncIterator[Serve]:
+async def serve(app_factory: Callable[..., Awaitable[App]], project: Path) -> AsyncIterator[Serve]:
     """Opens an application and serves it; keywords as for `app_factory`."""
+    (project / "workflows" / "anything.yaml").write_text(ANYTHING)
     async with AsyncExitStack() as stack:
 
         async def start(*, worker: bool = False, **settings: Any) -> Served:

@@ -87,34 +87,33 @@ async def test_open_routes_need_no_key(served: Served) -> None:
         assert answer.json()["status"] == "ok"
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        pytest.param(None, id="no key"),
-        pytest.param("Bearer il_0000000000000000_" + "0" * 40, id="a key nobody issued"),
-        pytest.param("Bearer garbage", id="garbage"),
-        pytest.param("Bearer", id="scheme only"),
-        pytest.param("Basic {key}", id="another scheme"),
-        pytest.param("{key}", id="no scheme"),
-        pytest.param("Bearer {key}0", id="a character too many"),
-        pytest.param("Bearer {key[:-1]}0", id="wrong secret"),
-        pytest.param("Bearer {key} {key}", id="two keys"),
-        pytest.param("Bearer \u00b2\u00e9", id="not ASCII"),
-    ],
-)
-async def test_without_a_valid_key_every_route_answers_401(world: World, header: str | None) -> None:
-    if header is not None:
-        key = world.served.keys["admin"]
-        wrong = key[:-1] + ("1" if key.endswith("0") else "0")
-        header = header.replace("{key[:-1]}0", wrong).replace("{key}", key)
+BAD_HEADERS: dict[str, str | None] = {
+    "no key": None,
+    "a key nobody issued": "Bearer il_0000000000000000_" + "0" * 40,
+    "garbage": "Bearer garbage",
+    "scheme only": "Bearer",
+    "another scheme": "Basic {key}",
+    "no scheme": "{key}",
+    "a character too many": "Bearer {key}0",
+    "wrong secret": "Bearer {wrong}",
+    "two keys": "Bearer {key} {key}",
+    "not ASCII": "Bearer \u00b2\u00e9",
+}
+
+
+async def test_without_a_valid_key_every_route_answers_401(world: World, subtests: pytest.Subtests) -> None:
+    key = world.served.keys["admin"]
+    wrong = key[:-1] + ("1" if key.endswith("0") else "0")
     client = await world.served.client(None)
-    for route in GUARDED:
-        if header is not None:
-            client.headers = httpx.Headers([(b"Authorization", header.encode("latin-1"))])
-        answer = await world.call(client, route)
-        assert answer.status_code == 401, route
-        assert answer.headers["WWW-Authenticate"] == "Bearer", route
-        assert problem_of(answer)[0] == "unauthenticated", route
+    for name, header in BAD_HEADERS.items():
+        with subtests.test(name):
+            sent = header.replace("{wrong}", wrong).replace("{key}", key) if header is not None else None
+            client.headers = httpx.Headers([(b"Authorization", sent.encode("latin-1"))] if sent is not None else [])
+            for route in GUARDED:
+                answer = await world.call(client, route)
+                assert answer.status_code == 401, route
+                assert answer.headers["WWW-Authenticate"] == "Bearer", route
+                assert problem_of(answer)[0] == "unauthenticated", route
     assert (await (await world.served.client()).get(f"/v1/runs/{world.waiting}")).json()["status"] == "waiting"
 
 
@@ -217,24 +216,25 @@ async def test_a_key_sees_itself_and_lists_show_no_secret(served: Served) -> Non
     assert key.split("_")[2] not in audit
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"user_id": "x", "roles": []},
-        {"user_id": "x", "roles": ["root"]},
-        {"user_id": "", "roles": ["viewer"]},
-        {"user_id": "x" * 201, "roles": ["viewer"]},
-        {"user_id": "nul\0", "roles": ["viewer"]},
-        {"user_id": "x", "roles": ["viewer"], "org_id": "globex"},
-        {"user_id": "x"},
-        [],
-        None,
-    ],
-)
-async def test_a_bad_key_request_makes_no_key(served: Served, body: Any) -> None:
+BAD_KEYS: list[Any] = [
+    {"user_id": "x", "roles": []},
+    {"user_id": "x", "roles": ["root"]},
+    {"user_id": "", "roles": ["viewer"]},
+    {"user_id": "x" * 201, "roles": ["viewer"]},
+    {"user_id": "nul\0", "roles": ["viewer"]},
+    {"user_id": "x", "roles": ["viewer"], "org_id": "globex"},
+    {"user_id": "x"},
+    [],
+    None,
+]
+
+
+async def test_a_bad_key_request_makes_no_key(served: Served, subtests: pytest.Subtests) -> None:
     admin = await served.client()
     before = (await admin.get("/v1/keys")).json()
-    answer = await admin.post("/v1/keys", json=body)
-    assert answer.status_code == 422
-    problem_of(answer)
-    assert (await admin.get("/v1/keys")).json() == before
+    for body in BAD_KEYS:
+        with subtests.test(body=body):
+            answer = await admin.post("/v1/keys", json=body)
+            assert answer.status_code == 422
+            problem_of(answer)
+            assert (await admin.get("/v1/keys")).json() == before

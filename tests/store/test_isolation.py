@@ -35,7 +35,9 @@ def populated(owner: psycopg.Connection[Any], workflow: None, tenants: tuple[Ten
 
 @pytest.fixture
 def app_role(owner_url: str, database_url: str) -> Iterator[psycopg.Connection[Any]]:
-    migrate(owner_url, MASTER_KEY)  # a copy of a database has its tables' privileges but not its own, as after a restore
+    migrate(
+        owner_url, MASTER_KEY
+    )  # a copy of a database has its tables' privileges but not its own, as after a restore
     with psycopg.connect(database_url, autocommit=True) as connection:
         assert connection.execute("select current_user").fetchone() == (APP,)
         yield connection
@@ -83,11 +85,11 @@ def test_rows_of_another_organisation_cannot_be_written(
     before = contents(owner)
     scope(app_role, ours)
     for table in tables_with_org(owner):
-        row = owner.execute(
-            f"select to_jsonb(t) from {table} t where org_id = %s limit 1", (theirs,)
-        ).fetchone()
+        row = owner.execute(f"select to_jsonb(t) from {table} t where org_id = %s limit 1", (theirs,)).fetchone()
         assert row is not None
-        statement = f"insert into {table} overriding system value select * from jsonb_populate_record(null::{table}, %s)"
+        statement = (
+            f"insert into {table} overriding system value select * from jsonb_populate_record(null::{table}, %s)"
+        )
         with pytest.raises(errors.InsufficientPrivilege):
             app_role.execute(statement, (Jsonb(row[0]),))
         with pytest.raises(errors.InsufficientPrivilege):  # not even by giving away what is ours

@@ -119,7 +119,7 @@ class _Maker:
         return made
 
     def steps(self, depth: int, least: int = 0) -> list[Any]:
-        count = least + self._pick(4)
+        count = least + self._pick(5 if depth == 0 else 4)
         return [self.step(depth) for _ in range(count) if self._size < 14 or count == least]
 
     def step(self, depth: int) -> dict[str, Any]:

@@ -41,7 +41,9 @@ def install(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def http(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        code = {400: "invalid_input", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}.get(error.status_code, "http")
+        code = {400: "invalid_input", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}.get(
+            error.status_code, "http"
+        )
         return JSONResponse(problem(code, str(error.detail)), error.status_code, error.headers)
 
     @api.exception_handler(Exception)

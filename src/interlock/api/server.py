@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import socket
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
 from interlock.api import admin, errors, reviews, runs
 from interlock.api.access import Services
-from interlock.api.limits import PayloadLimit
+from interlock.api.limits import NoNul, PayloadLimit
 from interlock.app import App
 from interlock.base.errors import Unavailable
+from interlock.telemetry import names
+from interlock.telemetry.logs import log
+
+_READY_SECONDS = 2.0  # whoever asks wants to know now; the retries of a query would take longer than a probe waits
+
+
+class AsciiJSON(JSONResponse):
+    """JSON in ASCII: a model or a tool may have said half of a surrogate pair, which has no UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 def create_api(app: App) -> FastAPI:
     """The ASGI application over an open `App`."""
-    api = FastAPI(title="Interlock", version="1", docs_url="/docs", redoc_url=None)
+    api = FastAPI(
+        title="Interlock",
+        version="1",
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+        default_response_class=AsciiJSON,
+    )
     api.state.interlock = app
     errors.install(api)
     api.add_middleware(PayloadLimit, limit_bytes=app.settings.limits.payload_bytes)
+    api.add_middleware(NoNul)
     for part in (runs.router, reviews.router, admin.router):
         api.include_router(part)
 
@@ -33,7 +55,12 @@ def create_api(app: App) -> FastAPI:
     @api.get("/readyz", tags=["health"])
     async def ready(services: Services) -> dict[str, Any]:
         """Whether it can do its work; 503 if the database is away."""
-        depth = await services.database.row("queue_depth")
+        try:
+            depth = await asyncio.wait_for(services.database.row("queue_depth"), _READY_SECONDS)
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the database did not answer within {_READY_SECONDS:g} s; check that PostgreSQL runs"
+            ) from error
         return {"status": "ok", "queue_depth": depth[0] if depth is not None else 0}
 
     return api
@@ -44,8 +71,11 @@ class Server:
 
     def __init__(self, app: App, *, host: str, port: int) -> None:
         self._socket = _bind(host, port)
-        self.url = f"http://{host}:{self._socket.getsockname()[1]}"
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(create_api(app), log_config=None, lifespan="off", timeout_graceful_shutdown=5)
+        logging.getLogger("uvicorn.error").handlers = [_ToLog(logging.WARNING)]
+        logging.getLogger("uvicorn.error").propagate = False
         self._server = uvicorn.Server(config)
         self._task: asyncio.Task[None] | None = None
 
@@ -62,6 +92,14 @@ class Server:
         self._server.should_exit = True
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
+
+
+class _ToLog(logging.Handler):
+    """What uvicorn has to say goes into our log; by itself it would print stack traces to the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        log(names.LOG_INTERNAL, record.getMessage(), level=record.levelname.lower(), exc_info=error)
 
 
 class _leave_signals_alone:  # noqa: N801  stands in for a context manager function

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -30,6 +31,14 @@ def seconds(start: str | None, end: str | None) -> str:
     if not start or not end:
         return ""
     return f"{(datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds():.1f}"
+
+
+def short(path: Path) -> str:
+    """A path as a person would type it here: relative to where they are, or to their home."""
+    for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if path.is_relative_to(base) and path != base:
+            return prefix + path.relative_to(base).as_posix()
+    return str(path)
 
 
 def usd(amount: float) -> str:

@@ -28,9 +28,10 @@ from interlock.app import App
 from interlock.base.errors import IntegrityError, InterlockError, InvalidInput, NotFound, StepError, Unavailable
 from interlock.base.settings import Settings, load_settings
 from interlock.cli.connection import Api
-from interlock.cli.console import errors, out, seconds, status, usd
+from interlock.cli.console import errors, out, seconds, short, status, usd
 from interlock.gateway.weights import ensure_weights
 from interlock.runtime.runs import is_over
+from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
 
 WORKFLOW = "support_triage"
@@ -64,6 +65,7 @@ def demo(
     began = time.monotonic()
     place = (home or _default_home()).resolve()
     try:
+        _require_sandbox()
         prepared = _prepare(place, tickets, resume=resume)
         settings = _settings(prepared)
         if any(pin.startswith("local:") for pin in settings.models.values()):
@@ -80,6 +82,12 @@ def demo(
 
 
 # -- setting up ------------------------------------------------------------------------------------------------
+
+
+def _require_sandbox() -> None:
+    problems = asyncio.run(probe_sandbox())
+    if problems:
+        raise Unavailable(" ".join(problems))
 
 
 def _default_home() -> Path:
@@ -341,8 +349,8 @@ async def _count(bank: str) -> int:
 
 
 def _next(prepared: Demo, run_id: str) -> None:
-    here = f"INTERLOCK_DATA_DIR={prepared.home / 'data'}"
-    out.print(f"\nLook at what happened (in {prepared.example}):", style="bold")
+    here = f"INTERLOCK_DATA_DIR={short(prepared.home / 'data')}"
+    out.print(f"\nLook at what happened (in {short(prepared.example)}):", style="bold", markup=False)
     for command in (f"show {run_id}", f"trace {run_id}", f"audit list --run {run_id}", "runs"):
         out.print(f"  {here} interlock {command}", markup=False, soft_wrap=True)
     out.print("Make your own agent:", style="bold")

@@ -19,6 +19,7 @@ from interlock.base.settings import Settings
 from interlock.cli.connection import find_server, settings_here
 from interlock.cli.console import errors, out
 from interlock.identity.principal import Principal
+from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
 
 _WATCHED = ("workflows", "prompts", "tools", "policies", "schemas")
@@ -74,6 +75,8 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
     logs.configure(
         level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl" if reload else None
     )
+    for problem in await probe_sandbox() if worker else []:
+        errors.print(f"tools cannot run here: {problem}", style="yellow", markup=False)
     errors.print("starting PostgreSQL …" if settings.database.url is None else "connecting …")
     async with App(Path.cwd(), settings) as app:
         server = Server(app, host=settings.server.host, port=settings.server.port if port is None else port)

@@ -34,7 +34,7 @@ RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
     RunStatus.RUNNING: frozenset({RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
     RunStatus.WAITING: frozenset({RunStatus.RUNNING, RunStatus.COMPENSATING}) | _ENDINGS,
-    RunStatus.COMPENSATING: frozenset({RunStatus.WAITING, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD}),
+    RunStatus.COMPENSATING: frozenset({RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD}),
     **{ending: frozenset() for ending in _ENDINGS},
 }
 

@@ -11,7 +11,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from interlock.base.clock import Clock
-from interlock.base.errors import LeaseLost, Unavailable
+from interlock.base.errors import Erased, LeaseLost, Unavailable
 from interlock.base.refs import Ref
 from interlock.budget.ledger import RunLedger
 from interlock.engines.postgres.records import commit_of, confirmed_effects, finish, finish_attributes, open_review
@@ -26,7 +26,7 @@ from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.telemetry.tracing import TraceIds, Tracing
 from interlock.workflows import events as ev
-from interlock.workflows.facts import facts_of
+from interlock.workflows.facts import Facts, facts_of
 from interlock.workflows.machine import advance, pending
 from interlock.workflows.spec import ModelStep, ToolStep
 from interlock.workflows.state import RunState
@@ -137,10 +137,16 @@ class RunDriver:
             self._issue(pending(self._state))
         else:
             log(names.LOG_RUN_STARTED, run_id=run_id, workflow=version.name)
-            value = await self._run.value(self._run.input)
-            started = ev.RunStarted(services.clock.now(), _seed(run_id), facts_of(version.workflow.input, value))
+            started = ev.RunStarted(services.clock.now(), _seed(run_id), await self._input_facts())
             self._inbox.put_nowait(Outcome(started))
         self._take_signals(row["signals"])
+
+    async def _input_facts(self) -> Facts:
+        try:
+            value = await self._run.value(self._run.input)
+        except Erased:
+            return {}  # the first step that reads the input will end the run
+        return facts_of(self._run.version.workflow.input, value)
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
@@ -179,7 +185,7 @@ class RunDriver:
             self._signals.clear()
             try:
                 await self._read_signals()
-            except Unavailable as error:
+            except Exception as error:  # noqa: BLE001  the drive must end with it, not go deaf
                 self._inbox.put_nowait(error)
 
     async def _read_signals(self) -> None:
@@ -278,7 +284,7 @@ class RunDriver:
             kernel = self._services.kernel
             outcome = await (kernel.compensate(work) if undo else kernel.perform(work))
             self._inbox.put_nowait(outcome)
-        except (LeaseLost, Unavailable) as error:
+        except Exception as error:  # noqa: BLE001  the drive must end with it, not wait for ever
             self._inbox.put_nowait(error)
         finally:
             self._tasks.discard(task)

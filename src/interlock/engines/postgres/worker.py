@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import Any
 
-from interlock.base.errors import InterlockError, Unavailable
+from interlock.base.errors import Unavailable
 from interlock.base.ids import new_id
 from interlock.engines.postgres.driver import RunDriver, Services
 from interlock.store.database import DOWN
@@ -65,14 +65,16 @@ class PostgresEngine:
             if free > 0:
                 try:
                     claimed = await self._claim(free)
-                except InterlockError as error:
-                    log(names.LOG_DATABASE_DOWN, error.message, level="error")
+                except Exception as error:  # noqa: BLE001  a worker that claims no more looks alive and is not
+                    _complain(error)
             if claimed == 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
 
     async def _claim(self, free: int) -> int:
         rows = await self._services.database.rows("claim_runs", self.worker_id, self._lease, free)
+        if self._stopping:
+            return 0  # claimed while the drain began; the drain gives them back
         for row in rows:
             run_id = row["run_id"]
             stale = self._drivers.pop(run_id, None)
@@ -103,9 +105,11 @@ class PostgresEngine:
             if not self._drivers:
                 continue
             try:
-                await self._services.database.rows("renew_leases", self.worker_id, self._lease)
-            except InterlockError as error:
-                log(names.LOG_DATABASE_DOWN, error.message, level="error")
+                # By name: a run that its driver let go must run out, or nobody would ever take it up again.
+                driven = list(self._drivers)
+                await self._services.database.rows("renew_leases", self.worker_id, self._lease, driven)
+            except Exception as error:  # noqa: BLE001  as above
+                _complain(error)
 
     async def _listen_forever(self) -> None:
         while True:
@@ -124,3 +128,10 @@ class PostgresEngine:
             mine[0].wake()
         else:
             self._wake.set()
+
+
+def _complain(error: Exception) -> None:
+    if isinstance(error, Unavailable):
+        log(names.LOG_DATABASE_DOWN, error.message, level="error")
+    else:
+        log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)

@@ -119,7 +119,7 @@ select span_id, parent_id, name, start_ns, end_ns, ok, attributes from spans whe
 select run_id, org_id, fence from claim_runs($1, $2, $3)
 
 -- name: renew_leases
-select renew_leases($1, $2)
+select renew_leases($1, $2, $3)
 
 -- name: release_leases
 select release_leases($1)

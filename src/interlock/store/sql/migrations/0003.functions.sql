@@ -152,12 +152,13 @@ create function claim_runs(claimant text, lease_seconds double precision, wanted
         returning queue.run_id, queue.org_id, queue.fence
 $$;
 
-create function renew_leases(claimant text, lease_seconds double precision) returns integer
+create function renew_leases(claimant text, lease_seconds double precision, driven text[]) returns integer
     language plpgsql security definer set search_path = public, pg_temp as $$
 declare renewed integer;
 begin
-    perform from queue where worker = claimant order by run_id for update;
-    update queue set lease_until = now() + make_interval(secs => lease_seconds) where worker = claimant;
+    perform from queue where worker = claimant and run_id = any(driven) order by run_id for update;
+    update queue set lease_until = now() + make_interval(secs => lease_seconds)
+        where worker = claimant and run_id = any(driven);
     get diagnostics renewed = row_count;
     return renewed;
 end $$;

@@ -1,0 +1,239 @@
+"""Who drives a run: takeovers, fences, drains, many runs on many workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.conftest import Desk, OpenApp, Spawn, faults
+from engines.harness import Bank, Model, Observer, clean_environment, until
+from interlock.engines.postgres.driver import RunDriver
+from interlock.identity.principal import Principal
+
+LONG_LEASE = {"concurrency": 8, "lease_seconds": 600}  # nobody can wait for it to run out
+
+
+# -- a worker that sleeps past its lease ---------------------------------------------------------------------------
+
+
+@faults("bank", "--delay", "1.5")
+async def test_stopped_in_the_middle_of_a_call(
+    desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, bank: Bank
+) -> None:
+    """The call goes on while its worker sleeps; whoever wakes up late may neither write nor begin anything."""
+    sleeper = await spawn().ready()
+    run = await desk.start("pay_keyed", ticket="a")
+    await until(lambda: bank.requests == 1, lambda: "the bank is not asked")
+    sleeper.send(signal.SIGSTOP)
+
+    app = await open_app(start_worker=True)
+    assert await seen.finished(run) == ["succeeded"]
+    record = (seen.journal(run), seen.audit(run), seen.run(run), seen.rows("select * from effects"))
+
+    sleeper.send(signal.SIGCONT)
+    await until(lambda: bool(sleeper.log("run.abandoned")), lambda: "the sleeper has not noticed")
+    assert sleeper.log("run.abandoned")[0]["structured_data"] == {"run_id": run, "reason": "lease_lost"}
+    assert record == (seen.journal(run), seen.audit(run), seen.run(run), seen.rows("select * from effects"))
+    assert (bank.requests, bank.refunds) == (2, {"a": 1})
+    seen.story(run)
+
+    # It is none the worse for it: without the other worker it drives the next run.
+    await app._worker.drain()
+    again = await desk.start("pay_keyed", ticket="b")
+    assert await seen.finished(again) == ["succeeded"]
+    assert [line["structured_data"]["run_id"] for line in sleeper.log("run.finished")] == [again]
+
+
+async def test_stopped_before_the_effect(
+    desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, bank: Bank, model: Model
+) -> None:
+    """It sleeps in the step before; when it wakes up, its next step would be the refund."""
+    model.hold("think")
+    sleeper = await spawn().ready()
+    run = await desk.start("think_pay", ticket="a")
+    await until(lambda: model.asked("think") == 1, lambda: "the model is not asked")
+    sleeper.send(signal.SIGSTOP)
+    await open_app(start_worker=True)
+    await until(lambda: model.asked("think") == 2, lambda: "nobody takes over")
+    model.release("think")  # both get their answer, the sleeper when it wakes up
+    assert await seen.finished(run) == ["succeeded"]
+
+    sleeper.send(signal.SIGCONT)
+    await until(lambda: bool(sleeper.log("run.abandoned")), lambda: "the sleeper has not noticed")
+    assert (bank.requests, bank.refunds) == (1, {"a": 1})
+    assert seen.queue(run) is None
+    seen.story(run)
+
+
+async def test_a_run_let_go_is_taken_up_again_by_a_busy_worker(
+    desk: Desk, open_app: OpenApp, seen: Observer, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drive that breaks off leaves its lease to run out, also while the worker goes on renewing others."""
+    model.hold("think")
+    broken: list[str] = []
+    original = RunDriver._apply
+
+    async def break_once(self: RunDriver, outcomes: list[Any]) -> None:
+        run_id = self._ids[0]
+        if seen.rows("select workflow from runs where run_id = %s", run_id)[0][0] == "pay_keyed" and not broken:
+            broken.append(run_id)
+            raise RuntimeError("a bug in the driver")
+        await original(self, outcomes)
+
+    monkeypatch.setattr(RunDriver, "_apply", break_once)
+    await open_app(start_worker=True)
+    busy = await desk.start("only_think")
+    await until(lambda: model.asked("think") == 1, lambda: "the model is not asked")
+    run = await desk.start("pay_keyed")
+    assert await seen.finished(run) == ["succeeded"]
+    assert broken == [run]
+    assert seen.queue(run) is None
+    model.release("think")
+    assert await seen.finished(busy) == ["succeeded"]
+    assert seen.journal(busy)[-1]["type"] == "step_succeeded"
+    seen.story(run, busy)
+
+
+# -- drains ----------------------------------------------------------------------------------------------------------
+
+
+class Command:
+    """`interlock worker` as users start it, in a project directory, configured by the environment."""
+
+    def __init__(self, project: Path, data_dir: Path, url: str, settings: dict[str, Any], output: Path) -> None:
+        environment = clean_environment(
+            INTERLOCK_DATA_DIR=str(data_dir),
+            INTERLOCK_DATABASE__URL=url,
+            INTERLOCK_MODELS=json.dumps(settings["models"]),
+            INTERLOCK_VARIABLES=json.dumps(settings["variables"]),
+            INTERLOCK_WORKER__LEASE_SECONDS="600",
+            INTERLOCK_SANDBOX__WARM="0",
+        )
+        self._output = output
+        with output.open("wb") as file:
+            command = [str(Path(sys.executable).with_name("interlock")), "worker"]
+            self.process = subprocess.Popen(command, cwd=project, env=environment, stdout=file, stderr=file)
+
+    @property
+    def said(self) -> str:
+        return self._output.read_text()
+
+    async def ended(self) -> int:
+        await until(lambda: self.process.poll() is not None, lambda: f"it does not end: {self.said}")
+        return int(self.process.returncode)
+
+
+@faults("bank", "--delay", "1")
+async def test_drained_worker_finishes_the_step_and_hands_the_run_over(
+    desk: Desk,
+    open_app: OpenApp,
+    seen: Observer,
+    bank: Bank,
+    project: Path,
+    data_dir: Path,
+    database_url: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    drained = Command(project, data_dir, database_url, settings, tmp_path / "drained")
+    try:
+        run = await desk.start("pay_keyed", ticket="a")
+        await until(lambda: bank.requests == 1, lambda: f"the bank is not asked: {drained.said}")
+        drained.process.send_signal(signal.SIGTERM)
+        assert await drained.ended() == 0, drained.said
+    finally:
+        drained.process.kill()
+    # The call was waited for and is on record; the step after it was not begun; the run is free at once.
+    assert seen.kinds(run) == ["run_started", "step_succeeded pay"]
+    assert seen.effect(run) == "succeeded"
+    assert {key: seen.queue(run)[key] for key in ("worker", "ready")} == {"worker": None, "ready": True}  # type: ignore[index]
+
+    await open_app(start_worker=True, worker=LONG_LEASE)
+    assert await seen.finished(run) == ["succeeded"]
+    assert (bank.requests, bank.refunds) == (1, {"a": 1})
+    assert seen.kinds(run) == ["run_started", "step_succeeded pay", "step_succeeded note"]
+    seen.story(run)
+
+
+async def test_overlapping_drains_lose_nothing(
+    desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, admin: Principal
+) -> None:
+    """Workers come and go while runs arrive; every lease is too long to be waited for."""
+    runs = [await desk.start("pay_keyed", ticket=f"r{number}") for number in range(6)]
+    first = await open_app(start_worker=True, worker=LONG_LEASE)
+    await until(lambda: bank.requests >= 2, lambda: "the bank is not asked")
+    second = await open_app(start_worker=True, worker=LONG_LEASE)
+    runs += [await desk.start("pay_keyed", ticket=f"r{number}") for number in range(6, 12)]
+    await first._worker.drain()
+    third = await open_app(start_worker=True, worker=LONG_LEASE)
+    await second._worker.drain()
+    assert set(await seen.finished(*runs)) == {"succeeded"}
+    assert bank.refunds == {f"r{number}": 1 for number in range(12)}
+    assert bank.requests == 12
+    seen.story(*runs)
+    assert third._worker is not None
+    assert (await desk.app.audit.verify(admin.org_id)).ok
+
+
+# -- many runs -------------------------------------------------------------------------------------------------------
+
+
+async def test_sixty_runs_on_two_workers(
+    desk: Desk, spawn: Spawn, seen: Observer, bank: Bank, strict: Bank, admin: Principal
+) -> None:
+    kinds = ("think_pay", "pay_probed", "only_think")
+    workers = [await spawn().ready() for _ in range(2)]
+    runs = [await desk.start(kinds[number % 3], ticket=f"r{number}") for number in range(60)]
+    assert set(await seen.finished(*runs)) == {"succeeded"}
+
+    assert bank.refunds + strict.refunds == {f"r{number}": 1 for number in range(60) if number % 3 != 2}
+    assert bank.requests + strict.requests == 40
+    assert [bool(worker.log("run.finished")) for worker in workers] == [True, True]
+    assert sum(len(worker.log("run.finished")) for worker in workers) == 60
+    assert seen.rows("select count(*) from queue") == [(0,)]
+    seen.story(*runs)
+    verdict = await desk.app.audit.verify(admin.org_id)
+    assert verdict.ok, verdict.problem
+    assert verdict.verified == seen.rows("select count(*) from audit")[0][0]
+
+
+@pytest.mark.chaos
+async def test_workers_die_at_random_while_runs_arrive(
+    desk: Desk, spawn: Spawn, seen: Observer, bank: Bank, strict: Bank, admin: Principal
+) -> None:
+    """Two workers at a time, one killed with SIGKILL again and again, while 80 runs are under way."""
+    kinds = ("think_pay", "pay_probed", "pay_keyed", "only_think")
+    runs = [await desk.start(kinds[number % 4], ticket=f"r{number}") for number in range(80)]
+    workers = [await spawn().ready(), await spawn().ready()]
+    struck = 0
+    while struck < 8:
+        held = seen.rows("select worker, count(*) from queue where worker is not null group by worker order by 2 desc")
+        open_runs = seen.rows("select count(*) from queue")[0][0]
+        if open_runs == 0:
+            runs += [await desk.start(kinds[n % 4], ticket=f"r{len(runs)}") for n in range(8)]
+        victim = next(
+            (one for one in workers if one.log("worker.started") and held and _id_of(one) == held[0][0]), None
+        )
+        if victim is not None and victim.process.poll() is None:
+            os.kill(victim.process.pid, signal.SIGKILL)
+            struck += 1
+            workers.append(await spawn().ready())
+    await seen.finished(*runs)
+    assert {seen.status(run) for run in runs} == {"succeeded"}
+    paid = {f"r{number}": 1 for number, run in enumerate(runs) if seen.effect(run)}
+    assert bank.refunds + strict.refunds == paid
+    taken_over = sum(len(worker.log("run.resumed")) for worker in workers)
+    assert taken_over >= 5, f"only {taken_over} runs were interrupted"
+    seen.story(*runs)
+    assert (await desk.app.audit.verify(admin.org_id)).ok
+
+
+def _id_of(worker: Any) -> str:
+    return str(worker.log("worker.started")[0]["structured_data"]["worker"])
