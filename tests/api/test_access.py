@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from interlock.identity.principal import ROLES
+
 from .conftest import Served, problem_of
 
 READERS = frozenset({"admin", "developer", "operator", "reviewer", "viewer"})

@@ -179,7 +179,12 @@ def spawn(
     started: list[WorkerProcess] = []
 
     def start(*, crash: tuple[str, int] | None = None, url: str | None = None, **changes: Any) -> WorkerProcess:
-        given = {**settings, **changes, "data_dir": str(data_dir), "database": {"url": url or database_url, "pool_size": 4}}
+        given = {
+            **settings,
+            **changes,
+            "data_dir": str(data_dir),
+            "database": {"url": url or database_url, "pool_size": 4},
+        }
         config = {"project": str(project), "settings": given, "crash": crash}
         started.append(WorkerProcess(tmp_path / f"worker{next(numbers)}", config))
         return started[-1]

@@ -161,7 +161,10 @@ answer = probe
 def probe(input, context):
     return {"happened": answer(input, context)["happened"]}
 """
-THINK = "{title: think, type: object, properties: {verdict: {enum: [good, bad]}, words: {type: string}}, required: [verdict, words]}"
+THINK = (
+    "{title: think, type: object, required: [verdict, words],"
+    " properties: {verdict: {enum: [good, bad]}, words: {type: string}}}"
+)
 PROMPT = """\
 slots:
   text: {type: string, maxLength: 4000}
@@ -241,9 +244,7 @@ ASK = "- {id: ask, kind: review, title: Shall we?, show: {ticket: $input.ticket}
 def workflow(name: str, *steps: str, allow: str = "", output: str = "{}", extra: str = "") -> dict[str, str]:
     """A workflow file of the given steps."""
     body = textwrap.indent("".join(steps), "  ")
-    text = (
-        f"name: {name}\ninput:\n{INPUT}subject: $input.customer\nallow: [{allow}]\n{extra}steps:\n{body}output: {output}\n"
-    )
+    text = f"name: {name}\ninput:\n{INPUT}subject: $input.customer\nallow: [{allow}]\n{extra}steps:\n{body}output: {output}\n"
     return {f"workflows/{name}.yaml": text}
 
 
@@ -281,7 +282,9 @@ class Observer:
         return found[0][0] if found else None
 
     def audit(self, run_id: str) -> list[dict[str, Any]]:
-        return [row[0] for row in self.rows("select entry from audit where entry ->> 'run_id' = %s order by seq", run_id)]
+        return [
+            row[0] for row in self.rows("select entry from audit where entry ->> 'run_id' = %s order by seq", run_id)
+        ]
 
     def queue(self, run_id: str) -> dict[str, Any] | None:
         found = self.rows(
@@ -319,9 +322,7 @@ class Observer:
     def everywhere(self) -> str:
         """Every value of every column of every table as text, for searching; ciphertext as hexadecimal."""
         tables = self.rows("select tablename from pg_tables where schemaname = 'public'")
-        return "\n".join(
-            str(row[0]) for (table,) in tables for row in self.rows(f'select t::text from "{table}" t')
-        )
+        return "\n".join(str(row[0]) for (table,) in tables for row in self.rows(f'select t::text from "{table}" t'))
 
     def story(self, *run_ids: str) -> None:
         """Judges journals by rules of their own: no gap, one beginning, no step done twice, nothing after an end."""
@@ -385,12 +386,20 @@ class WorkerProcess:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, env=clean_environment())
 
     async def ready(self) -> WorkerProcess:
-        await until(lambda: self._ready.exists() or self.process.poll() is not None, lambda: "the worker does not start")
+        await until(
+            lambda: self._ready.exists() or self.process.poll() is not None, lambda: "the worker does not start"
+        )
         assert self.process.poll() is None, self._output.read_text()
         return self
 
     def log(self, event_type: str) -> list[dict[str, Any]]:
         return [line for line in read_log(self.log_file) if line["event_type"] == event_type]
+
+    @property
+    def worker_id(self) -> str:
+        """Its name in the queue; empty until it says so."""
+        started = self.log("worker.started")
+        return str(started[0]["structured_data"]["worker"]) if started else ""
 
     async def ended(self) -> int:
         """Waits for its end; the exit status, negative for a signal."""

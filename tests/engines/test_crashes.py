@@ -28,7 +28,14 @@ BOUNDARIES = {
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 async def test_killed_worker_leaves_one_refund(
-    boundary: str, desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, bank: Bank, strict: Bank, admin: Principal
+    boundary: str,
+    desk: Desk,
+    spawn: Spawn,
+    open_app: OpenApp,
+    seen: Observer,
+    bank: Bank,
+    strict: Bank,
+    admin: Principal,
 ) -> None:
     ledger, paid = BOUNDARIES[boundary]
     worker = await spawn(crash=(boundary, len(KINDS))).ready()
@@ -36,7 +43,7 @@ async def test_killed_worker_leaves_one_refund(
 
     assert await worker.ended() == -signal.SIGKILL
     assert {seen.effect(run) for run in runs.values()} == {ledger}
-    assert bank.refunds + strict.refunds == ({kind: 1 for kind in KINDS} if paid else {})
+    assert bank.refunds + strict.refunds == (dict.fromkeys(KINDS, 1) if paid else {})
 
     await open_app(start_worker=True)
     if ledger == "executing":
@@ -45,10 +52,12 @@ async def test_killed_worker_leaves_one_refund(
         assert seen.effect(runs["pay_blind"]) == "unknown"
         assert seen.status(runs["pay_blind"]) == "waiting"
         assert strict.refunds["pay_blind"] == int(paid)
-        await desk.decide(review, "approve" if paid else "reject", {"refund_id": "ref-1", "amount": 5, "currency": "EUR"})
+        await desk.decide(
+            review, "approve" if paid else "reject", {"refund_id": "ref-1", "amount": 5, "currency": "EUR"}
+        )
     assert set(await seen.finished(*runs.values())) == {"succeeded"}
 
-    assert bank.refunds + strict.refunds == {kind: 1 for kind in KINDS}
+    assert bank.refunds + strict.refunds == dict.fromkeys(KINDS, 1)
     assert {seen.effect(run) for run in runs.values()} == {"succeeded"}
     seen.story(*runs.values())
     assert (await desk.app.audit.verify(admin.org_id)).ok

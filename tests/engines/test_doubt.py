@@ -93,7 +93,7 @@ async def test_promiseless_tool_is_never_repeated_unasked(
 
 @faults("strict", "--drop-after-effect-every", "1")
 async def test_probe_that_knows_no_output(desk: Desk, open_app: OpenApp, seen: Observer, strict: Bank) -> None:
-    """"It happened, I cannot say what came of it" is not "it did not happen"."""
+    """ "It happened, I cannot say what came of it" is not "it did not happen"."""
     await open_app(start_worker=True)
     run = await desk.start("pay_hush", ticket="a")
     review = await seen.review(run, "confirm")

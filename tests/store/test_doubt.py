@@ -46,9 +46,11 @@ async def opened(url: str, log: AuditLog) -> AsyncIterator[tuple[Committer, Coun
     await database.open()
     committer = Committer(database, log.seal)
     committer.start()
-    yield committer, database
-    await committer.close()
-    await database.close()
+    try:
+        yield committer, database
+    finally:
+        await committer.close()
+        await database.close()
 
 
 @pytest.fixture

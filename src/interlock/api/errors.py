@@ -14,6 +14,10 @@ from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
 
+# What the framework itself refuses.
+_CODES = {400: "invalid_input", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+
+
 def problem(code: str, message: str) -> dict[str, Any]:
     """The body of every error answer."""
     return {"error": {"code": code, "message": message}}
@@ -41,9 +45,7 @@ def install(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def http(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        code = {400: "invalid_input", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}.get(
-            error.status_code, "http"
-        )
+        code = _CODES.get(error.status_code, "http")
         return JSONResponse(problem(code, str(error.detail)), error.status_code, error.headers)
 
     @api.exception_handler(Exception)

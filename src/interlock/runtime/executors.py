@@ -98,7 +98,7 @@ class ModelExecutor:
             _question(work, "call_model", step.model, attributes, labels), (provider, request), labels, tokens, usd
         )
 
-    async def execute(self, work: Work, prepared: Prepared) -> Done:
+    async def execute(self, work: Work, prepared: Prepared, *, key: str | None = None) -> Done:  # noqa: ARG002  a model call has no key
         provider, request = prepared.payload
         step = work.step
         assert isinstance(step, ModelStep)

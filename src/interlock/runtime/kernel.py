@@ -82,16 +82,13 @@ class Kernel:
     async def perform(self, work: Work) -> Outcome:
         """One attempt at a model or tool step."""
         passage = _Passage(work)
-        executor = self._executor(work)
-        kind = work.step.kind
-        name = f"{executor.span_name} {work.step.id}"
         attributes = {
             **work.run.attributes(),
             names.STEP_ID: work.step.id,
-            names.STEP_KIND: kind,
+            names.STEP_KIND: work.step.kind,
             names.STEP_ATTEMPT: work.attempt,
         }
-        with self._tracing.span(name, attributes, parent=work.run.trace) as span:
+        with self._tracing.span(f"{names.STEP} {work.step.id}", attributes, parent=work.run.trace) as span:
             try:
                 await self._look_back(passage)
                 await self._admit(passage)
@@ -176,18 +173,20 @@ class Kernel:
         work, prepared = passage.work, _known(passage.prepared)
         if passage.done is not None:
             return  # the probe found it done
-        if passage.effect is None:
-            passage.done = await self._executor(work).execute(work, prepared)
-            return
-        await self._effects.executing(work, passage.effect)
-        passage.handed_over = True
-        passage.done = await self._tools.execute(work, prepared, key=passage.effect.idempotency_key)
+        if passage.effect is not None:
+            await self._effects.executing(work, passage.effect)
+            passage.handed_over = True
+        key = passage.effect.idempotency_key if passage.effect is not None else None
+        executor = self._executor(work)
+        name = f"{executor.span_name} {prepared.question.resource}"
+        with self._tracing.span(name, {**work.run.attributes(), names.STEP_ID: work.step.id}) as span:
+            passage.done = await executor.execute(work, prepared, key=key)
+            span.set_attributes(passage.done.attributes)
 
     # -- settle ------------------------------------------------------------------------------------------------
 
     async def _settle(self, passage: _Passage) -> Outcome:
         work, done = passage.work, _known(passage.done)
-        passage.attributes |= done.attributes
         findings = scan(done.value) if isinstance(work.step, ToolStep) else []
         if findings:
             passage.attributes[names.GUARD_FINDINGS] = findings

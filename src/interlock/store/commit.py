@@ -180,6 +180,9 @@ class Committer:
                 await self._settle_at_head(commits, attempts)
             except DOWN:
                 attempts.lost = True
+                if self._connection is not None:
+                    self._connection.terminate()  # it may not know its own end yet, and would break again
+                    self._connection = None
                 raise
 
         try:

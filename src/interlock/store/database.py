@@ -24,6 +24,7 @@ DOWN = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection that was cut off in the middle and has not noticed
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     ConnectionError,

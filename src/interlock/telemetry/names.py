@@ -8,12 +8,9 @@ from __future__ import annotations
 # Spans
 RUN = "run"
 STEP = "step"
-PHASE_ADMIT = "admit"
-PHASE_RESERVE = "reserve"
 MODEL_CALL = "chat"
 TOOL_CALL = "execute_tool"
 COMPENSATION = "compensate"
-DECISION = "decision"
 
 # Attributes of every span
 WORKFLOW_NAME = "workflow.name"
@@ -46,7 +43,6 @@ MODEL_ATTEMPTS = "model.attempts"
 TOOL_EFFECT = "tool.effect"
 TOOL_START_MS = "tool.sandbox.start.ms"
 TOOL_SANDBOX = "tool.sandbox.name"
-TOOL_STDERR = "tool.stderr"
 IDEMPOTENCY_KEY = "idempotency.key"
 
 # Decisions
@@ -55,7 +51,6 @@ POLICY_VERSION = "policy.version"
 POLICY_REASONS = "policy.reasons"
 
 # Values, by reference
-INPUT_DIGEST = "input.digest"
 OUTPUT_DIGEST = "output.digest"
 GUARD_FINDINGS = "guard.findings"
 
