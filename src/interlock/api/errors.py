@@ -13,7 +13,6 @@ from interlock.base.errors import InterlockError
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
-
 # What the framework itself refuses.
 _CODES = {400: "invalid_input", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
@@ -98,6 +99,7 @@ async def cancel(run_id: str, body: Cancellation, caller: Caller, services: Serv
 @router.get("/{run_id}/events")
 async def events(
     run_id: str,
+    request: Request,
     caller: Caller,
     services: Services,
     after: Annotated[int, Query(ge=0, le=_LAST_EVENT)] = 0,
@@ -111,11 +113,14 @@ async def events(
         after = min(int(last_event_id), _LAST_EVENT)
     await services.runs.events(caller, run_id, after)  # refuse before the stream begins
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_follow(services, caller, run_id, after), media_type="text/event-stream", headers=headers)
+    stream = _follow(services, caller, run_id, after, request.app.state.stopping)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
-async def _follow(services: App, caller: Principal, run_id: str, after: int) -> AsyncIterator[str]:
-    while True:
+async def _follow(
+    services: App, caller: Principal, run_id: str, after: int, stopping: asyncio.Event
+) -> AsyncIterator[str]:
+    while not stopping.is_set():  # then without an `end`: the client comes back and resumes
         run = await services.runs.get(caller, run_id)  # before the events, so that the last of them is not missed
         for event in await services.runs.events(caller, run_id, after):
             after = event["seq"]
@@ -125,4 +130,5 @@ async def _follow(services: App, caller: Principal, run_id: str, after: int) -> 
             yield f"event: end\ndata: {json.dumps(end)}\n\n"
             return
         yield ": still here\n\n"
-        await asyncio.sleep(_FOLLOW_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _FOLLOW_SECONDS)

@@ -41,6 +41,7 @@ def create_api(app: App) -> FastAPI:
         default_response_class=AsciiJSON,
     )
     api.state.interlock = app
+    api.state.stopping = asyncio.Event()
     errors.install(api)
     api.add_middleware(PayloadLimit, limit_bytes=app.settings.limits.payload_bytes)
     api.add_middleware(NoNul)
@@ -73,7 +74,8 @@ class Server:
         self._socket = _bind(host, port)
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(create_api(app), log_config=None, lifespan="off", timeout_graceful_shutdown=5)
+        self._api = create_api(app)
+        config = uvicorn.Config(self._api, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
         logging.getLogger("uvicorn.error").handlers = [_ToLog(logging.WARNING)]
         logging.getLogger("uvicorn.error").propagate = False
         self._server = uvicorn.Server(config)
@@ -89,6 +91,7 @@ class Server:
             self._task.result()
 
     async def stop(self) -> None:
+        self._api.state.stopping.set()  # followers of events would otherwise use up the whole grace
         self._server.should_exit = True
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)

