@@ -99,7 +99,7 @@ output: {value: $input}
 
 
 @pytest.fixture(autouse=True)
-def _log_file(tmp_path: Path) -> Path:
+def log_file(tmp_path: Path) -> Path:
     """The server's log goes to a file, as in production; gives its path."""
     logs.configure(level="info", file=tmp_path / "log.jsonl")
     return tmp_path / "log.jsonl"

@@ -61,7 +61,9 @@ class Oracle:
     ) -> None:
         self.truth = truth
         self.undoable = undoable
-        self.facts: dict[str, dict[str, Any]] = {step["id"]: {} for step in _steps(workflow["steps"])} | {"input": facts}
+        self.facts: dict[str, dict[str, Any]] = {step["id"]: {} for step in _steps(workflow["steps"])} | {
+            "input": facts
+        }
         self.retries_left = workflow.get("budget", {}).get("retries", 10)
         self.waiting: dict[Wait, Thread] = {}
         self.limits = {step["id"]: step.get("retry", {}).get("max_attempts", 3) for step in _steps(workflow["steps"])}

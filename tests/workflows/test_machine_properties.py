@@ -23,7 +23,6 @@ from .programs import Scenario, random_scenario, scenarios
 from .world import World, failure, ref
 
 
-
 def examples(count: int) -> settings:
     return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -57,6 +56,7 @@ def test_many_runs_go_as_the_oracle_says() -> None:
 @given(scenario=scenarios(), orders=st.tuples(st.integers(0, 2**32), st.integers(0, 2**32)))
 def test_crashes_and_duplicates_change_nothing(scenario: Scenario, orders: tuple[int, int]) -> None:
     """One order of answers, with and without crashes: the same journal, the same state, the same effects."""
+
     class Calm(World):
         def disturb(self) -> None: ...
 
@@ -84,7 +84,8 @@ def test_crashes_and_duplicates_change_nothing(scenario: Scenario, orders: tuple
 _REFS = st.just(ref("x"))
 _STEPS = st.sampled_from([f"s{number}" for number in range(8)] + ["", "input", "nobody"])
 _TIMERS = st.one_of(
-    st.sampled_from(["deadline", "retry", "undo:", "retry:s0:1", "retry:s1:2", "undo:s0:1", "a:b:c:d"]), st.text(max_size=9)
+    st.sampled_from(["deadline", "retry", "undo:", "retry:s0:1", "retry:s1:2", "undo:s0:1", "a:b:c:d"]),
+    st.text(max_size=9),
 )
 _ATTEMPTS = st.integers(-1, 4)
 _TIMES = st.floats(0, 1e6)
@@ -156,7 +157,7 @@ def _simulated(scenario: Scenario) -> Trail:
     return simulate(scenario.program(), answer, seed=3, facts=scenario.facts)
 
 
-@examples(60)
+@examples(150)
 @given(scenario=scenarios())
 def test_the_simulator_runs_to_the_same_end(scenario: Scenario) -> None:
     """Fed with the answers in the simulator's order, the oracle comes to the simulator's result."""
@@ -180,7 +181,9 @@ def test_the_simulator_runs_to_the_same_end(scenario: Scenario) -> None:
             case ev.TimerFired():
                 kind, step, attempt = [*event.timer.split(":"), "", "0"][:3]
                 oracle.answer(({"undo": "undo_retry"}.get(kind, kind), step, int(attempt)), Answer())
-                due = max(one.due for one in trail.commands if isinstance(one, ev.StartTimer) and one.timer == event.timer)
+                due = max(
+                    one.due for one in trail.commands if isinstance(one, ev.StartTimer) and one.timer == event.timer
+                )
                 assert event.at >= due
         assert event.at >= at - 0.01
         at = event.at

@@ -83,7 +83,9 @@ class World:
                 answer = self._next(scenario.outcomes, step, Answer())
                 if answer.ok:
                     spent = ev.Spent(3, 2, 0.25)
-                    return answer, ev.StepSucceeded(step, attempt, self.now, ref(f"{step}/{attempt}"), answer.facts, spent)
+                    return answer, ev.StepSucceeded(
+                        step, attempt, self.now, ref(f"{step}/{attempt}"), answer.facts, spent
+                    )
                 return answer, ev.StepFailed(step, attempt, self.now, failure(answer), ev.Spent(1, 0, 0.125))
             case "undo":
                 answer = self._next(scenario.undos, step, Answer())
@@ -124,7 +126,9 @@ class World:
         if before.ending is not None:
             assert after.ending == before.ending
             for command in commands:
-                starts = isinstance(command, ev.Perform) or command == ev.OpenReview(getattr(command, "step", ""), "approve")
+                starts = isinstance(command, ev.Perform) or command == ev.OpenReview(
+                    getattr(command, "step", ""), "approve"
+                )
                 assert not starts, f"{command} although the run is ending"
         self._carry_out(event, commands)
         self.state = after
@@ -203,7 +207,9 @@ class World:
         attempt = self.rng.randrange(-1, 9)
         strays: list[Any] = [
             ev.RunStarted(self.now, 1),
-            ev.TimerFired(self.rng.choice(["deadline", f"retry:{step}:{attempt}", f"undo:{step}:{attempt}", ""]), self.now),
+            ev.TimerFired(
+                self.rng.choice(["deadline", f"retry:{step}:{attempt}", f"undo:{step}:{attempt}", ""]), self.now
+            ),
         ]
         if ("perform", step, attempt) not in self.work:
             strays.append(ev.StepSucceeded(step, attempt, self.now, ref("x"), {"n": 9}))

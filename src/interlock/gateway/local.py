@@ -15,6 +15,7 @@ import asyncio
 import functools
 import json
 import os
+import queue
 import re
 import secrets
 import socket
@@ -31,16 +32,17 @@ from interlock.gateway.openai import read_completion, wire_messages
 from interlock.gateway.provider import ModelRequest, ModelResponse
 from interlock.gateway.weights import SMOLLM2_135M, Weights, ensure_weights, verify, weights_path
 
-DEFAULT_THREADS = max(1, (os.cpu_count() or 1) // 2)
-"""Half the cores. llama.cpp's threads meet at spinning barriers: with as many threads as cores, any other load on the
-machine makes them wait for each other on full power (measured on 2 busy cores: 0.1 requests/s and 7 s of CPU a
-request with two threads, 0.7 requests/s and 1.0 s with one)."""
+_CORES = os.cpu_count() or 1
 
-DEFAULT_PARALLEL = 1
-"""One call at a time. On a CPU, decoding is bound by arithmetic, so side by side nothing gets faster, while every
-further slot must read the shared prefix for itself (measured, 16 calls: 0.98 requests/s with one slot, 0.89 with two,
-0.56 with four). Prompts with different prefixes come back from the prompt cache (1.0 requests/s; 0.33 without it).
-It also makes greedy calls repeat exactly, since no batch ever mixes two. More slots only spread the waiting evenly."""
+DEFAULT_PARALLEL = min(4, _CORES)
+"""Copies of the model at work at once; the weights are mapped, so copies share them. Each has one slot: on a CPU, slots
+of one copy gain nothing side by side (measured, 16 calls: 0.98 requests/s with one slot, 0.89 with two, 0.56 with
+four), and a batch that never mixes calls makes greedy answers repeat exactly."""
+
+DEFAULT_THREADS = max(1, _CORES // (2 * DEFAULT_PARALLEL))
+"""Threads of one copy. llama.cpp's threads meet at spinning barriers: with as many threads as cores, any other load on
+the machine makes them wait for each other on full power (measured on 2 busy cores: 0.1 requests/s and 7 s of CPU a
+request with two threads, 0.7 requests/s and 1.0 s with one). Copies of one thread each have no barrier."""
 
 # Largest integer every JSON reader keeps exact (RFC 8259, 6). A small model without a bound writes digits to the end.
 _SAFE_INTEGER = 2**53 - 1
@@ -53,9 +55,8 @@ _UNGRAMMATICAL = re.compile(r"\(\?<?[=!]|\\[1-9]|\\k<|\(\?P=")
 class LocalProvider:
     """A `Provider` over local weights.
 
-    The model is loaded on the first call (about 1 s, in a thread, digest verified) and shared by all calls. Greedy
-    calls repeat exactly while `parallel` is 1; calls that run side by side share batches, and a batch's shape may move
-    a sum's last bit.
+    The model is loaded on the first call (about 1 s a copy, in a thread, digest verified). Greedy calls repeat exactly as
+    far as llama.cpp's prompt cache allows: a prompt read in other pieces may move a sum's last bit.
 
     Cancelling a call ends its generation at the next token; a prompt already being read is read to its end first.
 
@@ -65,9 +66,9 @@ class LocalProvider:
         directory: where its file lies; None for the user's cache.
         fetch: download the file on first use if it is not there. Off by default: a first call
             should not hide 93 MB.
-        parallel: calls decoded side by side; further ones queue.
+        parallel: copies of the model, each answering one call at a time; further calls queue.
         context: tokens a call may hold, prompt and answer together.
-        threads: CPU threads for inference.
+        threads: CPU threads of each copy.
         repeat_penalty: above 1 discourages tokens of the last 64; 1 is off. Grammar and `maxLength` bound
             repetition better; a penalty also punishes the quotes and commas of JSON.
     """
@@ -92,6 +93,8 @@ class LocalProvider:
         self._context = context
         self._threads = threads
         self._repeat_penalty = repeat_penalty
+        # Last in, first out: while there is little to do, the copy that has read the prompts answers.
+        self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
         self._pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix=f"interlock-{name}")
         self._loading: asyncio.Task[Any] | None = None
         self._stops: set[threading.Event] = set()
@@ -106,7 +109,7 @@ class LocalProvider:
             IntegrityError: they are not the pinned file.
             ProviderError: llama.cpp cannot load them.
         """
-        await self._server()
+        await self._ready()
 
     async def complete(self, request: ModelRequest) -> ModelResponse:
         """One call. Raises as `Provider` promises, and as `load` on first use."""
@@ -115,8 +118,8 @@ class LocalProvider:
         try:
             # The deadline covers loading and queueing, as `ModelRequest.timeout` says: the whole call.
             async with asyncio.timeout(request.timeout):
-                server = await self._server()
-                body = await self._generate(server, _body(request, self._repeat_penalty))
+                await self._ready()
+                body = await self._generate(_body(request, self._repeat_penalty))
         except TimeoutError:
             raise ProviderError(
                 f'provider "{self.name}" did not answer within {request.timeout:g} s', kind=FailureKind.TRANSIENT
@@ -132,21 +135,18 @@ class LocalProvider:
         if loading is not None:
             await asyncio.wait([loading])
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
-        if loading is not None and not _failed(loading):
-            # The last reference: the destructor joins llama.cpp's own thread, which must not block the loop.
-            holder = [loading.result()]
-            del loading
-            await asyncio.to_thread(holder.clear)
+        # The last references: the destructors join llama.cpp's own threads, which must not block the loop.
+        await asyncio.to_thread(self._idle.queue.clear)
 
-    async def _server(self) -> Any:
+    async def _ready(self) -> None:
         if self._closed:
             raise self._permanent("is closed")
         if self._loading is None or _failed(self._loading):
             self._loading = asyncio.create_task(asyncio.to_thread(self._load))
         # Shielded: whoever is cancelled while waiting must not take the model from the others.
-        return await asyncio.shield(self._loading)
+        await asyncio.shield(self._loading)
 
-    def _load(self) -> Any:
+    def _load(self) -> None:
         if self._fetch:
             path = ensure_weights(self._weights, directory=self._directory)
         else:
@@ -155,20 +155,19 @@ class LocalProvider:
         # 105 MB of shared library: only those who run a local model pay for it.
         import xllamacpp  # noqa: PLC0415
 
-        with tempfile.TemporaryDirectory(prefix="interlock-", ignore_cleanup_errors=True) as private:
-            params = self._params(xllamacpp.CommonParams(), path, Path(private))
-            try:
-                return xllamacpp.Server(params)
-            except (RuntimeError, ValueError) as error:
-                raise self._permanent("cannot load its weights", error) from error
+        for _ in range(self._parallel):
+            with tempfile.TemporaryDirectory(prefix="interlock-", ignore_cleanup_errors=True) as private:
+                params = self._params(xllamacpp.CommonParams(), path, Path(private))
+                try:
+                    self._idle.put(xllamacpp.Server(params))
+                except (RuntimeError, ValueError) as error:
+                    raise self._permanent("cannot load its weights", error) from error
 
     def _params(self, params: Any, path: Path, private: Path) -> Any:
         params.model.path = str(path)
         params.model_alias = {self._weights.name}
-        params.n_parallel = self._parallel
-        params.n_ctx = self._context * self._parallel
-        # One pool of context for all slots, of which each may take its share at most: slots find each other's prefix.
-        params.kv_unified = True
+        params.n_parallel = 1
+        params.n_ctx = self._context
         for cpu in (params.cpuparams, params.cpuparams_batch):
             cpu.n_threads = self._threads
             cpu.poll = 0
@@ -182,18 +181,18 @@ class LocalProvider:
         params.ui = False
         return params
 
-    async def _generate(self, server: Any, body: dict[str, Any]) -> dict[str, Any]:
+    async def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
         stop = threading.Event()
         self._stops.add(stop)
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._pool, self._call, server, body, stop)
+            running = asyncio.get_running_loop().run_in_executor(self._pool, self._call, body, stop)
             return await running
         finally:
             # Cancelled, timed out or done: the callback reads this at the next token.
             stop.set()
             self._stops.discard(stop)
 
-    def _call(self, server: Any, body: dict[str, Any], stop: threading.Event) -> dict[str, Any]:
+    def _call(self, body: dict[str, Any], stop: threading.Event) -> dict[str, Any]:
         """One blocking generation, in a pool thread. Streamed, since only a stream can be ended early."""
         pieces: list[str] = []
         last: dict[str, Any] = {}
@@ -209,10 +208,14 @@ class LocalProvider:
 
         if stop.is_set():
             raise self._permanent("was cancelled before it began")
+        server = self._idle.get()  # never waits: there are as many threads as copies
         try:
             server.handle_chat_completions(body, receive)
         except (RuntimeError, ValueError) as error:
             raise self._permanent("cannot take this request", error) from error
+        finally:
+            self._idle.put(server)
+            del server
         if "error" in last:
             raise self._far_error(last["error"])
         if finish is None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from interlock.audit.log import Entry
 from interlock.base.clock import Clock
-from interlock.base.errors import Conflict, Denied, InvalidInput, NotFound
+from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound
 from interlock.base.labels import Labels, Trust
 from interlock.base.refs import Ref
 from interlock.identity.principal import Principal
@@ -74,9 +74,10 @@ class ReviewQueue:
         value = (
             output if review["purpose"] == "confirm" else {"approved": approved, "by": principal.user_id, "note": note}
         )
-        sealed = await self._artifacts.seal(
-            principal.org_id, value, Labels(trust=Trust.USER, origins=frozenset({"review"}))
-        )
+        # About the same people as what was shown, so it is erased with them.
+        about: Labels = review["labels"]
+        labels = Labels(Trust.USER, about.sensitivity, about.subjects, frozenset({"review"}))
+        sealed = await self._artifacts.seal(principal.org_id, value, labels)
         event = ReviewDecided(review["step"], now, approved, sealed.ref)
         run_id = review["run_id"]
         entry = Entry(
@@ -103,5 +104,10 @@ class ReviewQueue:
         return {**review, "status": status, "decided_by": principal.user_id, "note": note}
 
     async def _with_values(self, principal: Principal, row: dict[str, Any]) -> dict[str, Any]:
-        row["show"] = await self._artifacts.open(principal.org_id, Ref.from_json(row["show"]))
+        """The row with what the reviewer is to see: nothing if that person was erased; the question stays open."""
+        ref = Ref.from_json(row["show"])
+        try:
+            row["show"], row["labels"] = await self._artifacts.open(principal.org_id, ref), ref.labels
+        except Erased:
+            row["show"], row["labels"] = {}, Labels()
         return row

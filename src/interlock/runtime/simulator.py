@@ -20,7 +20,7 @@ _MAX_EVENTS = 100_000  # a program that needs more does not end
 
 @dataclass(slots=True)
 class Trail:
-    """What happened: the final state, every event applied, every command given."""
+    """What happened: the final state, every event taken, every command given."""
 
     state: RunState
     events: list[Any] = field(default_factory=list)
@@ -38,7 +38,10 @@ def simulate(program: Program, answer: Answer, *, seed: int = 0, facts: dict[str
     todo: list[ev.Command] = []
 
     def apply(event: Any) -> None:
-        trail.state, commands = advance(program, trail.state, event)
+        before = trail.state
+        trail.state, commands = advance(program, before, event)
+        if trail.state is before:
+            return  # as a real driver: what the machine refuses is not journalled, such as a decision after a cancellation
         trail.events.append(event)
         trail.commands.extend(commands)
         todo.extend(commands)

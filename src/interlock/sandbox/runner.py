@@ -158,20 +158,24 @@ def start_relay(channel: int) -> None:
     proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
     for name in ("http_proxy", "https_proxy"):
         os.environ[name] = os.environ[name.upper()] = proxy
+    # The relay goes when the last copy of `held` does: a runner that was killed must not leave it behind.
+    alive, held = os.pipe()
     if os.fork():
         listener.close()
+        os.close(alive)
         return
     try:
         os.close(channel)
+        os.close(held)
         if os.getuid() == 0:
             become_nobody()
-        serve_relay(listener)
+        serve_relay(listener, alive)
     except BaseException:  # noqa: BLE001 - falling through would run the job a second time
         sys.excepthook(*sys.exc_info())
     os._exit(1)
 
 
-def serve_relay(listener: socket.socket) -> None:
+def serve_relay(listener: socket.socket, alive: int) -> None:
     import asyncio  # noqa: PLC0415 - costs tens of milliseconds, which the job must not wait for
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -194,6 +198,7 @@ def serve_relay(listener: socket.socket) -> None:
         writer.close()
 
     async def serve() -> None:
+        asyncio.get_running_loop().add_reader(alive, os._exit, 0)
         server = await asyncio.start_server(carry, sock=listener)
         await server.serve_forever()
 

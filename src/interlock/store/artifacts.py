@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from interlock.base.errors import IntegrityError, NotFound, PayloadTooLarge
+from interlock.base.errors import Erased, IntegrityError, NotFound, PayloadTooLarge
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref, canonical_json
 from interlock.store.database import Database
@@ -45,7 +45,7 @@ class Artifacts:
         self._keys = keys
         self._objects = objects
         self._limit = limit_bytes
-        self._derived: OrderedDict[tuple[str, frozenset[str]], tuple[bytes, AESGCM]] = OrderedDict()
+        self._derived: OrderedDict[bytes, tuple[bytes, AESGCM]] = OrderedDict()
 
     async def seal(self, org_id: str, value: Any, labels: Labels) -> Sealed:
         """Encrypts a JSON value.
@@ -88,6 +88,9 @@ class Artifacts:
         row = await self._database.row("get_artifact", org_id, ref.digest, org=org_id)
         if row is None:
             raise NotFound(f"no stored value {ref.digest[:12]}… in this organisation")
+        if row["erased"]:  # by whichever process; this one may still have the key
+            self._keys.forget(org_id, ref.labels.subjects)
+            raise Erased("this value's subject was erased; nobody can read it again")
         sealed = row["ciphertext"] if row["ciphertext"] is not None else await self._objects.get(row["object"])
         digest_key, cipher = await self._cipher(org_id, ref.labels.subjects)
         try:
@@ -100,19 +103,14 @@ class Artifacts:
             raise IntegrityError(f"stored value {ref.digest[:12]}… is not the one its reference names")
         return json.loads(plain)
 
-    def forget(self, org_id: str) -> None:
-        """Drops derived keys of an organisation, so that a destroyed key stops working in this process too."""
-        for cached in [key for key in self._derived if key[0] == org_id]:
-            del self._derived[cached]
-
     async def _cipher(self, org_id: str, subjects: frozenset[str]) -> tuple[bytes, AESGCM]:
-        cached = self._derived.get((org_id, subjects))
+        keys = b"".join(await self._keys.keys(org_id, subjects))  # asked each time: one may have been destroyed
+        cached = self._derived.get(keys)
         if cached is not None:
             return cached
-        keys = await self._keys.keys(org_id, subjects)
-        material = HKDF(hashes.SHA256(), 64, salt=None, info=b"interlock artifact").derive(b"".join(keys))
+        material = HKDF(hashes.SHA256(), 64, salt=None, info=b"interlock artifact").derive(keys)
         derived = (material[:32], AESGCM(material[32:]))
-        self._derived[org_id, subjects] = derived
+        self._derived[keys] = derived
         if len(self._derived) > _CACHED:
             self._derived.popitem(last=False)
         return derived

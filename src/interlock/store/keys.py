@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ def load_or_create_secret(path: Path) -> bytes:
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
-        temporary = path.with_suffix(f".{os.getpid()}")
+        # Not by process id alone: in a container that is 1 every time, also after a crash that left the file behind.
+        temporary = path.with_suffix(f".{os.getpid()}.{secrets.token_hex(4)}")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(os.urandom(KEY_BYTES))
@@ -48,7 +50,7 @@ def load_or_create_secret(path: Path) -> bytes:
 class KeyStore:
     """Data keys by organisation and subject.
 
-    The unwrapped keys are cached in this process; `forget` drops one, and `destroy` does so after the row is gone.
+    The unwrapped keys are cached in this process; `forget` drops some, and `destroy` does so after the row is gone.
     """
 
     def __init__(self, database: Database, master_key: bytes) -> None:
@@ -76,11 +78,13 @@ class KeyStore:
     async def destroy(self, org_id: str, subject: str) -> bool:
         """Destroys a subject's key: every value about the subject turns unreadable. False if there was none."""
         touched = await self._database.execute("destroy_subject_key", org_id, subject, org=org_id)
-        self.forget(org_id, subject)
+        self.forget(org_id, frozenset({subject}))
         return touched > 0
 
-    def forget(self, org_id: str, subject: str) -> None:
-        self._cache.pop((org_id, subject), None)
+    def forget(self, org_id: str, subjects: frozenset[str]) -> None:
+        """Drops keys from this process's memory; what is asked next is what the database says."""
+        for subject in subjects:
+            self._cache.pop((org_id, subject), None)
 
     async def _load(self, org_id: str, names: list[str]) -> None:
         found = await self._rows(org_id, names)

@@ -24,7 +24,7 @@ def fact_fields(schema: Mapping[str, Any]) -> dict[str, str]:
         kind = field.get("type")
         if kind == "boolean":
             fields[name] = "bool"
-        elif kind in {"integer", "number"}:
+        elif kind in ("integer", "number"):  # a tuple: `type` may be a list, such as [string, "null"]
             fields[name] = "number"
         elif all(isinstance(value, str | int | float | bool) for value in field.get("enum", [field.get("const")])):
             fields[name] = "enum"

@@ -127,6 +127,8 @@ class RunDriver:
             fence=fence,
         )
         self._created = row["created_at"].timestamp()
+        # First of all: a run that was cancelled before it began does not begin.
+        self._take_signals(row["signals"])
         journal = row["journal"]
         for event in journal:
             self._state, _ = advance(version.program, self._state, ev.event_from_json(event))
@@ -139,7 +141,6 @@ class RunDriver:
             log(names.LOG_RUN_STARTED, run_id=run_id, workflow=version.name)
             started = ev.RunStarted(services.clock.now(), _seed(run_id), await self._input_facts())
             self._inbox.put_nowait(Outcome(started))
-        self._take_signals(row["signals"])
 
     async def _input_facts(self) -> Facts:
         try:

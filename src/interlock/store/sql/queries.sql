@@ -32,7 +32,9 @@ insert into subject_keys (org_id, subject, wrapped) values ($1, $2, $3) on confl
 update subject_keys set wrapped = null, destroyed_at = now() where org_id = $1 and subject = $2 and wrapped is not null
 
 -- name: get_artifact
-select size, ciphertext, object from artifacts where org_id = $1 and digest = $2
+select size, ciphertext, object, exists(select from subject_keys where subject_keys.org_id = $1
+        and subject = any(array_append(artifacts.subjects, '')) and destroyed_at is not null) as erased
+    from artifacts where org_id = $1 and digest = $2
 
 -- name: insert_version
 insert into workflow_versions (org_id, name, version, definition, created_by) values ($1, $2, $3, $4, $5) on conflict do nothing
