@@ -153,7 +153,7 @@ async def test_nobody_can_connect_and_signals_stay_ours(
     async with asyncio.timeout(60):
         second = LocalProvider("second")
         await second.load()
-        server = await second._server()
+        server = second._idle.queue[0]
         assert server.listening_address.startswith("unix://")
         assert not Path(server.listening_address.removeprefix("unix://")).exists()
         del server
