@@ -134,6 +134,14 @@ def _no_settings_from_outside() -> Iterator[None]:
     patch.undo()
 
 
+@pytest.fixture
+def short_directory() -> Iterator[Path]:
+    """A directory that sockets can be in: a socket's path may have about 100 characters."""
+    directory = Path(tempfile.mkdtemp(prefix="il-", dir=_fast_directory()))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The session's server. Nobody restarts or stops it; that is what `private_server` is for."""

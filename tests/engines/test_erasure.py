@@ -37,7 +37,6 @@ async def test_erased_in_every_process(desk: Desk, open_app: OpenApp, seen: Obse
 async def test_nothing_more_is_stored_about_an_erased_person(desk: Desk, seen: Observer) -> None:
     await desk.start("only_think", customer="cus-001")
     await erase(desk, "cus-001")
-    desk.app.artifacts.forget(desk.admin.org_id)
     with pytest.raises(Erased):
         await desk.start("only_think", customer="cus-001")
     assert seen.rows("select count(*) from runs") == [(1,)]

@@ -17,6 +17,7 @@ from interlock.app import App
 from interlock.base import errors
 from interlock.base.errors import InterlockError, Unavailable
 from interlock.base.settings import Settings, load_settings
+from interlock.runtime.project import read_project
 from interlock.telemetry import logs
 
 _CODES: dict[str, type[InterlockError]] = {
@@ -89,11 +90,13 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
         return
     if settings.database.url is None and not worker and not (settings.data_dir / "pg").exists():
         raise errors.NotFound("nothing has run in this directory yet; start with `interlock dev` or `interlock run`")
+    # Read before anything is opened: in a directory that is no project, nothing may be left behind.
+    project = read_project(Path.cwd(), settings) if worker else None
     logs.configure(level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl")
     async with App(Path.cwd(), settings) as app:
         principal, key = await app.local_principal()
-        if worker:
-            await app.deploy(principal, app.read_project())
+        if project is not None:
+            await app.deploy(principal, project)
             await app.start_worker()
         transport = httpx.ASGITransport(create_api(app))
         async with httpx.AsyncClient(

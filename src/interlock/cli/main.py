@@ -33,7 +33,7 @@ def main() -> None:
     except InterlockError as error:
         if os.environ.get("INTERLOCK_DEBUG"):
             raise
-        console.print(error.message, style="red", markup=False, highlight=False)
+        console.print(error.message, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

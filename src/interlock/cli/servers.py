@@ -19,6 +19,7 @@ from interlock.base.settings import Settings
 from interlock.cli.connection import find_server, settings_here
 from interlock.cli.console import errors, out
 from interlock.identity.principal import Principal
+from interlock.runtime.project import require_project
 from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
 
@@ -72,6 +73,8 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
     running = await find_server(settings)
     if running is not None:
         raise Conflict(f"a server for this project already runs at {running[0]}; stop it first")
+    if reload:
+        require_project(Path.cwd())
     logs.configure(
         level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl" if reload else None
     )

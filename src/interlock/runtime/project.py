@@ -45,8 +45,7 @@ def read_project(directory: Path, settings: Settings) -> Project:
     Raises:
         InvalidSpec: one line per fault, each `file:line: field: what is wrong; the mend`.
     """
-    if not (directory / "workflows").is_dir():
-        raise InvalidSpec(f"{directory}: has no workflows directory; run `interlock init` or change to a project")
+    require_project(directory)
     faults: list[str] = []
     prompts = _prompts(directory, faults)
     contracts, bundles = _tools(directory, settings.variables, faults)
@@ -76,6 +75,14 @@ def read_project(directory: Path, settings: Settings) -> Project:
     }
     used = {digest for definition in definitions.values() for digest in definition.bundles}
     return Project(definitions, {digest: content for digest, content in bundles.items() if digest in used})
+
+
+def require_project(directory: Path) -> None:
+    """Raises:
+    InvalidSpec: the directory is no project.
+    """
+    if not (directory / "workflows").is_dir():
+        raise InvalidSpec(f"{directory}: has no workflows directory; run `interlock init` or change to a project")
 
 
 def _workflows(directory: Path, variables: Mapping[str, str], faults: list[str]) -> list[tuple[Source, Workflow]]:

@@ -95,7 +95,7 @@ class Artifacts:
         digest_key, cipher = await self._cipher(org_id, ref.labels.subjects)
         try:
             plain = cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _context(org_id, ref.digest))
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:  # ValueError: cut so short that not even the nonce is there
             raise IntegrityError(
                 f"stored value {ref.digest[:12]}… does not decrypt; it was altered or its key replaced"
             ) from error

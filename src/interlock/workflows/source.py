@@ -56,7 +56,7 @@ class Source:
 
 
 def _position(node: Any, part: str | int) -> int | None:
-    if isinstance(node, CommentedMap) and part in node:
+    if isinstance(node, CommentedMap) and part in node and part in (node.lc.data or {}):  # merged keys (<<) are not
         return int(node.lc.key(part)[0]) + 1
     if isinstance(node, CommentedSeq) and isinstance(part, int) and 0 <= part < len(node):
         return int(node.lc.item(part)[0]) + 1

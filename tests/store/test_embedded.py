@@ -1,0 +1,86 @@
+"""The server out of the wheel: one a directory, locked from its first moment, there as long as somebody uses it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+from interlock.store import embedded as module
+from interlock.store.embedded import EmbeddedPostgres
+
+from .conftest import MASTER_KEY
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def answers(url: str) -> bool:
+    try:
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            return connection.execute("select current_database()").fetchone() == ("interlock",)
+    except psycopg.OperationalError:
+        return False
+
+
+def use(directory: Path, together: Barrier, found: multiprocessing.SimpleQueue[tuple[str, bool]]) -> None:
+    server = EmbeddedPostgres(directory, MASTER_KEY)
+    together.wait(60)
+    url = server.start()
+    worked = answers(url)
+    together.wait(60)  # nobody stops before everybody has started
+    server.stop()
+    found.put((url, worked))
+    together.wait(60)  # they live on, and must not keep the server alive by that
+
+
+def die_while_securing(directory: Path) -> None:
+    module.shutil.copystat = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    EmbeddedPostgres(directory, MASTER_KEY).start()
+
+
+def test_processes_that_start_together_share_one_server_and_the_last_stops_it(short_directory: Path) -> None:
+    directory = short_directory / "pg"
+    together, found = SPAWN.Barrier(3), SPAWN.SimpleQueue()
+    processes = [SPAWN.Process(target=use, args=(directory, together, found)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    together.wait(60)
+    together.wait(60)
+    results = [found.get() for _ in processes]
+    assert len(set(results)) == 1
+    url, worked = results[0]
+    assert worked
+    assert not answers(url)
+    assert not (directory / "postmaster.pid").exists()
+    together.wait(60)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def test_a_start_that_was_killed_half_way_is_completed(short_directory: Path) -> None:
+    directory = short_directory / "pg"
+    process = SPAWN.Process(target=die_while_securing, args=(directory,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (directory / "postmaster.pid").exists(), "the server outlives who started it; nothing was half done"
+    server = EmbeddedPostgres(directory, MASTER_KEY)
+    url = server.start()
+    try:
+        assert answers(url)
+        nobody = urlsplit(url)
+        for user in ("postgres", "postgres:wrong", "somebody"):
+            stranger = urlunsplit(nobody._replace(netloc=f"{user}@"))
+            with pytest.raises(psycopg.OperationalError):
+                psycopg.connect(stranger, connect_timeout=5)
+        assert (directory / "pg_hba.conf").read_text().split() == ["local", "all", "all", "scram-sha-256"]
+    finally:
+        server.stop()
+    assert not (directory / "postmaster.pid").exists()  # the killed one does not count as a user
