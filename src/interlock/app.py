@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -14,6 +15,7 @@ from typing import Any, Self
 from interlock.audit.log import AuditLog, Entry
 from interlock.audit.records import AuditRecords
 from interlock.base.clock import SystemClock
+from interlock.base.errors import Unauthenticated
 from interlock.base.settings import Settings
 from interlock.engines.postgres.driver import Services
 from interlock.engines.postgres.worker import PostgresEngine
@@ -85,7 +87,12 @@ class App:
     async def _open(self) -> None:
         settings = self.settings
         self.master_key = load_or_create_secret(self.data / "keys" / "master.key")
-        url = await asyncio.to_thread(self.prepare_database)
+        preparing = asyncio.ensure_future(asyncio.to_thread(self.prepare_database))
+        try:
+            url = await asyncio.shield(preparing)
+        except asyncio.CancelledError:
+            await asyncio.wait([preparing])  # a thread cannot be cancelled, and what it starts we must stop
+            raise
         self.database = Database(url, pool_size=settings.database.pool_size)
         await self.database.open()
         self._closers.append(self.database.close)
@@ -126,12 +133,17 @@ class App:
         return app_url(url, self.master_key)
 
     async def _close(self) -> None:
-        for close in reversed(self._closers):
-            await close()
-        self._closers.clear()
-        if self._postgres is not None:
-            await asyncio.to_thread(self._postgres.stop)
-            self._postgres = None
+        try:
+            while self._closers:
+                close = self._closers.pop()
+                try:
+                    await close()
+                except Exception as error:  # noqa: BLE001  the others must be closed all the same
+                    log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
+        finally:
+            if self._postgres is not None:
+                await asyncio.to_thread(self._postgres.stop)
+                self._postgres = None
 
     # -- roles of a process ------------------------------------------------------------------------------------
 
@@ -213,8 +225,11 @@ class App:
         path = self.data / "client.json"
         await self.authenticator.ensure_org(LOCAL_ORG, "Local")
         principal = Principal("local-admin", LOCAL_ORG, frozenset({"admin"}))
-        if path.exists():
-            return principal, str(json.loads(path.read_text())["api_key"])
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Unauthenticated):
+            # The file may be older than the database, or the key revoked: whoever can read our keys can make another.
+            key = str(json.loads(path.read_text())["api_key"])
+            await self.authenticator.authenticate(key)
+            return principal, key
         key = await self.issue_key(principal, principal.user_id, principal.roles)
         write_private(path, json.dumps({"api_key": key}))
         return principal, key

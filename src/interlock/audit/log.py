@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -101,5 +102,21 @@ def _body(entry: Entry) -> dict[str, Any]:
         "decision": entry.decision,
         "policy_version": entry.policy_version,
         "risk_score": entry.risk_score,
-        "detail": entry.detail,
+        "detail": _exact(entry.detail),
     }
+
+
+def _exact(value: Any) -> Any:
+    """The value in a form that comes back from the database letter for letter, or it would not fit its hash any more.
+
+    A float may come back in another notation, and a key that is no string in another place; no text may hold a NUL.
+    """
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, str):
+        return value.replace("\0", "").encode(errors="replace").decode()
+    if isinstance(value, Mapping):
+        return {_exact(str(key)): _exact(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_exact(item) for item in value]
+    return value

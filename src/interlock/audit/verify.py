@@ -44,11 +44,14 @@ def entry_hash(org_id: str, seq: int, prev_hash: str, entry: Mapping[str, Any]) 
 
 
 def verify(rows: Iterable[Mapping[str, Any]], public_keys: Mapping[str, bytes], *, org_id: str) -> Verdict:
-    """Checks rows in order of `seq`, from 1; each has seq, entry, prev_hash, hash, key_id, signature."""
+    """Checks rows in order of `seq`, from 1; each has org_id, seq, event_id, entry, prev_hash, hash, key_id, signature."""
     keys = {key_id: Ed25519PublicKey.from_public_bytes(raw) for key_id, raw in public_keys.items()}
     expected, previous, count = 1, "", 0
     for row in rows:
-        problem = _row_problem(row, expected, previous, org_id, keys)
+        try:
+            problem = _row_problem(row, expected, previous, org_id, keys)
+        except (KeyError, TypeError, ValueError):
+            problem = "does not have the form of an entry"
         if problem is not None:
             return Verdict(count, f"entry {expected}: {problem}", previous, expected - 1)
         expected, previous, count = expected + 1, row["hash"], count + 1
@@ -60,18 +63,24 @@ def _row_problem(
 ) -> str | None:
     if row["seq"] != expected:
         return f"is missing; the next one there is {row['seq']}"
+    if row["org_id"] != org_id:
+        return f"belongs to another organisation, {row['org_id']}"
     if row["prev_hash"] != previous:
         return "does not follow the entry before it"
     if entry_hash(org_id, row["seq"], row["prev_hash"], row["entry"]) != row["hash"]:
         return "was changed after it was written"
+    if row["event_id"] != row["entry"]["event_id"]:
+        return "is listed under the id of another event"
     key = keys.get(row["key_id"])
     if key is None:
         return f"is signed with key {row['key_id']}, which is not among the known keys"
+    signature = bytes.fromhex(row["signature"])
     try:
-        key.verify(bytes.fromhex(row["signature"]), bytes.fromhex(row["hash"]))
-    except (InvalidSignature, ValueError):
+        key.verify(signature, bytes.fromhex(row["hash"]))
+    except InvalidSignature:
         return "has a signature that does not fit"
-    return None
+    # One entry, one spelling: otherwise two copies of an intact log could differ.
+    return None if signature.hex() == row["signature"] else "has a signature in another spelling"
 
 
 def main() -> int:
@@ -84,11 +93,11 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         keys = {name: bytes.fromhex(value) for name, _, value in (item.partition("=") for item in arguments.public_key)}
-        rows = [json.loads(line) for line in arguments.log.read_text(encoding="utf-8").splitlines() if line]
-    except (OSError, ValueError) as error:
+        rows = [json.loads(line) for line in arguments.log.read_text(encoding="utf-8").split("\n") if line]
+        verdict = verify(rows, keys, org_id=rows[0].get("org_id", "") if rows else "")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         print(f"cannot read: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    verdict = verify(rows, keys, org_id=rows[0]["org_id"] if rows else "")
     print(f"audit: {verdict.verified} entries verified" if verdict.ok else f"audit: TAMPERED: {verdict.problem}")  # noqa: T201
     return 0 if verdict.ok else 1
 

@@ -62,13 +62,18 @@ def export(file: Path) -> None:
     """Write the whole log as JSON lines, for the stand-alone verifier or another archive."""
 
     async def main() -> int:
-        async with connect() as api, api.client.stream("GET", "/v1/audit/export") as response:
-            response.raise_for_status()
+        partial = file.with_name(f"{file.name}.part")  # whoever finds the file finds all of it
+        async with connect() as api:
             count = 0
-            with file.open("w", encoding="utf-8") as target:
-                async for line in response.aiter_lines():
-                    target.write(line + "\n")
-                    count += 1
+            with partial.open("w", encoding="utf-8") as target:
+                try:
+                    async for line in api.lines("/v1/audit/export"):
+                        target.write(line + "\n")
+                        count += 1
+                except BaseException:
+                    partial.unlink()
+                    raise
+            partial.replace(file)
             return count
 
     try:

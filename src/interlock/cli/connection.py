@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import httpx
 
 from interlock.api.server import create_api
 from interlock.app import App
 from interlock.base import errors
-from interlock.base.errors import InterlockError, Unavailable
+from interlock.base.errors import InterlockError, InvalidInput, Unavailable
 from interlock.base.settings import Settings, load_settings
 from interlock.runtime.project import read_project
 from interlock.telemetry import logs
@@ -36,10 +37,15 @@ class Api:
         """Where the server is; None when it is this process."""
 
     async def get(self, path: str, **params: Any) -> Any:
-        return await self._send("GET", path, params={key: value for key, value in params.items() if value is not None})
+        given = {key: value for key, value in params.items() if value is not None}
+        query = "?" + urlencode(given, errors="surrogateescape") if given else ""
+        return await self._send("GET", path + query)
 
     async def post(self, path: str, body: Any, *, headers: dict[str, str] | None = None) -> Any:
-        return await self._send("POST", path, json=body, headers=headers)
+        # Whatever Python can parse is sent as it is: the server is the one to refuse it.
+        return await self._send(
+            "POST", path, content=json.dumps(body), headers={"Content-Type": "application/json", **(headers or {})}
+        )
 
     async def delete(self, path: str) -> Any:
         return await self._send("DELETE", path)
@@ -48,12 +54,41 @@ class Api:
         try:
             response = await self.client.request(method, path, **kwargs)
         except httpx.HTTPError as error:
-            raise Unavailable(
-                f"the server at {self.url} does not answer ({type(error).__name__}); is `interlock dev` running?"
-            ) from error
-        if response.status_code >= 400:
+            raise self._gone(error) from error
+        if not response.is_success:
             raise _error_of(response)
-        return response.json() if response.content else None
+        try:
+            return response.json() if response.content else None
+        except ValueError as error:
+            raise _foreign(response) from error
+
+    async def lines(self, path: str) -> AsyncIterator[str]:
+        """The lines of an answer that may be long; raises if it breaks off."""
+        try:
+            async with self.client.stream("GET", path) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise _error_of(response)
+                async for line in response.aiter_lines():
+                    yield line
+        except httpx.HTTPError as error:
+            raise self._gone(error) from error
+
+    def _gone(self, error: httpx.HTTPError) -> Unavailable:
+        return Unavailable(
+            f"the server at {self.url} does not answer ({type(error).__name__}); is `interlock dev` running?"
+        )
+
+
+def segment(text: str) -> str:
+    """A name from the command line as one segment of a path, whatever is in it."""
+    return quote(text, safe="", errors="surrogateescape") or "%20"
+
+
+def _foreign(response: httpx.Response) -> Unavailable:
+    return Unavailable(
+        f"the server answered {response.status_code} with something that is not Interlock's; check INTERLOCK_URL"
+    )
 
 
 def _error_of(response: httpx.Response) -> InterlockError:
@@ -61,7 +96,7 @@ def _error_of(response: httpx.Response) -> InterlockError:
         body = response.json()["error"]
         return _CODES.get(body["code"], InterlockError)(body["message"])
     except (ValueError, KeyError, TypeError):
-        return Unavailable(f"the server answered {response.status_code} with something that is not Interlock's")
+        return _foreign(response)
 
 
 def settings_here() -> Settings:
@@ -110,9 +145,9 @@ async def find_server(settings: Settings) -> tuple[str, str] | None:
     try:
         url = str(json.loads((settings.data_dir / "server.json").read_text())["url"])
         key = str(json.loads((settings.data_dir / "client.json").read_text())["api_key"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    with contextlib.suppress(httpx.HTTPError):
+    with contextlib.suppress(httpx.HTTPError, InvalidInput):  # not there, or not an address: it was left by a dead one
         async with _client(url, key) as client:
             if (await client.get("/healthz", timeout=3)).status_code == 200:
                 return url, key
@@ -120,4 +155,12 @@ async def find_server(settings: Settings) -> tuple[str, str] | None:
 
 
 def _client(url: str, key: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidInput("INTERLOCK_API_KEY is not an API key; it looks like il_… and has ASCII characters only")
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise InvalidInput(f"INTERLOCK_URL: {url} is not a URL: {error}") from error
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise InvalidInput(f"INTERLOCK_URL: {url} is not the URL of a server; write http://HOST:PORT")
+    return httpx.AsyncClient(base_url=parsed, headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,19 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-out = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# Written by models, tools and strangers: ESC and its eight-bit kin could command the terminal, bidi marks turn lines round.
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class _Plain(Console):
+    """Prints strings as they are: no markup, no emoji codes, and nothing that a terminal would obey."""
+
+    def render_str(self, text: str, **keywords: Any) -> Text:
+        return super().render_str(visible(text), **keywords)
+
+
+out = _Plain(highlight=False, markup=False, emoji=False)
+errors = _Plain(stderr=True, highlight=False, markup=False, emoji=False)
 
 _STYLES = {
     "succeeded": "green", "approved": "green", "allow": "green",
@@ -19,6 +31,11 @@ _STYLES = {
     "running": "cyan", "queued": "dim", "compensating": "magenta", "compensated": "magenta",
     "failed": "red", "dead": "red", "deny": "red", "unknown": "red",
 }  # fmt: skip
+
+
+def visible(text: str) -> str:
+    """The text with every character that commands a terminal written out."""
+    return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def status(name: str) -> Text:
@@ -48,4 +65,5 @@ def usd(amount: float) -> str:
 
 def print_json(value: Any) -> None:
     """Machine-readable output: indented JSON on standard output, never wrapped."""
-    out.print(json.dumps(value, indent=2, ensure_ascii=False, default=str), markup=False, soft_wrap=True)
+    # What `visible` writes out is JSON's own way of writing it, so the value stays the same.
+    out.print(json.dumps(value, indent=2, ensure_ascii=False, default=str), soft_wrap=True)

@@ -226,7 +226,7 @@ async def _follow(api: Api, prepared: Demo, runs: dict[str, str]) -> None:
             rows = (await api.get("/v1/runs", workflow=WORKFLOW, limit=200))["runs"]
             mine = {row["run_id"]: row for row in rows if row["run_id"] in runs.values()}
             for line in await _decide(api, runs):
-                live.console.print(line, markup=False)
+                live.console.print(line)
             if out.is_terminal:
                 live.update(_board(prepared, runs, mine))
             else:
@@ -350,8 +350,8 @@ async def _count(bank: str) -> int:
 
 def _next(prepared: Demo, run_id: str) -> None:
     here = f"INTERLOCK_DATA_DIR={short(prepared.home / 'data')}"
-    out.print(f"\nLook at what happened (in {short(prepared.example)}):", style="bold", markup=False)
+    out.print(f"\nLook at what happened (in {short(prepared.example)}):", style="bold")
     for command in (f"show {run_id}", f"trace {run_id}", f"audit list --run {run_id}", "runs"):
-        out.print(f"  {here} interlock {command}", markup=False, soft_wrap=True)
+        out.print(f"  {here} interlock {command}", soft_wrap=True)
     out.print("Make your own agent:", style="bold")
-    out.print("  interlock init my-agent && cd my-agent && interlock dev", markup=False)
+    out.print("  interlock init my-agent && cd my-agent && interlock dev")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import typer
+from rich.text import Text
 
 from interlock.base.errors import InterlockError, Unavailable
 from interlock.base.settings import Settings
@@ -46,12 +47,10 @@ def doctor() -> None:
     fatal = False
     for finding in _look(settings):
         if finding.problem is None:
-            out.print(f"[green]ok[/]    {finding.what}")
+            out.print(Text.assemble(("ok", "green"), f"    {finding.what}"))
         else:
-            out.print(
-                f"[red]no[/]    {finding.what}: " if finding.fatal else f"[yellow]note[/]  {finding.what}: ", end=""
-            )
-            out.print(finding.problem, markup=False, soft_wrap=True)
+            mark = ("no  ", "red") if finding.fatal else ("note", "yellow")
+            out.print(Text.assemble(mark, f"  {finding.what}: {finding.problem}"), soft_wrap=True)
             fatal = fatal or finding.fatal
     if fatal:
         raise typer.Exit(Unavailable.exit_code)

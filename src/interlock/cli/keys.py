@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from interlock.cli.connection import connect
+from interlock.cli.connection import connect, segment
 from interlock.cli.console import out
 
 group = typer.Typer(help="API keys of your organisation.", no_args_is_help=True)
@@ -55,7 +55,7 @@ def revoke(key_id: str) -> None:
 
     async def main() -> None:
         async with connect() as api:
-            await api.delete(f"/v1/keys/{key_id}")
+            await api.delete(f"/v1/keys/{segment(key_id)}")
 
     asyncio.run(main())
     out.print(f"revoked {key_id}")

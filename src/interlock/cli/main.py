@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import NoReturn
 
 import typer
 
-from interlock.base.errors import InterlockError
+from interlock.base.errors import InterlockError, Unavailable
 from interlock.cli import audit, demo, doctor, keys, projects, reviews, runs, servers
 from interlock.cli.console import errors as console
 
@@ -28,19 +30,34 @@ cli.add_typer(keys.group, name="keys")
 
 def main() -> None:
     """Entry point of the console script."""
+    # Whoever stops us by SIGTERM wants what Ctrl-C gives: steps handed back, PostgreSQL stopped.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         cli()
     except InterlockError as error:
         if os.environ.get("INTERLOCK_DEBUG"):
             raise
-        console.print(error.message, style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _fail(error.message, error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         # `interlock runs | head`: the reader has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if os.environ.get("INTERLOCK_DEBUG"):
+            raise
+        _fail(f"{error.filename or 'the system'}: {error.strerror or error}", Unavailable.exit_code)
+    except Exception as error:  # noqa: BLE001  a bug of ours; the user still gets a sentence
+        if os.environ.get("INTERLOCK_DEBUG"):
+            raise
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        _fail(f"an internal error ({what}); INTERLOCK_DEBUG=1 shows where, please report it", InterlockError.exit_code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    console.print(message, style="red", soft_wrap=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

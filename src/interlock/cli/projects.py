@@ -37,13 +37,16 @@ def init(directory: Path) -> None:
         raise InvalidInput(
             f'"{name}" cannot be a project name; use letters, digits, dots and hyphens, and begin with a letter'
         )
-    if directory.exists() and any(directory.iterdir()):
-        raise Conflict(f"{directory} exists and is not empty; choose another directory")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise Conflict(f"{directory} exists and is not an empty directory; choose another")
     template = resources.files("interlock.cli").joinpath("template")
-    _copy(template, directory, name)
-    out.print(f"made {directory}; next:\n  cd {directory}", markup=False)
-    out.print("""  interlock run answer --input '{"question": "How do I get my money back?"}'""", markup=False)
-    out.print("  interlock dev", markup=False)
+    try:
+        _copy(template, directory, name)
+    except OSError as error:
+        raise InvalidInput(f"{directory}: cannot be made: {error.strerror}") from error
+    out.print(f"made {directory}; next:\n  cd {directory}")
+    out.print("""  interlock run answer --input '{"question": "How do I get my money back?"}'""")
+    out.print("  interlock dev")
 
 
 def check() -> None:

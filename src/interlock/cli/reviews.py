@@ -10,7 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from interlock.base.errors import InvalidInput
-from interlock.cli.connection import connect
+from interlock.cli.connection import connect, segment
 from interlock.cli.console import out, print_json, status
 
 group = typer.Typer(help="Decide what waits for a person.", no_args_is_help=True)
@@ -47,7 +47,7 @@ def show(review_id: str) -> None:
 
     async def main() -> Any:
         async with connect() as api:
-            return await api.get(f"/v1/reviews/{review_id}")
+            return await api.get(f"/v1/reviews/{segment(review_id)}")
 
     print_json(asyncio.run(main()))
 
@@ -78,7 +78,10 @@ def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, o
     async def main() -> Any:
         async with connect() as api:
             body = {"decision": decision, "note": note, "output": output}
-            return await api.post(f"/v1/reviews/{review_id}/decision", body)
+            decided = await api.post(f"/v1/reviews/{segment(review_id)}/decision", body)
+            return decided, api.url
 
-    review = asyncio.run(main())
-    out.print(f"{review['status']}: {review['title']} (run {review['run_id']})", markup=False)
+    review, url = asyncio.run(main())
+    out.print(f"{review['status']}: {review['title']} (run {review['run_id']})")
+    if url is None:
+        out.print("no server runs here; the run goes on with the next `interlock dev` or `interlock worker`")

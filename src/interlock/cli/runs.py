@@ -12,9 +12,10 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
+from interlock.api.body import check
 from interlock.base.errors import InvalidInput, StepError
-from interlock.cli.connection import Api, connect
-from interlock.cli.console import out, print_json, seconds, status, usd
+from interlock.cli.connection import Api, connect, segment
+from interlock.cli.console import out, print_json, seconds, status, usd, visible
 from interlock.runtime.runs import is_over
 
 _POLL_SECONDS = 0.15
@@ -41,10 +42,11 @@ def run(
 
     async def main() -> dict[str, Any]:
         async with connect(worker=True) as api:
-            headers = {"Idempotency-Key": key} if key else None
+            headers = {"Idempotency-Key": _header(key)} if key else None
             started = await api.post("/v1/runs", {"workflow": workflow, "input": parsed}, headers=headers)
             if not as_json:
-                out.print(f"run [bold]{started['run_id']}[/]" + ("" if started["new"] else " (it was there already)"))
+                again = "" if started["new"] else " (it was there already)"
+                out.print(Text.assemble("run ", (started["run_id"], "bold"), again))
             found = await _follow(api, started["run_id"], quiet=as_json)
             if is_over(found["status"]):
                 found["output"] = (await api.get(f"/v1/runs/{found['run_id']}/result"))["output"]
@@ -114,10 +116,10 @@ def show(
 
     async def main() -> dict[str, Any]:
         async with connect() as api:
-            found: dict[str, Any] = await api.get(f"/v1/runs/{run_id}")
-            found["values"] = (await api.get(f"/v1/runs/{run_id}/values"))["values"]
+            found: dict[str, Any] = await api.get(f"/v1/runs/{segment(run_id)}")
+            found["values"] = (await api.get(f"/v1/runs/{found['run_id']}/values"))["values"]
             if is_over(found["status"]):
-                found["output"] = (await api.get(f"/v1/runs/{run_id}/result", reveal=reveal or None))["output"]
+                found["output"] = (await api.get(f"/v1/runs/{found['run_id']}/result", reveal=reveal or None))["output"]
             return found
 
     found = asyncio.run(main())
@@ -128,19 +130,19 @@ def show(
         Text.assemble(found["run_id"], "  ", status(found["status"]), f"  {found['workflow']}@{found['version']}")
     )
     if found["reason"]:
-        out.print(f"  {found['reason']}", markup=False)
+        out.print(f"  {found['reason']}")
     tokens = f"{found['input_tokens']} tokens in, {found['output_tokens']} out"
     out.print(
         f"  by {found['user_id']}, {tokens}, {usd(found['usd'])} USD, {seconds(found['created_at'], found['finished_at']) or '…'} s"
     )
     if found["flags"]:
-        out.print(f"  flags: {', '.join(found['flags'])}", markup=False)
+        out.print(f"  flags: {', '.join(found['flags'])}")
     _value("input", found["values"]["input"])
     for step in found["steps"]:
         retried = f" (attempt {step['attempt']})" if step["attempt"] > 1 else ""
         out.print(Text.assemble("\n", (step["id"], "bold"), "  ", status(step["status"]), retried))
         if step["error"]:
-            out.print(f"  {step['error']}", markup=False, style="red")
+            out.print(f"  {step['error']}", style="red")
         if step["id"] in found["values"]:
             _value("", found["values"][step["id"]])
     for effect in found["effects"]:
@@ -159,7 +161,7 @@ def trace(run_id: str, as_json: Json = False) -> None:
 
     async def main() -> list[dict[str, Any]]:
         async with connect() as api:
-            return list((await api.get(f"/v1/runs/{run_id}/trace"))["spans"])
+            return list((await api.get(f"/v1/runs/{segment(run_id)}/trace"))["spans"])
 
     spans = asyncio.run(main())
     if as_json:
@@ -175,7 +177,7 @@ def cancel(run_id: str, reason: Annotated[str, typer.Option(help="Goes on record
 
     async def main() -> None:
         async with connect() as api:
-            await api.post(f"/v1/runs/{run_id}/cancel", {"reason": reason})
+            await api.post(f"/v1/runs/{segment(run_id)}/cancel", {"reason": reason})
 
     asyncio.run(main())
     out.print(f"asked {run_id} to stop")
@@ -216,7 +218,8 @@ async def _follow(api: Api, run_id: str, *, quiet: bool) -> dict[str, Any]:
         for step in found["steps"]:
             now = (step["status"], step["attempt"])
             if shown.get(step["id"]) != now and not quiet:
-                out.print(Text.assemble("  ", f"{step['id']:24}", status(step["status"]), f"  {step['error'] or ''}"))
+                said = visible(step["error"] or "")
+                out.print(Text.assemble("  ", f"{step['id']:24}", status(step["status"]), f"  {said}"))
             shown[step["id"]] = now
         asked = any(step["status"] in {"reviewing", "confirming"} for step in found["steps"])
         if is_over(found["status"]) or (asked and found["status"] == "waiting"):
@@ -226,23 +229,27 @@ async def _follow(api: Api, run_id: str, *, quiet: bool) -> dict[str, Any]:
 
 def _print_outcome(found: dict[str, Any]) -> None:
     if "output" in found:
-        out.print(Text.assemble("", status(found["status"]), f"  {found['reason'] or ''}"))
+        out.print(Text.assemble("", status(found["status"]), f"  {visible(found['reason'] or '')}"))
         print_json(found["output"])
         return
     for review in found["reviews"]:
-        out.print(f"waits for a person: {review['title']}", style="yellow", markup=False)
+        out.print(f"waits for a person: {review['title']}", style="yellow")
         _value("", review["show"])
         out.print(f"  interlock review approve {review['review_id']}\n  interlock review reject {review['review_id']}")
 
 
 def _value(name: str, value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=None)
-    out.print(f"  {name + ': ' if name else ''}{text}", markup=False, soft_wrap=True, style="dim")
+    out.print(f"  {name + ': ' if name else ''}{text}", soft_wrap=True, style="dim")
 
 
 def _read_input(value: str) -> Any:
     if value == "-":
-        text, place = sys.stdin.read(), "standard input"
+        place = "standard input"
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"{place} is not UTF-8: {error}") from error
     elif value.startswith("@"):
         place = value[1:]
         try:
@@ -252,6 +259,16 @@ def _read_input(value: str) -> Any:
     else:
         text, place = value, "--input"
     try:
-        return json.loads(text)
+        parsed = json.loads(text)
+        check(parsed)
+    except RecursionError as error:
+        raise InvalidInput(f"{place} is nested too deep; send a flatter value") from error
     except ValueError as error:
         raise InvalidInput(f"{place} is not JSON: {error}") from error
+    return parsed
+
+
+def _header(key: str) -> str:
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidInput("--key: an idempotency key has printable ASCII characters only; choose another")
+    return key

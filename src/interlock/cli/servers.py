@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import json
 import signal
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import watchfiles
 
 from interlock.api.server import Server
 from interlock.app import App, write_private
-from interlock.base.errors import Conflict, InvalidSpec
+from interlock.base.errors import Conflict, InterlockError
 from interlock.base.settings import Settings
 from interlock.cli.connection import find_server, settings_here
 from interlock.cli.console import errors, out
@@ -35,25 +36,26 @@ def register(cli: typer.Typer) -> None:
 
 def dev(port: Annotated[int | None, typer.Option(help="Instead of server.port; 0 takes a free one.")] = None) -> None:
     """Run everything in one process: API, worker, database. Definitions are reloaded when their files change."""
-    asyncio.run(_serve(settings_here(), port=port, worker=True, reload=True))
+    _run(_serve(settings_here(), port=port, worker=True, reload=True))
 
 
 def serve(port: Annotated[int | None, typer.Option(help="Instead of server.port.")] = None) -> None:
     """Run the API only; workers run elsewhere on the same database."""
-    asyncio.run(_serve(settings_here(), port=port, worker=False, reload=False))
+    _run(_serve(settings_here(), port=port, worker=False, reload=False))
 
 
 def worker() -> None:
     """Run a worker only. Start as many as you like on one database."""
 
     async def main(settings: Settings) -> None:
+        stop = _Stop()
         logs.configure(level=settings.telemetry.log_level)
         async with App(Path.cwd(), settings) as app:
             await app.start_worker()
             errors.print("worker runs; Ctrl-C finishes the steps under way and hands the rest back")
-            await _until_stopped()
+            await stop.wait()
 
-    asyncio.run(main(settings_here()))
+    _run(main(settings_here()))
 
 
 def migrate() -> None:
@@ -70,6 +72,7 @@ def migrate() -> None:
 
 
 async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: bool) -> None:
+    stop = _Stop()
     running = await find_server(settings)
     if running is not None:
         raise Conflict(f"a server for this project already runs at {running[0]}; stop it first")
@@ -79,7 +82,7 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
         level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl" if reload else None
     )
     for problem in await probe_sandbox() if worker else []:
-        errors.print(f"tools cannot run here: {problem}", style="yellow", markup=False)
+        errors.print(f"tools cannot run here: {problem}", style="yellow")
     errors.print("starting PostgreSQL …" if settings.database.url is None else "connecting …")
     async with App(Path.cwd(), settings) as app:
         server = Server(app, host=settings.server.host, port=settings.server.port if port is None else port)
@@ -90,10 +93,10 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
         await server.start()
         state = settings.data_dir / "server.json"
         write_private(state, json.dumps({"url": server.url}))
-        errors.print(f"Interlock runs at [bold]{server.url}[/] (API documentation at /docs); Ctrl-C stops it")
+        errors.print(f"Interlock runs at {server.url} (API documentation at /docs); Ctrl-C stops it")
         watching = asyncio.create_task(_watch(app, principal)) if reload else None
         try:
-            await _until_stopped()
+            await stop.wait()
         finally:
             errors.print("stopping: steps under way are finished …")
             state.unlink(missing_ok=True)
@@ -107,9 +110,11 @@ async def _deploy(app: App, principal: Principal) -> None:
     try:
         for name in await app.deploy(principal, app.read_project()):
             errors.print(f"deployed {name}", style="green")
-    except InvalidSpec as error:
+    except InterlockError as error:
         # Runs keep the version they have; the author sees what to mend.
-        errors.print(error.message, style="red", markup=False)
+        errors.print(error.message, style="red", soft_wrap=True)
+    except Exception as error:  # noqa: BLE001  a file that vanished while it was read, a bug: neither may end the reloading
+        errors.print(f"not deployed: {type(error).__name__}: {error}", style="red", soft_wrap=True)
 
 
 async def _watch(app: App, principal: Principal) -> None:
@@ -118,10 +123,31 @@ async def _watch(app: App, principal: Principal) -> None:
         await _deploy(app, principal)
 
 
-async def _until_stopped() -> None:
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(name, stopped.set)
-    await stopped.wait()
+class _Stop:
+    """SIGINT and SIGTERM: they break off a start, and end the waiting of a process that is up."""
+
+    def __init__(self) -> None:
+        self._told = asyncio.Event()
+        self._starting = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):
+                loop.add_signal_handler(name, self._signal)
+
+    def _signal(self) -> None:
+        self._told.set()
+        if self._starting is not None:
+            self._starting.cancel()
+            self._starting = None
+
+    async def wait(self) -> None:
+        """Until told to stop; from here on nothing is broken off."""
+        self._starting = None
+        await self._told.wait()
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(main)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None  # told to stop before it was up

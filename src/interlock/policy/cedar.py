@@ -10,7 +10,7 @@ from typing import Any
 import cedarpy
 
 from interlock.base.errors import InvalidSpec
-from interlock.policy.decision import Answer, Question
+from interlock.policy.decision import Action, Answer, Question
 
 DEFAULT_POLICY = """
 @id("models")
@@ -41,36 +41,40 @@ class CedarPolicy:
         self._decide = lru_cache(maxsize=4096)(self._evaluate)
 
     def decide(self, question: Question) -> Answer:
-        request = {
-            "principal": f"User::{json.dumps(question.user_id)}",
-            "action": f"Action::{json.dumps(question.action)}",
-            "resource": f"{_kind(question)}::{json.dumps(question.resource)}",
-            "context": dict(question.context),
-        }
-        return self._decide(json.dumps(request, sort_keys=True), json.dumps(_entities(question), sort_keys=True))
+        return self._decide(
+            question.user_id,
+            question.org_id,
+            tuple(sorted(question.roles)),
+            question.action,
+            question.resource,
+            tuple(sorted(question.attributes.items())),
+            tuple(sorted(question.context.items())),
+        )
 
-    def _evaluate(self, request: str, entities: str) -> Answer:
-        result = cedarpy.is_authorized(json.loads(request), self.text, json.loads(entities))
+    def _evaluate(
+        self,
+        user_id: str,
+        org_id: str,
+        roles: tuple[str, ...],
+        action: Action,
+        resource: str,
+        attributes: tuple[tuple[str, Any], ...],
+        context: tuple[tuple[str, Any], ...],
+    ) -> Answer:
+        kind = "Tool" if action == "call_tool" else "Model"
+        request = {
+            "principal": f"User::{json.dumps(user_id)}",
+            "action": f"Action::{json.dumps(action)}",
+            "resource": f"{kind}::{json.dumps(resource)}",
+            "context": dict(context),
+        }
+        entities = [
+            {"uid": {"type": "User", "id": user_id}, "attrs": {"org": org_id, "roles": list(roles)}, "parents": []},
+            {"uid": {"type": kind, "id": resource}, "attrs": dict(attributes), "parents": []},
+        ]
+        result = cedarpy.is_authorized(request, self.text, entities)
         errors = tuple(str(error) for error in result.diagnostics.errors)
         if errors:
             return Answer(False, errors, self.version)
         reasons = tuple(sorted(self._ids.get(str(reason), str(reason)) for reason in result.diagnostics.reasons))
         return Answer(bool(result.allowed), reasons or ("no policy permits it",), self.version)
-
-
-def _kind(question: Question) -> str:
-    return "Tool" if question.action == "call_tool" else "Model"
-
-
-def _entities(question: Question) -> list[dict[str, Any]]:
-    user = {
-        "uid": {"type": "User", "id": question.user_id},
-        "attrs": {"org": question.org_id, "roles": sorted(question.roles)},
-        "parents": [],
-    }
-    resource = {
-        "uid": {"type": _kind(question), "id": question.resource},
-        "attrs": dict(question.attributes),
-        "parents": [],
-    }
-    return [user, resource]

@@ -15,7 +15,7 @@ class Question:
 
     Attributes:
         resource: name of the tool or of the model's alias.
-        attributes: of the resource, such as `effect`.
+        attributes: of the resource, such as `effect`; strings, numbers and booleans.
         context: of the run and the step: workflow, trust and sensitivity of the input, whether a person reviewed.
     """
 

@@ -53,6 +53,8 @@ def read_project(directory: Path, settings: Settings) -> Project:
     policy = _policy(directory)
     for pin in settings.models.values():
         parse_pin(pin)
+    if faults:
+        raise InvalidSpec("\n".join(faults))  # whether the parts fit each other is no question while one of them is broken
     for source, workflow in sources:
         problems = check_workflow(
             workflow,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jinja2
 import jsonschema_rs
 from jinja2 import meta, nodes
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
@@ -40,8 +40,22 @@ _FILTERS = (
 )
 _COUNTER = "\0turns"  # no name a template can write
 
-# Immutable sandbox: a template reads its slots and nothing of Python; undefined names are errors, not "".
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """A template reads the fields of its slots and nothing of Python: `order.items` is a field, never a dict's method."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        return super().getattr(obj, attribute) if isinstance(obj, LoopContext) else self.getitem(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        try:
+            return obj[argument]
+        except (TypeError, LookupError):
+            return self.undefined(obj=obj, name=argument)
+
+
+# Undefined names are errors, not "".
+_ENVIRONMENT = _Environment(
     undefined=jinja2.StrictUndefined,
     autoescape=False,
     trim_blocks=True,

@@ -36,20 +36,22 @@ create trigger append_only before update or delete on journal for each row execu
 create trigger no_truncate before truncate on journal for each statement execute function refuse_change();
 
 create function check_run_move() returns trigger language plpgsql set search_path = public, pg_temp as $$ begin
-    if old.status <> new.status and not exists (select from run_moves where run_moves.old = old.status and run_moves.new = new.status) then
+    if not exists (select from run_moves where run_moves.old = old.status and run_moves.new = new.status) then
         raise exception 'a run cannot move from % to %', old.status, new.status using errcode = 'IL004';
     end if;
     return new;
 end $$;
-create trigger moves before update of status on runs for each row execute function check_run_move();
+create trigger moves before update of status on runs for each row
+    when (old.status is distinct from new.status) execute function check_run_move();
 
 create function check_effect_move() returns trigger language plpgsql set search_path = public, pg_temp as $$ begin
-    if old.status <> new.status and not exists (select from effect_moves where effect_moves.old = old.status and effect_moves.new = new.status) then
+    if not exists (select from effect_moves where effect_moves.old = old.status and effect_moves.new = new.status) then
         raise exception 'an effect cannot move from % to %', old.status, new.status using errcode = 'IL004';
     end if;
     return new;
 end $$;
-create trigger moves before update of status on effects for each row execute function check_effect_move();
+create trigger moves before update of status on effects for each row
+    when (old.status is distinct from new.status) execute function check_effect_move();
 
 insert into run_moves values
     ('queued', 'running'), ('queued', 'waiting'), ('queued', 'compensating'), ('queued', 'succeeded'), ('queued', 'partial'),

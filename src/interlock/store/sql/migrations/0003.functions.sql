@@ -10,8 +10,10 @@ begin
 
     -- Always the log's head first and the runs after it, each in order: two processes never wait for each other in a circle.
     if batch ? 'heads' then
-        perform from audit_heads join jsonb_to_recordset(batch -> 'heads') as h(org_id text) using (org_id)
-            order by audit_heads.org_id for update of audit_heads;
+        if jsonb_array_length(batch -> 'heads') > 1 then
+            perform from audit_heads join jsonb_to_recordset(batch -> 'heads') as h(org_id text) using (org_id)
+                order by audit_heads.org_id for update of audit_heads;
+        end if;
         update audit_heads set seq = h.seq, hash = h.hash
             from jsonb_to_recordset(batch -> 'heads') as h(org_id text, expected bigint, seq bigint, hash text)
             where audit_heads.org_id = h.org_id and audit_heads.seq = h.expected;
