@@ -166,7 +166,7 @@ def slightly(draw: Callable[..., Any], value: Any) -> Any:
     return draw(SCALARS)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(st.data())
 def test_any_change_of_any_field_is_found(data: st.DataObject) -> None:
     rows = copy.deepcopy(LOG)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
-from engines.conftest import Desk, OpenApp
-from engines.harness import Bank, Model, Observer, until
+from engines.conftest import Desk, OpenApp, Spawn
+from engines.harness import Bank, Model, Observer
 from interlock.base.errors import Erased
 
 
@@ -65,14 +67,15 @@ async def test_erased_while_a_review_is_open(desk: Desk, open_app: OpenApp, seen
     assert bank.requests == 0
 
 
-async def test_erased_in_doubt(desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, model: Model) -> None:
-    """A step's worker dies in the middle of a refund and the customer is erased: a person is asked, nothing is guessed."""
-    first = await open_app(start_worker=True)
-    model.hold("think")
-    run = await desk.start("think_pay", customer="cus-001", ticket="a")
-    await until(lambda: model.asked("think") == 1, lambda: "the model is not asked")
+async def test_erased_in_doubt(desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, strict: Bank) -> None:
+    """A worker dies in the middle of a refund and the customer is erased: a person is asked, nothing is guessed."""
+    worker = await spawn(crash=("after call", 1)).ready()
+    run = await desk.start("pay_probed", customer="cus-001", ticket="a")
+    assert await worker.ended() == -signal.SIGKILL
     await erase(desk, "cus-001")
-    model.release("think")
-    assert await seen.finished(run) == ["failed"]
-    assert bank.requests == 0
-    assert first is not None
+    await open_app(start_worker=True)
+    review = await seen.review(run, "confirm")
+    assert seen.effect(run) == "unknown"
+    await desk.decide(review, "approve", {"refund_id": "ref-000001", "amount": 5, "currency": "EUR"})
+    assert await seen.finished(run) == ["succeeded"]
+    assert (strict.requests, strict.refunds, seen.effect(run)) == (1, {"a": 1}, "succeeded")

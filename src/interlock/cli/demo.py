@@ -255,7 +255,7 @@ async def _decide(api: Api, runs: dict[str, str]) -> list[str]:
         show = review["show"]
         verb = "approved" if decision == "approve" else "rejected"
         said.append(
-            f"review {verb}: {show['amount']} {show['currency']} for {show['customer']} ({show['message'][:60]})"
+            f"review {verb}: {show['amount']} {show['currency']} for {show['customer']} ({show['message'][:40]})"
         )
     return said
 
@@ -349,9 +349,12 @@ async def _count(bank: str) -> int:
 
 
 def _next(prepared: Demo, run_id: str) -> None:
-    here = f"INTERLOCK_DATA_DIR={short(prepared.home / 'data')}"
-    out.print(f"\nLook at what happened (in {short(prepared.example)}):", style="bold")
-    for command in (f"show {run_id}", f"trace {run_id}", f"audit list --run {run_id}", "runs"):
-        out.print(f"  {here} interlock {command}", soft_wrap=True)
+    lines = [f"cd {short(prepared.example)} && export INTERLOCK_DATA_DIR={short(prepared.home / 'data')}"]
+    if shutil.which("interlock") is None:
+        lines.insert(0, f". {short(Path(sys.prefix) / 'bin' / 'activate')}")
+    lines += [f"interlock {command}" for command in (f"show {run_id}", f"trace {run_id}", "audit verify", "runs")]
+    out.print("\nLook at what happened:", style="bold")
+    for line in lines:
+        out.print(f"  {line}", markup=False, soft_wrap=True)
     out.print("Make your own agent:", style="bold")
-    out.print("  interlock init my-agent && cd my-agent && interlock dev")
+    out.print("  interlock init my-agent && cd my-agent && interlock dev", markup=False)

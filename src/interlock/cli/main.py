@@ -48,7 +48,7 @@ def main() -> None:
         if os.environ.get("INTERLOCK_DEBUG"):
             raise
         _fail(f"{error.filename or 'the system'}: {error.strerror or error}", Unavailable.exit_code)
-    except Exception as error:  # noqa: BLE001  a bug of ours; the user still gets a sentence
+    except Exception as error:
         if os.environ.get("INTERLOCK_DEBUG"):
             raise
         what = f"{type(error).__name__}: {error}".splitlines()[0]

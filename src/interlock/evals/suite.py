@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import Field
 
 from interlock.base.errors import InvalidSpec
+from interlock.base.refs import canonical_json
+from interlock.workflows.events import RunStatus
 from interlock.workflows.source import parse_yaml, validate
 from interlock.workflows.spec import Identifier, Part
 
@@ -20,7 +22,7 @@ Run = Callable[[str, Any], Awaitable[dict[str, Any]]]
 class Expectation(Part):
     """What must hold; what is not named is not looked at."""
 
-    status: str = "succeeded"
+    status: RunStatus = RunStatus.SUCCEEDED
     output: dict[str, Any] = Field(default_factory=dict, description="fields the output must have, with these values")
     facts: dict[str, dict[str, Any]] = Field(default_factory=dict, description="step → facts it must have")
 
@@ -55,12 +57,21 @@ def read_suites(directory: Path) -> list[Suite]:
     """Raises:
     InvalidSpec: no cases there, or a file that does not fit, with file and line.
     """
-    paths = sorted(directory.glob("*.y*ml"))
+    paths = sorted(path for path in directory.glob("*.y*ml") if not path.name.startswith("."))
     if not paths:
         raise InvalidSpec(f"{directory}: holds no eval cases; add NAME.yaml with workflow and cases")
-    return [
-        validate(Suite, parse_yaml(path.read_text(encoding="utf-8"), f"{directory.name}/{path.name}")) for path in paths
-    ]
+    suites, faults = [], []
+    for path in paths:
+        name = f"{directory.name}/{path.name}"
+        try:
+            suites.append(validate(Suite, parse_yaml(path.read_text(encoding="utf-8"), name)))
+        except InvalidSpec as error:
+            faults.append(error.message)
+        except (OSError, UnicodeDecodeError) as error:
+            faults.append(f"{name}: cannot be read: {error}")
+    if faults:
+        raise InvalidSpec("\n".join(faults))
+    return suites
 
 
 async def run_case(run: Run, suite: Suite, case: Case) -> Report:
@@ -81,5 +92,5 @@ def _differences(place: str, wanted: dict[str, Any], got: dict[str, Any]) -> lis
     return [
         f"{place}.{name} is {got.get(name)!r}, not {value!r}"
         for name, value in wanted.items()
-        if got.get(name) != value
+        if canonical_json(got.get(name)) != canonical_json(value)  # to Python 1, 1.0 and true are equal
     ]

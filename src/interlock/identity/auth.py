@@ -12,8 +12,8 @@ from interlock.base.ids import random_token
 from interlock.identity.principal import ROLES, Principal
 from interlock.store.database import Database
 
-_KEY = re.compile(r"^il_([0-9a-z]{16})_([0-9a-z]{40})$")
-_ORG = re.compile(r"^[a-z][a-z0-9-]{0,62}$")
+_KEY = re.compile(r"il_([0-9a-z]{16})_([0-9a-z]{40})")
+_ORG = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _CACHE_SECONDS = 2.0  # how long a revoked key may still work in a process that just saw it
 
 
@@ -26,7 +26,7 @@ class Authenticator:
 
     async def ensure_org(self, org_id: str, name: str) -> None:
         """Makes an organisation if it is not there."""
-        if not _ORG.match(org_id):
+        if not _ORG.fullmatch(org_id):
             raise InvalidInput(f'organisation id "{org_id}" must be lower-case letters, digits and hyphens')
         await self._database.execute("create_org", org_id, name, org=org_id)
         await self._database.execute("create_audit_head", org_id, org=org_id)
@@ -64,7 +64,7 @@ class Authenticator:
         Raises:
             Unauthenticated: none given, or not one of ours. The message never says which part was wrong.
         """
-        match = _KEY.match(presented or "")
+        match = _KEY.fullmatch(presented or "")
         if match is None:
             raise Unauthenticated("send an API key: `Authorization: Bearer il_…`")
         key_id, secret = match.groups()

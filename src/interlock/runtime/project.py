@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from interlock.base.errors import InvalidSpec
-from interlock.base.settings import Settings
+from interlock.base.settings import SETTINGS_FILE, Settings
 from interlock.gateway.catalog import parse_pin
 from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
 from interlock.runtime.versions import Definition
+from interlock.sandbox.destinations import parse_authority
 from interlock.tools.bundles import pack
 from interlock.workflows.check import check_workflow
 from interlock.workflows.contracts import ToolContract
@@ -50,11 +51,16 @@ def read_project(directory: Path, settings: Settings) -> Project:
     prompts = _prompts(directory, faults)
     contracts, bundles = _tools(directory, settings.variables, faults)
     sources = _workflows(directory, settings.variables, faults)
-    policy = _policy(directory)
+    policy = _policy(directory, faults)
     for pin in settings.models.values():
-        parse_pin(pin)
+        try:
+            parse_pin(pin)
+        except InvalidSpec as error:
+            faults.append(f"{SETTINGS_FILE}: {error.message}")
     if faults:
-        raise InvalidSpec("\n".join(faults))  # whether the parts fit each other is no question while one of them is broken
+        raise InvalidSpec(
+            "\n".join(faults)
+        )  # whether the parts fit each other is no question while one of them is broken
     for source, workflow in sources:
         problems = check_workflow(
             workflow,
@@ -89,7 +95,7 @@ def require_project(directory: Path) -> None:
 
 def _workflows(directory: Path, variables: Mapping[str, str], faults: list[str]) -> list[tuple[Source, Workflow]]:
     found: dict[str, tuple[Source, Workflow]] = {}
-    for path in sorted((directory / "workflows").glob("*.y*ml")):
+    for path in _files(directory / "workflows", "*.y*ml"):
         try:
             source = _with_variables(_with_files(_parse(path, directory), directory), variables)
             workflow = validate(Workflow, source)
@@ -107,16 +113,23 @@ def _workflows(directory: Path, variables: Mapping[str, str], faults: list[str])
 
 
 def _prompts(directory: Path, faults: list[str]) -> dict[str, Prompt]:
-    prompts = {}
-    for path in sorted((directory / "prompts").glob("*.y*ml")):
+    prompts: dict[str, Prompt] = {}
+    for path in _files(directory / "prompts", "*.y*ml"):
         try:
-            prompts[path.stem] = compile_prompt(path.stem, validate(PromptSpec, _parse(path, directory)))
+            source = _parse(path, directory)
+            spec = validate(PromptSpec, source)
         except InvalidSpec as error:
-            faults.append(
-                error.message
-                if error.message.startswith(str(_name(path, directory)))
-                else f"{_name(path, directory)}: {error.message}"
-            )
+            faults.append(error.message)
+            continue
+        if path.stem in prompts:
+            faults.append(source.complaint([], f'there is another prompt "{path.stem}"; rename one of the files'))
+        try:
+            prompts[path.stem] = compile_prompt(path.stem, spec)
+        except InvalidSpec as error:
+            # It has no file before it, so it names the turn or speaks of the slots.
+            turn = re.search(r": messages\.(\d+): ", error.message)
+            place = ["messages", int(turn[1]), "content"] if turn else ["slots"]
+            faults.append(f"{source.name}:{source.line(place)}: {error.message}")
     return prompts
 
 
@@ -125,7 +138,7 @@ def _tools(
 ) -> tuple[dict[str, tuple[ToolContract, str]], dict[str, bytes]]:
     contracts: dict[str, tuple[ToolContract, str]] = {}
     bundles: dict[str, bytes] = {}
-    for path in sorted((directory / "tools").glob("*/tool.yaml")):
+    for path in _files(directory / "tools", "*/tool.yaml"):
         try:
             source = _with_variables(_with_files(_parse(path, directory), directory), variables)
             contract = validate(ToolContract, source)
@@ -135,7 +148,11 @@ def _tools(
                         ["name"], f'is "{contract.name}" in directory "{path.parent.name}"; make them equal'
                     )
                 )
+            _check_egress(contract, source)
             digest, packed = pack(path.parent)
+        except OSError as error:
+            faults.append(f"{_name(path, directory)}: its directory cannot be read: {error}")
+            continue
         except InvalidSpec as error:
             faults.append(error.message)
             continue
@@ -144,13 +161,48 @@ def _tools(
     return contracts, bundles
 
 
-def _policy(directory: Path) -> str:
-    paths = sorted((directory / "policies").glob("*.cedar"))
-    if not paths:
+def _check_egress(contract: ToolContract, source: Source) -> None:
+    for index, place in enumerate(contract.egress):
+        try:
+            parse_authority(place)
+        except ValueError as error:
+            raise InvalidSpec(source.complaint(["egress", index], str(error))) from error
+
+
+def _policy(directory: Path, faults: list[str]) -> str:
+    texts = []
+    for path in _files(directory / "policies", "*.cedar"):
+        name = _name(path, directory)
+        try:
+            texts.append(path.read_text(encoding="utf-8"))
+            CedarPolicy(texts[-1], source=name)
+        except (OSError, UnicodeDecodeError) as error:
+            faults.append(f"{name}: cannot be read: {error}")
+        except InvalidSpec as error:
+            faults.append(error.message.replace(name, f"{name}:{_cedar_line(texts[-1])}", 1))
+    if not texts:
         return DEFAULT_POLICY
-    text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
-    CedarPolicy(text, source=", ".join(_name(path, directory) for path in paths))
+    text = "\n".join(texts)
+    if not faults:
+        CedarPolicy(text, source="policies")  # two files may disagree, on an id for instance
     return text
+
+
+def _cedar_line(text: str) -> int:
+    """Where a policy text goes wrong; Cedar's parser says what, but not where."""
+    lines = text.splitlines()
+    for number in range(1, len(lines) + 1):
+        try:
+            CedarPolicy("\n".join(lines[:number]))
+        except InvalidSpec as error:
+            if "unexpected end of input" not in error.message:  # which is what every policy says half-way
+                return number
+    return max(len(lines), 1)
+
+
+def _files(directory: Path, pattern: str) -> list[Path]:
+    """Files of a kind in order, without hidden ones: editors keep their locks and drafts as those."""
+    return sorted(path for path in directory.glob(pattern) if not path.name.startswith("."))
 
 
 def _parse(path: Path, directory: Path) -> Source:
@@ -193,14 +245,17 @@ def _with_files(source: Source, directory: Path) -> Source:
         return node
 
     def _load(name: Any, path: list[str | int]) -> Any:
-        target = (directory / str(name)).resolve()
-        if not target.is_relative_to(directory.resolve()):
-            raise InvalidSpec(source.complaint(path, f'"{name}" is outside the project; copy the file into it'))
         try:
-            return json.loads(target.read_text(encoding="utf-8"))
+            target = (directory / str(name)).resolve()
+            if not target.is_relative_to(directory.resolve()):
+                raise InvalidSpec(source.complaint(path, f'"{name}" is outside the project; copy the file into it'))
+            # Parsed as YAML, of which JSON is a part: it refuses what no definition may hold, NaN for instance.
+            text = target.read_text(encoding="utf-8")
+            json.loads(text)
+            return parse_yaml(text, str(name)).data
         except OSError as error:
             raise InvalidSpec(source.complaint(path, f'"{name}" cannot be read: {error.strerror}')) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidSpec(source.complaint(path, f'"{name}" is not JSON: {error}')) from error
 
     return source.with_data(replace(source.data, []))

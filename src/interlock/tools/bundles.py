@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
 import tarfile
+import tempfile
 from pathlib import Path, PurePosixPath
 
 from interlock.base.errors import IntegrityError, InvalidSpec
@@ -31,6 +31,10 @@ def pack(directory: Path) -> tuple[str, bytes]:
             relative = path.relative_to(directory)
             if _IGNORED & set(relative.parts):
                 continue
+            try:
+                str(relative).encode()
+            except UnicodeEncodeError:
+                raise InvalidSpec(f"{directory}: holds a file whose name is not UTF-8; rename it") from None
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise InvalidSpec(
                     f"{path}: a tool may hold plain files and directories only; replace the link or device"
@@ -40,12 +44,12 @@ def pack(directory: Path) -> tuple[str, bytes]:
                 info.type, info.mode = tarfile.DIRTYPE, 0o755
                 archive.addfile(info)
                 continue
-            content = path.read_bytes()
-            total += len(content)
+            total += path.stat().st_size  # asked first: the file may be larger than memory
             if total > MAX_BUNDLE_BYTES:
                 raise InvalidSpec(
                     f"{directory}: over {MAX_BUNDLE_BYTES // 2**20} MiB; keep large data outside the tool"
                 )
+            content = path.read_bytes()
             info.size, info.mode = len(content), 0o644
             archive.addfile(info, io.BytesIO(content))
     packed = buffer.getvalue()
@@ -63,17 +67,24 @@ def unpack(digest: str, packed: bytes, cache: Path) -> Path:
     target = cache / digest
     if target.is_dir():
         return target
-    temporary = cache / f"{digest}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        _extract(archive, temporary)
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=cache))
     try:
-        temporary.rename(target)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)  # another process was first
-        if not target.is_dir():
-            raise
+        temporary.chmod(0o755)
+        try:
+            with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as archive:
+                _extract(archive, temporary)
+        except (tarfile.TarError, OSError) as error:
+            raise IntegrityError(
+                f"tool bundle {digest[:12]}… cannot be unpacked; deploy the workflow again", detail=str(error)
+            ) from error
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

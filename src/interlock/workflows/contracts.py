@@ -52,7 +52,8 @@ class ToolContract(Part):
 
     @model_validator(mode="after")
     def _context_is_ours(self) -> Self:
-        if "context" in self.input.get("properties", {}):
+        properties = self.input.get("properties")  # whether it is a valid schema is for `check` to say
+        if isinstance(properties, dict) and "context" in properties:
             raise ValueError(
                 'an argument cannot be called "context": Interlock passes its own under that name; rename it'
             )

@@ -47,7 +47,7 @@ class Source:
 
     def complaint(self, path: Path, message: str) -> str:
         """`file:line: field: message`."""
-        field = ".".join(str(part) for part in path)
+        field = _sentence(".".join(str(part) for part in path))
         return (
             f"{self.name}:{self.line(path)}: {field}: {message}"
             if field
@@ -80,10 +80,16 @@ def parse_yaml(text: str, name: str) -> Source:
         data = _plain(tree)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InvalidSpec(f"{name}:{line}: not valid YAML: {error.problem or error.context}") from error
+        raise InvalidSpec(f"{name}:{line}: not valid YAML: {_sentence(error.problem or error.context)}") from error
     except (YAMLError, ValueError, RecursionError) as error:
-        raise InvalidSpec(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error
+        first_line = str(error).split("\n", maxsplit=1)[0]
+        raise InvalidSpec(f"{name}: not valid YAML: {_sentence(first_line)}") from error
     return Source(name, data, tree)
+
+
+def _sentence(text: str | None) -> str:
+    """In one line: parsers and keys quote what is in the file, line breaks included."""
+    return " ".join((text or "").split())
 
 
 def _refuse_anchors_and_tags(text: str, name: str) -> None:
