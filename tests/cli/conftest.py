@@ -45,7 +45,7 @@ class Command:
     """A command under way."""
 
     def __init__(self, zygote: str, arguments: tuple[str, ...], cwd: Path, env: dict[str, str], stdin: bytes) -> None:
-        self._files = {name: tempfile.TemporaryFile() for name in ("in", "out", "err")}
+        self._files = {name: tempfile.TemporaryFile() for name in ("in", "out", "err")}  # noqa: SIM115  see close
         self._files["in"].write(stdin)
         self._files["in"].seek(0)
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -69,78 +69,105 @@ def test_init_touches_nothing_that_is_there(bare: Cli) -> None:
 
 # -- check -----------------------------------------------------------------------------------------------------
 
-# What is done to the template (file, old text, new text) → how the complaint must begin, and what it must name.
+# What is done to the template: (file, old text, new text, what stands in the line to be named, what to say about it).
+WORKFLOW, PROMPT, TOOL = "workflows/answer.yaml", "prompts/answer.yaml", "tools/search_faq/tool.yaml"
+POLICY, SETTINGS = "policies/main.cedar", "interlock.toml"
 FAULTS: dict[str, tuple[str, str, str, str, str]] = {
-    "no YAML": ("workflows/answer.yaml", "steps:", "steps: [", "workflows/answer.yaml:", "not valid YAML"),
-    "unknown field": ("workflows/answer.yaml", "max_tokens: 120", "max_token: 120", "workflows/answer.yaml:22: ", "max_token"),
-    "missing field": ("workflows/answer.yaml", "    prompt: answer\n", "", "workflows/answer.yaml:18: ", "prompt"),
-    "unknown kind": ("workflows/answer.yaml", "kind: model", "kind: modal", "workflows/answer.yaml:18: ", "modal"),
-    "wrong type": ("workflows/answer.yaml", "max_tokens: 120", "max_tokens: many", "workflows/answer.yaml:22: ", "integer"),
-    "unknown tool": ("workflows/answer.yaml", "tool: search_faq", "tool: search", "workflows/answer.yaml:16: ", "search_faq"),
-    "tool not allowed": ("workflows/answer.yaml", "allow: [search_faq]", "allow: []", "workflows/answer.yaml:16: ", "allow"),
-    "allows no tool": ("workflows/answer.yaml", "[search_faq]", "[search_faq, rm]", "workflows/answer.yaml:9: ", "rm"),
-    "unknown prompt": ("workflows/answer.yaml", "prompt: answer", "prompt: reply", "workflows/answer.yaml:20: ", "reply"),
-    "unbound slot": ("workflows/answer.yaml", "{question: $input.question, entries", "{entries", "workflows/answer.yaml:21: ", "question"),
-    "unknown slot": ("workflows/answer.yaml", "values: {", "values: {tone: kind, ", "workflows/answer.yaml:21: ", "tone"),
-    "later step": ("workflows/answer.yaml", "$steps.search.entries}", "$steps.approve.note}", "workflows/answer.yaml:21: ", "approve"),
-    "no such field": ("workflows/answer.yaml", "$input.question}\n  - id: reply", "$input.text}\n  - id: reply", "workflows/answer.yaml:17: ", "text"),
-    "no reference": ("workflows/answer.yaml", "topic: $steps.reply.topic", "topic: $reply", "workflows/answer.yaml:", "$reply"),
-    "condition": ("workflows/answer.yaml", "search.found == 0", "search.found ==", "workflows/answer.yaml:33: ", "CEL"),
-    "unknown fact": ("workflows/answer.yaml", "search.found", "serch.found", "workflows/answer.yaml:33: ", "serch"),
-    "id twice": ("workflows/answer.yaml", "id: unsure", "id: search", "workflows/answer.yaml:30: ", "search"),
-    "schema": ("workflows/answer.yaml", "{type: string, maxLength: 300}", "{type: strng}", "workflows/answer.yaml:23: ", "JSON Schema"),
-    "model alias": ("workflows/answer.yaml", "prompt: answer", "model: large\n    prompt: answer", "workflows/answer.yaml:20: ", "large"),
-    "no $file": ("workflows/answer.yaml", "output:\n      type", "output:\n      $file: schemas/none.json\n      x", "workflows/answer.yaml:", ""),
-    "no variable": ("workflows/answer.yaml", "Answers a", "${greeting} a", "workflows/answer.yaml:2: ", "greeting"),
-    "prompt syntax": ("prompts/answer.yaml", "{{ question }}", "{{ question", "prompts/answer.yaml:", "line 5"),
-    "undeclared slot": ("prompts/answer.yaml", "{{ question }}", "{{ question }} {{ name }}", "prompts/answer.yaml:", "name"),
-    "unused slot": ("prompts/answer.yaml", "Question: {{ question }}", "Question", "prompts/answer.yaml:2: ", "question"),
-    "prompt role": ("prompts/answer.yaml", "role: system", "role: boss", "prompts/answer.yaml:6: ", "system"),
-    "slot schema": ("prompts/answer.yaml", "question: {type: string}", "question: {type: strng}", "prompts/answer.yaml:2: ", "JSON Schema"),
-    "tool name": ("tools/search_faq/tool.yaml", "name: search_faq", "name: search", "tools/search_faq/tool.yaml:1: ", "search_faq"),
-    "tool effect": ("tools/search_faq/tool.yaml", "effect: pure", "effect: none", "tools/search_faq/tool.yaml:3: ", "pure"),
-    "tool promises": ("tools/search_faq/tool.yaml", "timeout: 10", "probe: true", "tools/search_faq/tool.yaml:", "mutating"),
-    "tool schema": ("tools/search_faq/tool.yaml", "found: {type: integer}", "found: {type: int}", "tools/search_faq/tool.yaml:", "JSON Schema"),
-    "egress": ("tools/search_faq/tool.yaml", "timeout: 10", 'egress: ["example.com"]', "tools/search_faq/tool.yaml:", "example.com"),
-    "policy": ("policies/main.cedar", "permit(principal, action == Action::\"call_model\", resource);", "permit(;", "policies/main.cedar:", "Cedar"),
-    "model pin": ("interlock.toml", "local:smollm2-135m-instruct-q4_1", "smollm2", "", "smollm2"),
-    "settings": ("interlock.toml", "[models]", "[model]", "", "model"),
-    "no TOML": ("interlock.toml", "[models]", "[models", "", "interlock.toml"),
+    "no YAML": (WORKFLOW, "steps:", "steps: [", "- id: search", "not valid YAML"),
+    "control character": (WORKFLOW, "Answers a", '"A\\0"  # ', "description:", "NUL"),
+    "half a surrogate pair": (WORKFLOW, "Answers a", '"A\\ud800"  # ', "description:", "surrogate"),
+    "unknown field": (WORKFLOW, "max_tokens: 120", "max_token: 120", "max_token:", "max_token"),
+    "missing field": (WORKFLOW, "    prompt: answer\n", "", "- id: reply", "prompt: is required"),
+    "unknown kind": (WORKFLOW, "kind: model", "kind: modal", "- id: reply", "kind 'modal' is not known"),
+    "wrong type": (WORKFLOW, "max_tokens: 120", "max_tokens: many", "max_tokens:", "integer"),
+    "unknown tool": (WORKFLOW, "tool: search_faq", "tool: search", "tool: search", "known tools: search_faq"),
+    "tool not allowed": (WORKFLOW, "allow: [search_faq]", "allow: []", "tool: search_faq", "which is not in allow"),
+    "allows no tool": (WORKFLOW, "[search_faq]", "[search_faq, rm]", "allow:", 'tool "rm" does not exist'),
+    "unknown prompt": (WORKFLOW, "prompt: answer", "prompt: reply", "prompt: reply", "known prompts: answer"),
+    "unbound slot": (WORKFLOW, "{question: $input.question, entries", "{entries", "values:", 'needs slot "question"'),
+    "unknown slot": (WORKFLOW, "values: {", "values: {tone: kind, ", "values:", 'no slot "tone"'),
+    "later step": (WORKFLOW, "$steps.search.entries}", "$steps.approve.note}", "values:", "is no earlier step"),
+    "no such field": (WORKFLOW, "{question: $input.question}", "{question: $input.text}", "$input.text", 'no field "text"'),
+    "no reference": (WORKFLOW, "topic: $steps.reply.topic", "topic: $reply", "output:\n  topic", '"$reply" is not a reference'),
+    "condition": (WORKFLOW, "search.found == 0", "search.found ==", "- when:", "is not CEL"),
+    "unknown fact": (WORKFLOW, "search.found", "serch.found", "- when:", 'reads "serch"'),
+    "id twice": (WORKFLOW, "id: unsure", "id: search", "id: search\n    kind: branch", "is used twice"),
+    "schema": (WORKFLOW, "{type: string, maxLength: 300}", "{type: strng}", "output:\n      type", "JSON Schema"),
+    "model alias": (WORKFLOW, "prompt: answer", "model: large\n    prompt: answer", "model: large", "known models: default"),
+    "file missing": (WORKFLOW, "input:\n", "input: {$file: schemas/none.json}\nx:\n", "input: {$file", "cannot be read"),
+    "file outside": (WORKFLOW, "input:\n", "input: {$file: ../../etc/passwd}\nx:\n", "input: {$file", "is outside the project"),
+    "file of no JSON": (WORKFLOW, "input:\n", "input: {$file: interlock.toml}\nx:\n", "input: {$file", "is not JSON"),
+    "file with NUL": (WORKFLOW, "input:\n", 'input: {$file: "a\\0b"}\nx:\n', "input: {$file", "is not JSON"),
+    "file is a directory": (WORKFLOW, "input:\n", "input: {$file: tools}\nx:\n", "input: {$file", "cannot be read"),
+    "no variable": (WORKFLOW, "Answers a", "${greeting} a", "description:", "${greeting} is not among"),
+    "prompt syntax": (PROMPT, "{{ question }}", "{{ question", "content: |\n      FAQ", "line 5"),
+    "undeclared slot": (PROMPT, "{{ question }}", "{{ question }} {{ name }}", "slots:", 'uses "name"'),
+    "unused slot": (PROMPT, "Question: {{ question }}", "Question", "slots:", 'declares slot "question"'),
+    "prompt role": (PROMPT, "role: system", "role: boss", "role: boss", "'system', 'developer', 'user'"),
+    "slot schema": (PROMPT, "question: {type: string}", "question: {type: strng}", "slots:", "JSON Schema"),
+    "tool name": (TOOL, "name: search_faq", "name: search", "name:", 'in directory "search_faq"'),
+    "tool effect": (TOOL, "effect: pure", "effect: none", "effect:", "'pure' or 'mutating'"),
+    "tool promises": (TOOL, "timeout: 10", "probe: true", "name:", "make it mutating"),
+    "tool schema": (TOOL, "found: {type: integer}", "found: {type: int}", "", "JSON Schema"),
+    "egress": (TOOL, "timeout: 10", 'egress: ["example.com"]', "egress:", "names no port"),
+    "policy": (POLICY, '"call_model", resource);', '"call_model" resource);', '"call_model" resource);', "not valid Cedar"),
+    "policy without an end": (POLICY, "context.reviewed };", "context.reviewed }", "context.reviewed }", "not valid Cedar"),
+    "model pin": (SETTINGS, "local:smollm2-135m-instruct-q4_1", "smollm2", "", '"smollm2" is not a model'),
+    "settings": (SETTINGS, "[models]", "[model]", "", 'setting "model" is not accepted'),
+    "no TOML": (SETTINGS, "[models]", "[models", "", "not valid TOML"),
 }  # fmt: skip
 
 
 def test_check_names_the_place_and_the_mend(files: Cli, subtests: pytest.Subtests) -> None:
-    for name, (file, old, new, begin, named) in FAULTS.items():
+    for name, (file, old, new, anchor, said) in FAULTS.items():
         with subtests.test(name):
             before = (files.directory / file).read_text()
             files.edit(file, old, new)
-            said = files.fails(2, "check")
+            after = (files.directory / file).read_text()
+            lines = files.fails(2, "check").splitlines()
             (files.directory / file).write_text(before)
-            line = next((line for line in said.splitlines() if line.startswith(begin)), None)
-            assert line is not None, said
-            assert named in line
-            if begin:
-                assert re.match(r"[\w./]+:\d+: ", line), said
+            line = next((line for line in lines if said in line), None)
+            assert line is not None, lines
+            assert file in line or name == "tool schema"
+            if anchor:
+                assert after.count(anchor) == 1
+                number = after[: after.index(anchor)].count("\n") + 1
+                assert line.startswith(f"{file}:{number}: ")
     assert files.ok("check").out.startswith("answer@")
 
 
 def test_check_finds_all_faults_at_once(files: Cli) -> None:
-    files.edit("workflows/answer.yaml", "prompt: answer", "prompt: reply")
-    files.edit("prompts/answer.yaml", "role: system", "role: boss")
-    files.edit("tools/search_faq/tool.yaml", "effect: pure", "effect: none")
-    files.edit("policies/main.cedar", "permit(principal", "permit(prncpal")
+    """First those of each file, then, once every file is whole, those of how they fit each other."""
+    files.edit(PROMPT, "role: system", "role: boss")
+    files.edit(TOOL, "effect: pure", "effect: none")
+    files.edit(POLICY, "permit(principal", "permit(prncpal")
+    files.write("policies/other.cedar", "permit(;")
     files.write("workflows/second.yaml", "name: second\n")
-    files.write("interlock.toml", '[models]\ndefault = "nonsense"\n')
+    files.write(SETTINGS, '[models]\ndefault = "nonsense"\n')
     said = files.fails(2, "check").splitlines()
-    for begin in (
-        "workflows/answer.yaml",
-        "workflows/second.yaml",
-        "prompts/answer.yaml",
-        "tools/search_faq/tool.yaml",
-    ):
-        assert any(line.startswith(begin) for line in said), begin
-    assert any(line.startswith("policies/main.cedar") for line in said)
-    assert any("nonsense" in line for line in said)
+    places = [line.partition(": ")[0].partition(":")[0] for line in said]
+    assert sorted(set(places)) == [SETTINGS, POLICY, "policies/other.cedar", PROMPT, TOOL, "workflows/second.yaml"]
+    assert places.count("workflows/second.yaml") == 2  # input and steps are missing
+
+
+def test_check_finds_everything_that_does_not_fit(files: Cli) -> None:
+    files.edit(WORKFLOW, "prompt: answer", "prompt: reply")
+    files.edit(WORKFLOW, "search.found", "serch.found")
+    text = (files.directory / WORKFLOW).read_text()
+    files.write("workflows/second.yaml", text.replace("name: answer", "name: second", 1))
+    said = files.fails(2, "check").splitlines()
+    assert [line.partition(":")[0] for line in said] == [WORKFLOW] * 2 + ["workflows/second.yaml"] * 2
+    files.write("workflows/second.yaml", text)
+    assert "is also in workflows/answer.yaml; rename one" in files.fails(2, "check")
+    files.write("prompts/answer.yml", (files.directory / PROMPT).read_text())
+    assert 'prompts/answer.yml:1: there is another prompt "answer"' in files.fails(2, "check")
+
+
+def test_hidden_files_are_no_definitions(files: Cli) -> None:
+    (files.directory / "workflows" / ".#answer.yaml").symlink_to("somebody@host.123")  # Emacs' lock
+    files.write("prompts/.answer.yaml", "draft")
+    files.write("policies/.main.cedar", "draft")
+    assert files.ok("check").out.startswith("answer@")
 
 
 def test_check_outside_a_project_says_so(bare: Cli) -> None:
@@ -151,19 +178,15 @@ def test_check_outside_a_project_says_so(bare: Cli) -> None:
     assert list(bare.directory.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["workflows/answer.yaml", "prompts/answer.yaml", "tools/search_faq/tool.yaml", "policies/main.cedar", "interlock.toml", "evals/answer.yaml"])  # fmt: skip
-def test_no_file_of_a_project_can_bring_check_down(files: Cli, name: str) -> None:
-    odd = [b"", b"\xff\xfe\xfa", b"\0", b"null", b"[]", b"42", b"&a [*a]", b"a: &a [*a]\nb: [*a, *a]", b"- " * 400, b"[" * 2000,
-           b'"\\ud800": "\\0"', b"x: .nan", b"? {a: b}\n: c", b"%YAML 9.9\n---\n", b"--- 1\n--- 2\n", b"\xef\xbb\xbfname: x"]  # fmt: skip
+@pytest.mark.parametrize("name", [WORKFLOW, PROMPT, TOOL, POLICY, SETTINGS, "evals/answer.yaml"])
+def test_no_file_of_a_project_can_bring_a_command_down(files: Cli, name: str) -> None:
     path = files.directory / name
-    for content in odd:
+    for content in (b"", b"\xff\xfe\xfa", b"null", b"- " * 400):  # tests/tools/test_project.py has more
         path.write_bytes(content)
         done = files("eval" if name.startswith("evals") else "check", INTERLOCK_DATABASE__URL="postgresql:///nowhere")
         assert "internal error" not in done.err, (content, done.err)
-        if name.startswith("policies") and content in {b"", b"\xef\xbb\xbfname: x"}:
-            continue  # an empty policy set is one: it refuses everything
-        if name == "interlock.toml" and not content:
-            continue
+        if content == b"" and name in {POLICY, SETTINGS}:
+            continue  # no policy refuses everything, and every setting has a default
         assert done.code == 2, (content, done.err)
         assert name in done.err
 
@@ -212,7 +235,8 @@ def test_the_installed_command_works_with_an_empty_home(bare: Cli, tmp_path: Pat
 def test_every_command_explains_itself(bare: Cli) -> None:
     said = bare.ok("--help").out
     commands = re.findall(r"^│ ([a-z]+) ", said, flags=re.MULTILINE)
-    assert {"init", "check", "schema", "eval", "dev", "serve", "worker", "migrate", "run", "runs", "show", "trace", "cancel", "doctor", "review", "audit", "keys"} <= set(commands)  # fmt: skip
+    assert {"init", "check", "schema", "eval", "run", "runs", "show", "trace", "cancel", "review"} <= set(commands)
+    assert {"dev", "serve", "worker", "migrate", "demo", "doctor", "audit", "keys"} <= set(commands)
     for command in commands:
         assert len(bare.ok(command, "--help").out.splitlines()) > 3
     assert "No such command" in bare.fails(2, "[/nonsense]")

@@ -32,7 +32,7 @@ def run(request: dict[str, object], descriptors: list[int]) -> None:
         main()
     except SystemExit as end:
         code = end.code
-    except BaseException:  # what the interpreter would print; the tests look for it
+    except BaseException:  # noqa: BLE001  what the interpreter would print; the tests look for it
         sys.excepthook(*sys.exc_info())
         code = 1
     for stream in (sys.stdout, sys.stderr):

@@ -190,13 +190,12 @@ class Oracle:
         self.succeeded.add(step["id"])
 
     def _work(self, step: dict[str, Any]) -> Thread:
-        name, doubt, attempt = step["id"], False, 1
+        name, attempt = step["id"], 1
         while True:
             answer = yield ("perform", name, attempt)
             if answer.ok:
                 self._success(name, answer)
                 return
-            doubt = doubt or answer.ambiguous
             again = answer.kind in {"transient", "rate_limited"} and attempt < self.limits[name]
             if again and self.ending is None and self.retries_left > 0:
                 self.retries_left -= 1
@@ -204,12 +203,11 @@ class Oracle:
                 if again:
                     attempt += 1
                     continue
-            if doubt:
+            if answer.ambiguous:
                 confirmed = yield ("confirm", name, attempt)
                 if confirmed.ok:
                     self._success(name, confirmed)
                     return
-                doubt = False
             elif self.ending is None:
                 self._end("partial" if answer.kind == "budget" else "failed")
             if self.ending is not None:

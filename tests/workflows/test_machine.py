@@ -1,80 +1,19 @@
-"""The important paths of a run, one readable example each."""
+"""The important paths of a run, one readable example each. Doubtful effects have their own file."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from interlock.base.errors import FailureKind
 from interlock.workflows import events as ev
 from interlock.workflows.events import CloseReview, Compensate, Finish, OpenReview, Perform, RunStatus, StartTimer
-from interlock.workflows.machine import advance, pending
-from interlock.workflows.program import compile_program
+from interlock.workflows.machine import pending
 from interlock.workflows.retry import jitter
 from interlock.workflows.source import parse_yaml, validate
 from interlock.workflows.spec import Workflow
 from interlock.workflows.state import RunState, StepStatus
 
-from .programs import CONTRACTS
+from .by_hand import SEED, Run
 from .world import ref
-
-SEED = 11
-
-
-class Run:
-    """A run told by hand: each method delivers one event and gives the commands that follow."""
-
-    def __init__(self, steps: str, *, facts: dict[str, Any] | None = None, **fields: Any) -> None:
-        data = parse_yaml(steps, "w.yaml").data
-        workflow = Workflow.model_validate({"name": "w", "input": {}, "steps": data, **fields})
-        self.program = compile_program(workflow, CONTRACTS)
-        self.state = RunState()
-        self.now = 1000.0
-        self.started = self.tell(ev.RunStarted(self.now, SEED, facts or {}))
-
-    def tell(self, event: Any) -> list[ev.Command]:
-        self.state, commands = advance(self.program, self.state, event)
-        return commands
-
-    def done(self, step: str, attempt: int = 1, **facts: Any) -> list[ev.Command]:
-        return self.tell(
-            ev.StepSucceeded(step, attempt, self.now, ref(f"{step}/{attempt}"), facts, ev.Spent(10, 5, 0.5))
-        )
-
-    def failed(
-        self,
-        step: str,
-        attempt: int = 1,
-        kind: str = "permanent",
-        *,
-        retry_after: float | None = None,
-        doubt: bool = False,
-    ) -> list[ev.Command]:
-        failure = ev.Failure(FailureKind(kind), "code", "it broke", retry_after, doubt)
-        return self.tell(ev.StepFailed(step, attempt, self.now, failure, ev.Spent(10, 0, 0.25)))
-
-    def decided(self, step: str, approved: bool, **facts: Any) -> list[ev.Command]:
-        self.now += 60
-        return self.tell(ev.ReviewDecided(step, self.now, approved, ref(f"{step}?"), facts))
-
-    def fired(self, timer: str) -> list[ev.Command]:
-        self.now = self.state.timers[timer]
-        return self.tell(ev.TimerFired(timer, self.now))
-
-    def undone(self, step: str, attempt: int = 1) -> list[ev.Command]:
-        return self.tell(ev.CompensationSucceeded(step, attempt, self.now))
-
-    def not_undone(self, step: str, attempt: int = 1, kind: str = "permanent") -> list[ev.Command]:
-        failure = ev.Failure(FailureKind(kind), "code", "it stuck")
-        return self.tell(ev.CompensationFailed(step, attempt, self.now, failure))
-
-    def cancel(self) -> list[ev.Command]:
-        return self.tell(ev.CancelRequested(self.now, "changed my mind"))
-
-    def status(self, step: str) -> StepStatus:
-        return self.state.steps[step].status
-
 
 TRIP = """
 - {id: flight, kind: tool, tool: book, retry: {max_attempts: 2}}
@@ -271,79 +210,6 @@ def test_a_second_decision_changes_nothing() -> None:
     assert run.state.steps["ok"].facts == {"approved": False}
 
 
-PAY = "- {id: pay, kind: tool, tool: book, retry: {max_attempts: 2}}"
-
-
-def test_doubt_is_retried_if_it_can_be_and_then_confirmed() -> None:
-    run = Run(PAY)
-    assert isinstance(run.failed("pay", 1, "transient", doubt=True)[0], StartTimer)
-    assert run.fired("retry:pay:1") == [Perform("pay", 2)]
-    assert run.failed("pay", 2, "transient", doubt=True) == [OpenReview("pay", "confirm")]
-    assert run.state.status is RunStatus.WAITING
-
-
-def test_confirmed_it_happened() -> None:
-    run = Run(PAY)
-    run.failed("pay", doubt=True)
-    assert run.decided("pay", True, n=3) == [Finish(RunStatus.SUCCEEDED, None)]
-    assert run.state.outputs == {"pay": ref("pay?")}
-    assert run.state.steps["pay"].facts == {"n": 3}
-
-
-def test_confirmed_it_did_not_happen_so_it_is_done() -> None:
-    run = Run(PAY)
-    run.failed("pay", doubt=True)
-    assert run.decided("pay", False) == [Perform("pay", 2)]
-    assert run.failed("pay", 2) == [Finish(RunStatus.FAILED, 'step "pay": it broke')]
-
-
-def test_an_old_no_does_not_answer_a_new_question() -> None:
-    """Otherwise one person's one "no" could pay twice."""
-    run = Run(PAY)
-    run.failed("pay", doubt=True)
-    run.decided("pay", False)
-    old_no = ev.ReviewDecided("pay", run.now, False, ref("pay?"))
-    run.failed("pay", 2, doubt=True)
-    assert run.tell(old_no) == []
-    assert run.decided("pay", False) == [Perform("pay", 3)]
-    run.failed("pay", 3, doubt=True)
-    assert run.tell(old_no) == []
-
-
-@pytest.mark.parametrize("kind", ["permanent", "denied", "invalid", "budget"])
-def test_doubt_outlives_a_clean_failure_of_a_later_attempt(kind: str) -> None:
-    """The second attempt surely did nothing. The first one may have."""
-    run = Run(PAY)
-    run.failed("pay", 1, "transient", doubt=True)
-    run.fired("retry:pay:1")
-    assert run.failed("pay", 2, kind) == [OpenReview("pay", "confirm")]
-    assert run.decided("pay", True) == [Finish(RunStatus.SUCCEEDED, None)]
-
-
-def test_doubt_ends_with_success() -> None:
-    run = Run(PAY)
-    run.failed("pay", 1, "transient", doubt=True)
-    run.fired("retry:pay:1")
-    assert run.done("pay", 2) == [Finish(RunStatus.SUCCEEDED, None)]
-
-
-def test_doubt_about_a_used_up_budget() -> None:
-    run = Run(PAY)
-    assert run.failed("pay", 1, "budget", doubt=True) == [OpenReview("pay", "confirm")]
-
-
-@pytest.mark.parametrize(
-    ("happened", "then"),
-    [(True, [Compensate("pay", 1)]), (False, [Finish(RunStatus.CANCELLED, "cancelled: changed my mind")])],
-)
-def test_cancelled_in_doubt(happened: bool, then: list[ev.Command]) -> None:
-    run = Run(PAY)
-    run.failed("pay", 1, "transient", doubt=True)
-    assert run.cancel() == [OpenReview("pay", "confirm")], "not retried any more, and neither forgotten"
-    assert run.state.timers == {}
-    assert run.decided("pay", happened) == then
-
-
 BOTH = """
 - id: both
   kind: parallel
@@ -447,6 +313,6 @@ def test_taking_over_while_undoing() -> None:
 
 def test_workflow_texts_are_what_the_language_says() -> None:
     """The examples above are workflows that validate."""
-    for steps in (TRIP, ONE, REVIEW % "fail", PAY, BOTH, CHOICE):
+    for steps in (TRIP, ONE, REVIEW % "fail", BOTH, CHOICE):
         source = parse_yaml("name: w\ninput: {}\nsteps:\n" + steps, "w.yaml")
         assert validate(Workflow, source).steps

@@ -123,6 +123,7 @@ def test_what_is_no_map_is_refused(text: str) -> None:
         (f"a: 0x{'f' * 5000}\n", "f.yaml: not valid YAML: a whole number of 20000 bits is too large"),
         ("- " * 2000, "f.yaml:"),
         ("[\n" * 2000, "f.yaml: not valid YAML"),
+        ("? : []", "f.yaml: not valid YAML"),
         ("a: 2024-13-45\n", "f.yaml: not valid YAML: month must be in 1..12"),
     ],
 )

@@ -249,13 +249,13 @@ class World:
         assert state.spent.input_tokens == sum(one.input_tokens for one in spent)
 
     def _nothing_is_left_in_doubt(self) -> None:
-        """Every ambiguous failure is followed by a success of that step or by a person's answer."""
+        """After an ambiguous failure comes a person's answer, or another attempt that knows better."""
         doubted: set[str] = set()
         for event in self.journal:
+            if isinstance(event, ev.StepSucceeded | ev.StepFailed | ev.ReviewDecided):
+                doubted.discard(event.step)
             if isinstance(event, ev.StepFailed) and event.failure.ambiguous:
                 doubted.add(event.step)
-            elif isinstance(event, ev.StepSucceeded | ev.ReviewDecided):
-                doubted.discard(event.step)
         assert not doubted
 
 

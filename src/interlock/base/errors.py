@@ -103,6 +103,8 @@ class StepError(InterlockError):
     Args:
         kind: what the machine may do about it.
         retry_after: seconds the far side asked us to wait, if it did.
+        words: what the far side itself said. It may hold anybody's data, so it is kept as a value is: encrypted, and in no
+            journal, audit entry or log.
     """
 
     code, http_status, exit_code = "step_failed", 502, 7
@@ -114,10 +116,12 @@ class StepError(InterlockError):
         kind: FailureKind = FailureKind.TRANSIENT,
         retry_after: float | None = None,
         detail: str | None = None,
+        words: str | None = None,
     ) -> None:
         super().__init__(message, detail=detail)
         self.kind = kind
         self.retry_after = retry_after
+        self.words = words
 
 
 class ProviderError(StepError):

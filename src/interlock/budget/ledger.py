@@ -44,6 +44,10 @@ class RunLedger:
             )
         self._reserved[key] = Spending(tokens, usd)
 
+    def use(self, key: str, used: Spending) -> None:
+        """The call is over and used this much, more or less than was set aside; it counts here until `settle`."""
+        self._reserved[key] = used
+
     def settle(self, key: str) -> None:
         """Releases a reservation; the true usage is in the run's state by then."""
         self._reserved.pop(key, None)

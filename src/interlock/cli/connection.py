@@ -163,4 +163,5 @@ def _client(url: str, key: str) -> httpx.AsyncClient:
         raise InvalidInput(f"INTERLOCK_URL: {url} is not a URL: {error}") from error
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise InvalidInput(f"INTERLOCK_URL: {url} is not the URL of a server; write http://HOST:PORT")
-    return httpx.AsyncClient(base_url=parsed, headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.AsyncClient(base_url=parsed, headers=headers, timeout=60, trust_env=False)

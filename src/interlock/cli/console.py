@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
 # Written by models, tools and strangers: ESC and its eight-bit kin could command the terminal, bidi marks turn lines round.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+_PIPE_COLUMNS = 240
+
+
 class _Plain(Console):
-    """Prints strings as they are: no markup, no emoji codes, and nothing that a terminal would obey."""
+    """Prints strings as they are: no markup, no emoji codes, and nothing that a terminal would obey.
+
+    Where no terminal is, nobody's eyes end at column 80: a table in a pipe or a log keeps its words whole.
+    """
+
+    @property  # type: ignore[misc]  # nobody sets it
+    def size(self) -> ConsoleDimensions:
+        told = self.is_terminal or "COLUMNS" in os.environ
+        return super().size if told else ConsoleDimensions(_PIPE_COLUMNS, 25)
 
     def render_str(self, text: str, **keywords: Any) -> Text:
         return super().render_str(visible(text), **keywords)

@@ -10,7 +10,6 @@ from typing import Any
 from pydantic import Field
 
 from interlock.base.errors import InvalidSpec
-from interlock.base.refs import canonical_json
 from interlock.workflows.events import RunStatus
 from interlock.workflows.source import parse_yaml, validate
 from interlock.workflows.spec import Identifier, Part
@@ -92,5 +91,16 @@ def _differences(place: str, wanted: dict[str, Any], got: dict[str, Any]) -> lis
     return [
         f"{place}.{name} is {got.get(name)!r}, not {value!r}"
         for name, value in wanted.items()
-        if canonical_json(got.get(name)) != canonical_json(value)  # to Python 1, 1.0 and true are equal
+        if not _same(value, got.get(name))
     ]
+
+
+def _same(wanted: Any, got: Any) -> bool:
+    """Equality of JSON values: 1 is 1.0 and is not true, as Python has it."""
+    if isinstance(wanted, bool) or isinstance(got, bool):
+        return wanted is got
+    if isinstance(wanted, dict) and isinstance(got, dict):
+        return wanted.keys() == got.keys() and all(_same(value, got[name]) for name, value in wanted.items())
+    if isinstance(wanted, list) and isinstance(got, list):
+        return len(wanted) == len(got) and all(map(_same, wanted, got))
+    return bool(wanted == got)

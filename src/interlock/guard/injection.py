@@ -8,7 +8,7 @@ from typing import Any
 
 from interlock.guard.pii import strings
 
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+_INVISIBLE = frozenset({"Cf", "Mn", "Me"})  # Unicode's categories of formatting characters and of marks upon others
 
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("override", re.compile(r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{0,40}\b(?:previous|prior|above|earlier|all|any|your|the|system|safety)\b[^.!?\n]{0,30}\b(?:instruction|prompt|rule|guideline|direction|order|context|restriction)s?\b", re.IGNORECASE)),
@@ -23,6 +23,16 @@ def scan(value: Any) -> list[str]:
     """Kinds of injected orders found in a JSON value's raw strings; empty if none."""
     found = set()
     for text in strings(value):
-        plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+        plain = text if text.isascii() else _plain(text)
         found |= {kind for kind, pattern in _PATTERNS if pattern.search(plain)}
     return sorted(found)
+
+
+def _plain(text: str) -> str:
+    """Without what hides words from a pattern. Marks go before the normalisation: a long run takes it quadratic time."""
+    shown = (
+        character
+        for character in text
+        if unicodedata.category(character) not in _INVISIBLE and not unicodedata.combining(character)
+    )
+    return unicodedata.normalize("NFKC", "".join(shown))

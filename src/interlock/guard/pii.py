@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from bisect import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from interlock.base.ids import random_token
@@ -26,16 +27,25 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,8}\.[A-Za-z]{2,24}\b"),
     ),
     ("iban", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")),
-    ("card", re.compile(r"(?<![\d-])\d(?:[ -]?\d){12,18}(?![\d-])")),
+    # Takes in numbers that stand beside it; `_spans` tells them apart.
+    ("card", re.compile(r"(?<![\d-])\d(?:[ -]?\d){12,}(?![\d-])")),
     ("ssn", re.compile(r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b")),
     ("ip", re.compile(r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b")),
     (
         "phone",
         re.compile(
-            r"(?<![\w.-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?)?\d{2,4}(?:[ .-]\d{2,4}){2,4}(?![\w-])|\+\d{8,15}\b"
+            r"(?<![\w.-])(?:"
+            r"(?:\+\d{1,3}[ .-]?)?(?:\((?:0|\d{2,4})\)[ .-]?\d{1,4}|\d{2,4})(?:[ .-]\d{2,4}){2,4}"  # +41 (0)71 526 99 04
+            r"|(?:\+\d{1,3}[ .-]?)?\(\d{2,4}\)[ .-]?\d{3,4}[ .-]\d{3,4}"  # (602) 272-9781
+            r"|0\d{2,4}[ /-]\d{3} ?\d{3,5}"  # 0341 8387176
+            r")(?:x\d{1,5})?(?![\w-])"
+            r"|\+\d(?:[ .()-]{0,3}\d){7,14}(?!\d)"  # +447700 208 815
         ),
     ),
 )
+
+_CARD_DIGITS_LEAST, _CARD_DIGITS = 13, 19
+_TOKEN_CHARACTERS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +60,51 @@ class Finding:
 def find(text: str) -> list[Finding]:
     """Findings in order, without overlaps; where two overlap the earlier pattern of the table wins."""
     taken: list[Finding] = []
+    starts: list[int] = []
     for kind, pattern in _PATTERNS:
         for match in pattern.finditer(text):
-            if not _plausible(kind, match[0]):
-                continue
-            if all(match.end() <= one.start or match.start() >= one.end for one in taken):
-                taken.append(Finding(match.start(), match.end(), kind))
-    return sorted(taken, key=lambda one: one.start)
+            for start, end in _spans(kind, match):
+                place = bisect(starts, start)
+                if (place and taken[place - 1].end > start) or (place < len(starts) and starts[place] < end):
+                    continue
+                starts.insert(place, start)
+                taken.insert(place, Finding(start, end, kind))
+    return taken
+
+
+def _spans(kind: str, match: re.Match[str]) -> Iterator[tuple[int, int]]:
+    """What in a match is plausible. Number patterns are greedy: a date or a currency may stick to a card or an IBAN."""
+    start, end = match.span()
+    if _plausible(kind, match[0]):
+        yield start, end
+    elif kind == "iban":
+        groups = match[0].split(" ")
+        for kept in range(len(groups) - 1, 1, -1):
+            text = " ".join(groups[:kept])
+            if _mod97(text):
+                yield start, start + len(text)
+                return
+    elif kind == "card":
+        for inner in _cards(match[0]):
+            yield start + inner[0], start + inner[1]
+
+
+def _cards(text: str) -> Iterator[tuple[int, int]]:
+    """Card numbers among other numbers: whole groups, and a first digit that issuers have (ISO/IEC 7812-1: 2 to 6)."""
+    groups = [match.span() for match in re.finditer(r"\d+", text)]
+    position = 0
+    for first, (start, _) in enumerate(groups):
+        if start < position or text[start] not in "23456":
+            continue
+        digits = 0
+        for group in groups[first : first + _CARD_DIGITS]:
+            digits += group[1] - group[0]
+            if digits > _CARD_DIGITS:
+                break
+            if digits >= _CARD_DIGITS_LEAST and _luhn(text[start : group[1]]):
+                yield start, group[1]
+                position = group[1]
+                break
 
 
 @dataclass(slots=True)
@@ -72,6 +120,10 @@ class Redactor:
 
     vault: dict[str, str]
     counts: dict[str, int]
+    _tokens: dict[str, str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._tokens = {original: token for token, original in self.vault.items()}
 
     @classmethod
     def new(cls) -> Redactor:
@@ -96,25 +148,28 @@ class Redactor:
 
     def _token(self, kind: str, original: str) -> str:
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        for token, known in self.vault.items():
-            if known == original:
-                return token
-        token = f"{kind}_{random_token(10)}"
-        self.vault[token] = original
+        token = self._tokens.get(original)
+        if token is None:
+            token = self._tokens[original] = f"{kind}_{random_token(_TOKEN_CHARACTERS)}"
+            self.vault[token] = original
         return token
 
 
 def reveal(value: Any, vault: dict[str, str]) -> Any:
     """A JSON value with the vault's tokens replaced by what they stand for."""
-    if isinstance(value, str):
-        for token, original in vault.items():
-            value = value.replace(token, original)
-        return value
-    if isinstance(value, dict):
-        return {key: reveal(item, vault) for key, item in value.items()}
-    if isinstance(value, list):
-        return [reveal(item, vault) for item in value]
-    return value
+    kinds = "|".join(sorted({re.escape(token[: -_TOKEN_CHARACTERS - 1]) for token in vault}, key=len, reverse=True))
+    pattern = re.compile(f"(?:{kinds})_[0-9a-z]{{{_TOKEN_CHARACTERS}}}")
+
+    def replace(item: Any) -> Any:
+        if isinstance(item, str):
+            return pattern.sub(lambda match: vault.get(match[0], match[0]), item)
+        if isinstance(item, dict):
+            return {key: replace(inner) for key, inner in item.items()}
+        if isinstance(item, list):
+            return [replace(inner) for inner in item]
+        return item
+
+    return replace(value) if vault else value
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -132,14 +187,23 @@ def strings(value: Any) -> Iterator[str]:
 
 def _plausible(kind: str, text: str) -> bool:
     if kind == "card":
-        return _luhn(text)
+        digits = sum(character.isdigit() for character in text)
+        return digits <= _CARD_DIGITS and _luhn(text)
     if kind == "iban":
         return _mod97(text)
     if kind == "ip":
-        return ipaddress.ip_address(text).is_global  # loopback and private addresses are nobody's
+        return _is_global(text) is True  # loopback and private addresses are nobody's
     if kind == "phone":
-        return 7 <= sum(character.isdigit() for character in text) <= 15
+        return 7 <= sum(character.isdigit() for character in text) <= 15 and _is_global(text) is None
     return True
+
+
+def _is_global(text: str) -> bool | None:
+    """Whether an IPv4 address is one of the public network's; None if it is none (a leading zero, another script)."""
+    try:
+        return ipaddress.IPv4Address(text).is_global
+    except ValueError:
+        return None
 
 
 def _luhn(text: str) -> bool:

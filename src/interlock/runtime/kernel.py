@@ -20,6 +20,7 @@ from interlock.base.clock import Clock
 from interlock.base.errors import (
     BudgetExceeded,
     Denied,
+    Erased,
     FailureKind,
     InterlockError,
     InvalidInput,
@@ -29,6 +30,7 @@ from interlock.base.errors import (
     StepError,
     Unavailable,
 )
+from interlock.base.labels import Labels, Trust
 from interlock.base.refs import Ref
 from interlock.budget.ledger import Spending
 from interlock.guard.injection import scan
@@ -94,15 +96,17 @@ class Kernel:
                 await self._admit(passage)
                 await self._reserve(passage)
                 await self._execute(passage)
-                return await self._settle(passage)
+                outcome = await self._settle(passage)
             except (LeaseLost, Unavailable):
                 raise
             except Exception as error:  # noqa: BLE001  whatever a step's work can raise becomes an event; a bug must not kill the worker
                 mark_failed(span, error)
-                return self._failed(passage, error)
+                outcome = await self._failed(passage, error)
             finally:
-                work.run.ledger.settle(work.step.id)
                 span.set_attributes(passage.attributes)
+        spent = outcome.event.spent
+        work.run.ledger.use(work.step.id, Spending(spent.input_tokens + spent.output_tokens, spent.usd))
+        return outcome
 
     async def _look_back(self, passage: _Passage) -> None:
         """Whether an earlier attempt left the effect in doubt: known before anything of this one can fail."""
@@ -133,7 +137,7 @@ class Kernel:
 
     async def _reserve(self, passage: _Passage) -> None:
         work, prepared = passage.work, _known(passage.prepared)
-        spent = work.state.spent
+        spent = work.run.spent
         work.run.ledger.reserve(
             work.step.id,
             Spending(spent.input_tokens + spent.output_tokens, spent.usd),
@@ -206,17 +210,18 @@ class Kernel:
         outcome.audit.append(self._entry(passage, detail))
         return outcome
 
-    def _failed(self, passage: _Passage, error: Exception) -> Outcome:
+    async def _failed(self, passage: _Passage, error: Exception) -> Outcome:
         """A failure as the machine sees it, with what was spent and what may be in doubt."""
         work = passage.work
-        spent = (
-            self._models.spent_in(error, passage.prepared)
-            if passage.prepared and isinstance(work.step, ModelStep)
-            else Spent()
-        )
-        failure = self._failure(passage, error)
+        spent = Spent()
+        if passage.done is not None:
+            spent = passage.done.spent  # a good answer that could not be kept
+        elif passage.prepared and isinstance(work.step, ModelStep):
+            spent = self._models.spent_in(error, passage.prepared)
+        words = await self._words(passage, error)
+        failure = self._failure(passage, error, words)
         event = StepFailed(work.step.id, work.attempt, self._clock.now(), failure, spent)
-        outcome = Outcome(event)
+        outcome = Outcome(event, artifacts=[words.row] if words else [])
         if passage.effect is not None and not failure.ambiguous:
             outcome.effects.append(passage.effect.row("failed"))
         detail = {
@@ -230,7 +235,17 @@ class Kernel:
         outcome.audit.append(self._entry(passage, detail))
         return outcome
 
-    def _failure(self, passage: _Passage, error: Exception) -> Failure:
+    async def _words(self, passage: _Passage, error: Exception) -> Sealed | None:
+        """What the far side said about its failure, as a value about the same people as what it was given."""
+        if not isinstance(error, StepError) or not error.words or passage.prepared is None:
+            return None
+        labels = passage.prepared.labels.join(Labels(trust=Trust.TOOL))
+        try:
+            return await passage.work.run.artifacts.seal(passage.work.run.org_id, error.words, labels)
+        except Erased:
+            return None
+
+    def _failure(self, passage: _Passage, error: Exception, words: Sealed | None) -> Failure:
         if isinstance(error, InterlockError):
             code, message = error.code, error.message
         else:
@@ -256,7 +271,7 @@ class Kernel:
                 if hopeless
                 else (kind if kind is FailureKind.RATE_LIMITED else FailureKind.TRANSIENT)
             )
-        return Failure(kind, code, message, retry_after, ambiguous)
+        return Failure(kind, code, message, retry_after, ambiguous, words.ref if words else None)
 
     # -- compensation ------------------------------------------------------------------------------------------
 
@@ -272,10 +287,12 @@ class Kernel:
                 raise
             except Exception as error:  # noqa: BLE001  as in perform
                 mark_failed(span, error)
-                failure = self._failure(passage, error)
+                words = await self._words(passage, error)
+                failure = self._failure(passage, error, words)
                 event = CompensationFailed(work.step.id, work.attempt, self._clock.now(), failure)
                 detail = {"attempt": work.attempt, "success": False, "error": failure.code, "message": failure.message}
-                return Outcome(event, audit=[self._entry(passage, detail, "tool.compensation")])
+                entry = self._entry(passage, detail, "tool.compensation")
+                return Outcome(event, artifacts=[words.row] if words else [], audit=[entry])
 
     async def _undo(self, passage: _Passage, step: ToolStep) -> Outcome:
         work = passage.work

@@ -97,7 +97,7 @@ def _workflows(directory: Path, variables: Mapping[str, str], faults: list[str])
     found: dict[str, tuple[Source, Workflow]] = {}
     for path in _files(directory / "workflows", "*.y*ml"):
         try:
-            source = _with_variables(_with_files(_parse(path, directory), directory), variables)
+            source = _storable(_with_variables(_with_files(_parse(path, directory), directory), variables))
             workflow = validate(Workflow, source)
         except InvalidSpec as error:
             faults.append(error.message)
@@ -116,7 +116,7 @@ def _prompts(directory: Path, faults: list[str]) -> dict[str, Prompt]:
     prompts: dict[str, Prompt] = {}
     for path in _files(directory / "prompts", "*.y*ml"):
         try:
-            source = _parse(path, directory)
+            source = _storable(_parse(path, directory))
             spec = validate(PromptSpec, source)
         except InvalidSpec as error:
             faults.append(error.message)
@@ -128,7 +128,7 @@ def _prompts(directory: Path, faults: list[str]) -> dict[str, Prompt]:
         except InvalidSpec as error:
             # It has no file before it, so it names the turn or speaks of the slots.
             turn = re.search(r": messages\.(\d+): ", error.message)
-            place = ["messages", int(turn[1]), "content"] if turn else ["slots"]
+            place: list[str | int] = ["messages", int(turn[1]), "content"] if turn else ["slots"]
             faults.append(f"{source.name}:{source.line(place)}: {error.message}")
     return prompts
 
@@ -140,7 +140,7 @@ def _tools(
     bundles: dict[str, bytes] = {}
     for path in _files(directory / "tools", "*/tool.yaml"):
         try:
-            source = _with_variables(_with_files(_parse(path, directory), directory), variables)
+            source = _storable(_with_variables(_with_files(_parse(path, directory), directory), variables))
             contract = validate(ToolContract, source)
             if contract.name != path.parent.name:
                 raise InvalidSpec(
@@ -249,16 +249,35 @@ def _with_files(source: Source, directory: Path) -> Source:
             target = (directory / str(name)).resolve()
             if not target.is_relative_to(directory.resolve()):
                 raise InvalidSpec(source.complaint(path, f'"{name}" is outside the project; copy the file into it'))
-            # Parsed as YAML, of which JSON is a part: it refuses what no definition may hold, NaN for instance.
-            text = target.read_text(encoding="utf-8")
-            json.loads(text)
-            return parse_yaml(text, str(name)).data
+            return json.loads(target.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         except OSError as error:
             raise InvalidSpec(source.complaint(path, f'"{name}" cannot be read: {error.strerror}')) from error
         except (ValueError, RecursionError) as error:
             raise InvalidSpec(source.complaint(path, f'"{name}" is not JSON: {error}')) from error
 
     return source.with_data(replace(source.data, []))
+
+
+def _storable(source: Source) -> Source:
+    """The source, if the database can hold every text in it; an escape such as "\\ud800" or "\\0" makes one it cannot."""
+
+    def look(node: Any, path: list[str | int]) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                look(key, path)
+                look(value, [*path, key])
+        elif isinstance(node, list):
+            for index, value in enumerate(node):
+                look(value, [*path, index])
+        elif isinstance(node, str) and ("\0" in node or any("\ud800" <= character <= "\udfff" for character in node)):
+            raise InvalidSpec(source.complaint(path, "holds a NUL or half of a surrogate pair; remove it"))
+
+    look(source.data, [])
+    return source
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is Python's, not JSON's")
 
 
 def _name(path: Path, directory: Path) -> str:

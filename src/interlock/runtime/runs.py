@@ -6,7 +6,7 @@ from typing import Any
 
 from interlock.audit.log import Entry
 from interlock.base.clock import Clock
-from interlock.base.errors import Conflict, NotFound
+from interlock.base.errors import Conflict, Erased, NotFound
 from interlock.base.refs import Ref
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
@@ -14,7 +14,7 @@ from interlock.runtime.versions import Versions
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
-from interlock.workflows.events import TERMINAL, CancelRequested, RunStatus, event_from_json, event_to_json
+from interlock.workflows.events import TERMINAL, CancelRequested, Failure, RunStatus, event_from_json, event_to_json
 from interlock.workflows.machine import advance
 from interlock.workflows.state import RunState
 
@@ -64,7 +64,7 @@ class Runs:
                 "status": step.status.value,
                 "attempt": step.attempt,
                 "facts": step.facts,
-                "error": step.failure.message if step.failure else None,
+                "error": await self._error(principal, step.failure),
                 "output": step.output.digest if step.output else None,
             }
             for name, step in state.steps.items()
@@ -138,6 +138,16 @@ class Runs:
         if row is None:
             raise NotFound(f'no run "{run_id}" in this organisation')
         return row
+
+    async def _error(self, principal: Principal, failure: Failure | None) -> str | None:
+        """Why a step failed, with what its tool said about it for as long as its people are not erased."""
+        if failure is None or failure.words is None:
+            return failure.message if failure else None
+        try:
+            words = await self._artifacts.open(principal.org_id, failure.words)
+        except Erased:
+            return failure.message
+        return f"{failure.message}: {words}"
 
     async def _state(self, principal: Principal, row: Row) -> RunState:
         version = await self._versions.get(principal.org_id, row["workflow"], row["version"])

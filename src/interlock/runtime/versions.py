@@ -13,6 +13,7 @@ import jsonschema_rs
 
 from interlock.base.errors import NotFound
 from interlock.base.refs import canonical_json
+from interlock.gateway.structured import compile_schema
 from interlock.policy.cedar import CedarPolicy
 from interlock.store.database import Database
 from interlock.store.objects import Objects
@@ -110,7 +111,7 @@ class Version:
             models=data["models"],
             policy=CedarPolicy(data["policy"]),
             input_validator=jsonschema_rs.validator_for(workflow.input),
-            output_validators={step.id: jsonschema_rs.validator_for(step.output) for step in model_steps},
+            output_validators={step.id: compile_schema(step.output) for step in model_steps},
             tool_input_validators={
                 name: jsonschema_rs.validator_for(tool.contract.input) for name, tool in tools.items()
             },

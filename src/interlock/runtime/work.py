@@ -16,6 +16,7 @@ from interlock.store.artifacts import Artifacts
 from interlock.telemetry import names
 from interlock.telemetry.tracing import TraceIds
 from interlock.workflows.bindings import Reference, dig, references, resolve
+from interlock.workflows.events import Spent
 from interlock.workflows.spec import ModelStep, ReviewStep, ToolStep
 from interlock.workflows.state import RunState
 
@@ -26,6 +27,8 @@ class Run:
 
     Attributes:
         fence: of the lease; every write carries it.
+        spent: what the run's state says; the driver moves it and ends the reservations it replaces in one go, so that
+            spending is never unknown in between.
         resumed: taken over from a worker that may have died in the middle of something.
     """
 
@@ -39,6 +42,7 @@ class Run:
     artifacts: Artifacts
     fence: int
     resumed: bool = False
+    spent: Spent = field(default_factory=Spent)
     _values: dict[str, Any] = field(default_factory=dict)
 
     def remember(self, ref: Ref, value: Any) -> None:

@@ -17,6 +17,8 @@ Function = Literal["run", "compensate", "probe"]
 Locate = Callable[[str], Coroutine[Any, Any, Path]]
 """Bundle digest → unpacked directory."""
 
+_MAX_CLASS_NAME = 60
+
 
 @dataclass(frozen=True, slots=True)
 class Tool:
@@ -102,19 +104,26 @@ def explain(error: Any) -> str:
 def error_of(contract: ToolContract, result: Result) -> ToolError:
     """The error a failed call stands for. Whether its effect is in doubt is the kernel's question."""
     sentences = {
-        "raised": f"failed: {result.error}",
-        "crashed": f"crashed: {result.error}" if result.error else "crashed",
+        "raised": f"failed ({_class_name(result.error)})",
+        "crashed": "crashed",
         "timeout": f"did not answer within {contract.timeout:g} s and was killed",
         "out_of_memory": f"needed more than its {contract.limits.memory_mib} MiB of memory",
         "garbage": "answered with something that is not JSON",
         "too_large": "answered with more than the limit allows",
     }
-    message = f'tool "{contract.name}" {sentences[result.ending]}'.replace("\0", "")
+    message = f'tool "{contract.name}" {sentences[result.ending]}'
+    words = result.error
     if result.nothing_happened:
-        return NothingHappened(message, kind=FailureKind.PERMANENT)
+        return NothingHappened(message, kind=FailureKind.PERMANENT, words=words)
     if result.ending == "raised" and not result.retryable:
-        return ToolError(message, kind=FailureKind.PERMANENT)
+        return ToolError(message, kind=FailureKind.PERMANENT, words=words)
     if result.ending in {"garbage", "too_large", "out_of_memory"}:
-        return ToolError(message, kind=FailureKind.PERMANENT)
+        return ToolError(message, kind=FailureKind.PERMANENT, words=words)
     kind = FailureKind.RATE_LIMITED if result.retry_after else FailureKind.TRANSIENT
-    return ToolError(message, kind=kind, retry_after=result.retry_after)
+    return ToolError(message, kind=kind, retry_after=result.retry_after, words=words)
+
+
+def _class_name(error: str | None) -> str:
+    """The exception's class out of `Class: text`; the text may hold what the tool was given."""
+    name = (error or "").partition(":")[0]
+    return name if name.isidentifier() and len(name) <= _MAX_CLASS_NAME else "an exception"

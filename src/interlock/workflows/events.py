@@ -43,7 +43,9 @@ RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
 class Failure:
     """Why a step did not succeed. `message` is one sentence, free of values.
 
-    `ambiguous` means that a mutating tool may have done its work all the same; such a step never simply fails.
+    `ambiguous` means that a mutating tool may have done its work all the same, in this attempt or an earlier one; such a
+    step never simply fails. Who reports a later failure without it says that the earlier doubt is settled.
+    `words` is what the tool itself said about it.
     """
 
     kind: FailureKind
@@ -51,6 +53,7 @@ class Failure:
     message: str
     retry_after: float | None = None
     ambiguous: bool = False
+    words: Ref | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +212,8 @@ def event_to_json(event: Any) -> dict[str, Any]:
     for name, value in data.items():
         if isinstance(value, Failure | Spent):
             data[name] = {key: getattr(value, key) for key in value.__slots__}
+    if isinstance(failure := getattr(event, "failure", None), Failure) and failure.words is not None:
+        data["failure"]["words"] = failure.words.to_json()
     return data
 
 
@@ -216,4 +221,6 @@ def event_from_json(data: dict[str, Any]) -> Any:
     """The event of a journal entry."""
     if "output" in data:
         data = {**data, "output": Ref.from_json(data["output"])}
+    if (data.get("failure") or {}).get("words"):
+        data = {**data, "failure": {**data["failure"], "words": Ref.from_json(data["failure"]["words"])}}
     return _EVENTS.validate_python(data)

@@ -106,9 +106,6 @@ class _Turn:
             return False
         self._spend(event.spent)
         failure = event.failure
-        if step.failure is not None:
-            # An earlier attempt may have done its work. That this one surely did not says nothing about that one.
-            failure = replace(failure, ambiguous=True)
         if failure.kind is FailureKind.BUDGET and not failure.ambiguous:
             self.steps[event.step] = replace(step, status=StepStatus.FAILED, failure=failure)
             self.end(RunStatus.PARTIAL, failure.message)
@@ -154,8 +151,7 @@ class _Turn:
         kind, name, _ = event.timer.split(":")
         step = self.steps[name]
         if kind == "retry":
-            doubt = step.failure if step.failure is not None and step.failure.ambiguous else None
-            self._perform(name, StepState(StepStatus.RUNNING, step.attempt + 1, failure=doubt, denials=step.denials))
+            self._perform(name, StepState(StepStatus.RUNNING, step.attempt + 1, denials=step.denials))
         else:
             self._undo(name, step)
         return True

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
 from interlock.base.errors import InvalidSpec
 
@@ -81,7 +81,11 @@ def parse_yaml(text: str, name: str) -> Source:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InvalidSpec(f"{name}:{line}: not valid YAML: {_sentence(error.problem or error.context)}") from error
-    except (YAMLError, ValueError, RecursionError) as error:
+    except InvalidSpec:
+        raise
+    except (
+        Exception
+    ) as error:  # the parser leaks what Python raises for odd input, such as a TypeError for a list in a key
         first_line = str(error).split("\n", maxsplit=1)[0]
         raise InvalidSpec(f"{name}: not valid YAML: {_sentence(first_line)}") from error
     return Source(name, data, tree)

@@ -35,7 +35,7 @@ class StepState:
 
     Attributes:
         attempt: counts from 1.
-        failure: of the last attempt; while running, of an earlier one that left the effect in doubt.
+        failure: of the last attempt.
         undo_attempt: counts its compensations.
         denials: the times at which a person said that the effect in doubt had not happened.
     """

@@ -132,7 +132,7 @@ class RunDriver:
         journal = row["journal"]
         for event in journal:
             self._state, _ = advance(version.program, self._state, ev.event_from_json(event))
-        self._seq = len(journal)
+        self._seq, self._run.spent = len(journal), self._state.spent
         if journal:
             self._run.resumed = True
             log(names.LOG_RUN_RESUMED, run_id=run_id, events=len(journal))
@@ -229,10 +229,17 @@ class RunDriver:
         await self._records(commit, state, commands)
         await self._services.committer.submit(commit)
         self._state, self._seq = state, self._seq + len(events)
+        self._settle_budget(events)
         self._used_signals = [signal for signal in self._used_signals if signal not in used]
         self._issue(commands)
         if state.over:
             self._finished()
+
+    def _settle_budget(self, events: list[Any]) -> None:
+        self._run.spent = self._state.spent
+        for event in events:
+            if isinstance(event, ev.StepSucceeded | ev.StepFailed):
+                self._run.ledger.settle(event.step)
 
     async def _records(self, commit: Any, state: RunState, commands: list[ev.Command]) -> None:
         for command in commands:

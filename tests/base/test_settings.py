@@ -1,0 +1,137 @@
+"""Settings: the file, the environment over it, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from interlock.base.errors import InvalidSpec
+from interlock.base.settings import Settings, load_settings
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Path:
+    return tmp_path / "interlock.toml"
+
+
+def _refused(project: Path) -> str:
+    with pytest.raises(InvalidSpec) as caught:
+        load_settings(project)
+    return caught.value.message.replace(f"{project}/", "")
+
+
+def test_defaults_without_a_file(tmp_path: Path) -> None:
+    settings = load_settings(tmp_path)
+    assert settings.server.host == "127.0.0.1", "nobody outside reaches a server nobody configured"
+    assert settings.limits.payload_bytes == 10 * 1024 * 1024
+    assert settings.data_dir == tmp_path / ".interlock"
+
+
+def test_the_file(tmp_path: Path, write: Path) -> None:
+    write.write_text(
+        'name = "shop"\ndata_dir = "/var/lib/interlock"\n[server]\nport = 1\n[models]\nfast = "openai:x"\n'
+        '[variables]\nbank = "bank:443"\n'
+    )
+    settings = load_settings(tmp_path)
+    assert (settings.name, settings.server.port, settings.models) == ("shop", 1, {"fast": "openai:x"})
+    assert (settings.data_dir, settings.variables) == (Path("/var/lib/interlock"), {"bank": "bank:443"})
+    assert settings.server.host == "127.0.0.1", "what the file leaves out keeps its default"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("sever = 1", 'interlock.toml: setting "sever" is not accepted: remove it or check the spelling'),
+        (
+            "[server]\nprot = 1",
+            'interlock.toml: setting "server.prot" is not accepted: remove it or check the spelling',
+        ),
+        (
+            "[server]\nport = 'x'",
+            'interlock.toml: setting "server.port" is not accepted: Input should be a valid integer',
+        ),
+        ("[server]\nport = 70000", 'interlock.toml: setting "server.port" is not accepted: Input should be less than'),
+        ("server = 5", 'interlock.toml: setting "server" is not accepted: Input should be a valid dictionary'),
+        ("[models]\nfast = 5", 'interlock.toml: setting "models.fast" is not accepted: Input should be a valid string'),
+        (
+            "[telemetry]\nlog_level = 'loud'",
+            'interlock.toml: setting "telemetry.log_level" is not accepted: Input should be',
+        ),
+        (
+            "[worker]\nlease_seconds = 0",
+            'interlock.toml: setting "worker.lease_seconds" is not accepted: Input should be',
+        ),
+        # what pydantic-settings would take for options of its own
+        ("_env_prefix = 'X'", 'interlock.toml: setting "_env_prefix" is not accepted: remove it or check the spelling'),
+        ("_cli_parse_args = true", 'interlock.toml: setting "_cli_parse_args" is not accepted: remove it'),
+        ("[server", "interlock.toml: not valid TOML: Expected ']'"),
+        ("a = 1\na = 2", "interlock.toml: not valid TOML: Cannot overwrite a value"),
+        ("a = ", "interlock.toml: not valid TOML: Invalid value"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, write: Path, text: str, complaint: str) -> None:
+    write.write_text(text)
+    assert _refused(tmp_path).startswith(complaint)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path, write: Path) -> None:
+    write.write_bytes(b"name = '\xff'")
+    assert _refused(tmp_path).startswith("interlock.toml: not valid TOML: 'utf-8' codec")
+    write.unlink()
+    write.mkdir()
+    assert _refused(tmp_path) == "interlock.toml: cannot be read: Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("INTERLOCK_SERVER__PORT", "6", lambda settings: settings.server.port == 6),
+        ("interlock_server__port", "6", lambda settings: settings.server.port == 6),
+        ("INTERLOCK_SERVER", '{"port": 6}', lambda settings: settings.server.port == 6),
+        ("INTERLOCK_NAME", "env", lambda settings: settings.name == "env"),
+        ("INTERLOCK_MODELS", '{"big": "openai:y"}', lambda settings: settings.models.get("big") == "openai:y"),
+        ("INTERLOCK_MODELS__BIG", "openai:y", lambda settings: settings.models.get("big") == "openai:y"),
+        ("INTERLOCK_VARIABLES__BANK", "b:1", lambda settings: settings.variables["bank"] == "b:1"),
+        ("INTERLOCK_DATABASE__URL", "postgresql://h/x", lambda settings: settings.database.url == "postgresql://h/x"),
+    ],
+)
+def test_the_environment_beats_the_file(
+    tmp_path: Path, write: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, read: object
+) -> None:
+    write.write_text(
+        'name = "file"\n[server]\nhost = "h"\nport = 5\n[models]\nfast = "openai:x"\n[variables]\nbank = "f:1"\n'
+        '[database]\nurl = "postgresql://f/x"\n'
+    )
+    assert not read(load_settings(tmp_path))  # type: ignore[operator]
+    monkeypatch.setenv(name, value)
+    settings = load_settings(tmp_path)
+    assert read(settings)  # type: ignore[operator]
+    assert settings.server.host == "h", "and leaves the rest of the file alone"
+    assert settings.models["fast"] == "openai:x"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("INTERLOCK_SERVER__PORT", "many", 'setting "server.port" is not accepted'),
+        ("INTERLOCK_SERVER__PROT", "1", 'setting "server.prot" is not accepted: remove it or check the spelling'),
+        ("INTERLOCK_MODELS", "{bad", 'error parsing value for field "models"'),
+        ("INTERLOCK_MODELS", "[]", 'setting "models" is not accepted'),
+        ("INTERLOCK_SERVER", "5", 'setting "server" is not accepted'),
+    ],
+)
+def test_a_wrong_environment_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, complaint: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert complaint in _refused(tmp_path)
+
+
+def test_settings_are_frozen() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError):
+        settings.name = "other"
+    with pytest.raises(ValidationError):
+        settings.server.port = 1

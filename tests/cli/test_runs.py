@@ -1,0 +1,225 @@
+"""run, runs, show, trace, cancel, review, eval: in this process, without any server."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from interlock.testing import answer, server_error
+
+from .conftest import QUESTION, Cli, FakeModel
+
+UNSURE = answer({"topic": "other", "answer": "I do not know."})
+
+
+def run_id_of(text: str) -> str:
+    found = re.search(r"run_[0-9a-z]{26}", text)
+    assert found, text
+    return found[0]
+
+
+def test_the_project_that_init_writes_runs(cli: Cli, model: FakeModel) -> None:
+    """From the question through the tool in its sandbox and the model to the result; then everything that looks at it."""
+    model.always(answer({"topic": "refunds", "answer": "Ask within 30 days."}))
+    said = cli.ok("run", "answer", "--input", QUESTION).out
+    run_id = run_id_of(said)
+    for line in ("search", "reply", "succeeded", '"answer": "Ask within 30 days."'):
+        assert line in said
+    # The model read what the tool found: the FAQ entry that fits the question, and not the others.
+    asked = json.dumps(model.last["messages"])
+    assert "the refund arrives in 5 working days" in asked
+    assert "change my password" not in asked
+
+    listed = cli.ok("runs").out
+    assert run_id in listed
+    assert "succeeded" in listed
+    [run] = cli.ok("runs", "--json").json
+    assert (run["run_id"], run["status"], run["workflow"]) == (run_id, "succeeded", "answer")
+    assert cli.ok("runs", "--status", "failed").out == "no runs yet\n"
+    assert cli.ok("runs", "--workflow", "other", "--json").json == []
+
+    shown = cli.ok("show", run_id).out
+    for line in (run_id, "by local-admin", "How do I get my money back?", '"found": 1', "output: "):
+        assert line in shown, line
+    whole = cli.ok("show", run_id, "--json").json
+    assert whole["values"]["search"]["entries"][0]["topic"] == "refunds"
+    assert [step["id"] for step in whole["steps"]] == ["search", "reply", "unsure"]
+    assert whole["output"] == {"topic": "refunds", "answer": "Ask within 30 days."}
+
+    waterfall = cli.ok("trace", run_id).out
+    for line in ("search", "reply", "█"):
+        assert line in waterfall
+    spans = cli.ok("trace", run_id, "--json").json
+    root = [span for span in spans if span["parent_id"] not in {one["span_id"] for one in spans}]
+    assert len(root) == 1
+    assert all(span["ok"] for span in spans)
+
+
+def test_json_output_is_json_whatever_is_in_it(cli: Cli, model: FakeModel) -> None:
+    text = ":warning: [bold]x[/] \x1b[31m \x9b31m \u202e é 😀 \0 line\nbreak"
+    model.always(answer({"topic": "refunds", "answer": text}))
+    found = cli.ok("run", "answer", "-i", QUESTION, "--json").json
+    assert found["status"] == "succeeded"
+    assert found["output"]["answer"] == text
+    for command in (("run", "answer", "-i", QUESTION), ("show", found["run_id"]), ("show", found["run_id"], "--json")):
+        said = cli.ok(*command).out
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said), "the terminal would obey this"
+        assert ":warning: [bold]x[/]" in said
+
+
+def test_input_comes_from_an_argument_a_file_or_standard_input(cli: Cli) -> None:
+    path = cli.write("question.json", QUESTION)
+    ways = ((("--input", QUESTION), b""), (("-i", f"@{path}"), b""), (("-i", "-"), QUESTION.encode()))
+    runs = [cli.ok("run", "answer", "--json", "--key", "same", *way, stdin=stdin).json for way, stdin in ways]
+    assert len({run["run_id"] for run in runs}) == 1
+    assert "it was there already" in cli.ok("run", "answer", "--key", "same", "-i", QUESTION).out
+    assert "choose a new key" in cli.fails(4, "run", "answer", "--key", "same", "-i", '{"question": "Other?"}')
+
+
+BAD_INPUT: dict[str, tuple[tuple[str, ...], bytes, str]] = {
+    "no JSON": (("-i", "{question"), b"", "--input is not JSON"),
+    "NaN": (("-i", '{"question": NaN}'), b"", "NaN"),
+    "half a surrogate": (("-i", '{"question": "\\ud800"}'), b"", "surrogate"),
+    "argument not UTF-8": (("-i", '{"question": "\udcff"}'), b"", "surrogate"),
+    "nested deep": (("-i", "[" * 5000 + "]" * 5000), b"", "nested"),
+    "nested less deep": (("-i", "[" * 500 + "]" * 500), b"", "nested"),
+    "no such file": (("-i", "@none.json"), b"", "none.json cannot be read"),
+    "a directory": (("-i", "@workflows"), b"", "workflows cannot be read"),
+    "file not UTF-8": (("-i", "@binary"), b"", "binary cannot be read"),
+    "input not UTF-8": (("-i", "-"), b"\xff\xfe", "standard input is not"),
+    "empty input": (("-i", "-"), b"", "standard input is not JSON"),
+    "against the schema": (("-i", '{"question": ""}'), b"", "input: question"),
+    "unknown field": (("-i", '{"question": "x", "more": 1}'), b"", "more"),
+    "nothing": ((), b"", "question"),
+    "bad key": (("-i", QUESTION, "--key", "é"), b"", "--key"),
+}
+
+
+def test_bad_input_is_refused_in_a_sentence_and_starts_nothing(cli: Cli, subtests: pytest.Subtests) -> None:
+    cli.write("binary", b"\xff\xfe\0")
+    for name, (arguments, stdin, said) in BAD_INPUT.items():
+        with subtests.test(name):
+            error = cli.fails(2, "run", "answer", *arguments, stdin=stdin)
+            assert said in error
+            assert len(error.splitlines()) == 1
+    assert "deployed are: answer" in cli.fails(3, "run", "nobody", "-i", QUESTION)
+    assert cli.ok("runs", "--json").json == []
+
+
+def test_a_failed_run_says_why_and_has_its_exit_code(cli: Cli, model: FakeModel) -> None:
+    cli.edit("workflows/answer.yaml", "max_tokens: 120", "max_tokens: 120\n    retry: {max_attempts: 1}")
+    model.always(server_error())
+    done = cli("run", "answer", "-i", QUESTION)
+    assert done.code == 7
+    assert "failed" in done.out
+    assert 'step "reply"' in done.out
+    again = cli("run", "answer", "-i", QUESTION, "--json")
+    assert again.code == 7
+    assert again.json["status"] == "failed"
+    assert "failed" in cli.ok("show", again.json["run_id"]).out
+    [*_, reason] = cli.ok("runs").out.splitlines()
+    assert "failed" in reason
+
+
+def test_a_broken_tool_is_the_runs_fault_and_not_ours(cli: Cli) -> None:
+    cli.write("tools/search_faq/main.py", 'def run(question):\n    raise ValueError("[/bold] \\x1b[2J boom")\n')
+    done = cli("run", "answer", "-i", QUESTION)
+    assert done.code == 7
+    assert "[/bold]" in done.out
+    assert "\x1b" not in done.out + cli.ok("show", run_id_of(done.out)).out + cli.ok("runs").out
+
+
+def test_a_review_waits_for_a_person(cli: Cli, model: FakeModel) -> None:
+    model.always(UNSURE)
+    said = cli.ok("run", "answer", "-i", QUESTION).out
+    first = run_id_of(said)
+    assert "waits for a person: The FAQ has no good entry for this question." in said
+    [review] = cli.ok("review", "list", "--json").json
+    assert f"interlock review approve {review['review_id']}" in said
+    assert review["run_id"] == first
+    listed = cli.ok("review", "list").out
+    assert review["review_id"] in listed
+    shown = cli.ok("review", "show", review["review_id"]).json
+    assert shown["show"] == {"question": "How do I get my money back?", "answer": "I do not know."}
+    assert "no server runs here" in cli.ok("review", "approve", review["review_id"], "--note", "fine [/x]").out
+    assert "already approved" in cli.fails(4, "review", "reject", review["review_id"])
+    assert cli.ok("review", "list").out == "nothing waits for a decision\n"
+    assert [one["note"] for one in cli.ok("review", "list", "--all", "--json").json] == ["fine [/x]"]
+
+    # The next process with a worker takes the approved run to its end; here it is one that starts another run.
+    second = cli.ok("run", "answer", "-i", QUESTION, "--json").json
+    assert second["status"] == "waiting"
+    statuses = {run["run_id"]: run["status"] for run in cli.ok("runs", "--json").json}
+    assert statuses == {first: "succeeded", second["run_id"]: "waiting"}
+    cli.ok("review", "reject", second["reviews"][0]["review_id"])
+    third = cli.ok("run", "answer", "-i", QUESTION, "--json").json["run_id"]
+    runs = {run["run_id"]: run for run in cli.ok("runs", "--json").json}
+    assert runs[second["run_id"]]["status"] == "failed"
+    assert "rejected" in runs[second["run_id"]]["reason"]
+
+    assert "asked" in cli.ok("cancel", third, "--reason", "[/no] longer needed").out
+    model.always(answer({"topic": "refunds", "answer": "x"}))
+    cli.ok("run", "answer", "-i", QUESTION)
+    cancelled = {run["run_id"]: run for run in cli.ok("runs", "--json").json}[third]
+    assert (cancelled["status"], cancelled["reason"]) == ("cancelled", "cancelled: [/no] longer needed")
+    assert "[/no]" in cli.ok("runs").out
+    assert "is over" in cli.fails(4, "cancel", third)
+
+
+def test_what_is_not_there_is_not_found(cli: Cli, subtests: pytest.Subtests) -> None:
+    cli.ok("migrate")
+    names = ["", "../keys", "a/b?c#d", "%00", "\udcff", "[bold]", "x" * 3000]
+    tries = [(("show",), name) for name in names]
+    tries += [(tuple(command.split()), "nonsense") for command in ("trace", "cancel", "review show", "keys revoke")]
+    tries += [(("review", "approve"), "nonsense"), (("review", "reject"), "")]
+    for command, name in tries:
+        with subtests.test(name=name, command=command):
+            said = cli(*command, name)
+            assert said.code in {2, 3}, said.err
+            assert "internal error" not in said.err
+            assert len(said.err.splitlines()) == 1
+    for name in ("\udcff", "[/]"):
+        assert cli.ok("runs", "--workflow", name).out == "no runs yet\n"
+    assert "status" in cli.fails(2, "runs", "--status", "[/nonsense]")
+    assert "--output is not JSON" in cli.fails(2, "review", "approve", "x", "--output", "{")
+    assert cli.fails(2, "runs", "--limit", "0")
+    assert cli.fails(2, "run")
+
+
+def test_eval_compares_and_counts(cli: Cli, model: FakeModel) -> None:
+    done = cli.ok("eval")
+    assert "a refund question is found in the FAQ" in done.out
+    assert "1 of 1 cases passed" in done.out
+    cases = [
+        {"name": "right [/x]", "input": json.loads(QUESTION), "expect": {"output": {"topic": "refunds"}}},
+        {"name": "wrong fact", "input": json.loads(QUESTION), "expect": {"facts": {"search": {"found": 7}}}},
+        {"name": "true is not 1", "input": {"question": "password"}, "expect": {"facts": {"search": {"found": True}}}},
+    ]
+    cli.write("evals/answer.yaml", json.dumps({"workflow": "answer", "cases": cases}))
+    done = cli("eval", COLUMNS="200")
+    assert done.code == 7
+    assert "right [/x]" in done.out
+    assert "search.found is 1, not 7" in done.out
+    assert "search.found is 1, not True" in done.out
+    assert "1 of 3 cases passed" in done.out
+    model.always(UNSURE)
+    cli.write("evals/answer.yaml", json.dumps({"workflow": "answer", "cases": cases[:1]}))
+    assert "status is waiting, not succeeded" in cli("eval", COLUMNS="200").out
+
+
+def test_eval_refuses_bad_cases_before_it_runs_anything(cli: Cli, model: FakeModel) -> None:
+    before = model.count
+    cli.write("evals/answer.yaml", "workflow: answer\ncases:\n  - {name: x, input: {}, expect: {status: fine}}\n")
+    cli.write("evals/other.yaml", "workflow: answer\ncases: []\n")
+    said = cli.fails(2, "eval").splitlines()
+    assert said[0].startswith("evals/answer.yaml:3: ")
+    assert "'succeeded'" in said[0]
+    assert said[1].startswith("evals/other.yaml:2: ")
+    for path in (cli.directory / "evals").iterdir():
+        path.unlink()
+    assert "holds no eval cases" in cli.fails(2, "eval")
+    cli.write("evals/answer.yaml", "workflow: nobody\ncases:\n  - {name: x, input: {}}\n")
+    assert 'workflow "nobody" is not deployed' in cli.fails(3, "eval")
+    assert model.count == before

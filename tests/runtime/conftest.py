@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+# The same stage as for the engine's tests, with small workflows of each test's own.
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from engines.conftest import (  # noqa: F401
+    Desk,
+    OpenApp,
+    bank,
+    desk,
+    model,
+    open_app,
+    seen,
+    settings,
+    start_bank,
+    strict,
+)
+from engines.harness import BOOM_CODE, BOOM_TOOL, NOTE_CODE, NOTE_TOOL, PERMIT_ALL, PROMPT, refund_tool, write
+
+Deploy = Callable[..., Awaitable[Desk]]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Tools and a prompt, and one workflow because a project needs one; tests add theirs with `deploy`."""
+    directory = tmp_path / "project"
+    write(
+        directory,
+        {
+            "policies/main.cedar": PERMIT_ALL,
+            "prompts/think.yaml": PROMPT,
+            "tools/note/tool.yaml": NOTE_TOOL,
+            "tools/note/main.py": NOTE_CODE,
+            "tools/boom/tool.yaml": BOOM_TOOL,
+            "tools/boom/main.py": BOOM_CODE,
+            **refund_tool("refund", "bank", "honours_idempotency", "compensate"),
+        },
+    )
+    return directory
+
+
+@pytest.fixture
+async def deploy(project: Path, open_app: OpenApp, admin: object) -> Deploy:  # noqa: F811
+    """Writes files into the project, deploys it, starts a worker; keywords are settings."""
+
+    async def make(*files: dict[str, str], **changes: object) -> Desk:
+        for part in files:
+            write(project, part)
+        return Desk(await open_app(start_worker=True, deploy=True, **changes), admin)  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,72 @@
+"""A run told by hand, for examples that read like a story."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interlock.base.errors import FailureKind
+from interlock.workflows import events as ev
+from interlock.workflows.machine import advance
+from interlock.workflows.program import compile_program
+from interlock.workflows.source import parse_yaml
+from interlock.workflows.spec import Workflow
+from interlock.workflows.state import RunState, StepStatus
+
+from .programs import CONTRACTS
+from .world import ref
+
+SEED = 11
+
+
+class Run:
+    """A run told by hand: each method delivers one event and gives the commands that follow."""
+
+    def __init__(self, steps: str, *, facts: dict[str, Any] | None = None, **fields: Any) -> None:
+        data = parse_yaml(steps, "w.yaml").data
+        workflow = Workflow.model_validate({"name": "w", "input": {}, "steps": data, **fields})
+        self.program = compile_program(workflow, CONTRACTS)
+        self.state = RunState()
+        self.now = 1000.0
+        self.started = self.tell(ev.RunStarted(self.now, SEED, facts or {}))
+
+    def tell(self, event: Any) -> list[ev.Command]:
+        self.state, commands = advance(self.program, self.state, event)
+        return commands
+
+    def done(self, step: str, attempt: int = 1, **facts: Any) -> list[ev.Command]:
+        return self.tell(
+            ev.StepSucceeded(step, attempt, self.now, ref(f"{step}/{attempt}"), facts, ev.Spent(10, 5, 0.5))
+        )
+
+    def failed(
+        self,
+        step: str,
+        attempt: int = 1,
+        kind: str = "permanent",
+        *,
+        retry_after: float | None = None,
+        doubt: bool = False,
+    ) -> list[ev.Command]:
+        failure = ev.Failure(FailureKind(kind), "code", "it broke", retry_after, doubt)
+        return self.tell(ev.StepFailed(step, attempt, self.now, failure, ev.Spent(10, 0, 0.25)))
+
+    def decided(self, step: str, approved: bool, **facts: Any) -> list[ev.Command]:
+        self.now += 60
+        return self.tell(ev.ReviewDecided(step, self.now, approved, ref(f"{step}?"), facts))
+
+    def fired(self, timer: str) -> list[ev.Command]:
+        self.now = self.state.timers[timer]
+        return self.tell(ev.TimerFired(timer, self.now))
+
+    def undone(self, step: str, attempt: int = 1) -> list[ev.Command]:
+        return self.tell(ev.CompensationSucceeded(step, attempt, self.now))
+
+    def not_undone(self, step: str, attempt: int = 1, kind: str = "permanent") -> list[ev.Command]:
+        failure = ev.Failure(FailureKind(kind), "code", "it stuck")
+        return self.tell(ev.CompensationFailed(step, attempt, self.now, failure))
+
+    def cancel(self) -> list[ev.Command]:
+        return self.tell(ev.CancelRequested(self.now, "changed my mind"))
+
+    def status(self, step: str) -> StepStatus:
+        return self.state.steps[step].status
