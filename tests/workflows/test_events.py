@@ -27,7 +27,9 @@ _labels = st.builds(
     st.none() | _times,
 )
 _refs = st.builds(Ref, st.text("0123456789abcdef", min_size=64, max_size=64), st.integers(0, 2**40), _labels)
-_failures = st.builds(ev.Failure, st.sampled_from(FailureKind), _names, _names, st.none() | _times, st.booleans())
+_failures = st.builds(
+    ev.Failure, st.sampled_from(FailureKind), _names, _names, st.none() | _times, st.booleans(), st.none() | _refs
+)
 _spent = st.builds(ev.Spent, st.integers(0, 2**40), st.integers(0, 2**40), st.floats(0, 1e6))
 _counts = st.integers(0, 1000)
 EVENTS = st.one_of(

@@ -34,12 +34,16 @@ def register(cli: typer.Typer) -> None:
     cli.command("migrate")(migrate)
 
 
-def dev(port: Annotated[int | None, typer.Option(help="Instead of server.port; 0 takes a free one.")] = None) -> None:
+def dev(
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Instead of server.port; 0 takes a free one.")
+    ] = None,
+) -> None:
     """Run everything in one process: API, worker, database. Definitions are reloaded when their files change."""
     _run(_serve(settings_here(), port=port, worker=True, reload=True))
 
 
-def serve(port: Annotated[int | None, typer.Option(help="Instead of server.port.")] = None) -> None:
+def serve(port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of server.port.")] = None) -> None:
     """Run the API only; workers run elsewhere on the same database."""
     _run(_serve(settings_here(), port=port, worker=False, reload=False))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +27,9 @@ permit(principal, action == Action::"call_tool", resource)
 """
 
 
+_Frozen = tuple[tuple[str, type, Any], ...]
+
+
 class CedarPolicy:
     """One version of a policy set: Cedar text, named by its digest."""
 
@@ -41,15 +45,19 @@ class CedarPolicy:
         self._decide = lru_cache(maxsize=4096)(self._evaluate)
 
     def decide(self, question: Question) -> Answer:
-        return self._decide(
+        asked = (
             question.user_id,
             question.org_id,
             tuple(sorted(question.roles)),
             question.action,
             question.resource,
-            tuple(sorted(question.attributes.items())),
-            tuple(sorted(question.context.items())),
+            _frozen(question.attributes),
+            _frozen(question.context),
         )
+        try:
+            return self._decide(*asked)
+        except TypeError:  # a list in the context cannot be remembered
+            return self._evaluate(*asked)
 
     def _evaluate(
         self,
@@ -58,23 +66,33 @@ class CedarPolicy:
         roles: tuple[str, ...],
         action: Action,
         resource: str,
-        attributes: tuple[tuple[str, Any], ...],
-        context: tuple[tuple[str, Any], ...],
+        attributes: _Frozen,
+        context: _Frozen,
     ) -> Answer:
-        kind = "Tool" if action == "call_tool" else "Model"
+        # As data, not as Cedar text: that has escapes of its own, and O'Brien or José would be refused everything.
+        user = {"type": "User", "id": user_id}
+        thing = {"type": "Tool" if action == "call_tool" else "Model", "id": resource}
         request = {
-            "principal": f"User::{json.dumps(user_id)}",
-            "action": f"Action::{json.dumps(action)}",
-            "resource": f"{kind}::{json.dumps(resource)}",
-            "context": dict(context),
+            "principal": user,
+            "action": {"type": "Action", "id": action},
+            "resource": thing,
+            "context": {name: value for name, _, value in context},
         }
         entities = [
-            {"uid": {"type": "User", "id": user_id}, "attrs": {"org": org_id, "roles": list(roles)}, "parents": []},
-            {"uid": {"type": kind, "id": resource}, "attrs": dict(attributes), "parents": []},
+            {"uid": user, "attrs": {"org": org_id, "roles": list(roles)}, "parents": []},
+            {"uid": thing, "attrs": {name: value for name, _, value in attributes}, "parents": []},
         ]
-        result = cedarpy.is_authorized(request, self.text, entities)
+        try:
+            result = cedarpy.is_authorized(request, self.text, entities)
+        except (TypeError, ValueError) as error:
+            return Answer(False, (f"the question is not one that Cedar can be asked: {error}",), self.version)
         errors = tuple(str(error) for error in result.diagnostics.errors)
         if errors:
             return Answer(False, errors, self.version)
         reasons = tuple(sorted(self._ids.get(str(reason), str(reason)) for reason in result.diagnostics.reasons))
         return Answer(bool(result.allowed), reasons or ("no policy permits it",), self.version)
+
+
+def _frozen(values: Mapping[str, Any]) -> _Frozen:
+    # With the type: Python takes 1 for true, and a remembered answer must not.
+    return tuple(sorted(((name, type(value), value) for name, value in values.items()), key=lambda one: one[0]))

@@ -9,10 +9,12 @@ import hmac
 import json
 import os
 import shutil
+import signal
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -66,11 +68,29 @@ class EmbeddedPostgres:
             return
         with self._alone():
             if not self._others():
-                self._server.stop()
+                self._shut_down()
             self._server.global_process_id_list.get_and_remove(os.getpid())
         type(self._server)._instances.pop(self._server.pgdata, None)  # noqa: SLF001  must not be handed out again
         atexit.unregister(self._server._cleanup)  # noqa: SLF001  we have done its work
         self._server = None
+
+    def _shut_down(self) -> None:
+        """Ends the server: politely, then less so. By hand, because the library's way fails on a server that has just
+        ended and that nobody has reaped yet, as in a container whose process 1 is slow to."""
+        lines = self._directory / "postmaster.pid"
+        try:
+            postmaster = int(lines.read_text().split()[0])
+        except (OSError, ValueError, IndexError):
+            return  # it is down
+        # Fast shutdown, immediate shutdown (recovery at the next start), the end.
+        for name, patience in ((signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0)):
+            deadline = time.monotonic() + patience
+            with suppress(ProcessLookupError):
+                os.kill(postmaster, name)
+            while time.monotonic() < deadline:
+                if not lines.exists() or not _alive(postmaster):
+                    return
+                time.sleep(0.02)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -143,4 +163,8 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        # After the name in parentheses comes the state; Z has ended and only waits to be reaped.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True

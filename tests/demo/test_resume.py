@@ -1,0 +1,162 @@
+"""kill -9 of the whole process group in the middle of the demo, then `interlock demo --resume`.
+
+Everybody wants a refund here, and the demo approves every other one. What was paid is read from the bank's own file.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from demo.conftest import CLASSIFY, Demo, kill_postgres, processes_of
+from engines.harness import Model, bank_rows, until
+
+TICKETS = 8
+
+chaos = pytest.mark.chaos
+
+
+async def thinking(demo: Demo, model: Model) -> None:
+    """Half of the tickets are classified, for the others the model is still thinking."""
+    await until(lambda: model.asked(CLASSIFY) == TICKETS, lambda: demo.said)
+
+
+async def executing(demo: Demo, model: Model) -> None:
+    """A refund is on its way to the bank, which takes the call and does not answer."""
+    model.hold(CLASSIFY)
+    await until(lambda: (demo.home / "bank.ready").exists(), lambda: demo.said)
+    bank = next(
+        int(pid.name)
+        for pid in _processes()
+        if b"bank.py" in _command(pid) and str(demo.home).encode() in _command(pid)
+    )
+    os.kill(bank, signal.SIGSTOP)
+    model.release(CLASSIFY)
+    await until(lambda: bool(demo.logged("egress", tool="issue_refund")), lambda: demo.said)
+
+
+async def refunded(demo: Demo, model: Model) -> None:
+    """The bank has just paid: some of those who asked it do not know yet."""
+    await until(lambda: len(demo.bank("refunds")) >= 1 or not demo.running, lambda: demo.said)
+
+
+async def reviewing(demo: Demo, model: Model) -> None:
+    """Reviews wait for a decision, or are just being decided."""
+    await until(lambda: bool(demo.logged("event", topic="review.opened")), lambda: demo.said)
+
+
+MOMENTS = {"thinking": thinking, "executing": executing, "refunded": refunded, "reviewing": reviewing}
+
+
+@pytest.mark.parametrize(
+    ("moment", "postgres"),
+    [
+        ("thinking", "survives"),
+        ("executing", "killed too"),
+        ("refunded", "survives"),
+        pytest.param("refunded", "killed too", marks=chaos),
+        pytest.param("executing", "survives", marks=chaos),
+        pytest.param("thinking", "killed too", marks=chaos),
+        pytest.param("reviewing", "survives", marks=chaos),
+        pytest.param("reviewing", "killed too", marks=chaos),
+    ],
+)
+async def test_killed_and_resumed(moment: str, postgres: str, home: Path, model: Model) -> None:
+    models = {"default": model.pin}
+    killed = Demo(home, "--tickets", str(TICKETS), models=models)
+    try:
+        await MOMENTS[moment](killed, model)
+    finally:
+        killed.kill()
+    assert killed.process.returncode == -signal.SIGKILL, killed.said
+    before = killed.log
+    ended_before = {run["run_id"] for run in killed.logged("run.finished")}
+    begun_before = {run["run_id"] for run in killed.logged("run.started")} - ended_before
+    assert begun_before, "nothing was under way: the kill came too late or too early"
+    if postgres == "survives":
+        assert any("postgres" in line for line in processes_of(home)), "PostgreSQL has a session of its own"
+    else:
+        assert kill_postgres(home)
+
+    resumed = Demo(home, "--resume", models=models)
+    assert await resumed.ended() == 0, resumed.said
+    # Every run that was cut off is taken up where it was, and all are over.
+    after = [line for line in resumed.log[len(before) :]]
+    taken_up = {line["structured_data"]["run_id"] for line in after if line["event_type"] == "run.resumed"}
+    over = [line["structured_data"]["run_id"] for line in resumed.log if line["event_type"] == "run.finished"]
+    assert begun_before <= taken_up
+    assert len(over) == len(set(over)) == TICKETS
+    paid = Counter(row["ticket_id"] for row in resumed.bank("refunds"))
+    assert set(paid.values()) == {1}, paid
+    assert len(paid) == TICKETS // 2
+    assert f"bank: {TICKETS // 2} refunds issued, 0 tickets refunded twice" in resumed.said
+    assert "entries verified" in resumed.said
+    assert processes_of(home) == []
+
+
+async def test_resume_without_a_demo(home: Path) -> None:
+    demo = Demo(home, "--resume")
+    assert await demo.ended() == 3
+    assert "there is no demo to resume" in demo.said
+    assert not home.exists()
+
+
+async def test_resume_of_what_is_done(home: Path, model: Model) -> None:
+    """A finished demo can be resumed: it shows the same again and pays nobody."""
+    models = {"default": model.pin}
+    first = Demo(home, "--tickets", "2", models=models)
+    assert await first.ended() == 0, first.said
+    asked, requests = model.count, len(first.bank("requests"))
+    again = Demo(home, "--resume", models=models)
+    assert await again.ended() == 0, again.said
+    assert (model.count, len(again.bank("requests"))) == (asked, requests)
+    assert processes_of(home) == []
+
+
+@chaos
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(4))
+async def test_killed_at_random_again_and_again(seed: int, home: Path, model: Model) -> None:
+    """Killed at any moment, also while it starts or resumes, until it gets through."""
+    dice = random.Random(seed)
+    models = {"default": model.pin}
+    arguments = ("--tickets", "16")
+    for _ in range(6):
+        demo = Demo(home, *arguments, models=models)
+        await _wait(dice.uniform(0.5, 6))
+        if not demo.running:
+            assert demo.process.returncode == 0, demo.said
+        else:
+            demo.kill()
+        if dice.random() < 0.5:
+            kill_postgres(home)
+        if (home / "demo.json").exists():
+            arguments = ("--resume",)
+    demo = Demo(home, *arguments, models=models)
+    assert await demo.ended() == 0, demo.said
+    paid = Counter(row["ticket_id"] for row in bank_rows(home / "bank.sqlite", "refunds"))
+    assert set(paid.values()) == {1}
+    assert "entries verified" in demo.said
+    assert processes_of(home) == []
+
+
+async def _wait(seconds: float) -> None:
+    import asyncio
+
+    await asyncio.sleep(seconds)
+
+
+def _processes() -> list[Path]:
+    return [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _command(entry: Path) -> bytes:
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
