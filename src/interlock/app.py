@@ -186,7 +186,7 @@ class App:
             webhook = Webhook(self.settings.events.webhook, key)
             self._closers.append(webhook.close)
             sinks.append(webhook)
-        relay = Relay(self.database, sinks)
+        relay = Relay(self.database, sinks, complain=_log_undelivered)
         relay.start()
         self._closers.append(relay.close)
 
@@ -252,6 +252,10 @@ def write_private(path: Path, text: str) -> None:
         file.write(text)
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _log_undelivered(error: Exception) -> None:
+    log(names.LOG_UNDELIVERED, str(error), level="error", detail=getattr(error, "detail", None))
 
 
 def _log_egress(tool: str, host: str, port: int, allowed: bool) -> None:

@@ -213,9 +213,14 @@ def write_template(directory: Path) -> None:
 
 
 @pytest.fixture
-def bare(zygote: str, tmp_path: Path) -> Iterator[Cli]:
-    """Commands in an empty directory."""
-    home, directory = tmp_path / "home", tmp_path / "agent"
+def bare(zygote: str) -> Iterator[Cli]:
+    """Commands in an empty directory.
+
+    Not below pytest's own: that one is closed to others whenever a session starts, and PostgreSQL, which does not run
+    as root, is one of the others.
+    """
+    root = Path(tempfile.mkdtemp(prefix="il-"))
+    home, directory = root / "home", root / "agent"
     home.mkdir()
     directory.mkdir()
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", "INTERLOCK_SANDBOX__WARM": "0"}
@@ -223,6 +228,7 @@ def bare(zygote: str, tmp_path: Path) -> Iterator[Cli]:
     yield cli
     for command in cli.started:
         command.close()
+    shutil.rmtree(root)
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def test_a_broken_tool_is_the_runs_fault_and_not_ours(cli: Cli) -> None:
     cli.write("tools/search_faq/main.py", 'def run(question):\n    raise ValueError("[/bold] \\x1b[2J boom")\n')
     done = cli("run", "answer", "-i", QUESTION)
     assert done.code == 7
-    assert "[/bold]" in done.out
+    assert 'tool "search_faq" failed (ValueError)' in done.out
     assert "\x1b" not in done.out + cli.ok("show", run_id_of(done.out)).out + cli.ok("runs").out
 
 

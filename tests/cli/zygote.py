@@ -7,26 +7,34 @@ One connection a command: {argv, cwd, env} and three descriptors come in; the pi
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import signal
 import socket
 import sys
 import threading
+from typing import Any
 
 from interlock.cli.main import main
 
+_running: dict[int, socket.socket] = {}
+_CHILD = {signal.SIGCHLD}
 
-def run(request: dict[str, object], descriptors: list[int]) -> None:
+
+def run(request: dict[str, Any], descriptors: list[int]) -> None:
     """What `execve` of the console script would do; does not return."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _CHILD)
     os.setsid()
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
     os.closerange(3, 256)
     os.environ.clear()
-    os.environ.update(request["env"])  # type: ignore[call-overload]
-    os.chdir(str(request["cwd"]))
-    sys.argv = ["interlock", *(argument for argument in request["argv"])]  # type: ignore[attr-defined]
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.argv = ["interlock", *request["argv"]]
     code: object = 0
     try:
         main()
@@ -43,36 +51,40 @@ def run(request: dict[str, object], descriptors: list[int]) -> None:
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
-def serve(connection: socket.socket) -> None:
-    """Forks the command, tells its pid, waits, tells how it ended; does not return."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def start(connection: socket.socket) -> None:
     message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _CHILD)  # it may end before we have noted whose it is
     child = os.fork()
     if child == 0:
         run(json.loads(message), descriptors)
     for descriptor in descriptors:
         os.close(descriptor)
-    try:
-        connection.sendall(b"%d\n" % child)
-        _, status = os.waitpid(child, 0)
-        connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
-    finally:
-        os._exit(0)
+    _running[child] = connection
+    connection.sendall(b"%d\n" % child)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _CHILD)
+
+
+def reap(*_: object) -> None:
+    """Tells how the commands ended that have."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if child == 0:
+                return
+            with contextlib.suppress(OSError), _running.pop(child) as connection:
+                connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
 
 
 def listen(path: str) -> None:
     assert threading.active_count() == 1, "a fork takes one thread with it and leaves the others' locks"
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    gc.freeze()  # or every collection in a child would copy all of our memory
+    signal.signal(signal.SIGCHLD, reap)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(path)
         server.listen()
         print("ready", flush=True)
         while True:
-            connection, _ = server.accept()
-            if os.fork() == 0:
-                server.close()
-                serve(connection)
-            connection.close()
+            start(server.accept()[0])
 
 
 if __name__ == "__main__":

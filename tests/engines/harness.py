@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections import Counter
@@ -382,8 +383,11 @@ class WorkerProcess:
         self._ready = directory / "ready"
         given = {**config, "log": str(self.log_file), "ready": str(self._ready)}
         command = [sys.executable, str(Path(__file__).with_name("worker_process.py")), json.dumps(given)]
+        # Short, because the sandboxes' sockets are in it, and ours, because a killed process does not clear up.
+        self._temporary = tempfile.TemporaryDirectory(prefix="ilw-", ignore_cleanup_errors=True)
+        environment = clean_environment(TMPDIR=self._temporary.name)
         with self._output.open("wb") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=output, env=clean_environment())
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
 
     async def ready(self) -> WorkerProcess:
         await until(
@@ -413,6 +417,7 @@ class WorkerProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        self._temporary.cleanup()
 
 
 def clean_environment(**extra: str) -> dict[str, str]:

@@ -212,8 +212,8 @@ def append(url: str, org: str, name: str, count: int, together: Barrier) -> None
         await database.open()
         committer = Committer(database, AuditLog(AUDIT_KEY).seal)
         committer.start()
-        together.wait(30)
         for n in range(0, count, 3):
+            together.wait(60)  # every round anew, so that neither is through before the other has begun
             await asyncio.gather(
                 *(committer.submit(Commit(org, audit=[entry(org, n=f"{name} {n + k}")])) for k in range(3))
             )

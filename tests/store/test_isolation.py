@@ -185,13 +185,22 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("statement", REFUSED)
-def test_ways_around_the_guard_are_refused(
-    app_role: psycopg.Connection[Any], statement: str, tenants: tuple[Tenant, Tenant]
-) -> None:
+def accepted(connection: psycopg.Connection[Any], statements: list[str]) -> list[str]:
+    """Those of the statements that were not refused for want of privileges."""
+    found = []
+    for statement in statements:
+        try:
+            connection.execute(sql.SQL(statement))
+        except errors.InsufficientPrivilege:
+            continue
+        found.append(statement)
+    return found
+
+
+def test_ways_around_the_guard_are_refused(app_role: psycopg.Connection[Any], tenants: tuple[Tenant, Tenant]) -> None:
     scope(app_role, tenants[0].org_id)
-    with pytest.raises(errors.InsufficientPrivilege):
-        app_role.execute(sql.SQL(statement))
+    assert accepted(app_role, REFUSED) == []
+    assert accepted(app_role, ["select 1"]) == ["select 1"]
 
 
 @pytest.mark.usefixtures("populated")
@@ -226,25 +235,20 @@ def test_the_record_is_append_only_for_everybody(
 
 
 @pytest.mark.usefixtures("populated")
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "update artifacts set ciphertext = null",
-        "delete from artifacts",
-        "update workflow_versions set definition = '{}'",
-        "delete from workflow_versions",
-        "delete from runs",
-        "delete from effects",
-        "delete from reviews",
-        "delete from orgs",
-        "delete from api_keys",
-        "delete from subject_keys",
-        "delete from audit_heads",
-    ],
-)
 def test_what_may_not_vanish_cannot_be_removed(
-    app_role: psycopg.Connection[Any], tenants: tuple[Tenant, Tenant], statement: str
+    app_role: psycopg.Connection[Any], tenants: tuple[Tenant, Tenant]
 ) -> None:
+    kept = (
+        "artifacts",
+        "workflow_versions",
+        "runs",
+        "effects",
+        "reviews",
+        "orgs",
+        "api_keys",
+        "subject_keys",
+        "audit_heads",
+    )
+    changes = ["update artifacts set ciphertext = null", "update workflow_versions set definition = '{}'"]
     scope(app_role, tenants[0].org_id)
-    with pytest.raises(errors.InsufficientPrivilege):
-        app_role.execute(statement)
+    assert accepted(app_role, changes + [f"delete from {table}" for table in kept]) == []

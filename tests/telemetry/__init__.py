@@ -1,0 +1,1 @@
+"""Traces in the database and at a collector, and log lines that hold no secret."""

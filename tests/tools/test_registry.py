@@ -72,8 +72,8 @@ async def test_only_what_the_workflow_allows_is_called(make: Make, tmp_path: Pat
 @pytest.mark.parametrize(
     ("source", "contract", "said", "kind"),
     [
-        ("def run(): raise ValueError('boom')", {}, 'tool "probe" failed: ValueError: boom', FailureKind.PERMANENT),
-        ("def run(): raise ConnectionError", {}, "failed: ConnectionError", None),
+        ("def run(): raise ValueError('boom')", {}, 'tool "probe" failed (ValueError)', FailureKind.PERMANENT),
+        ("def run(): raise ConnectionError", {}, "failed (ConnectionError)", None),
         ("import os\ndef run(): os._exit(3)", {}, 'tool "probe" crashed', FailureKind.TRANSIENT),
         ("import os\ndef run(): os.kill(os.getpid(), 11)", {}, "crashed", FailureKind.TRANSIENT),
         ("import time\ndef run(): time.sleep(60)", {"timeout": 0.5}, "did not answer within 0.5 s", FailureKind.TRANSIENT),
@@ -94,23 +94,27 @@ async def test_every_way_to_fail_has_a_sentence(
     error = error_of(tool.contract, result)
     assert str(error).startswith('tool "probe" ')
     assert said in str(error)
-    assert "\n" not in str(error).strip()
+    assert "\n" not in str(error)
+    assert "boom" not in str(error), "what the tool said may hold what it was given"
     if kind is not None:
         assert error.kind is kind
 
 
 async def test_a_tool_can_ask_for_patience_and_can_swear_that_nothing_happened(make: Make) -> None:
-    source = "from interlock_tool import Fail, Retry\ndef run(how):\n    raise Retry('busy', after=7) if how == 'retry' else Fail('no')\n"
+    source = "from interlock_tool import Fail, Retry\n"
+    source += "def run(how): raise Retry('busy', retry_after=7) if how == 'retry' else Fail('no')\n"
     tools, tool = make(source)
     patience = error_of(tool.contract, await call(tools, tool, {"how": "retry"}))
     assert (patience.kind, patience.retry_after) == (FailureKind.RATE_LIMITED, 7)
     assert isinstance(error_of(tool.contract, await call(tools, tool, {"how": "fail"})), NothingHappened)
 
 
-def test_messages_hold_no_nul() -> None:
+@pytest.mark.parametrize("error", ["a\0b", "Bad\0Name: x", "x" * 100, "Ärger: é", "", None, "No class: at all"])
+def test_messages_hold_a_class_name_or_nothing_of_the_tools(error: str | None) -> None:
     # A NUL in a failure's message could not be written into the journal, and the run would be tried for ever.
-    contract = ToolContract.model_validate(CONTRACT)
-    assert "\0" not in str(error_of(contract, Result("raised", error="a\0b")))
+    found = error_of(ToolContract.model_validate(CONTRACT), Result("raised", error=error))
+    assert str(found) in {'tool "probe" failed (an exception)', 'tool "probe" failed (Ärger)'}
+    assert ("Ärger" in str(found)) is (error == "Ärger: é")
 
 
 def test_a_violation_names_the_place_and_never_the_value() -> None:

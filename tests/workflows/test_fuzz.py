@@ -94,7 +94,7 @@ def _accepts(text: str) -> str:
 def test_mutated_workflows() -> None:
     rng = random.Random(5)
     met = {"refused": 0, "faulty": 0, "good": 0}
-    for number in range(600):
+    for number in range(400):
         text = _mutated(TEXTS[number % len(TEXTS)], rng)
         try:
             met[_accepts(text)] += 1
@@ -130,7 +130,7 @@ _DATA = st.recursive(
 )  # fmt: skip
 
 
-@settings(_ANY, max_examples=300)
+@settings(_ANY, max_examples=200)
 @given(st.fixed_dictionaries({"name": st.just("w"), "input": _DATA, "steps": st.lists(_DATA, max_size=3)}))
 def test_any_data(data: dict[str, Any]) -> None:
     """Data of any shape where the language expects its own, such as a list as a step's kind."""
@@ -150,7 +150,7 @@ _SCHEMAS = st.dictionaries(
 )  # fmt: skip
 
 
-@settings(_ANY, max_examples=300)
+@settings(_ANY, max_examples=200)
 @given(schema=_SCHEMAS, tool=_SCHEMAS)
 def test_any_schema(schema: dict[str, Any], tool: dict[str, Any]) -> None:
     """JSON Schemas of any shape, valid or not: as input, as a model's output, as a tool's contract, as a slot."""

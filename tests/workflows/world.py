@@ -125,6 +125,8 @@ class World:
         assert after.retries <= self.program.workflow.budget.retries
         if before.ending is not None:
             assert after.ending == before.ending
+            for name in self.program.scopes.keys() & before.steps.keys():
+                assert after.steps[name] == before.steps[name], "a container went on although the run is ending"
             for command in commands:
                 starts = isinstance(command, ev.Perform) or command == ev.OpenReview(
                     getattr(command, "step", ""), "approve"
@@ -219,7 +221,7 @@ class World:
             strays.append(ev.CompensationFailed(step, attempt, self.now, failure(Answer(ok=False, kind="permanent"))))
         if step not in {name for _, name in self.reviews}:
             strays.append(ev.ReviewDecided(step, self.now, self.rng.random() < 0.5, ref("x")))
-        if self.state.ending is not None:
+        if self.state.ending is not None or self.state.over:
             strays.append(ev.CancelRequested(self.now, "again"))
         return [stray for stray in strays if getattr(stray, "timer", None) not in self.state.timers]
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from interlock.base.errors import BudgetExceeded
 
+_ROUNDING = 1e-9  # USD; three calls of 0.10 must fit into 0.30, and in floating point they are a little more
+
 
 @dataclass(frozen=True, slots=True)
 class Spending:
@@ -38,7 +40,7 @@ class RunLedger:
             raise BudgetExceeded(
                 f"the call could need {tokens} tokens, and {spent.tokens + held_tokens} of the run's {self._tokens} are used"
             )
-        if self._usd is not None and spent.usd + held_usd + usd > self._usd:
+        if self._usd is not None and spent.usd + held_usd + usd > self._usd + _ROUNDING:
             raise BudgetExceeded(
                 f"the call could cost {usd:.4f} USD, and {spent.usd + held_usd:.4f} of the run's {self._usd:.2f} USD are used"
             )

@@ -110,15 +110,15 @@ class Version:
             tools=tools,
             models=data["models"],
             policy=CedarPolicy(data["policy"]),
-            input_validator=jsonschema_rs.validator_for(workflow.input),
+            input_validator=_validator(workflow.input),
             output_validators={step.id: compile_schema(step.output) for step in model_steps},
-            tool_input_validators={
-                name: jsonschema_rs.validator_for(tool.contract.input) for name, tool in tools.items()
-            },
-            tool_output_validators={
-                name: jsonschema_rs.validator_for(tool.contract.output) for name, tool in tools.items()
-            },
+            tool_input_validators={name: _validator(tool.contract.input) for name, tool in tools.items()},
+            tool_output_validators={name: _validator(tool.contract.output) for name, tool in tools.items()},
         )
+
+
+def _validator(schema: Mapping[str, Any]) -> Any:
+    return jsonschema_rs.validator_for(schema, offline=True)  # a schema must not make a worker open a connection
 
 
 def _nodes(workflow: Workflow, contracts: Mapping[str, ToolContract]) -> list[Any]:

@@ -54,13 +54,27 @@ class EmbeddedPostgres:
         self._server = _library()(self._directory, cleanup_mode=None)
         try:
             with self._alone():
-                self._server.start()
-                self._secure()
+                self._make()
         except Exception as error:
             atexit.unregister(self._server._cleanup)  # noqa: SLF001  there is nothing it could clean
             self._server = None
             raise Unavailable(self._diagnosis(), detail=repr(error)) from error
         return self._url(DATABASE)
+
+    def _make(self) -> None:
+        """Starts the server, making it first if need be; what a killed process left half made is made anew."""
+        making = self._directory.with_name(f"{self._directory.name}.making")
+        if making.exists():
+            # Nothing of ours is in it: migrations come after the mark is gone.
+            self._shut_down()
+            shutil.rmtree(self._directory)
+            self._directory.mkdir()
+        self._bury()
+        if not (self._directory / "PG_VERSION").exists():
+            making.touch()
+        self._server.start()
+        self._secure()
+        making.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Leaves; stops the server if no other live process uses it."""
@@ -78,9 +92,8 @@ class EmbeddedPostgres:
         """Ends the server: politely, then less so. By hand, because the library's way fails on a server that has just
         ended and that nobody has reaped yet, as in a container whose process 1 is slow to."""
         lines = self._directory / "postmaster.pid"
-        try:
-            postmaster = int(lines.read_text().split()[0])
-        except (OSError, ValueError, IndexError):
+        postmaster = self._postmaster()
+        if postmaster is None:
             return  # it is down
         # Fast shutdown, immediate shutdown (recovery at the next start), the end.
         for name, patience in ((signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0)):
@@ -91,6 +104,26 @@ class EmbeddedPostgres:
                 if not lines.exists() or not _alive(postmaster):
                     return
                 time.sleep(0.02)
+
+    def _postmaster(self) -> int | None:
+        try:
+            return int((self._directory / "postmaster.pid").read_text().split()[0])
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def _bury(self) -> None:
+        """A server that was killed and that nobody has reaped looks alive to PostgreSQL, which then refuses to start.
+
+        Its children end with it; the file that names it may go once no process has the directory for its own.
+        """
+        postmaster = self._postmaster()
+        if postmaster is None or not _is_zombie(postmaster):
+            return
+        deadline = time.monotonic() + 10
+        while _inhabited(self._directory) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not _inhabited(self._directory):
+            (self._directory / "postmaster.pid").unlink(missing_ok=True)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -163,8 +196,24 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and was not reaped; False where that cannot be seen."""
     try:
-        # After the name in parentheses comes the state; Z has ended and only waits to be reaped.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, IndexError):
-        return True
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in {"Z", "X"}
+
+
+def _inhabited(directory: Path) -> bool:
+    """Whether a process has this as its working directory, as all of a PostgreSQL server's have."""
+    place = str(directory.resolve())
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if str((entry / "cwd").readlink()) == place:
+                    return True
+    return False

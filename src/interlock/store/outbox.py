@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from interlock.base.errors import InterlockError
-from interlock.store.database import Database
+from interlock.base.errors import InterlockError, Unavailable
+from interlock.store.database import Database, Row
 
 _POLL_SECONDS = 0.5
 _BATCH = 100
+_LOCK = 0x1CE10B  # of the relay that is at work; any number that nothing else locks
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,18 @@ Sink = Callable[[OutboxEvent], Awaitable[None]]
 
 
 class Relay:
-    """Delivers outbox events to every sink, then forgets them. Relays in many processes do not get in each other's way."""
+    """Delivers outbox events to every sink, then forgets them. Of the relays in many processes one works at a time.
 
-    def __init__(self, database: Database, sinks: list[Sink]) -> None:
+    Args:
+        complain: told why events stay, once for every reason.
+    """
+
+    def __init__(
+        self, database: Database, sinks: list[Sink], *, complain: Callable[[Exception], None] | None = None
+    ) -> None:
         self._database = database
         self._sinks = sinks
+        self._complain = complain
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -46,23 +54,49 @@ class Relay:
             self._task = None
 
     async def _run(self) -> None:
+        known = ""
         while True:
+            delivered, failure = 0, None
             try:
                 delivered = await self._database.retrying(self.deliver)
-            except InterlockError:
-                delivered = 0  # a sink or the database is away; the events stay
+            except Exception as error:  # noqa: BLE001  whatever it is, the events stay, and will be tried again
+                failure = error
+            if failure is not None and self._complain is not None and str(failure) != known:
+                self._complain(failure)
+            known = str(failure) if failure is not None else ""
             if delivered < _BATCH:
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def deliver(self) -> int:
-        """Delivers one batch; the rows stay locked meanwhile, and stay if a sink fails."""
+        """Delivers one batch; how many events. Those that a sink did not take stay, and so does everything after them.
+
+        Raises:
+            InterlockError: what the sink said.
+        """
         async with self._database.connection() as connection, connection.transaction():
+            # One relay at a time: two would each have a part of the events, and nobody would know which came first.
+            if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", _LOCK):
+                return 0
             rows = await connection.fetch("select * from peek_outbox($1)", _BATCH)
-            for row in rows:
-                event = OutboxEvent(
-                    row["outbox_id"], row["org_id"], row["topic"], row["payload"], row["created_at"].timestamp()
-                )
+            delivered, failure = await self._hand_out(rows)
+            await connection.execute("select drop_outbox($1)", delivered)
+        if failure is not None:
+            raise failure
+        return len(delivered)
+
+    async def _hand_out(self, rows: list[Row]) -> tuple[list[int], InterlockError | None]:
+        delivered: list[int] = []
+        for row in rows:
+            event = OutboxEvent(
+                row["outbox_id"], row["org_id"], row["topic"], row["payload"], row["created_at"].timestamp()
+            )
+            try:
                 for sink in self._sinks:
                     await sink(event)
-            await connection.execute("select drop_outbox($1)", [row["outbox_id"] for row in rows])
-        return len(rows)
+            except InterlockError as error:
+                return delivered, error
+            except Exception as error:  # noqa: BLE001  a sink's bug is no reason to lose an event either
+                said = f"a receiver of events failed with {type(error).__name__}; events are kept"
+                return delivered, Unavailable(said, detail=repr(error))
+            delivered.append(event.event_id)
+        return delivered, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import structlog
 
 from interlock.telemetry.tracing import current_ids
 
-# Whatever looks like a credential, wherever it stands: ours (il_…), providers' (sk-…), bearer tokens, URL passwords.
+# Whatever looks like a credential, wherever it stands: ours (il_…), providers' (sk-…, AWS, GitHub, Slack), bearer tokens,
+# URL passwords.
 _SECRETS = re.compile(
-    r"(il_[a-z0-9]{10,}_[a-z0-9]+|sk-[A-Za-z0-9_-]{8,}|(?<=[Bb]earer )[A-Za-z0-9._~+/-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@))"
+    r"il_[a-z0-9]{10,}_[a-z0-9]+|sk-[A-Za-z0-9_-]{8,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|xox[abpr]-[A-Za-z0-9-]{10,}"
+    r"|(?<=[Bb]earer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
 )
 
 
@@ -62,6 +64,17 @@ def _shape(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     """The seed document's fields: timestamp, trace_id, span_id, level, event_type, message, structured_data."""
     head = {key: event.pop(key, None) for key in ("timestamp", "level", "trace_id", "span_id", "message")}
     line = {"event_type": event.pop("event"), **head}
-    line["structured_data"] = {key: scrub(value) if isinstance(value, str) else value for key, value in event.items()}
+    line["structured_data"] = _scrubbed(event)
     line["message"] = scrub(str(line["message"] or ""))
     return line
+
+
+def _scrubbed(value: Any) -> Any:
+    """JSON without credentials at any depth; what is not JSON becomes text, and may hold one as well."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {scrub(str(key)): _scrubbed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_scrubbed(item) for item in value]
+    return scrub(value if isinstance(value, str) else repr(value))

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 
-from interlock.base.errors import InterlockError
+from interlock.base.errors import InterlockError, Unavailable
 from interlock.store.database import Database
 from interlock.store.queries import QUERIES
 from interlock.telemetry import names
@@ -176,7 +176,7 @@ class _SpanStore(SpanProcessor):
 
             try:
                 await self._database.retrying(write)
-            except InterlockError:
+            except Unavailable:
                 self._ended.extendleft(reversed(spans))
                 raise
 
@@ -185,12 +185,12 @@ class _SpanStore(SpanProcessor):
             await asyncio.sleep(_FLUSH_SECONDS)
             try:
                 await self.flush()
-            except InterlockError:
-                continue  # kept, and tried again
+            except Exception:  # noqa: BLE001, S112  kept or lost; the spans that come after must not be lost with them
+                continue
 
 
 def _row(span: ReadableSpan) -> tuple[Any, ...]:
-    attributes = dict(span.attributes or {})
+    attributes = {name: _storable(value) for name, value in (span.attributes or {}).items()}
     start, end = span.start_time or 0, span.end_time or 0
     ok = span.status.status_code is not StatusCode.ERROR
     attributes.setdefault(names.SUCCESS, ok)
@@ -200,3 +200,10 @@ def _row(span: ReadableSpan) -> tuple[Any, ...]:
     parent = f"{span.parent.span_id:016x}" if span.parent else None
     org = str(attributes[names.ORG_ID])
     return (f"{context.trace_id:032x}", f"{context.span_id:016x}", org, parent, span.name, start, end, ok, attributes)
+
+
+def _storable(value: Any) -> Any:
+    # A database text holds neither NUL nor half a surrogate pair; one such span would hold up all that come after it.
+    if isinstance(value, str):
+        return value.replace("\0", "").encode(errors="replace").decode()
+    return [_storable(item) for item in value] if isinstance(value, tuple | list) else value

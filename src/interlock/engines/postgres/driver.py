@@ -72,6 +72,8 @@ class RunDriver:
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._signals = asyncio.Event()
         self._used_signals: list[int] = []
+        # Never shrinks: a query that began before a commit may still bring back what that commit used up.
+        self._seen_signals: set[int] = set()
         self._draining = False
         self._state = RunState()
         self._seq = 0
@@ -195,7 +197,8 @@ class RunDriver:
 
     def _take_signals(self, signals: list[dict[str, Any]]) -> None:
         for signal in signals:
-            if signal["id"] not in self._used_signals:
+            if signal["id"] not in self._seen_signals:
+                self._seen_signals.add(signal["id"])
                 self._used_signals.append(signal["id"])
                 self._inbox.put_nowait(Outcome(ev.event_from_json(signal["event"])))
 
