@@ -88,7 +88,11 @@ class Server:
         self._pg_ctl("-o", f'-h "" -k {socket}', "start")
 
     def running(self) -> bool:
-        return (self.directory / "pg" / "postmaster.pid").exists()
+        try:
+            os.kill(int((self.directory / "pg" / "postmaster.pid").read_text().split()[0]), 0)
+        except (OSError, IndexError):
+            return False
+        return True
 
     def close(self) -> None:
         self._embedded.stop()
@@ -272,8 +276,12 @@ def _second_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def private_server(_second_server: Server) -> Server:
-    """A server that a test may restart, crash and stop; use `create_database` on it."""
-    if not _second_server.running():
-        _second_server.start()
-    return _second_server
+def private_server(_second_server: Server) -> Iterator[Server]:
+    """A server that a test may restart, crash and stop; its `url` is that of a fresh, migrated database."""
+    server = _second_server
+    template, server.url = server.url, server.create_database()
+    yield server
+    if not server.running():
+        server.start()
+    server.drop_database(server.url)
+    server.url = template

@@ -44,7 +44,15 @@ class Done:
 class Command:
     """A command under way."""
 
-    def __init__(self, zygote: str, arguments: tuple[str, ...], cwd: Path, env: dict[str, str], stdin: bytes) -> None:
+    def __init__(
+        self,
+        zygote: str,
+        arguments: tuple[str, ...],
+        cwd: Path,
+        env: dict[str, str],
+        stdin: bytes,
+        stdout: int | None = None,
+    ) -> None:
         self._files = {name: tempfile.TemporaryFile() for name in ("in", "out", "err")}  # noqa: SIM115  see close
         self._files["in"].write(stdin)
         self._files["in"].seek(0)
@@ -52,7 +60,10 @@ class Command:
         self._connection.settimeout(PATIENCE)
         self._connection.connect(zygote)
         request = json.dumps({"argv": arguments, "cwd": str(cwd), "env": env}).encode()
-        socket.send_fds(self._connection, [request], [file.fileno() for file in self._files.values()])
+        descriptors = [file.fileno() for file in self._files.values()]
+        if stdout is not None:
+            descriptors[1] = stdout
+        socket.send_fds(self._connection, [request], descriptors)
         self._said = self._connection.makefile("rb")
         self.pid = int(self._said.readline())
         self._code: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ import jsonschema_rs
 import pytest
 from ruamel.yaml import YAML
 
-from .conftest import Cli
+from interlock.base.errors import Conflict
+from interlock.cli import main
+
+from .conftest import Cli, Command
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "support_triage"
 
@@ -230,6 +234,57 @@ def test_the_installed_command_works_with_an_empty_home(bare: Cli, tmp_path: Pat
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
     assert list(bare.directory.iterdir()) == []
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(bare: Cli) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # as `interlock schema | head -1` does, only sooner
+    command = Command(bare.zygote, ("schema",), bare.directory, bare.env, b"", stdout=writing)
+    bare.started.append(command)
+    os.close(writing)
+    done = command.wait()
+    assert done.err == ""
+    assert done.code in {0, 1, 120}
+
+
+def test_the_stack_is_shown_to_whoever_asks_for_it(files: Cli) -> None:
+    (files.directory / SETTINGS).unlink()
+    (files.directory / SETTINGS).mkdir()
+    said = files.fails(2, "check")
+    assert f"{SETTINGS}: cannot be read" in said
+    assert len(said.splitlines()) == 1
+    shown = files.start("check", INTERLOCK_DEBUG="1").wait()
+    assert shown.code != 0
+    assert "Traceback" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RuntimeError("one\ntwo"), 1, "an internal error (RuntimeError: one); INTERLOCK_DEBUG=1 shows where"),
+        (RuntimeError(), 1, "an internal error (RuntimeError: )"),
+        (RecursionError("too deep"), 1, "an internal error (RecursionError: too deep)"),
+        (OSError(28, "No space left on device", "/some/file"), 8, "/some/file: No space left on device"),
+        (OSError("odd"), 8, "the system: odd"),
+        (Conflict("it [bold]is[/] \x1b[31m there"), 4, "it [bold]is[/] \\u001b[31m there"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_whatever_goes_wrong_ends_in_a_sentence_and_a_code(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr(main, "cli", broken)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == code
+    shown = capfd.readouterr().err
+    assert shown.startswith(said)
+    assert len(shown.splitlines()) == bool(said)
 
 
 def test_every_command_explains_itself(bare: Cli) -> None:

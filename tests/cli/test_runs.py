@@ -57,6 +57,22 @@ def test_the_project_that_init_writes_runs(cli: Cli, model: FakeModel) -> None:
     assert all(span["ok"] for span in spans)
 
 
+def test_the_tool_that_init_writes_finds_what_fits_and_nothing_else(cli: Cli, model: FakeModel) -> None:
+    """Its own logic, in its sandbox, seen from outside; what it finds decides the branch."""
+    found = {}
+    for question in ("How do I change my password?", "PASSWORD!!", "When will the order arrive?", "xyzzy", "how do I"):
+        run = cli.ok("run", "answer", "--json", "-i", json.dumps({"question": question})).json
+        values = cli.ok("show", run["run_id"], "--json").json["values"]
+        found[question] = [entry["topic"] for entry in values["search"]["entries"]], run["status"]
+    assert found == {
+        "How do I change my password?": (["account"], "succeeded"),
+        "PASSWORD!!": (["account"], "succeeded"),
+        "When will the order arrive?": (["shipping"], "succeeded"),
+        "xyzzy": ([], "waiting"),
+        "how do I": ([], "waiting"),
+    }
+
+
 def test_json_output_is_json_whatever_is_in_it(cli: Cli, model: FakeModel) -> None:
     text = ":warning: [bold]x[/] \x1b[31m \x9b31m \u202e é 😀 \0 line\nbreak"
     model.always(answer({"topic": "refunds", "answer": text}))

@@ -53,7 +53,7 @@ async def test_a_connection_that_was_another_organisations_shows_ours_only(
 
 
 async def test_a_query_outlives_a_restart_of_the_server(private_server: Server) -> None:
-    url = private_server.create_database()
+    url = private_server.url
     with psycopg.connect(url, autocommit=True) as owner:
         owner.execute("insert into orgs values ('acme', 'Acme')")
     database = Database(app_url(url, MASTER_KEY), pool_size=3)
@@ -67,14 +67,13 @@ async def test_a_query_outlives_a_restart_of_the_server(private_server: Server) 
     await asyncio.to_thread(private_server.start)
     assert seen(await query) == {"acme"}
     await database.close()
-    private_server.drop_database(url)
 
 
 async def test_a_server_that_stays_away_is_one_sentence(
     private_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_WAITS", (0.0,) * len(module._WAITS))
-    url = private_server.create_database()
+    url = private_server.url
     database = Database(app_url(url, MASTER_KEY), pool_size=2)
     await database.open()
     await asyncio.to_thread(private_server.crash)
@@ -85,7 +84,6 @@ async def test_a_server_that_stays_away_is_one_sentence(
     await asyncio.to_thread(private_server.start)
     assert await database.rows("list_orgs") == []
     await database.close()
-    private_server.drop_database(url)
 
 
 @pytest.mark.parametrize(

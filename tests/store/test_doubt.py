@@ -262,7 +262,7 @@ async def test_a_storm_of_broken_connections(
 
 async def test_a_server_that_crashes_again_and_again(private_server: Server, audit_log: AuditLog) -> None:
     org, done = "acme", asyncio.Event()
-    url = private_server.create_database()
+    url = private_server.url
     with psycopg.connect(url, autocommit=True) as owner:
         owner.execute("insert into orgs values ('acme', 'Acme')")
         owner.execute("insert into audit_heads values ('acme')")
@@ -281,4 +281,3 @@ async def test_a_server_that_crashes_again_and_again(private_server: Server, aud
     assert len(returned) > 50, "hardly anything went on between the crashes"
     with psycopg.connect(url, autocommit=True) as owner:
         check(owner, audit_log, org, returned, raised)
-    private_server.drop_database(url)

@@ -203,7 +203,7 @@ async def test_spans_are_written_without_being_asked_and_at_the_end(
 
 
 async def test_spans_wait_for_a_database_that_is_away(private_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = private_server.create_database()
+    url = private_server.url
     with psycopg.connect(url, autocommit=True) as owner:
         owner.execute("insert into orgs values ('acme', 'Acme')")
     database = Database(app_url(url, MASTER_KEY), pool_size=2)
@@ -223,7 +223,6 @@ async def test_spans_wait_for_a_database_that_is_away(private_server: Server, mo
     await database.close()
     with psycopg.connect(url, autocommit=True) as owner:
         assert list(stored(owner)) == ["first", "second"]
-    private_server.drop_database(url)
 
 
 async def test_the_ids_of_the_running_code_are_those_of_its_span(tracing: Tracing, orgs: tuple[str, str]) -> None:

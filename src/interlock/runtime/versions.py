@@ -117,7 +117,7 @@ class Version:
         )
 
 
-def _validator(schema: Mapping[str, Any]) -> Any:
+def _validator(schema: dict[str, Any]) -> Any:
     return jsonschema_rs.validator_for(schema, offline=True)  # a schema must not make a worker open a connection
 
 

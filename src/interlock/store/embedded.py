@@ -114,7 +114,7 @@ class EmbeddedPostgres:
     def _bury(self) -> None:
         """A server that was killed and that nobody has reaped looks alive to PostgreSQL, which then refuses to start.
 
-        Its children end with it; the file that names it may go once no process has the directory for its own.
+        Its children end with it; the files that name it may go once no process has the directory for its own.
         """
         postmaster = self._postmaster()
         if postmaster is None or not _is_zombie(postmaster):
@@ -122,8 +122,12 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + 10
         while _inhabited(self._directory) and time.monotonic() < deadline:
             time.sleep(0.05)
-        if not _inhabited(self._directory):
-            (self._directory / "postmaster.pid").unlink(missing_ok=True)
+        if _inhabited(self._directory):
+            return
+        file = self._directory / "postmaster.pid"
+        port, sockets = file.read_text().splitlines()[3:5]  # its format: PostgreSQL's src/include/utils/pidfile.h
+        (Path(sockets) / f".s.PGSQL.{port}.lock").unlink(missing_ok=True)
+        file.unlink()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
