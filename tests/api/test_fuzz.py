@@ -111,7 +111,7 @@ async def test_no_request_makes_the_server_fail(working: Served) -> None:
     seen: dict[int, int] = {}
     loop = asyncio.get_running_loop()
 
-    @settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(requests(document, ids))
     def fuzz(request: dict[str, Any]) -> None:
         response = asyncio.run_coroutine_threadsafe(ask(client, request), loop).result(PATIENCE)
@@ -122,8 +122,8 @@ async def test_no_request_makes_the_server_fail(working: Served) -> None:
 
     await asyncio.to_thread(fuzz)
     # It came through to the handlers, and was stopped before them: both happened.
-    assert seen[2] >= 40
-    assert seen[4] >= 40
+    assert seen[2] >= 25
+    assert seen[4] >= 25
     # What did get in is whole: every list can be read, and the record verifies.
     for path in ("/v1/runs?limit=200", "/v1/reviews?status=all", "/v1/keys", "/v1/audit?limit=1000"):
         assert (await client.get(path)).status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -72,7 +73,7 @@ async def test_a_revoked_key_is_refused_at_once_here_and_soon_elsewhere(
     database: Database, authenticator: Authenticator, monkeypatch: pytest.MonkeyPatch, org: str
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     elsewhere = Authenticator(database)
     key = await authenticator.issue(org, "eve", ROLES)
     for process in (authenticator, elsewhere):
