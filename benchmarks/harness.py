@@ -52,7 +52,8 @@ class Peer:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("interlock", "interlock_steps.py", own_environment=False),
+        Peer("interlock", "interlock_steps.py", modes=("model",), own_environment=False),
+        Peer("interlock-tool", "interlock_steps.py", modes=("tool",), own_environment=False),
         Peer("dbos", "peers/dbos_steps.py", modes=("sync", "async")),
         Peer("langgraph", "peers/langgraph_steps.py", modes=("async", "sync")),
         Peer("raw", "peers/raw_commit.py"),
@@ -174,9 +175,9 @@ def _call_program(peer: Peer, mode: str, concurrency: int, work: Plan, url: str,
     command = [str(python if peer.own_environment else sys.executable), str(HERE / peer.program), "--url", url]
     command += ["--steps", str(work.steps), "--runs", str(work.runs), "--concurrency", str(concurrency)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(UNWANTED_ENVIRONMENT)}
+    command += ["--mode", mode]
     if peer.own_environment:
         environment |= QUIET
-        command += ["--mode", mode]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PROGRAM_SECONDS, env=environment, check=False
@@ -188,7 +189,7 @@ def _call_program(peer: Peer, mode: str, concurrency: int, work: Plan, url: str,
         said = done.stderr.strip()[-2000:] or "nothing on stderr"
         raise BenchmarkFailed(f"{peer.program} ended with exit code {done.returncode}:\n{said}")
     try:
-        return {"mode": mode} | json.loads(lines[-1])
+        return {"mode": mode} | json.loads(lines[-1]) | {"peer": peer.name}
     except json.JSONDecodeError as bad:
         raise BenchmarkFailed(f"{peer.program} printed a result that is not JSON: {lines[-1][:200]}") from bad
 

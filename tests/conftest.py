@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -61,6 +63,9 @@ class Server:
         self.directory = Path(tempfile.mkdtemp(prefix="il-", dir=_fast_directory()))
         self._embedded = EmbeddedPostgres(self.directory / "pg", MASTER_KEY)
         self._numbers = itertools.count()
+        # If the suite is killed, its end of the pipe closes, and nothing is left running.
+        command = [sys.executable, "-c", _WATCH, str(self.directory)]
+        self._watch = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         self.url = self._embedded.start()
         # What a process writes survives its own crash without fsync, and no test pulls the plug.
         self._admin("alter system set fsync = off", "select pg_reload_conf()")
@@ -96,7 +101,7 @@ class Server:
 
     def close(self) -> None:
         self._embedded.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._watch.communicate()
 
     def _admin(self, *statements: str) -> None:
         url = urlunsplit(urlsplit(self.url)._replace(path="/postgres"))
@@ -110,6 +115,17 @@ class Server:
         server, data = self._embedded._server, self.directory / "pg"
         options = ("-w", "-D", str(data), "-l", str(data / "log"))
         pgexec("pg_ctl", (*options, *arguments), bin_path=server.bin_path, user=server.system_user, timeout=60)
+
+
+_WATCH = """
+import os, pathlib, shutil, signal, sys
+sys.stdin.read()
+try:
+    os.kill(int((pathlib.Path(sys.argv[1]) / "pg" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+except (OSError, IndexError):
+    pass
+shutil.rmtree(sys.argv[1], ignore_errors=True)
+"""
 
 
 def _fast_directory() -> str | None:

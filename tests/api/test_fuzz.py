@@ -111,7 +111,7 @@ async def test_no_request_makes_the_server_fail(working: Served) -> None:
     seen: dict[int, int] = {}
     loop = asyncio.get_running_loop()
 
-    @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(requests(document, ids))
     def fuzz(request: dict[str, Any]) -> None:
         response = asyncio.run_coroutine_threadsafe(ask(client, request), loop).result(PATIENCE)

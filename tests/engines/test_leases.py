@@ -50,10 +50,11 @@ async def test_stopped_in_the_middle_of_a_call(
     assert [line["structured_data"]["run_id"] for line in sleeper.log("run.finished")] == [again]
 
 
+@faults("bank", "--delay", "2")
 async def test_stopped_before_the_effect(
     desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, bank: Bank, model: Model
 ) -> None:
-    """It sleeps in the step before; when it wakes up, its next step would be the refund."""
+    """It sleeps in the step before the refund, and wakes up while somebody else is paying."""
     model.hold("think")
     sleeper = await spawn().ready()
     run = await desk.start("think_pay", ticket="a")
@@ -62,10 +63,13 @@ async def test_stopped_before_the_effect(
     await open_app(start_worker=True)
     await until(lambda: model.asked("think") == 2, lambda: "nobody takes over")
     model.release("think")  # both get their answer, the sleeper when it wakes up
-    assert await seen.finished(run) == ["succeeded"]
+    await until(lambda: bank.requests == 1, lambda: "nobody pays")
 
     sleeper.send(signal.SIGCONT)
     await until(lambda: bool(sleeper.log("run.abandoned")), lambda: "the sleeper has not noticed")
+    assert sleeper.log("run.abandoned")[0]["structured_data"]["reason"] == "lease_lost"
+    assert seen.effect(run) == "executing", "it was to wake up in the middle"
+    assert await seen.finished(run) == ["succeeded"]
     assert (bank.requests, bank.refunds) == (1, {"a": 1})
     assert seen.queue(run) is None
     seen.story(run)
