@@ -183,3 +183,10 @@ def test_serve_and_worker_share_one_embedded_database(embedded: Cli, model: Fake
     assert worker.wait().code == -signal.SIGKILL
     assert cli.ok("runs", "--json").json
     clean(cli, serve.stop())
+
+
+def test_deploy_makes_a_version_once(embedded: Cli) -> None:
+    assert embedded.ok("deploy").out.startswith("deployed answer@")
+    assert embedded.ok("deploy").out.strip() == "nothing to do: this is what is deployed"
+    embedded.edit("prompts/answer.yaml", "Use only", "Use nothing but")
+    assert embedded.ok("deploy").out.startswith("deployed answer@")

@@ -20,7 +20,7 @@ from interlock.base.settings import Settings
 from interlock.cli.connection import find_server, settings_here
 from interlock.cli.console import errors, out
 from interlock.identity.principal import Principal
-from interlock.runtime.project import require_project
+from interlock.runtime.project import read_project, require_project
 from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
 
@@ -31,6 +31,7 @@ def register(cli: typer.Typer) -> None:
     cli.command("dev")(dev)
     cli.command("serve")(serve)
     cli.command("worker")(worker)
+    cli.command("deploy")(deploy)
     cli.command("migrate")(migrate)
 
 
@@ -60,6 +61,21 @@ def worker() -> None:
             await stop.wait()
 
     _run(main(settings_here()))
+
+
+def deploy() -> None:
+    """Make the project in this directory what new runs get. Runs under way keep the version they began with."""
+    settings = settings_here()
+    project = read_project(Path.cwd(), settings)
+    logs.configure(level="warning")
+
+    async def main() -> list[str]:
+        async with App(Path.cwd(), settings) as app:
+            principal, _ = await app.local_principal()
+            return await app.deploy(principal, project)
+
+    deployed = asyncio.run(main())
+    out.print("\n".join(f"deployed {name}" for name in deployed) or "nothing to do: this is what is deployed")
 
 
 def migrate() -> None:

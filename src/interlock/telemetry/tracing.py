@@ -176,7 +176,8 @@ class _SpanStore(SpanProcessor):
 
             try:
                 await self._database.retrying(write)
-            except Unavailable:
+            except (Unavailable, asyncio.CancelledError):
+                # Closing cancels a flush that is under way and then flushes once more; a span may be written twice.
                 self._ended.extendleft(reversed(spans))
                 raise
 
