@@ -107,7 +107,8 @@ class EmbeddedPostgres:
 
     def _postmaster(self) -> int | None:
         try:
-            return int((self._directory / "postmaster.pid").read_text().split()[0])
+            # Negative while initdb works: a server of its own, for itself only.
+            return abs(int((self._directory / "postmaster.pid").read_text().split()[0]))
         except (OSError, ValueError, IndexError):
             return None
 
