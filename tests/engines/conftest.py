@@ -137,11 +137,15 @@ def _indent(text: str, by: int) -> str:
 
 
 @pytest.fixture
-def settings(model: Model, bank: Bank, strict: Bank) -> dict[str, Any]:
-    """Settings of every process of a test: a short lease, so that takeovers are quick."""
+def settings(model: Model, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings of every process of a test: a short lease, so that takeovers are quick. Banks run if the test asks for them."""
+
+    def address(bank: str) -> str:
+        return request.getfixturevalue(bank).address if bank in request.fixturenames else "127.0.0.1:9"
+
     return {
         "models": {"default": model.pin},
-        "variables": {"bank": bank.address, "strict": strict.address},
+        "variables": {name: address(name) for name in ("bank", "strict")},
         "worker": {"concurrency": 8, "lease_seconds": 1},
         "sandbox": {"warm": 0},
     }
