@@ -23,7 +23,7 @@ JsonRow = dict[str, Any]
 _SETTLE = "select settle($1)"
 LEASE_LOST, HEAD_MOVED, NOT_OPEN = "IL001", "IL002", "IL005"
 
-# The parts of a batch that are plain rows; `settle` in sql/migrations/0003.functions.sql says what each holds.
+# The parts of a batch that are plain rows; `settle` in sql/functions/settle.sql says what each holds.
 PARTS = (
     "artifacts",
     "new_runs",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from importlib import resources
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -46,14 +48,15 @@ def migrate(owner_url: str, master_key: bytes) -> list[str]:
     import yoyo  # noqa: PLC0415  takes 100 ms to import, and only a starting process migrates
 
     logging.getLogger("yoyo").setLevel(logging.WARNING)
-    with resources.as_file(resources.files("interlock.store").joinpath("sql", "migrations")) as directory:
-        migrations = yoyo.read_migrations(str(directory))
+    with resources.as_file(resources.files("interlock.store").joinpath("sql")) as directory:
+        migrations = yoyo.read_migrations(str(directory / "migrations"))
         try:
             with psycopg.connect(owner_url, autocommit=True) as guard:
                 # A lock that goes with its connection: the library's own is a row, which a killed process leaves behind.
                 guard.execute("select set_config('lock_timeout', %s, false)", (_LOCK_TIMEOUT,))
                 guard.execute("select pg_advisory_lock(%s)", (_LOCK,))
                 applied = _apply(yoyo.get_backend(_with_scheme(owner_url, "postgresql+psycopg")), migrations)
+                _replace_functions(guard, directory / "functions")
                 _let_app_in(guard, owner_url, master_key)
         except psycopg.Error as error:
             raise Unavailable(f"{_unreachable(owner_url)}: {str(error).splitlines()[0]}", detail=str(error)) from error
@@ -70,6 +73,21 @@ def _apply(backend: Any, migrations: Any) -> list[str]:
                 migration.process_steps(backend, "apply")
                 backend.mark_one(migration)
         return [migration.id for migration in missing]
+
+
+def _replace_functions(connection: psycopg.Connection[Any], directory: Path) -> None:
+    """Functions hold no data, so they are not migrated step by step: their files say what they are now, and replace what was."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(directory.glob("*.sql")))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    with connection.transaction():
+        connection.execute("create table if not exists functions_applied (digest text not null)")
+        if connection.execute("select from functions_applied where digest = %s", (digest,)).fetchone():
+            return
+        connection.execute(text.encode())
+        connection.execute("revoke execute on all functions in schema public from public")
+        connection.execute("grant execute on all functions in schema public to interlock_app")
+        connection.execute("delete from functions_applied")
+        connection.execute("insert into functions_applied values (%s)", (digest,))
 
 
 def app_url(owner_url: str, master_key: bytes) -> str:

@@ -14,7 +14,7 @@ from interlock.base.clock import Clock
 from interlock.base.errors import Erased, LeaseLost, Unavailable
 from interlock.base.refs import Ref
 from interlock.budget.ledger import RunLedger
-from interlock.engines.postgres.records import commit_of, confirmed_effects, finish, finish_attributes, open_review
+from interlock.runtime.records import commit_of, confirmed_effects, finish, finish_attributes, open_review
 from interlock.identity.principal import Principal
 from interlock.runtime.kernel import Kernel
 from interlock.runtime.versions import Versions

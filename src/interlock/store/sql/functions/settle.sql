@@ -1,9 +1,7 @@
--- The write path (settle) and the few reads that must look across organisations.
--- depends: 0002.security
-
+-- The write path.
 -- Commits everything a batch of steps, runs and decisions has to say, in one transaction and one round trip.
 -- Only the parts that are there cost anything. Refuses the whole batch (IL001) if a run's fence moved on, (IL002) if an audit head did; the caller sorts it out.
-create function settle(batch jsonb) returns void language plpgsql as $$
+create or replace function settle(batch jsonb) returns void language plpgsql as $$
 declare moved text; touched integer;
 begin
     perform set_config('interlock.orgs', batch ->> 'orgs', true);
@@ -140,54 +138,3 @@ begin
             where queue.run_id = w.run_id;
     end if;
 end $$;
-
--- The functions below run as the schema's owner: they look across organisations and return ids only.
-
-create function claim_runs(claimant text, lease_seconds double precision, wanted integer)
-    returns table (run_id text, org_id text, fence bigint)
-    language sql security definer set search_path = public, pg_temp as $$
-    update queue set worker = claimant, fence = queue.fence + 1, lease_until = now() + make_interval(secs => lease_seconds)
-        where queue.run_id in (
-            select q.run_id from queue q
-            where q.available_at <= now() and (q.worker is null or q.lease_until < now())
-            order by q.available_at limit wanted for update skip locked)
-        returning queue.run_id, queue.org_id, queue.fence
-$$;
-
-create function renew_leases(claimant text, lease_seconds double precision, driven text[]) returns integer
-    language plpgsql security definer set search_path = public, pg_temp as $$
-declare renewed integer;
-begin
-    perform from queue where worker = claimant and run_id = any(driven) order by run_id for update;
-    update queue set lease_until = now() + make_interval(secs => lease_seconds)
-        where worker = claimant and run_id = any(driven);
-    get diagnostics renewed = row_count;
-    return renewed;
-end $$;
-
-create function release_leases(claimant text) returns void
-    language sql security definer set search_path = public, pg_temp as $$
-    update queue set worker = null, lease_until = null, available_at = least(available_at, now())
-        where run_id in (select run_id from queue where worker = claimant order by run_id for update) and worker = claimant
-$$;
-
-create function authenticate(presented text) returns table (org_id text, secret_hash bytea, user_id text, roles text[])
-    language sql stable security definer set search_path = public, pg_temp as $$
-    select k.org_id, k.secret_hash, k.user_id, k.roles from api_keys k where k.key_id = presented and k.revoked_at is null
-$$;
-
-create function peek_outbox(wanted integer) returns table (outbox_id bigint, org_id text, topic text, payload jsonb, created_at timestamptz)
-    language sql security definer set search_path = public, pg_temp as $$
-    select o.outbox_id, o.org_id, o.topic, o.payload, o.created_at from outbox o order by o.outbox_id limit wanted for update skip locked
-$$;
-
-create function drop_outbox(delivered bigint[]) returns void language sql security definer set search_path = public, pg_temp as $$
-    delete from outbox where outbox_id = any(delivered)
-$$;
-
-create function queue_depth() returns bigint language sql stable security definer set search_path = public, pg_temp as $$
-    select count(*) from queue where available_at <= now()
-$$;
-
-revoke execute on all functions in schema public from public;
-grant execute on all functions in schema public to interlock_app;
