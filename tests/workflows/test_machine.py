@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from interlock.workflows import events as ev
-from interlock.workflows.events import CloseReview, Compensate, Finish, OpenReview, Perform, RunStatus, StartTimer
+from interlock.workflows.events import CloseReview, Compensate, Finish, OpenLetter, OpenReview, Perform, RunStatus, StartTimer
 from interlock.workflows.machine import pending
 from interlock.workflows.retry import jitter
 from interlock.workflows.source import parse_yaml, validate
@@ -64,7 +64,10 @@ def test_saga_retries_an_undo_and_goes_on() -> None:
 def test_saga_that_cannot_undo_is_dead_and_undoes_the_rest() -> None:
     run = _trip_fails_at_the_car()
     run.failed("car")
-    assert run.not_undone("hotel", kind="permanent") == [Compensate("flight", 1)]
+    assert run.not_undone("hotel", kind="permanent") == [
+        OpenLetter("hotel", "compensation"),
+        Compensate("flight", 1),
+    ]
     assert run.undone("flight") == [Finish(RunStatus.DEAD, 'step "car": it broke; could not undo hotel')]
 
 

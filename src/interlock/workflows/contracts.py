@@ -20,6 +20,12 @@ class ToolLimits(Part):
     processes: int = Field(default=64, ge=1, le=4096)
 
 
+class Health(Part):
+    """A check of the tool's own: main.py has `health(context) → {healthy: true|false, detail: text}`."""
+
+    every: Seconds = Field(default=30.0, ge=5.0, le=3600.0, description="seconds from one check to the next")
+
+
 class ToolContract(Part):
     """`tool.yaml` beside a tool's `main.py`.
 
@@ -41,6 +47,9 @@ class ToolContract(Part):
     honours_idempotency: bool = False
     compensate: bool = Field(default=False, description="main.py has compensate(input, output, context)")
     probe: bool = Field(default=False, description="main.py has probe(input, context) → {happened, output}")
+    health: Health | None = Field(
+        default=None, description="main.py has health(context); a tool that says no twice in a row is not called"
+    )
 
     @model_validator(mode="after")
     def _pure_tools_have_nothing_to_undo(self) -> Self:

@@ -34,8 +34,10 @@ RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
     RunStatus.RUNNING: frozenset({RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
     RunStatus.WAITING: frozenset({RunStatus.RUNNING, RunStatus.COMPENSATING}) | _ENDINGS,
-    RunStatus.COMPENSATING: frozenset({RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD}),
+    RunStatus.COMPENSATING: frozenset({RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PARTIAL, RunStatus.DEAD}),
     **{ending: frozenset() for ending in _ENDINGS},
+    # What could not be undone can be tried again by a person, out of the dead-letter queue.
+    RunStatus.DEAD: frozenset({RunStatus.COMPENSATING, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PARTIAL}),
 }
 
 
@@ -77,12 +79,15 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class StepSucceeded:
+    """`calls`: for an agent's turn, the tools it wants called, in its order; none means that this is its answer."""
+
     step: str
     attempt: int
     at: float
     output: Ref
     facts: Facts = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
+    calls: tuple[str, ...] = ()
     type: Literal["step_succeeded"] = "step_succeeded"
 
 
@@ -94,6 +99,17 @@ class StepFailed:
     failure: Failure
     spent: Spent = field(default_factory=Spent)
     type: Literal["step_failed"] = "step_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class StepDeferred:
+    """Nothing was tried, for want of a slot or a place in a rate limit: the same attempt again after `delay` seconds."""
+
+    step: str
+    attempt: int
+    at: float
+    delay: float
+    type: Literal["step_deferred"] = "step_deferred"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +155,67 @@ class CancelRequested:
     type: Literal["cancel_requested"] = "cancel_requested"
 
 
+@dataclass(frozen=True, slots=True)
+class SignalReceived:
+    """Somebody told the run something. A signal nobody waits for yet is kept; one id counts once."""
+
+    name: str
+    signal_id: str
+    at: float
+    payload: Ref
+    facts: Facts = field(default_factory=dict)
+    type: Literal["signal_received"] = "signal_received"
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRequested:
+    """What is under way is finished, nothing new is performed until ResumeRequested."""
+
+    at: float
+    reason: str = ""
+    type: Literal["pause_requested"] = "pause_requested"
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRequested:
+    at: float
+    type: Literal["resume_requested"] = "resume_requested"
+
+
+@dataclass(frozen=True, slots=True)
+class LetterRequeued:
+    """A dead letter is to be tried again. `input` replaces the step's arguments, if somebody edited them."""
+
+    step: str
+    at: float
+    input: Ref | None = None
+    type: Literal["letter_requeued"] = "letter_requeued"
+
+
+@dataclass(frozen=True, slots=True)
+class LetterDiscarded:
+    """A dead letter is given up: the step has failed, or its effect stays as it is."""
+
+    step: str
+    at: float
+    type: Literal["letter_discarded"] = "letter_discarded"
+
+
 Event = Annotated[
     RunStarted
     | StepSucceeded
     | StepFailed
+    | StepDeferred
     | ReviewDecided
     | TimerFired
     | CompensationSucceeded
     | CompensationFailed
-    | CancelRequested,
+    | CancelRequested
+    | SignalReceived
+    | PauseRequested
+    | ResumeRequested
+    | LetterRequeued
+    | LetterDiscarded,
     Field(discriminator="type"),
 ]
 
@@ -192,6 +260,21 @@ class CloseReview:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenLetter:
+    """A step waits in the dead-letter queue: finally failed, or not to be undone. Answer with LetterRequeued or -Discarded."""
+
+    step: str
+    purpose: Literal["step", "compensation"]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLetter:
+    """The dead letter of this step needs nobody any more."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The run is over."""
 
@@ -199,19 +282,24 @@ class Finish:
     reason: str | None
 
 
-Command = Perform | Compensate | StartTimer | OpenReview | CloseReview | Finish
+Command = Perform | Compensate | StartTimer | OpenReview | CloseReview | OpenLetter | CloseLetter | Finish
 
 _EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
+
+
+_REFS = ("output", "payload", "input")
 
 
 def event_to_json(event: Any) -> dict[str, Any]:
     """JSON of an event, as the journal keeps it."""
     data: dict[str, Any] = {name: getattr(event, name) for name in event.__slots__}
-    if isinstance(data.get("output"), Ref):
-        data["output"] = event.output.to_json()
     for name, value in data.items():
-        if isinstance(value, Failure | Spent):
+        if isinstance(value, Ref):
+            data[name] = value.to_json()
+        elif isinstance(value, Failure | Spent):
             data[name] = {key: getattr(value, key) for key in value.__slots__}
+        elif isinstance(value, tuple):
+            data[name] = list(value)
     if isinstance(failure := getattr(event, "failure", None), Failure) and failure.words is not None:
         data["failure"]["words"] = failure.words.to_json()
     return data
@@ -219,8 +307,9 @@ def event_to_json(event: Any) -> dict[str, Any]:
 
 def event_from_json(data: dict[str, Any]) -> Any:
     """The event of a journal entry."""
-    if "output" in data:
-        data = {**data, "output": Ref.from_json(data["output"])}
+    refs = {name: Ref.from_json(data[name]) for name in _REFS if data.get(name) is not None}
+    if refs:
+        data = {**data, **refs}
     if (data.get("failure") or {}).get("words"):
         data = {**data, "failure": {**data["failure"], "words": Ref.from_json(data["failure"]["words"])}}
     return _EVENTS.validate_python(data)

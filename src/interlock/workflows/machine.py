@@ -6,46 +6,56 @@ end) gives back the very same state and no commands. So duplicated and reordered
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from interlock.base.errors import FailureKind, InvalidSpec
+from interlock.base.errors import FailureKind
 from interlock.workflows import events as ev
-from interlock.workflows.events import Command, Failure, RunStatus, Spent
-from interlock.workflows.facts import holds
-from interlock.workflows.program import Node, Program, Scope
-from interlock.workflows.retry import RETRYABLE, backoff
-from interlock.workflows.spec import BranchStep, ModelStep, ParallelStep, ReviewStep, ToolStep
-from interlock.workflows.state import BUSY, Ending, RunState, StepState, StepStatus
+from interlock.workflows.events import Command, Failure, RunStatus
+from interlock.workflows.failures import (
+    REJECTED,
+    attempt_failed,
+    conclude,
+    confirm,
+    end,
+    failed,
+    give_up,
+    undo,
+    undo_failed,
+)
+from interlock.workflows.flow import enter, leave, open_body, wrong_calls
+from interlock.workflows.program import Program
+from interlock.workflows.spec import MapStep, ReviewStep, SubworkflowStep, WaitStep
+from interlock.workflows.state import Kept, RunState, StepState, StepStatus
+from interlock.workflows.turn import Turn
 
 DEADLINE = "deadline"
+MAX_SIGNALS = 1000
+"""Signals a run takes in its life, and so how many it may keep: what a caller can make it hold is bounded."""
 
 
 def advance(program: Program, state: RunState, event: Any) -> tuple[RunState, list[Command]]:
     """The state after `event`, and what the driver must do because of it."""
-    if state.over:
+    handle = _HANDLERS.get(type(event))
+    if handle is None or (state.over and not _is_second_chance(state, event)):
         return state, []
-    turn = _Turn(program, state, event.at)
-    match event:
-        case ev.RunStarted():
-            accepted = turn.start(event)
-        case ev.StepSucceeded():
-            accepted = turn.step_succeeded(event)
-        case ev.StepFailed():
-            accepted = turn.step_failed(event)
-        case ev.ReviewDecided():
-            accepted = turn.review_decided(event)
-        case ev.TimerFired():
-            accepted = turn.timer_fired(event)
-        case ev.CompensationSucceeded():
-            accepted = turn.compensation_succeeded(event)
-        case ev.CompensationFailed():
-            accepted = turn.compensation_failed(event)
-        case ev.CancelRequested():
-            accepted = turn.end(RunStatus.CANCELLED, f"cancelled: {event.reason}")
-        case _:
-            accepted = False
-    return turn.close() if accepted else (state, [])
+    turn = Turn(program, state, event.at)
+    if not handle(turn, event):
+        return state, []
+    while True:
+        while turn.todo:
+            what, name, failure = turn.todo.pop()
+            if what == "enter":
+                enter(turn, name)
+            elif what == "leave":
+                leave(turn, name)
+            elif failure is not None:
+                failed(turn, name, failure)
+        if turn.failing or turn.ending is not None:
+            conclude(turn)
+        if not turn.todo:
+            return turn.finish()
 
 
 def pending(state: RunState) -> list[Command]:
@@ -62,299 +72,267 @@ def pending(state: RunState) -> list[Command]:
     return commands
 
 
-class _Turn:
-    """One event's worth of work on a private copy of the state."""
+def _is_second_chance(state: RunState, event: Any) -> bool:
+    return state.status is RunStatus.DEAD and isinstance(event, ev.LetterRequeued | ev.LetterDiscarded)
 
-    def __init__(self, program: Program, state: RunState, at: float) -> None:
-        self.program = program
-        self.state = state
-        self.at = at
-        self.steps = dict(state.steps)
-        self.timers = dict(state.timers)
-        self.completed = list(state.completed)
-        self.retries = state.retries
-        self.spent = state.spent
-        self.ending = state.ending
-        self.status = state.status
-        self.reason = state.reason
-        self.commands: list[Command] = []
-        self.ahead: list[str] = []  # steps to enter, last first; a row of 500 empty branches would need a deep stack
 
-    # -- events ------------------------------------------------------------------------------------------------
+# -- outcomes of work ----------------------------------------------------------------------------------------------
 
-    def start(self, event: ev.RunStarted) -> bool:
-        if self.state.status is not RunStatus.QUEUED:
-            return False
-        self.state = replace(self.state, seed=event.seed, input_facts=event.facts)
-        self.status = RunStatus.RUNNING
-        if self.program.workflow.deadline is not None:
-            self._timer(DEADLINE, self.at + self.program.workflow.deadline)
-        self._enter_scope(self.program.root)
-        return True
 
-    def step_succeeded(self, event: ev.StepSucceeded) -> bool:
-        step = self._current(event.step, StepStatus.RUNNING, event.attempt)
-        if step is None:
-            return False
-        self._spend(event.spent)
-        self._succeed(event.step, replace(step, output=event.output, facts=event.facts, failure=None))
-        return True
+def _run_started(turn: Turn, event: ev.RunStarted) -> bool:
+    if turn.state.status is not RunStatus.QUEUED or turn.steps:
+        return False
+    turn.seed, turn.input_facts = event.seed, event.facts
+    turn.status = RunStatus.RUNNING
+    if turn.program.workflow.deadline is not None:
+        turn.timer(DEADLINE, turn.at + turn.program.workflow.deadline)
+    turn.todo.append(("enter", turn.program.root.steps[0], None))
+    return True
 
-    def step_failed(self, event: ev.StepFailed) -> bool:
-        step = self._current(event.step, StepStatus.RUNNING, event.attempt)
-        if step is None:
-            return False
-        self._spend(event.spent)
-        failure = event.failure
-        if failure.kind is FailureKind.BUDGET and not failure.ambiguous:
-            self.steps[event.step] = replace(step, status=StepStatus.FAILED, failure=failure)
-            self.end(RunStatus.PARTIAL, failure.message)
-        elif self._may_retry(event.step, step, failure):
-            self._schedule_retry(event.step, step, failure)
-        elif failure.ambiguous:
-            self._confirm(event.step, replace(step, failure=failure))
+
+def _step_succeeded(turn: Turn, event: ev.StepSucceeded) -> bool:
+    name = event.step
+    step = turn.current(name, StepStatus.RUNNING, event.attempt)
+    if step is None:
+        return False
+    turn.spend(event.spent)
+    node = turn.program.node(name)
+    step = replace(step, output=event.output, facts=event.facts, failure=None)
+    if isinstance(node.step, MapStep | SubworkflowStep):
+        if turn.blocked(name):
+            turn.put(name, replace(step, status=StepStatus.FAILED, output=None))
         else:
-            self.steps[event.step] = replace(step, status=StepStatus.FAILED, failure=failure)
-            self.end(RunStatus.FAILED, f'step "{event.step}": {failure.message}')
-        return True
+            open_body(turn, name, step)
+    elif node.agent is not None and step.tool is None:
+        wrong = wrong_calls(turn, name, event.calls)
+        if wrong is not None:
+            attempt_failed(turn, name, replace(step, output=None, facts={}), wrong)
+        else:
+            turn.succeed(name, replace(step, calls=event.calls))
+    else:
+        turn.succeed(name, step)
+    return True
 
-    def review_decided(self, event: ev.ReviewDecided) -> bool:
-        step = self.steps.get(event.step)
-        if step is None or step.status not in {StepStatus.REVIEWING, StepStatus.CONFIRMING}:
-            return False
-        if step.status is StepStatus.CONFIRMING:
-            if event.at in step.denials:
-                return False  # the answer to an earlier question, delivered again
-            if event.approved:
-                self._succeed(event.step, replace(step, output=event.output, facts=event.facts, failure=None))
-            elif self.ending is None:
-                self._perform(
-                    event.step, StepState(StepStatus.RUNNING, step.attempt + 1, denials=(*step.denials, event.at))
-                )
-            else:
-                self.steps[event.step] = replace(step, status=StepStatus.FAILED)
+
+def _step_failed(turn: Turn, event: ev.StepFailed) -> bool:
+    step = turn.current(event.step, StepStatus.RUNNING, event.attempt)
+    if step is None:
+        return False
+    turn.spend(event.spent)
+    attempt_failed(turn, event.step, step, event.failure)
+    return True
+
+
+def _step_deferred(turn: Turn, event: ev.StepDeferred) -> bool:
+    name = event.step
+    step = turn.current(name, StepStatus.RUNNING, event.attempt)
+    if step is None:
+        return False
+    if turn.blocked(name):
+        turn.put(name, replace(step, status=StepStatus.FAILED))
+        return True
+    step = replace(step, status=StepStatus.RETRYING, deferrals=step.deferrals + 1)
+    turn.put(name, step)
+    turn.timer(f"defer:{name}:{step.attempt}:{step.deferrals}", turn.at + max(event.delay, 0.0))
+    return True
+
+
+def _compensation_succeeded(turn: Turn, event: ev.CompensationSucceeded) -> bool:
+    step = turn.steps.get(event.step)
+    if step is None or step.status is not StepStatus.UNDOING or step.undo_attempt != event.attempt:
+        return False
+    turn.put(event.step, replace(step, status=StepStatus.UNDONE))
+    return True
+
+
+def _compensation_failed(turn: Turn, event: ev.CompensationFailed) -> bool:
+    step = turn.steps.get(event.step)
+    if step is None or step.status is not StepStatus.UNDOING or step.undo_attempt != event.attempt:
+        return False
+    undo_failed(turn, event.step, step, event.failure)
+    return True
+
+
+# -- people --------------------------------------------------------------------------------------------------------
+
+
+def _review_decided(turn: Turn, event: ev.ReviewDecided) -> bool:
+    name = event.step
+    step = turn.steps.get(name)
+    if step is None or step.status not in {StepStatus.REVIEWING, StepStatus.CONFIRMING}:
+        return False
+    if step.status is StepStatus.CONFIRMING:
+        return _doubt_settled(turn, event, step)
+    spec = turn.program.node(name).step
+    step = replace(step, output=event.output, facts={**event.facts, "approved": event.approved})
+    turn.approvals += event.approved
+    if event.approved or (isinstance(spec, ReviewStep) and spec.on_reject == "continue"):
+        turn.succeed(name, step)
+    else:
+        turn.fail(name, step, Failure(FailureKind.DENIED, REJECTED, f'review "{name}" was rejected'))
+    return True
+
+
+def _doubt_settled(turn: Turn, event: ev.ReviewDecided, step: StepState) -> bool:
+    if event.at in step.denials:
+        return False  # the answer to an earlier question, delivered again
+    if event.approved:
+        turn.succeed(event.step, replace(step, output=event.output, facts=event.facts, failure=None))
+    elif turn.blocked(event.step):
+        turn.put(event.step, replace(step, status=StepStatus.FAILED))
+    else:
+        again = replace(
+            step, attempt=step.attempt + 1, tries=step.tries + 1, facts={}, denials=(*step.denials, event.at)
+        )
+        turn.perform(event.step, again)
+    return True
+
+
+def _cancel_requested(turn: Turn, event: ev.CancelRequested) -> bool:
+    return end(turn, RunStatus.CANCELLED, f"cancelled: {event.reason}")
+
+
+def _pause_requested(turn: Turn, event: ev.PauseRequested) -> bool:  # noqa: ARG001  every handler gets the event
+    if turn.paused or turn.ending is not None:
+        return False
+    turn.paused = True
+    return True
+
+
+def _resume_requested(turn: Turn, event: ev.ResumeRequested) -> bool:  # noqa: ARG001
+    if not turn.paused:
+        return False
+    turn.paused = False
+    for name, step in list(turn.steps.items()):
+        if step.status is StepStatus.PAUSED:
+            turn.perform(name, step)
+    return True
+
+
+def _letter_requeued(turn: Turn, event: ev.LetterRequeued) -> bool:
+    step = turn.steps.get(event.step)
+    if step is None or step.status not in {StepStatus.HELD, StepStatus.UNDO_FAILED}:
+        return False
+    turn.commands.append(ev.CloseLetter(event.step))
+    if step.status is StepStatus.HELD:
+        fresh = replace(
+            step,
+            attempt=step.attempt + 1,
+            variant=0,
+            tries=1,
+            deferrals=0,
+            failure=None,
+            override=event.input,
+            expired=False,
+        )
+        turn.perform(event.step, fresh)
+        return True
+    if turn.status is RunStatus.DEAD:
+        turn.status = RunStatus.COMPENSATING
+    undo(turn, event.step, step)
+    return True
+
+
+def _letter_discarded(turn: Turn, event: ev.LetterDiscarded) -> bool:
+    step = turn.steps.get(event.step)
+    if step is None or step.status not in {StepStatus.HELD, StepStatus.UNDO_FAILED}:
+        return False
+    turn.commands.append(ev.CloseLetter(event.step))
+    if step.status is StepStatus.UNDO_FAILED:
+        turn.put(event.step, replace(step, status=StepStatus.UNDO_GIVEN_UP))
+        return True
+    turn.put(event.step, replace(step, status=StepStatus.FAILED))
+    message = step.failure.message if step.failure is not None else "it was discarded"
+    return end(turn, RunStatus.FAILED, f'step "{event.step}": {message}')
+
+
+def _signal_received(turn: Turn, event: ev.SignalReceived) -> bool:
+    if event.signal_id in turn.heard or turn.ending is not None or len(turn.heard) >= MAX_SIGNALS:
+        return False
+    turn.heard |= {event.signal_id}
+    for name, step in turn.steps.items():
+        spec = turn.program.node(name).step if step.status is StepStatus.WAITING else None
+        if isinstance(spec, WaitStep) and spec.signal == event.name:
+            turn.timers.pop(f"wait:{name}", None)
+            turn.succeed(name, replace(step, output=event.payload, facts={**event.facts, "received": True}))
             return True
-        spec = self.program.nodes[event.step].step
-        facts = {**event.facts, "approved": event.approved}
-        if event.approved or (isinstance(spec, ReviewStep) and spec.on_reject == "continue"):
-            self._succeed(event.step, replace(step, output=event.output, facts=facts))
-        else:
-            self.steps[event.step] = replace(step, status=StepStatus.FAILED, output=event.output, facts=facts)
-            self.end(RunStatus.FAILED, f'review "{event.step}" was rejected')
-        return True
+    kept = Kept(event.signal_id, event.payload, event.facts)
+    turn.signals = {**turn.signals, event.name: (*turn.signals.get(event.name, ()), kept)}
+    return True
 
-    def timer_fired(self, event: ev.TimerFired) -> bool:
-        if self.timers.pop(event.timer, None) is None:
-            return False
-        if event.timer == DEADLINE:
-            return self.end(RunStatus.PARTIAL, f"the run's deadline of {self.program.workflow.deadline:g} s passed")
-        kind, name, _ = event.timer.split(":")
-        step = self.steps[name]
-        if kind == "retry":
-            self._perform(name, StepState(StepStatus.RUNNING, step.attempt + 1, denials=step.denials))
-        else:
-            self._undo(name, step)
-        return True
 
-    def compensation_succeeded(self, event: ev.CompensationSucceeded) -> bool:
-        step = self.steps.get(event.step)
-        if step is None or step.status is not StepStatus.UNDOING or step.undo_attempt != event.attempt:
-            return False
-        self.steps[event.step] = replace(step, status=StepStatus.UNDONE)
-        return True
+# -- time ----------------------------------------------------------------------------------------------------------
 
-    def compensation_failed(self, event: ev.CompensationFailed) -> bool:
-        step = self.steps.get(event.step)
-        if step is None or step.status is not StepStatus.UNDOING or step.undo_attempt != event.attempt:
-            return False
-        policy = self._policy(event.step)
-        # Undoing is not charged to the run's retry budget: a run out of retries must still clean up.
-        if event.failure.kind in RETRYABLE and event.attempt < policy.max_attempts:
-            wait = backoff(
-                policy,
-                attempt=event.attempt,
-                seed=self.state.seed,
-                key=f"undo:{event.step}",
-                retry_after=event.failure.retry_after,
-            )
-            self.steps[event.step] = replace(step, status=StepStatus.UNDO_RETRYING, failure=event.failure)
-            self._timer(f"undo:{event.step}:{event.attempt}", self.at + wait)
-        else:
-            self.steps[event.step] = replace(step, status=StepStatus.UNDO_FAILED, failure=event.failure)
-        return True
 
-    def end(self, status: RunStatus, reason: str) -> bool:
-        """Nothing new starts from here; what only waits is dropped, what works is awaited."""
-        if self.ending is not None:
-            return False
-        self.ending = Ending(status, reason)
-        self.timers = {key: due for key, due in self.timers.items() if key.startswith("undo:")}
-        for name, step in list(self.steps.items()):
-            if step.status is StepStatus.RETRYING and step.failure is not None and step.failure.ambiguous:
-                self._confirm(name, step)
-            elif step.status is StepStatus.REVIEWING:
-                self.commands.append(ev.CloseReview(name))
-                self.steps[name] = replace(step, status=StepStatus.FAILED)
-            elif step.status in {StepStatus.RETRYING, StepStatus.OPEN}:
-                self.steps[name] = replace(step, status=StepStatus.FAILED)
-        return True
+def _timer_fired(turn: Turn, event: ev.TimerFired) -> bool:
+    if turn.timers.pop(event.timer, None) is None:
+        return False
+    if event.timer == DEADLINE:
+        return end(turn, RunStatus.PARTIAL, f"the run's deadline of {turn.program.workflow.deadline:g} s passed")
+    kind, name, *_ = event.timer.split(":")
+    step = turn.steps[name]
+    match kind:
+        case "retry":
+            turn.perform(name, replace(step, attempt=step.attempt + 1, tries=step.tries + 1, deferrals=0))
+        case "defer":
+            turn.perform(name, step)
+        case "undo":
+            undo(turn, name, step)
+        case "wait":
+            _wait_over(turn, name, step)
+        case _:
+            _limit_passed(turn, name, step)
+    return True
 
-    # -- the end of a turn -------------------------------------------------------------------------------------
 
-    def close(self) -> tuple[RunState, list[Command]]:
-        while self.ahead and self.ending is None:
-            self._enter(self.ahead.pop())
-        if self.ending is not None and not self._busy():
-            self._finish_ending(self.ending)
-        if self.status not in ev.TERMINAL and self.status is not RunStatus.COMPENSATING and self.steps:
-            working = any(step.status in {StepStatus.RUNNING, StepStatus.UNDOING} for step in self.steps.values())
-            self.status = RunStatus.RUNNING if working else RunStatus.WAITING
-        if self.status in ev.TERMINAL:
-            self.timers = {}
-            self.commands.append(ev.Finish(self.status, self.reason))
-        state = replace(
-            self.state,
-            status=self.status,
-            steps=self.steps,
-            completed=tuple(self.completed),
-            timers=self.timers,
-            retries=self.retries,
-            spent=self.spent,
-            ending=self.ending,
-            reason=self.reason,
-        )
-        return state, self.commands
-
-    def _busy(self) -> bool:
-        return any(step.status in BUSY for step in self.steps.values())
-
-    def _finish_ending(self, ending: Ending) -> None:
-        undo = ending.status in {RunStatus.FAILED, RunStatus.CANCELLED}
-        remaining = [name for name in reversed(self.completed) if self.steps[name].status is StepStatus.SUCCEEDED]
-        if undo and remaining:
-            self.status = RunStatus.COMPENSATING
-            self._undo(remaining[0], self.steps[remaining[0]])
+def _wait_over(turn: Turn, name: str, step: StepState) -> None:
+    spec = turn.program.node(name).step
+    if isinstance(spec, WaitStep) and spec.signal is not None:
+        if spec.on_timeout == "fail":
+            message = f'no signal "{spec.signal}" came within {spec.timeout:g} s'
+            turn.fail(name, step, Failure(FailureKind.PERMANENT, "timeout", message))
             return
-        stuck = sorted(name for name, step in self.steps.items() if step.status is StepStatus.UNDO_FAILED)
-        if stuck:
-            self.status, self.reason = RunStatus.DEAD, f"{ending.reason}; could not undo {', '.join(stuck)}"
-        else:
-            self.status, self.reason = ending.status, ending.reason
+        step = replace(step, facts={"received": False})
+    turn.succeed(name, step)
 
-    # -- moving through the program ----------------------------------------------------------------------------
 
-    def _enter_scope(self, scope: Scope) -> None:
-        if scope.steps:
-            self.ahead.append(scope.steps[0])
-        else:
-            self._scope_done(scope)
+def _limit_passed(turn: Turn, name: str, step: StepState) -> None:
+    spec = turn.program.node(name).step
+    failure = Failure(
+        FailureKind.PERMANENT, "deadline", f"its deadline of {getattr(spec, 'deadline', None) or 0:g} s passed"
+    )
+    match step.status:
+        case StepStatus.RUNNING:
+            turn.put(name, replace(step, expired=True))  # an effect may be happening: its outcome is awaited
+        case StepStatus.RETRYING | StepStatus.PAUSED:
+            for key in (f"retry:{name}:{step.attempt}", f"defer:{name}:{step.attempt}:{step.deferrals}"):
+                turn.timers.pop(key, None)
+            if step.failure is not None and step.failure.ambiguous:
+                confirm(turn, name, step)
+            else:
+                give_up(turn, name, step, failure)
+        case StepStatus.REVIEWING:
+            turn.commands.append(ev.CloseReview(name))
+            turn.fail(name, step, failure)
+        case StepStatus.OPEN:
+            turn.fail(name, step, failure)
+        case _:
+            pass
 
-    def _enter(self, name: str) -> None:
-        step = self.program.nodes[name].step
-        match step:
-            case ModelStep() | ToolStep():
-                self._perform(name, StepState(StepStatus.RUNNING))
-            case ReviewStep():
-                self.steps[name] = StepState(StepStatus.REVIEWING)
-                self.commands.append(ev.OpenReview(name, "approve"))
-            case ParallelStep():
-                self.steps[name] = StepState(StepStatus.OPEN)
-                for scope in reversed(self.program.scopes[name]):  # the first is entered first
-                    self._enter_scope(scope)
-            case BranchStep():
-                self._branch(name)
 
-    def _branch(self, name: str) -> None:
-        facts = self.state.facts(self.program.nodes)
-        facts |= {key: value.facts for key, value in self.steps.items()}
-        try:
-            verdicts = (holds(condition, facts) for condition in self.program.conditions[name])
-            taken = next((index for index, verdict in enumerate(verdicts) if verdict), None)
-        except InvalidSpec as error:
-            failure = Failure(FailureKind.PERMANENT, error.code, error.message)
-            self.steps[name] = StepState(StepStatus.FAILED, failure=failure)
-            self.end(RunStatus.FAILED, f'step "{name}": {error.message}')
-            return
-        scopes = self.program.scopes[name]
-        self.steps[name] = StepState(StepStatus.OPEN, facts={"case": -1 if taken is None else taken})
-        self._enter_scope(scopes[-1] if taken is None else scopes[taken])
-
-    def _succeed(self, name: str, step: StepState) -> None:
-        self.steps[name] = replace(step, status=StepStatus.SUCCEEDED)
-        if name in self.program.undoable:
-            self.completed.append(name)
-        if self.ending is not None:
-            return
-        node: Node = self.program.nodes[name]
-        if node.next is not None:
-            self.ahead.append(node.next)
-        else:
-            self._scope_done(node.scope)
-
-    def _scope_done(self, scope: Scope) -> None:
-        if scope.owner is None:
-            self.status = RunStatus.SUCCEEDED
-            return
-        owner = self.steps[scope.owner]
-        if isinstance(self.program.nodes[scope.owner].step, ParallelStep):
-            scopes = self.program.scopes[scope.owner]
-            if owner.status is not StepStatus.OPEN or not all(self._done(one) for one in scopes):
-                return
-        self._succeed(scope.owner, owner)
-
-    def _done(self, scope: Scope) -> bool:
-        last = self.steps.get(scope.steps[-1]) if scope.steps else None
-        return not scope.steps or (last is not None and last.status is StepStatus.SUCCEEDED)
-
-    # -- work, retries, compensation ---------------------------------------------------------------------------
-
-    def _perform(self, name: str, step: StepState) -> None:
-        self.steps[name] = step
-        self.commands.append(ev.Perform(name, step.attempt))
-
-    def _confirm(self, name: str, step: StepState) -> None:
-        # An effect may have happened; until a person has said which, the run can neither go on nor undo.
-        self.steps[name] = replace(step, status=StepStatus.CONFIRMING)
-        self.commands.append(ev.OpenReview(name, "confirm"))
-
-    def _undo(self, name: str, step: StepState) -> None:
-        attempt = step.undo_attempt + 1
-        self.steps[name] = replace(step, status=StepStatus.UNDOING, undo_attempt=attempt)
-        self.commands.append(ev.Compensate(name, attempt))
-
-    def _timer(self, key: str, due: float) -> None:
-        # Keys name the attempt: a timer delivered twice must not cut the next wait short.
-        self.timers[key] = due
-        self.commands.append(ev.StartTimer(key, due))
-
-    def _policy(self, name: str) -> Any:
-        step = self.program.nodes[name].step
-        assert isinstance(step, ModelStep | ToolStep)
-        return step.retry
-
-    def _may_retry(self, name: str, step: StepState, failure: Failure) -> bool:
-        return (
-            self.ending is None
-            and failure.kind in RETRYABLE
-            and step.attempt < self._policy(name).max_attempts
-            and self.retries < self.program.workflow.budget.retries
-        )
-
-    def _schedule_retry(self, name: str, step: StepState, failure: Failure) -> None:
-        self.retries += 1
-        wait = backoff(
-            self._policy(name), attempt=step.attempt, seed=self.state.seed, key=name, retry_after=failure.retry_after
-        )
-        self.steps[name] = replace(step, status=StepStatus.RETRYING, failure=failure)
-        self._timer(f"retry:{name}:{step.attempt}", self.at + wait)
-
-    def _current(self, name: str, status: StepStatus, attempt: int) -> StepState | None:
-        step = self.steps.get(name)
-        return step if step is not None and step.status is status and step.attempt == attempt else None
-
-    def _spend(self, spent: Spent) -> None:
-        self.spent = Spent(
-            self.spent.input_tokens + spent.input_tokens,
-            self.spent.output_tokens + spent.output_tokens,
-            self.spent.usd + spent.usd,
-        )
+_HANDLERS: dict[type, Callable[[Turn, Any], bool]] = {
+    ev.RunStarted: _run_started,
+    ev.StepSucceeded: _step_succeeded,
+    ev.StepFailed: _step_failed,
+    ev.StepDeferred: _step_deferred,
+    ev.ReviewDecided: _review_decided,
+    ev.TimerFired: _timer_fired,
+    ev.CompensationSucceeded: _compensation_succeeded,
+    ev.CompensationFailed: _compensation_failed,
+    ev.CancelRequested: _cancel_requested,
+    ev.SignalReceived: _signal_received,
+    ev.PauseRequested: _pause_requested,
+    ev.ResumeRequested: _resume_requested,
+    ev.LetterRequeued: _letter_requeued,
+    ev.LetterDiscarded: _letter_discarded,
+}

@@ -1,36 +1,97 @@
-"""A workflow flattened for the machine: every step by id, with its place among its siblings."""
+"""A workflow flattened for the machine: every step by path, with its place among its siblings.
+
+A step's *path* is its id behind the ids of the steps whose body it stands in: `each/charge`. What the machine moves are
+*instances* of it: `each#3/charge` is that step for item 3 (from 1), `again#2/draft` the second round of a loop,
+`assist#4/turn` and `assist#4/call#1` the fourth turn of an agent and its first tool call. Branches open no name space:
+their steps are named like their siblings.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.facts import compile_condition
-from interlock.workflows.spec import BranchStep, ParallelStep, Step, ToolStep, Workflow
+from interlock.workflows.spec import (
+    AgentStep,
+    BranchStep,
+    Fallback,
+    LoopStep,
+    MapStep,
+    ModelStep,
+    ParallelStep,
+    Step,
+    SubworkflowStep,
+    ToolStep,
+    Workflow,
+)
+
+TURN, CALL = "turn", "call"
+_NUMBER = re.compile(r"#\d+")
+_NONE: Mapping[str, Workflow] = {}
+
+BODIES = (MapStep, LoopStep, SubworkflowStep, AgentStep)
+"""Steps that open a name space."""
+
+FRAMED = (MapStep, LoopStep, AgentStep)
+"""Those of them whose body happens more than once."""
+
+
+def path_of(name: str) -> str:
+    """The path of an instance: its name without the numbers."""
+    return _NUMBER.sub("", name) if "#" in name else name
+
+
+def space_of(name: str) -> str:
+    """What an instance's siblings are named behind: `each#3/charge` → `each#3/`."""
+    return name[: name.rfind("/") + 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A sequence of steps: the workflow's own, or one branch of a parallel or branch step."""
+    """A sequence of steps: a workflow's own, a branch, or a body.
+
+    Attributes:
+        owner: path of the step it belongs to; None for the run's own.
+        body: whether it opens a name space.
+        steps: ids.
+        space: what their paths begin with.
+    """
 
     owner: str | None
+    body: bool
     steps: tuple[str, ...]
+    space: str
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A step and where it stands: its scope and its index in it."""
+    """A step and where it stands.
+
+    Attributes:
+        index: its place in its scope.
+        home: paths of the workflow it was written in begin with this: empty, or that of a subworkflow step.
+        agent: whose turn or call it is.
+        variants: what is performed: the step itself, then its fallbacks.
+    """
 
     step: Step
     scope: Scope
     index: int
+    home: str
+    agent: AgentStep | None = None
+    variants: tuple[Step, ...] = ()
 
-    @property
-    def next(self) -> str | None:
-        """The id of the step after this one in its scope."""
-        return self.scope.steps[self.index + 1] if self.index + 1 < len(self.scope.steps) else None
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Compiled CEL and the steps whose facts it reads: variable → path, `input` → None."""
+
+    program: Any
+    reads: tuple[tuple[str, str | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,41 +99,188 @@ class Program:
     """What the machine needs of a workflow version; built by `compile_program`.
 
     Attributes:
-        scopes: child scopes of a parallel or branch step, in the order of its branches or cases (`otherwise` last).
-        conditions: compiled CEL of a branch step's cases, same order.
-        mutating: ids of steps that call a mutating tool.
-        undoable: those of them whose tool has a compensation.
+        scopes: child scopes of a container, in the order of its branches or cases (`otherwise` last); one for a body.
+        conditions: of a branch's cases, same order; of a loop.
+        calls: path of an agent's `call` and tool → the step it is.
+        subworkflows: path of a subworkflow step → the workflow.
+        ids: (home, id) → path.
     """
 
     workflow: Workflow
+    contracts: Mapping[str, ToolContract]
     root: Scope
     nodes: Mapping[str, Node]
     scopes: Mapping[str, tuple[Scope, ...]]
-    conditions: Mapping[str, tuple[Any, ...]]
-    mutating: frozenset[str]
-    undoable: frozenset[str]
+    conditions: Mapping[str, tuple[Condition, ...]]
+    calls: Mapping[tuple[str, str], ToolStep]
+    subworkflows: Mapping[str, Workflow]
+    ids: Mapping[tuple[str, str], str]
+
+    def node(self, name: str) -> Node:
+        """The node of an instance."""
+        return self.nodes[path_of(name)]
+
+    def parent(self, name: str) -> str | None:
+        """The instance that an instance stands in; None for the run itself. `each#3/charge` → `each#3` → `each`."""
+        node = self.node(name)
+        numbered = "#" in name[name.rfind("/") + 1 :]
+        if numbered and isinstance(node.step, FRAMED):
+            return name[: name.rfind("#")]
+        owner = node.scope.owner
+        if owner is None:
+            return None
+        space = space_of(name)
+        return space[:-1] if node.scope.body else space + owner[owner.rfind("/") + 1 :]
+
+    def work(self, name: str, variant: int, tool: str | None) -> Step:
+        """What is performed for an instance: the step, its fallback, or the tool that an agent's model named."""
+        path = path_of(name)
+        if tool is not None:
+            return self.calls[path, tool]
+        node = self.nodes[path]
+        return node.variants[variant] if variant else node.step
+
+    def fallback(self, name: str, variant: int) -> Fallback | None:
+        """The declaration behind a variant; None for the step itself."""
+        step = self.node(name).step
+        if not variant or not isinstance(step, ModelStep | ToolStep):
+            return None
+        return step.fallback[variant - 1]
+
+    def mutates(self, tool: str) -> bool:
+        return tool in self.contracts and self.contracts[tool].mutating
+
+    def undoable(self, name: str, variant: int, tool: str | None) -> bool:
+        """Whether success of this instance is something that can be taken back."""
+        step = self.work(name, variant, tool)
+        fallback = self.fallback(name, variant)
+        if not isinstance(step, ToolStep) or (fallback is not None and fallback.tool is None):
+            return False
+        contract = self.contracts.get(step.tool)
+        return contract is not None and contract.mutating and contract.compensate
+
+    def instance(self, near: str, path: str, rounds: Mapping[str, Any]) -> str:
+        """The instance of the step at `path` that the instance `near` means: of its own item or round, else of the last one.
+
+        Args:
+            rounds: the state's steps, whose `iteration` says which round of a loop was the last.
+        """
+        if "/" not in path:
+            return path
+        *bodies, last = path.split("/")
+        beside = near.split("/")
+        built, ours, aligned = "", "", True
+        for depth, body in enumerate(bodies):
+            ours += body
+            aligned = aligned and depth < len(beside) and path_of(beside[depth]) == body
+            if isinstance(self.nodes[ours].step, SubworkflowStep):
+                built += body
+            elif aligned and "#" in beside[depth]:
+                built += beside[depth]
+            else:
+                aligned = False
+                container = rounds.get(built + body)
+                built += f"{body}#{container.iteration if container is not None else 1}"
+            built, ours = built + "/", ours + "/"
+        return built + last
 
 
-def compile_program(workflow: Workflow, contracts: Mapping[str, ToolContract]) -> Program:
-    """Flattens a workflow. Assumes that `check.check_workflow` found nothing wrong with it."""
-    nodes: dict[str, Node] = {}
-    scopes: dict[str, tuple[Scope, ...]] = {}
-    conditions: dict[str, tuple[Any, ...]] = {}
+def compile_program(
+    workflow: Workflow, contracts: Mapping[str, ToolContract], subworkflows: Mapping[str, Workflow] = _NONE
+) -> Program:
+    """Flattens a workflow. Assumes that `check.check_workflow` found nothing wrong with it.
 
-    def add(steps: list[Step], owner: str | None) -> Scope:
-        scope = Scope(owner, tuple(step.id for step in steps))
+    Args:
+        subworkflows: by name, those that its steps mention.
+    """
+    compiler = _Compiler(contracts, subworkflows)
+    root = compiler.add(workflow.steps, owner=None, body=False, space="", home="")
+    return Program(
+        workflow,
+        contracts,
+        root,
+        compiler.nodes,
+        compiler.scopes,
+        {path: tuple(compiler.condition(*one) for one in found) for path, found in compiler.texts.items()},
+        compiler.calls,
+        compiler.subworkflows,
+        compiler.ids,
+    )
+
+
+@dataclass
+class _Compiler:
+    contracts: Mapping[str, ToolContract]
+    known: Mapping[str, Workflow]
+    nodes: dict[str, Node] = field(default_factory=dict)
+    scopes: dict[str, tuple[Scope, ...]] = field(default_factory=dict)
+    texts: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    calls: dict[tuple[str, str], ToolStep] = field(default_factory=dict)
+    subworkflows: dict[str, Workflow] = field(default_factory=dict)
+    ids: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def add(self, steps: list[Step], *, owner: str | None, body: bool, space: str, home: str) -> Scope:
+        scope = Scope(owner, body, tuple(step.id for step in steps), space)
         for index, step in enumerate(steps):
-            nodes[step.id] = Node(step, scope, index)
-            if isinstance(step, ParallelStep):
-                scopes[step.id] = tuple(add(branch, step.id) for branch in step.branches.values())
-            elif isinstance(step, BranchStep):
-                parts = [case.steps for case in step.cases] + [step.otherwise]
-                scopes[step.id] = tuple(add(part, step.id) for part in parts)
-                conditions[step.id] = tuple(compile_condition(case.when) for case in step.cases)
+            path = space + step.id
+            self.nodes[path] = Node(step, scope, index, home, variants=_variants(step))
+            self.ids[home, step.id] = path
+            self._inside(step, path, space, home)
         return scope
 
-    root = add(workflow.steps, None)
-    tools = {name: contracts[node.step.tool] for name, node in nodes.items() if isinstance(node.step, ToolStep)}
-    mutating = frozenset(name for name, contract in tools.items() if contract.mutating)
-    undoable = frozenset(name for name in mutating if tools[name].compensate)
-    return Program(workflow, root, nodes, scopes, conditions, mutating, undoable)
+    def _inside(self, step: Step, path: str, space: str, home: str) -> None:
+        match step:
+            case ParallelStep():
+                parts = list(step.branches.values())
+                self.scopes[path] = tuple(
+                    self.add(part, owner=path, body=False, space=space, home=home) for part in parts
+                )
+            case BranchStep():
+                parts = [case.steps for case in step.cases] + [step.otherwise]
+                self.texts[path] = tuple((case.when, home) for case in step.cases)
+                self.scopes[path] = tuple(
+                    self.add(part, owner=path, body=False, space=space, home=home) for part in parts
+                )
+            case MapStep() | LoopStep():
+                if isinstance(step, LoopStep):
+                    self.texts[path] = ((step.until, home),)
+                self.scopes[path] = (self.add(step.steps, owner=path, body=True, space=f"{path}/", home=home),)
+            case SubworkflowStep():
+                child = self.subworkflows[path] = self.known[step.workflow]
+                self.scopes[path] = (self.add(child.steps, owner=path, body=True, space=f"{path}/", home=f"{path}/"),)
+            case AgentStep():
+                self._agent(step, path, home)
+
+    def _agent(self, step: AgentStep, path: str, home: str) -> None:
+        scope = Scope(path, True, (TURN,), f"{path}/")
+        self.scopes[path] = (scope,)
+        shared = {name: getattr(step, name) for name in ModelStep.model_fields if name in AgentStep.model_fields}
+        own = {"kind": "model", "id": TURN, "on_failure": "fail", "deadline": None, "cache": None}
+        turn = ModelStep.model_construct(**{**shared, **own})
+        self.nodes[f"{path}/{TURN}"] = Node(turn, scope, 0, home, step, _variants(turn))
+        for tool in step.tools:
+            call = ToolStep(kind="tool", id=CALL, tool=tool, retry=step.retry)
+            self.calls[f"{path}/{CALL}", tool] = call
+        self.nodes[f"{path}/{CALL}"] = Node(self.calls[f"{path}/{CALL}", step.tools[0]], scope, 1, home, step)
+
+    def condition(self, text: str, home: str) -> Condition:
+        program = compile_condition(text)
+        reads = tuple(
+            (name, None if name == "input" else self.ids.get((home, name), name)) for name in program.variables()
+        )
+        return Condition(program, reads)
+
+
+def _variants(step: Step) -> tuple[Step, ...]:
+    if not isinstance(step, ModelStep | ToolStep) or not step.fallback:
+        return ()
+    variants: list[Step] = [step]
+    for fallback in step.fallback:
+        if fallback.tool is not None and isinstance(step, ToolStep):
+            bound = step.input if fallback.input is None else fallback.input
+            variants.append(step.model_copy(update={"tool": fallback.tool, "input": bound}))
+        elif fallback.model is not None:
+            variants.append(step.model_copy(update={"model": fallback.model}))
+        else:
+            variants.append(step)
+    return tuple(variants)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_STEPS = 500
 
@@ -46,16 +46,49 @@ class Budget(Part):
 class _StepBase(Part):
     id: Identifier
     description: str = ""
+    on_failure: Literal["fail", "continue"] = Field(
+        default="fail", description='"continue": the run goes on without this step and ends as partial, with the reason'
+    )
+
+
+class Fallback(Part):
+    """What takes a step's place once it has finally failed; declared, in the order to be tried, never improvised.
+
+    Exactly one of `tool` (for a tool step), `model` (for a model step), `last_good` and `value`.
+    """
+
+    tool: Identifier | None = Field(default=None, description="another tool")
+    input: dict[str, Any] | None = Field(default=None, description="its arguments; absent: those of the step")
+    model: Identifier | None = Field(default=None, description="another model alias, same prompt and output")
+    last_good: bool = Field(default=False, description="the newest result that the same call gave in an earlier run")
+    value: dict[str, Any] | None = Field(default=None, description="a fixed answer")
+    max_age: Seconds | None = Field(
+        default=None, description="freshness: an answer that describes a state older than this, in seconds, is refused"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [self.tool is not None, self.model is not None, self.last_good, self.value is not None]
+        if sum(given) != 1:
+            raise ValueError("a fallback is exactly one of tool, model, last_good, value")
+        if self.input is not None and self.tool is None:
+            raise ValueError("only a fallback to a tool has an input; remove it")
+        if self.last_good and self.max_age is None:
+            raise ValueError("last_good needs max_age: how old may the result be, in seconds?")
+        return self
 
 
 class _WorkStep(_StepBase):
     retry: RetryPolicy = RetryPolicy()
+    deadline: Seconds | None = Field(
+        default=None, description="seconds for all attempts together; then the fallbacks, or failure"
+    )
+    fallback: list[Fallback] = Field(default_factory=list, max_length=5)
 
 
-class ModelStep(_WorkStep):
-    """One model call whose answer fits a schema."""
+class _AskingStep(_WorkStep):
+    """What model and agent steps share."""
 
-    kind: Literal["model"]
     model: str = Field(default="default", description="alias from the settings' models")
     prompt: Identifier = Field(description="name of a file in prompts/")
     values: dict[str, Any] = Field(default_factory=dict, description="slot → binding")
@@ -63,6 +96,28 @@ class ModelStep(_WorkStep):
     max_tokens: int = Field(default=512, ge=1, le=200_000)
     temperature: float = Field(default=0.0, ge=0, le=2)
     timeout: Seconds = 60.0
+
+
+class ModelStep(_AskingStep):
+    """One model call whose answer fits a schema."""
+
+    kind: Literal["model"]
+    cache: Seconds | None = Field(
+        default=None, description="seconds for which an answer to the very same request is used again"
+    )
+
+
+class AgentStep(_AskingStep):
+    """A model that may call tools, turn by turn, until it answers; every turn and every call is a checkpoint.
+
+    Calls of one turn run at once; a mutating one waits for those named before it, and those named after wait for it.
+    A call that fails is told to the model, which may do something else.
+    """
+
+    kind: Literal["agent"]
+    tools: list[Identifier] = Field(min_length=1, description="the only tools the model may call here")
+    max_turns: int = Field(default=10, ge=1, le=200, description="model calls at most; then the step fails")
+    max_calls: int = Field(default=8, ge=1, le=32, description="tool calls of one turn at most")
 
 
 class ToolStep(_WorkStep):
@@ -83,6 +138,31 @@ class ReviewStep(_StepBase):
     on_reject: Literal["fail", "continue"] = Field(
         default="fail", description='"continue" makes the decision a fact, `<id>.approved`, to branch on'
     )
+    deadline: Seconds | None = Field(default=None, description="seconds for the decision; then the step fails")
+
+
+class WaitStep(_StepBase):
+    """Waits, durably, for time to pass, a moment to come or a signal. Exactly one of `duration`, `until`, `signal`."""
+
+    kind: Literal["wait"]
+    duration: Seconds | None = Field(default=None, description="seconds")
+    until: str | None = Field(
+        default=None, description="a moment: ISO 8601 with an offset, or a reference to a number, seconds since 1970"
+    )
+    signal: Identifier | None = Field(default=None, description="name of a signal somebody sends to the run")
+    payload: JsonSchema = Field(default_factory=dict, description="JSON Schema of what comes with the signal")
+    timeout: Seconds | None = Field(default=None, description="seconds to wait for the signal")
+    on_timeout: Literal["fail", "continue"] = Field(
+        default="fail", description='"continue" makes it a fact, `<id>.received`, to branch on'
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(one is not None for one in (self.duration, self.until, self.signal)) != 1:
+            raise ValueError("a wait has exactly one of duration, until, signal")
+        if self.signal is None and (self.timeout is not None or self.payload):
+            raise ValueError("only a wait for a signal has a timeout and a payload; remove them")
+        return self
 
 
 class ParallelStep(_StepBase):
@@ -105,7 +185,51 @@ class BranchStep(_StepBase):
     otherwise: Steps = Field(default_factory=list)
 
 
-Step = Annotated[ModelStep | ToolStep | ReviewStep | ParallelStep | BranchStep, Field(discriminator="kind")]
+class MapStep(_StepBase):
+    """The same steps for every item of a list; inside, `$item` is the item and `$index` its place, from 0.
+
+    Its facts are `count`, `succeeded` and `failed`; `$steps.<id>` is the list of results, null for an item that failed.
+    With `on_item_failure: continue`, what a failed item had done is undone, and the others go on.
+    """
+
+    kind: Literal["map"]
+    items: str = Field(description="reference to a list")
+    max_items: int = Field(default=1000, ge=1, le=10_000, description="a longer list is refused")
+    concurrency: int = Field(default=8, ge=1, le=1000, description="items under way at once")
+    on_item_failure: Literal["fail", "continue"] = "fail"
+    steps: Steps = Field(min_length=1)
+    result: Any = Field(default=None, description="binding of one item's result; absent: the last step's output")
+
+
+class LoopStep(_StepBase):
+    """Steps repeated until a condition holds, at most `max_iterations` times; `$last.<id>` reads the round before.
+
+    Its facts are `iterations` and `met`.
+    """
+
+    kind: Literal["loop"]
+    until: str = Field(description="CEL over facts, looked at after each round")
+    max_iterations: int = Field(ge=1, le=1000, description="hard bound")
+    on_limit: Literal["fail", "continue"] = "fail"
+    steps: Steps = Field(min_length=1)
+
+
+class SubworkflowStep(_StepBase):
+    """Another workflow of the project inside this run: its steps, this run's budget, deadline, journal and record.
+
+    `$steps.<id>.<name>` reads its output. Its tools must be in this workflow's allow list too.
+    """
+
+    kind: Literal["subworkflow"]
+    workflow: Identifier
+    input: dict[str, Any] = Field(default_factory=dict, description="field of its input → binding")
+
+
+WorkStep = ModelStep | AgentStep | ToolStep
+ContainerStep = ParallelStep | BranchStep | MapStep | LoopStep | SubworkflowStep
+CONTAINERS = (ParallelStep, BranchStep, MapStep, LoopStep, SubworkflowStep, AgentStep)
+"""Steps that have others inside, an agent its turns and calls."""
+Step = Annotated[WorkStep | ReviewStep | WaitStep | ContainerStep, Field(discriminator="kind")]
 Steps = list[Step]
 
 
@@ -121,9 +245,13 @@ class Workflow(Part):
     allow: list[Identifier] = Field(default_factory=list, description="the only tools this workflow may call")
     budget: Budget = Budget()
     deadline: Seconds | None = Field(default=None, description="seconds for the whole run; then a partial result")
+    on_failure: Literal["compensate", "hold"] = Field(
+        default="compensate",
+        description='"hold": a step that finally failed waits in the dead-letter queue for a person, nothing is undone',
+    )
     steps: Steps = Field(min_length=1)
     output: dict[str, Any] = Field(default_factory=dict, description="name → binding; null where the step did not run")
 
 
-for _model in (ParallelStep, Case, BranchStep, Workflow):
+for _model in (ParallelStep, Case, BranchStep, MapStep, LoopStep, Workflow):
     _model.model_rebuild()
