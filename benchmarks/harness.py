@@ -9,13 +9,14 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,14 @@ TRUSTED_SPREAD = 1.5
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 SHOWN = ("server_version", *DURABLE, "wal_sync_method", "wal_level", "shared_buffers", "max_connections")
 # What a developer's shell may hold and a measured program must not see.
-UNWANTED_ENVIRONMENT = ("DBOS", "LANGSMITH", "LANGCHAIN", "OTEL_", "PG", "PYTHON", "VIRTUAL_ENV")
-QUIET = {"LANGSMITH_TRACING": "false", "LANGCHAIN_TRACING_V2": "false", "OTEL_SDK_DISABLED": "true"}
+UNWANTED_ENVIRONMENT = ("DBOS", "LANGSMITH", "LANGCHAIN", "OTEL_", "PG", "PREFECT", "TEMPORAL", "PYTHON", "VIRTUAL_ENV")
+QUIET = {
+    "LANGSMITH_TRACING": "false",
+    "LANGCHAIN_TRACING_V2": "false",
+    "OTEL_SDK_DISABLED": "true",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
 
 
 class BenchmarkFailed(RuntimeError):
@@ -41,12 +48,14 @@ class BenchmarkFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Peer:
-    """A measured program. `own_environment` means that it runs with the peers' Python, not this one."""
+    """A measured program. `own_environment` means that it runs with the peers' Python, not this one, and
+    `most_runs` that it is so slow that more would tell nothing new."""
 
     name: str
     program: str
     modes: tuple[str, ...] = ("default",)
     own_environment: bool = True
+    most_runs: int | None = None
 
 
 PEERS = {
@@ -55,7 +64,9 @@ PEERS = {
         Peer("interlock", "interlock_steps.py", modes=("model",), own_environment=False),
         Peer("interlock-tool", "interlock_steps.py", modes=("tool",), own_environment=False),
         Peer("dbos", "peers/dbos_steps.py", modes=("sync", "async")),
-        Peer("langgraph", "peers/langgraph_steps.py", modes=("async", "sync")),
+        Peer("langgraph", "peers/langgraph_steps.py", modes=("async", "sync", "async-ahead")),
+        Peer("temporal", "peers/temporal_steps.py"),
+        Peer("prefect", "peers/prefect_steps.py", most_runs=20),
         Peer("raw", "peers/raw_commit.py"),
     )
 }
@@ -173,21 +184,28 @@ def run_program(server: Server, work: Plan, peer: Peer, mode: str, concurrency: 
 
 def _call_program(peer: Peer, mode: str, concurrency: int, work: Plan, url: str, python: Path) -> dict[str, Any]:
     command = [str(python if peer.own_environment else sys.executable), str(HERE / peer.program), "--url", url]
-    command += ["--steps", str(work.steps), "--runs", str(work.runs), "--concurrency", str(concurrency)]
+    runs = min(work.runs, max(peer.most_runs, 2 * concurrency)) if peer.most_runs else work.runs
+    command += ["--steps", str(work.steps), "--runs", str(runs), "--concurrency", str(concurrency)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(UNWANTED_ENVIRONMENT)}
     command += ["--mode", mode]
     if peer.own_environment:
         environment |= QUIET
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROGRAM_SECONDS, env=environment, check=False
-        )
-    except subprocess.TimeoutExpired as late:
-        raise BenchmarkFailed(f"{peer.program} did not end within {PROGRAM_SECONDS} s") from late
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        said = done.stderr.strip()[-2000:] or "nothing on stderr"
-        raise BenchmarkFailed(f"{peer.program} ended with exit code {done.returncode}:\n{said}")
+    # In a session of its own: some start a server, which must not stay behind when its program is killed.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as program:
+        try:
+            printed, complained = program.communicate(timeout=PROGRAM_SECONDS)
+        except BaseException as late:
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+            if not isinstance(late, subprocess.TimeoutExpired):
+                raise
+            raise BenchmarkFailed(f"{peer.program} did not end within {PROGRAM_SECONDS} s") from late
+    lines = [line for line in printed.splitlines() if line.startswith("{")]
+    if program.returncode or not lines:
+        said = complained.strip()[-2000:] or "nothing on stderr"
+        raise BenchmarkFailed(f"{peer.program} ended with exit code {program.returncode}:\n{said}")
     try:
         return {"mode": mode} | json.loads(lines[-1]) | {"peer": peer.name}
     except json.JSONDecodeError as bad:

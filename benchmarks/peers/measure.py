@@ -29,7 +29,7 @@ class Load:
     @property
     def warmup(self) -> int:
         """Runs before the clock starts: connections opened, statements prepared, code paths warm."""
-        return max(20, 2 * self.concurrency)
+        return max(min(20, self.runs // 4), min(2 * self.concurrency, self.runs))
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,27 @@ from typing import Any, Self
 
 from interlock.audit.log import AuditLog, Entry
 from interlock.audit.records import AuditRecords
-from interlock.base.clock import SystemClock
-from interlock.base.errors import Unauthenticated
+from interlock.base.clock import Clock, SystemClock
+from interlock.base.errors import NotFound, Unauthenticated, Unavailable
 from interlock.base.settings import Settings
-from interlock.engines.postgres.driver import Services
+from interlock.budget.quotas import CallQuotas, Quota, list_quotas, remove_quota, set_quota
 from interlock.engines.postgres.worker import PostgresEngine
 from interlock.gateway.catalog import ModelCatalog
+from interlock.health.breakers import Breakers
+from interlock.health.gate import Health
+from interlock.health.tools import Poller, ToolHealth
+from interlock.health.watch import Watch
 from interlock.identity.auth import Authenticator, key_id_of
 from interlock.identity.principal import Principal
 from interlock.review.notify import Webhook, to_log
 from interlock.review.queue import ReviewQueue
 from interlock.runtime.effects import EffectLedger
+from interlock.runtime.engine import Engine, Services
 from interlock.runtime.executors import ModelExecutor, Models, ToolExecutor
+from interlock.runtime.health import HealthChecks
 from interlock.runtime.intake import Intake
 from interlock.runtime.kernel import Kernel
+from interlock.runtime.lookups import Lookups
 from interlock.runtime.project import Project, read_project
 from interlock.runtime.runs import Runs
 from interlock.runtime.versions import Versions
@@ -53,20 +60,23 @@ class App:
 
     Args:
         models: instead of the providers that the settings name; for tests and benchmarks.
+        clock: instead of the machine's; for fault injection.
 
     Attributes:
         migrated: migrations that opening applied.
     """
 
-    def __init__(self, project: Path, settings: Settings, *, models: Models | None = None) -> None:
+    def __init__(
+        self, project: Path, settings: Settings, *, models: Models | None = None, clock: Clock | None = None
+    ) -> None:
         self._models = models
         self.project = project
         self.settings = settings
         self.data = settings.data_dir
-        self.clock = SystemClock()
+        self.clock: Clock = clock or SystemClock()
         self.migrated: list[str] = []
         self._postgres: EmbeddedPostgres | None = None
-        self._worker: PostgresEngine | None = None
+        self._worker: Engine | None = None
         self._closers: list[Any] = []
 
     async def __aenter__(self) -> Self:
@@ -116,6 +126,7 @@ class App:
             self.artifacts,
             self.keys,
             self.clock,
+            engine=settings.engine,
             block_injections=settings.guard.on_injection == "block",
         )
         self.runs = Runs(self.database, self.committer, self.versions, self.artifacts, self.clock)
@@ -156,10 +167,15 @@ class App:
         if models is None:
             models = catalog = ModelCatalog(os.environ)
             self._closers.append(catalog.close)
+        tools = Tools(sandbox, self.versions.locate)
+        health, quotas = await self._start_health(tools)
         kernel = Kernel(
-            models=ModelExecutor(models),
-            tools=ToolExecutor(Tools(sandbox, self.versions.locate), self.clock),
+            models=ModelExecutor(models, self.clock),
+            lookups=Lookups(self.database, self.clock),
+            tools=ToolExecutor(tools, self.clock),
             effects=EffectLedger(self.database, self.committer),
+            health=health,
+            quotas=quotas,
             tracing=self.tracing,
             clock=self.clock,
         )
@@ -172,12 +188,44 @@ class App:
             tracing=self.tracing,
             clock=self.clock,
         )
-        self._worker = PostgresEngine(
-            services, concurrency=settings.worker.concurrency, lease_seconds=settings.worker.lease_seconds
-        )
+        self._worker = self._engine(services)
         await self._worker.start()
         self._closers.append(self._worker.drain)
         self._start_relay()
+
+    def _engine(self, services: Services) -> Engine:
+        worker = self.settings.worker
+        if self.settings.engine == "postgres":
+            return PostgresEngine(services, concurrency=worker.concurrency, lease_seconds=worker.lease_seconds)
+        try:
+            from interlock.engines.temporal.worker import TemporalEngine  # noqa: PLC0415  an optional extra
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("temporalio"):
+                raise
+            raise Unavailable(
+                'the Temporal engine needs a package that is not installed; run pip install "interlock[temporal]"'
+            ) from error
+        return TemporalEngine(
+            services,
+            self.settings.temporal,
+            master_key=self.master_key,
+            concurrency=worker.concurrency,
+            lease_seconds=worker.lease_seconds,
+        )
+
+    async def _start_health(self, tools: Tools) -> tuple[Health, CallQuotas]:
+        """What decides whether a tool or provider may be called now, kept up to date until the app closes."""
+        breakers = Breakers(self.database, self.settings.breaker, self.clock)
+        tool_health, quotas = ToolHealth(self.database), CallQuotas(self.database)
+        health = Health(breakers, tool_health)
+        self._closers += [health.close, quotas.close]
+        watch = Watch(self.database, [breakers.refresh, tool_health.refresh, quotas.refresh])
+        await watch.start()
+        self._closers.append(watch.close)
+        poller = Poller(self.database, HealthChecks(tools).ask)
+        poller.start()
+        self._closers.append(poller.close)
+        return health, quotas
 
     def _start_relay(self) -> None:
         sinks: list[Sink] = [to_log]
@@ -219,6 +267,24 @@ class App:
         principal.require("key.manage")
         await self.authenticator.revoke(principal.org_id, key_id)
         await self._record(principal, "key.revoked", "revoke_key", [f"key:{key_id}"])
+
+    async def quotas(self, principal: Principal) -> list[Quota]:
+        """The organisation's quotas."""
+        principal.require("quota.manage")
+        return await list_quotas(self.database, principal.org_id)
+
+    async def set_quota(self, principal: Principal, quota: Quota) -> None:
+        """Sets or replaces a quota, on record."""
+        principal.require("quota.manage")
+        await set_quota(self.database, principal.org_id, quota)
+        await self._record(principal, "quota.changed", "set_quota", [f"quota:{quota.scope}:{quota.name}"])
+
+    async def remove_quota(self, principal: Principal, scope: str, name: str) -> None:
+        """Removes a quota, on record; raises NotFound if there is none."""
+        principal.require("quota.manage")
+        if not await remove_quota(self.database, principal.org_id, scope, name):
+            raise NotFound(f'there is no quota for {scope} "{name}"; `interlock quota list` shows them')
+        await self._record(principal, "quota.changed", "remove_quota", [f"quota:{scope}:{name}"])
 
     async def local_principal(self) -> tuple[Principal, str]:
         """The organisation and admin key of a single-machine installation; made on first use, kept in `client.json`."""

@@ -36,6 +36,9 @@ ROUTES: dict[tuple[str, str], frozenset[str] | None] = {
     ("POST", "/v1/keys"): ADMIN,
     ("GET", "/v1/keys"): ADMIN,
     ("DELETE", "/v1/keys/{key_id}"): ADMIN,
+    ("GET", "/v1/quotas"): ADMIN,
+    ("PUT", "/v1/quotas"): ADMIN,
+    ("DELETE", "/v1/quotas"): ADMIN,
     ("GET", "/v1/audit"): AUDITORS,
     ("GET", "/v1/audit/verify"): AUDITORS,
     ("GET", "/v1/audit/key"): AUDITORS,
@@ -47,6 +50,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/runs/{run_id}/cancel"): {"reason": "test"},
     ("POST", "/v1/reviews/{review_id}/decision"): {"decision": "approve"},
     ("POST", "/v1/keys"): {"user_id": "new", "roles": ["viewer"]},
+    ("PUT", "/v1/quotas"): {"scope": "org", "rate": 1000},
 }
 
 GUARDED = [route for route, roles in ROUTES.items() if roles is not None]
@@ -63,7 +67,8 @@ class World:
     async def call(self, client: httpx.AsyncClient, route: tuple[str, str]) -> httpx.Response:
         method, path = route
         run = self.waiting if path.endswith("/cancel") else self.finished
-        return await client.request(method, path.format(run_id=run, **self.ids), json=BODIES.get(route))
+        query = {"scope": "org"} if route == ("DELETE", "/v1/quotas") else {}
+        return await client.request(method, path.format(run_id=run, **self.ids), json=BODIES.get(route), params=query)
 
 
 @pytest.fixture

@@ -31,6 +31,9 @@ def crash_at(point: str, runs: int) -> None:
     async def die() -> None:
         nonlocal reached
         reached += 1
+        if runs == 0:  # stopped here, until somebody wakes the process
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return
         if reached >= runs:
             os.kill(os.getpid(), signal.SIGKILL)
         await asyncio.Event().wait()
@@ -60,6 +63,7 @@ def crash_at(point: str, runs: int) -> None:
     wraps: dict[str, Callable[[], None]] = {
         "before intend": lambda: wrap(EffectLedger, "intend", always, before=True),
         "after intend": lambda: wrap(EffectLedger, "intend", always),
+        "before executing": lambda: wrap(EffectLedger, "executing", always, before=True),
         "after executing": lambda: wrap(EffectLedger, "executing", always),
         "after call": lambda: wrap(Tools, "call", called("run")),
         "after settle": lambda: wrap(Committer, "submit", settled("succeeded")),

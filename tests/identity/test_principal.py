@@ -18,6 +18,7 @@ MAY = {
     "workflow.read": "developer operator reviewer viewer",
     "workflow.deploy": "developer",
     "key.manage": "",
+    "quota.manage": "",
 }
 
 

@@ -193,7 +193,7 @@ async def test_spending_is_known_before_its_reservation_ends(
     async def submit(commit: Commit) -> None:
         if any(row["event"].get("step") == "note" for row in commit.journal):
             model.release("one")
-            spans = desk.app.tracing._store._ended
+            spans = desk.app.tracing._store.ended
             await until(lambda: any(span.name == "step one" for span in spans), lambda: "no answer")
         await original(commit)
 

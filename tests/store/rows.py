@@ -130,6 +130,10 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "values (%(run)s, %(org)s, %(run)s, 'approve', 'approve', 't', 'reviewer', %(ref)s)",
         "insert into audit values (%(org)s, 1, 'e', %(empty)s, '', 'h', 'k', 's')",
         "insert into outbox (org_id, topic, payload) values (%(org)s, 't', %(empty)s)",
+        "insert into breakers (org_id, target) values (%(org)s, 'tool:pay')",
+        "insert into tool_health (org_id, tool, bundle, contract) values (%(org)s, 'pay', 'b', %(empty)s)",
+        "insert into quotas (org_id, scope, name, rate) values (%(org)s, 'tool', 'pay', 1)",
+        "insert into quota_uses (org_id, scope, name, holder, at) values (%(org)s, 'tool', 'pay', %(run)s, now())",
         "insert into spans values (%(run)s, 's', %(org)s, null, 'n', 1, 2, true, %(empty)s)",
     ):
         owner.execute(statement, values)

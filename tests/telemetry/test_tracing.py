@@ -232,5 +232,5 @@ async def test_the_ids_of_the_running_code_are_those_of_its_span(tracing: Tracin
         here = current_ids()
         assert here is not None
         assert here.trace_id == ids.trace_id
-        assert here.span_id == f"{span.get_span_context().span_id:016x}" != ids.span_id
+        assert here.span_id == span.span_id != ids.span_id
     assert current_ids() is None

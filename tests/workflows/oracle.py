@@ -2,241 +2,202 @@
 
 It shares no code with the machine and has no events, attempts tables or flattened scopes: a step is a generator that yields
 what it waits for, and a sequence is a loop over its steps. What it cannot know (what the world answers, and in
-which order) it is told.
+which order) it is told. Here is what moves the threads; `oracle_steps.py` is the language, `oracle_work.py` one step's work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
-Wait = tuple[str, str, int]
-"""(what, step, attempt): what is "perform", "retry", "approve", "confirm", "undo", "undo_retry" or "deadline"."""
+from .oracle_steps import Language
+from .oracle_threads import DROPPED, IDLE, TIMER, Answer, Fork, Frame, Home, Over, Place, Region, Thread, Wait
+
+__all__ = ["Answer", "Oracle", "Wait"]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the world answers to one wait.
-
-    Attributes:
-        ok: it worked; for reviews: approved.
-        kind: of a failure.
-        ambiguous: the effect may have happened all the same.
-        facts: of the result.
-    """
-
-    ok: bool = True
-    kind: str = ""
-    ambiguous: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-class _Over(Exception):
-    """This thread has nothing more to do: the run is ending."""
-
-
-_DROPPED = Answer(ok=False, kind="dropped")
-Thread = Generator[Any, Answer, None]
-
-
-class Oracle:
+class Oracle(Language):
     """Interprets `workflow` (plain data).
 
     Args:
-        truth: evaluates a condition's text; raises LookupError if it cannot be evaluated.
-        undoable: steps with a compensation.
+        subworkflows: by name, likewise.
+        truth: evaluates a condition's text, given how to see facts; raises LookupError if it cannot be evaluated.
+        undoable: tools with a compensation; `mutating`: those that change something.
         facts: of the input.
 
-    `waiting` is everything the run waits for now; `answer` lets one of them come true; `status` is the outcome.
+    `waiting` is everything the run waits for now, by what it is: "perform", "undo" (work); "retry", "defer", "undo_retry",
+    "wait", "limit", "review_limit", "agent_limit", "deadline" (timers); "approve", "confirm" (reviews); "letter",
+    "undo_letter"; "signal"; "paused". `answer` lets one of them come true; `status` is the outcome.
     """
 
     def __init__(
         self,
         workflow: dict[str, Any],
+        subworkflows: dict[str, dict[str, Any]],
         *,
-        truth: Callable[[str, dict[str, dict[str, Any]]], bool],
+        truth: Callable[[str, Callable[[str], dict[str, Any]]], bool],
         undoable: set[str],
+        mutating: set[str],
         facts: dict[str, Any],
     ) -> None:
-        self.truth = truth
-        self.undoable = undoable
-        self.facts: dict[str, dict[str, Any]] = {step["id"]: {} for step in _steps(workflow["steps"])} | {
-            "input": facts
-        }
+        super().__init__()
+        self.workflow, self.subworkflows, self.truth = workflow, subworkflows, truth
+        self.undoable, self.mutating = undoable, mutating
         self.retries_left = workflow.get("budget", {}).get("retries", 10)
-        self.waiting: dict[Wait, Thread] = {}
-        self.limits = {step["id"]: step.get("retry", {}).get("max_attempts", 3) for step in _steps(workflow["steps"])}
-        self.parents: dict[Thread, tuple[Thread, set[Thread]]] = {}
-        self.performed: list[tuple[str, int]] = []
-        self.succeeded: set[str] = set()
-        self.completed: list[str] = []
-        self.undone: list[str] = []
-        self.stuck: list[str] = []
-        self.ending: str | None = None
-        self.status: str | None = None
+        self.root = Region("", None)
+        frame = Frame(Home(facts, workflow["steps"]))
+        self.main = self._main(workflow["steps"], Place("", frame, self.root))
         if workflow.get("deadline"):
-            self.waiting["deadline", "", 0] = self._deadline()
-            next(self.waiting["deadline", "", 0])
-        self._resume(self._main(workflow["steps"]), None)
+            self._spawn(self._deadline(), self.root)
+        self._spawn(self.main, self.root)
         self._settle()
 
     # -- what the world does -----------------------------------------------------------------------------------
 
     def answer(self, wait: Wait, answer: Answer) -> None:
-        self._resume(self.waiting.pop(wait), answer)
+        thread = self.waiting[wait]
+        if wait[0] in {"limit", "wait", "review_limit", "agent_limit"}:
+            answer = TIMER
+        self._resume(thread, answer)
         self._settle()
 
     def cancel(self) -> None:
         self._end("cancelled")
         self._settle()
 
+    def signal(self, name: str, answer: Answer) -> None:
+        """Goes to whoever began to wait for it first; else it is kept."""
+        if self.ending is not None:
+            return
+        for wait, thread in self.waiting.items():
+            if wait[0] == "signal" and self.signal_names[wait[1]] == name:
+                self._resume(thread, answer)
+                self._settle()
+                return
+        self.kept.setdefault(name, []).append(answer)
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def unpause(self) -> None:
+        self.paused = False
+        for wait in [wait for wait in self.waiting if wait[0] == "paused"]:
+            self._resume(self.waiting[wait], Answer())
+        self._settle()
+
     # -- threads -----------------------------------------------------------------------------------------------
 
     def _resume(self, thread: Thread, answer: Answer | None) -> None:
+        self.waiting = {wait: one for wait, one in self.waiting.items() if one is not thread}
         try:
-            wanted = next(thread) if answer is None else thread.send(answer)
-        except _Over:
+            wanted = thread.send(answer)  # type: ignore[arg-type]  # None starts it
+        except (Over, StopIteration):
+            self._ended(thread)
             return
-        except StopIteration:
-            self._joined(thread)
-            return
-        if isinstance(wanted, list):
-            unfinished = set(wanted)
-            for child in wanted:
-                self.parents[child] = (thread, unfinished)
-            for child in wanted:
-                self._resume(child, None)
-        else:
-            if wanted[0] == "perform":
-                self.performed.append((wanted[1], wanted[2]))
-            self.waiting[wanted] = thread
+        if isinstance(wanted, Fork):
+            wanted.parent = thread
+            self._start_some(wanted)
+        elif wanted != ():  # a region's thread waits for `_settle`
+            for wait in wanted if isinstance(wanted, list) else [wanted]:
+                assert wait not in self.waiting
+                if wait[0] == "perform":
+                    self.performed.append((wait[1], wait[2]))
+                self.waiting[wait] = thread
 
-    def _joined(self, thread: Thread) -> None:
-        if thread not in self.parents:
-            return
-        parent, unfinished = self.parents[thread]
-        unfinished.remove(thread)
-        if not unfinished:
-            self._resume(parent, Answer())
+    def _start_some(self, fork: Fork) -> None:
+        assert fork.parent is not None
+        fork.running += 1  # so that it is not over before all are started
+        while fork.running <= fork.width and not self._blocked(self.regions[fork.parent]):
+            child, region = next(fork.children, (None, None))
+            if child is None or region is None:
+                break
+            fork.running += 1
+            self.forks[child] = fork
+            self._spawn(child, region)
+        fork.running -= 1
+        if not fork.running:
+            self._resume(fork.parent, Answer())
 
-    def _main(self, steps: list[Any]) -> Thread:
-        yield from self._sequence(steps)
+    def _spawn(self, thread: Thread, region: Region | None) -> None:
+        self.regions[thread] = region or self.root
+        self._resume(thread, None)
+
+    def _ended(self, thread: Thread) -> None:
+        fork = self.forks.pop(thread, None)
+        if fork is not None:
+            fork.running -= 1
+            self._start_some(fork)
+        elif thread is self.main:
+            self.root.alive = False
+
+    def _main(self, steps: list[Any], place: Place) -> Thread:
+        yield from self._sequence(steps, place)
         if self.ending is None:
-            self.status = "succeeded"
-            self.waiting.clear()  # the deadline
+            self._drop({"deadline"}, self.root)
+            self.ending = "finished"
 
     def _deadline(self) -> Thread:
-        answer = yield
-        if answer.ok:
+        if (yield ("deadline", "", 0)).ok:
             self._end("partial")
 
+    # -- failing, ending, undoing ------------------------------------------------------------------------------
+
+    def _blocked(self, region: Region) -> bool:
+        return self.ending is not None or any(one.failed for one in region.chain())
+
+    def _drop(self, kinds: set[str], region: Region) -> None:
+        """Who waits for a timer, a person or a signal in there is sent home; who works is waited for."""
+        for wait in list(self.waiting):
+            thread = self.waiting.get(wait)
+            if thread is not None and wait[0] in kinds and self.regions[thread].inside(region):
+                self._resume(thread, DROPPED)
+
     def _end(self, how: str) -> None:
-        """From here on nothing starts: who waits for a timer or a reviewer is sent home, who works is waited for."""
+        """From here on nothing starts."""
         if self.ending is not None:
             return
-        self.ending = how
-        for wait in [wait for wait in self.waiting if wait[0] in {"retry", "approve", "deadline"}]:
-            self._resume(self.waiting.pop(wait), _DROPPED)
+        self.ending, self.paused = how, False
+        self._drop(IDLE, self.root)
+
+    def _fail_region(self, region: Region, *, rejected: bool = False) -> None:
+        region.failed, region.rejected = True, rejected
+        self.failing.append(region)
+        self._drop(IDLE, region)
+
+    def _degrade(self, name: str, *, rejected: bool) -> None:
+        if self.degraded is None:
+            self.degraded = (name, rejected)
 
     def _settle(self) -> None:
-        if self.ending is None or self.waiting or self.status is not None:
+        while self._conclude_a_region():
+            pass
+        if self.ending is None or self.root.alive or self.failing or self.undoing:
             return
-        if self.ending in {"failed", "cancelled"} and len(self.undone) + len(self.stuck) < len(self.completed):
-            done = {*self.undone, *self.stuck}
-            self._resume(self._undo(next(step for step in reversed(self.completed) if step not in done)), None)
+        if any(wait[0] not in {"undo_letter"} for wait in self.waiting):
             return
-        self.status = "dead" if self.stuck else self.ending
+        if self.ending in {"failed", "cancelled"}:
+            left = [name for name, _ in self.completed if name not in self.handled]
+            if left:
+                self._spawn(self._undo(left[-1]), None)
+                return
+        ordinary = "partial" if self.degraded else "succeeded"
+        ending = ordinary if self.ending == "finished" else self.ending
+        self.status = "dead" if self.stuck else ending
 
-    # -- the language ------------------------------------------------------------------------------------------
-
-    def _sequence(self, steps: list[Any]) -> Thread:
-        for step in steps:
-            if self.ending is not None:
-                raise _Over
-            kind = step["kind"]
-            if kind in {"tool", "model"}:
-                yield from self._work(step)
-            elif kind == "review":
-                yield from self._review(step)
-            elif kind == "parallel":
-                yield [self._sequence(branch) for branch in step["branches"].values()]
+    def _conclude_a_region(self) -> bool:
+        for region in sorted(self.failing, key=lambda one: -len(list(one.chain()))):
+            others = [one for one in self.failing if one is not region and one.inside(region)]
+            if region.alive or others or any(self.owners[name].inside(region) for name in self.undoing):
+                continue
+            left = [
+                name for name, owner in self.completed if owner.inside(region) and name not in self.handled
+            ]
+            if left:
+                self._spawn(self._undo(left[-1]), None)
             else:
-                yield from self._choice(step)
-            if self.ending is not None:
-                raise _Over
-
-    def _choice(self, step: dict[str, Any]) -> Thread:
-        taken, case = step.get("otherwise", []), -1
-        try:
-            for number, one in enumerate(step["cases"]):
-                if self.truth(one["when"], self.facts):
-                    taken, case = one["steps"], number
-                    break
-        except LookupError:
-            self._end("failed")
-            raise _Over from None
-        self.facts[step["id"]] = {"case": case}
-        yield from self._sequence(taken)
-
-    def _review(self, step: dict[str, Any]) -> Thread:
-        answer = yield ("approve", step["id"], 0)
-        if answer.kind == "dropped":
-            raise _Over
-        self.facts[step["id"]] = {"approved": answer.ok}
-        if not answer.ok and step.get("on_reject", "fail") == "fail":
-            self._end("failed")
-            raise _Over
-        self.succeeded.add(step["id"])
-
-    def _work(self, step: dict[str, Any]) -> Thread:
-        name, attempt = step["id"], 1
-        while True:
-            answer = yield ("perform", name, attempt)
-            if answer.ok:
-                self._success(name, answer)
-                return
-            again = answer.kind in {"transient", "rate_limited"} and attempt < self.limits[name]
-            if again and self.ending is None and self.retries_left > 0:
-                self.retries_left -= 1
-                again = (yield ("retry", name, attempt)).ok
-                if again:
-                    attempt += 1
-                    continue
-            if answer.ambiguous:
-                confirmed = yield ("confirm", name, attempt)
-                if confirmed.ok:
-                    self._success(name, confirmed)
-                    return
-            elif self.ending is None:
-                self._end("partial" if answer.kind == "budget" else "failed")
-            if self.ending is not None:
-                raise _Over
-            attempt += 1  # a person says that it did not happen: so let it happen
-
-    def _success(self, name: str, answer: Answer) -> None:
-        self.facts[name] = answer.facts
-        self.succeeded.add(name)
-        if name in self.undoable:
-            self.completed.append(name)
-
-    def _undo(self, name: str) -> Thread:
-        attempt = 1
-        while True:
-            answer = yield ("undo", name, attempt)
-            if answer.ok:
-                self.undone.append(name)
-                return
-            if answer.kind not in {"transient", "rate_limited"} or attempt >= self.limits[name]:
-                self.stuck.append(name)
-                return
-            yield ("undo_retry", name, attempt)
-            attempt += 1
-
-
-def _steps(steps: list[Any]) -> Iterator[dict[str, Any]]:
-    for step in steps:
-        yield step
-        for part in [*step.get("branches", {}).values(), *(case["steps"] for case in step.get("cases", []))]:
-            yield from _steps(part)
-        yield from _steps(step.get("otherwise", []))
+                self.failing.remove(region)
+                self._degrade(region.name, rejected=region.rejected)
+                assert region.thread is not None
+                self._resume(region.thread, Answer())
+            return True
+        return False

@@ -118,7 +118,7 @@ def test_nothing_is_wrong() -> None:
             "            text: $input.text\n",
             "            text: $text\n",
             'w.yaml:25: steps.0.branches.two.0.values: "$text" is not a reference; '
-            "write $input.field, $steps.id.field, $run.id, or $$ for a literal $",
+            "write $input.field, $steps.id.field, $run.id, $item, $index, $last.id.field, or $$ for a literal $",
         ),
         (
             "paid: $steps.pay.id",

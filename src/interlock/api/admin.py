@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from interlock.api.access import Caller, Services
 from interlock.api.body import Body, Name
+from interlock.budget.quotas import Quota, Scope
 from interlock.identity.auth import key_id_of
 
 router = APIRouter(prefix="/v1", tags=["admin"])
@@ -22,6 +24,16 @@ class NewKey(Body):
 
     user_id: Name = Field(min_length=1, max_length=200)
     roles: list[str] = Field(min_length=1)
+
+
+class NewQuota(Body):
+    """A quota to set; scope `org` has no name."""
+
+    scope: Scope
+    name: Name = Field(default="", max_length=200)
+    concurrency: int | None = Field(default=None, ge=0, le=1_000_000)
+    rate: int | None = Field(default=None, ge=0, le=1_000_000)
+    per_seconds: float = Field(default=60.0, gt=0, le=86_400)
 
 
 @router.get("/workflows")
@@ -62,6 +74,29 @@ async def keys(caller: Caller, services: Services) -> dict[str, Any]:
 async def revoke_key(key_id: str, caller: Caller, services: Services) -> None:
     """Revokes a key."""
     await services.revoke_key(caller, key_id)
+
+
+@router.get("/quotas")
+async def quotas(caller: Caller, services: Services) -> dict[str, Any]:
+    """The organisation's quotas."""
+    return {"quotas": [asdict(quota) for quota in await services.quotas(caller)]}
+
+
+@router.put("/quotas", status_code=204)
+async def set_quota(body: NewQuota, caller: Caller, services: Services) -> None:
+    """Sets or replaces the quota of a scope and name."""
+    await services.set_quota(caller, Quota(**body.model_dump()))
+
+
+@router.delete("/quotas", status_code=204)
+async def remove_quota(
+    caller: Caller,
+    services: Services,
+    scope: Annotated[str, Query(max_length=20)],
+    name: Annotated[str, Query(max_length=200)] = "",
+) -> None:
+    """Removes a quota."""
+    await services.remove_quota(caller, scope, name)
 
 
 @router.get("/audit")

@@ -31,6 +31,7 @@ class NewRun(Body):
 
     workflow: Name = Field(max_length=200)
     input: Any
+    priority: int = Field(default=0, ge=-100, le=100)
 
 
 class Cancellation(Body):
@@ -46,7 +47,9 @@ async def start(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
     """Starts a run; 201 if new, 200 with the same run for a repeated Idempotency-Key."""
-    run_id, new = await services.intake.accept(caller, body.workflow, body.input, idempotency_key)
+    run_id, new = await services.intake.accept(
+        caller, body.workflow, body.input, idempotency_key, priority=body.priority
+    )
     response.status_code = 201 if new else 200
     return {"run_id": run_id, "new": new}
 

@@ -22,9 +22,16 @@ EventType = Literal[
     "tool.compensation",
     "review.opened",
     "review.decided",
+    "letter.opened",
+    "letter.requeued",
+    "letter.discarded",
+    "run.paused",
+    "run.resumed",
+    "run.signalled",
     "workflow.deployed",
     "key.created",
     "key.revoked",
+    "quota.changed",
     "value.revealed",
 ]
 Decision = Literal["allow", "deny", "none"]

@@ -16,7 +16,10 @@
     │   ├── ProviderError       a model provider refused, broke off or answered nonsense
     │   ├── ToolError           a tool crashed, hung or answered garbage
     │   │   └── NothingHappened a tool failed and declares that it changed nothing
-    │   └── SandboxError        the isolation itself could not be set up
+    │   ├── SandboxError        the isolation itself could not be set up
+    │   ├── TargetDown          a breaker is open: the tool or provider failed too often and was not called
+    │   ├── ToolUnhealthy       the tool's own health check says that it cannot work; it was not called
+    │   └── Deferred            a limit has no room now: not called, and no attempt is counted
     ├── Unavailable             a part Interlock needs is down (database, provider, sandbox)
     ├── LeaseLost               another worker owns the run now; whatever this one knew is void
     ├── IntegrityError          stored data is not what was stored (audit chain, artifact, weights)
@@ -138,6 +141,22 @@ class NothingHappened(ToolError):
 
 class SandboxError(StepError):
     code = "sandbox_error"
+
+
+class TargetDown(StepError):
+    """A breaker is open; `retry_after` is the seconds until it lets calls through on trial."""
+
+    code = "target_down"
+
+
+class ToolUnhealthy(StepError):
+    code = "tool_unhealthy"
+
+
+class Deferred(StepError):
+    """A limit has no room for the call. Nothing was tried, so it is no attempt; `retry_after` says when to ask again."""
+
+    code = "deferred"
 
 
 class Unavailable(InterlockError):

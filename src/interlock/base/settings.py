@@ -94,12 +94,52 @@ class SandboxSettings(_Section):
     warm: int = Field(default=2, ge=0, le=64)
 
 
+class BreakerSettings(_Section):
+    """When a tool or provider that fails is left alone.
+
+    Attributes:
+        failures: in a row that open its breaker.
+        window_seconds: within which those failures must fall.
+        open_seconds: nothing is called for so long.
+        probes: calls then let through on trial, by all workers together; all must succeed.
+    """
+
+    failures: int = Field(default=5, ge=1, le=1000)
+    window_seconds: float = Field(default=60.0, gt=0, le=86400)
+    open_seconds: float = Field(default=60.0, gt=0, le=86400)
+    probes: int = Field(default=3, ge=1, le=100)
+
+
+class TemporalSettings(_Section):
+    """The server of the Temporal engine; used by workers with `engine = "temporal"`.
+
+    Attributes:
+        address: host:port of its frontend.
+        tls: whether to speak TLS to it.
+        versioned: pins runs to the worker version they began on; needs a server that knows worker deployments (1.29.1).
+        cached_runs: runs whose state a worker keeps between their steps; with 0 each step replays its run's history, for a
+            server that does not take such a run from a worker that is gone (the test server).
+        history_events, history_bytes: a run's history is begun anew once it is this long; the server's own bounds are
+            51,200 events and 50 MiB.
+    """
+
+    address: str = "127.0.0.1:7233"
+    namespace: str = "default"
+    task_queue: str = "interlock"
+    tls: bool = False
+    versioned: bool = True
+    cached_runs: int = Field(default=1000, ge=0, le=100_000)
+    history_events: int = Field(default=4000, ge=20, le=40_000)
+    history_bytes: int = Field(default=2 * 1024 * 1024, ge=64 * 1024, le=40 * 1024 * 1024)
+
+
 class Settings(BaseSettings):
     """Everything that can be configured. Unknown keys are refused.
 
     Attributes:
         models: alias → `local:NAME`, `openai:MODEL`, `openai:MODEL@BASE_URL` or `anthropic:MODEL`. The steps of a
             workflow name aliases; keys come from `OPENAI_API_KEY` and `ANTHROPIC_API_KEY`.
+        engine: what drives new runs, and which runs a worker drives; a run ends on the engine it began on.
         data_dir: state of this installation, relative to the project.
         variables: what `${name}` stands for in definitions; differs between installations, such as a host and port.
     """
@@ -113,6 +153,7 @@ class Settings(BaseSettings):
     )
 
     name: str = "interlock"
+    engine: Literal["postgres", "temporal"] = "postgres"
     data_dir: Path = Path(".interlock")
     models: dict[str, str] = Field(default_factory=lambda: {"default": "local:smollm2-135m-instruct-q4_1"})
     variables: dict[str, str] = Field(default_factory=dict)
@@ -124,6 +165,8 @@ class Settings(BaseSettings):
     guard: GuardSettings = GuardSettings()
     events: EventSettings = EventSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    temporal: TemporalSettings = TemporalSettings()
+    breaker: BreakerSettings = BreakerSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -47,6 +47,9 @@ class Api:
             "POST", path, content=json.dumps(body), headers={"Content-Type": "application/json", **(headers or {})}
         )
 
+    async def put(self, path: str, body: Any) -> Any:
+        return await self._send("PUT", path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+
     async def delete(self, path: str) -> Any:
         return await self._send("DELETE", path)
 

@@ -15,7 +15,7 @@ import watchfiles
 
 from interlock.api.server import Server
 from interlock.app import App, write_private
-from interlock.base.errors import Conflict, InterlockError
+from interlock.base.errors import Conflict, InterlockError, InvalidInput
 from interlock.base.settings import Settings
 from interlock.cli.connection import find_server, settings_here
 from interlock.cli.console import errors, out
@@ -49,7 +49,15 @@ def serve(port: Annotated[int | None, typer.Option(min=0, max=65535, help="Inste
     _run(_serve(settings_here(), port=port, worker=False, reload=False))
 
 
-def worker() -> None:
+def worker(
+    engine: Annotated[
+        str | None, typer.Option(help="postgres or temporal, instead of the setting: which runs it drives.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Instead of temporal.address: the server's host:port.")] = None,
+    unversioned: Annotated[
+        bool, typer.Option("--unversioned", help="For a Temporal server that cannot pin runs to worker versions.")
+    ] = False,
+) -> None:
     """Run a worker only. Start as many as you like on one database."""
 
     async def main(settings: Settings) -> None:
@@ -60,7 +68,20 @@ def worker() -> None:
             errors.print("worker runs; Ctrl-C finishes the steps under way and hands the rest back")
             await stop.wait()
 
-    _run(main(settings_here()))
+    _run(main(_for_engine(settings_here(), engine, address, unversioned=unversioned)))
+
+
+def _for_engine(settings: Settings, engine: str | None, address: str | None, *, unversioned: bool) -> Settings:
+    if engine not in {None, "postgres", "temporal"}:
+        raise InvalidInput(f'--engine "{engine}" is not known; use postgres or temporal')
+    chosen = engine or settings.engine
+    changes: dict[str, Any] = {"address": address} if address else {}
+    if unversioned:
+        changes["versioned"] = False
+    if changes and chosen != "temporal":
+        raise InvalidInput("--address and --unversioned are for the Temporal engine; add --engine temporal")
+    temporal = settings.temporal.model_copy(update=changes)
+    return settings.model_copy(update={"engine": chosen, "temporal": temporal})
 
 
 def deploy() -> None:

@@ -22,6 +22,7 @@ _GRANTS: dict[str, frozenset[str]] = {
     "workflow.read": frozenset({"developer", "operator", "reviewer", "viewer"}),
     "workflow.deploy": frozenset({"developer"}),
     "key.manage": frozenset(),
+    "quota.manage": frozenset(),
 }
 
 

@@ -8,6 +8,7 @@ honours it, its probe if it has one, and otherwise a person. Never a guess.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,8 +16,12 @@ from typing import Any, Literal
 from interlock.base.refs import Ref
 from interlock.runtime.work import Work
 from interlock.store.artifacts import Sealed
-from interlock.store.commit import Commit, Committer
+from interlock.store.commit import Committer
 from interlock.store.database import Database
+from interlock.workflows.spec import ToolStep
+
+# Seconds a sandbox may take to start: a tool's deadline counts from then, the ledger's row is older.
+_START_SECONDS = 1.0
 
 EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
 
@@ -61,9 +66,21 @@ class EffectLedger:
         self._committer = committer
 
     async def status(self, work: Work) -> EffectStatus | None:
-        """Where the effect of this step stands; None if it was never intended."""
-        row = await self._database.row("get_effect", work.run.run_id, work.step.id, org=work.run.org_id)
-        return row["status"] if row else None
+        """Where the effect of this step stands; None if it was never intended.
+
+        If somebody else was in the middle of this very attempt, their call may still be under way, at a worker that lost
+        the run or on the network, and neither a probe nor a person could see it. So this waits until the tool's own
+        deadline for that call has passed; only a tool that honours its key has no need to.
+        """
+        row = await self._database.row("get_effect", work.run.run_id, work.effect_name, org=work.run.org_id)
+        if row is None:
+            return None
+        status: EffectStatus = row["status"]
+        if status == "executing" and row["attempt"] == work.attempt and isinstance(work.step, ToolStep):
+            contract = work.run.version.tools[work.step.tool].contract
+            if not contract.honours_idempotency:
+                await asyncio.sleep(max(0.0, contract.timeout + _START_SECONDS - row["age"]))
+        return status
 
     async def intend(self, work: Work, effect: Effect, arguments: Sealed) -> None:
         """Durable before anything else happens: what will be done, with which key.
@@ -71,10 +88,10 @@ class EffectLedger:
         Raises:
             LeaseLost: the run was taken over; nothing may be done.
         """
-        fence = (work.run.run_id, work.run.fence)
-        await self._committer.submit(
-            Commit(work.run.org_id, fence=fence, artifacts=[arguments.row], effects=[effect.row("intended")])
-        )
+        commit = work.run.commit()
+        commit.artifacts.append(arguments.row)
+        commit.effects.append(effect.row("intended"))
+        await self._committer.submit(commit)
 
     async def executing(self, work: Work, effect: Effect) -> None:
         """Durable before the tool gets the call: from here on a crash leaves the effect in doubt.
@@ -82,5 +99,6 @@ class EffectLedger:
         Raises:
             LeaseLost: the run was taken over; nothing may be done.
         """
-        fence = (work.run.run_id, work.run.fence)
-        await self._committer.submit(Commit(work.run.org_id, fence=fence, effects=[effect.row("executing")]))
+        commit = work.run.commit()
+        commit.effects.append(effect.row("executing"))
+        await self._committer.submit(commit)

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from interlock.base.clock import Clock
+from interlock.runtime.kernel import Kernel
+from interlock.runtime.versions import Versions
+from interlock.store.artifacts import Artifacts
+from interlock.store.commit import Committer
+from interlock.store.database import Database
+from interlock.telemetry.tracing import Tracing
+
 
 class Engine(Protocol):
     """Drives runs. An accepted run is in the store's queue, and what people tell it is in its inbox; the engine finds both.
@@ -15,3 +23,26 @@ class Engine(Protocol):
     async def start(self) -> None: ...
 
     async def drain(self) -> None: ...
+
+
+class Services:
+    """What a driver needs of its process."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        committer: Committer,
+        artifacts: Artifacts,
+        versions: Versions,
+        kernel: Kernel,
+        tracing: Tracing,
+        clock: Clock,
+    ) -> None:
+        self.database = database
+        self.committer = committer
+        self.artifacts = artifacts
+        self.versions = versions
+        self.kernel = kernel
+        self.tracing = tracing
+        self.clock = clock

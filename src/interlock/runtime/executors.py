@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 from interlock.base.clock import Clock
@@ -14,9 +15,13 @@ from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, Provider, Usage
 from interlock.gateway.structured import complete_structured
 from interlock.policy.decision import Question
+from interlock.runtime.binding import bind
+from interlock.runtime.conversation import asked_for, conversation
 from interlock.runtime.work import Work
+from interlock.sandbox.environment import Result
 from interlock.telemetry import names
-from interlock.tools.registry import Tools, check_value, error_of
+from interlock.tools.registry import Function, Tools, check_value, error_of
+from interlock.workflows.contracts import ToolContract
 from interlock.workflows.events import Spent
 from interlock.workflows.spec import ModelStep, ToolStep
 
@@ -37,10 +42,12 @@ class Prepared:
 
     Attributes:
         question: what the policy is asked.
-        payload: the rendered request or the tool's arguments.
+        payload: what the executor needs: provider and request, or the tool's arguments.
+        request: the rendered request as JSON, for a model call.
         labels: of everything that goes in.
         tokens: worst case of the call, reserved from the budget.
         usd: likewise.
+        stale: steps whose values are older than their tools allow, and may be used all the same.
     """
 
     question: Question
@@ -48,17 +55,28 @@ class Prepared:
     labels: Labels
     tokens: int = 0
     usd: float = 0.0
+    request: Any = None
+    stale: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A result: `schema` says which of its fields are facts; `attributes` go on the span."""
+    """A result.
+
+    Attributes:
+        schema: says which fields are facts.
+        attributes: go on the span.
+        calls: of an agent's turn, the tools it wants called.
+        facts: instead of those that `schema` says.
+    """
 
     value: Any
     schema: Mapping[str, Any]
     labels: Labels
     spent: Spent = field(default_factory=Spent)
     attributes: dict[str, Any] = field(default_factory=dict)
+    calls: tuple[str, ...] = ()
+    facts: dict[str, Any] | None = None
 
 
 class ModelExecutor:
@@ -66,21 +84,27 @@ class ModelExecutor:
 
     span_name = names.MODEL_CALL
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, clock: Clock) -> None:
         self._models = models
+        self._clock = clock
 
     async def prepare(self, work: Work) -> Prepared:
         step = work.step
         assert isinstance(step, ModelStep)
-        version = work.run.version
-        values, labels = await work.run.bind(step.values, work.state)
+        version, agent = work.run.version, work.node.agent
+        bound = await bind(work.run, step.values, work.state, work.name, now=self._clock.now())
+        values, labels = await _overridden(work, bound.value, bound.labels)
         turns = version.prompts[step.prompt].render(values)
+        if agent is not None:
+            spoken, heard = await conversation(work, agent)
+            turns, labels = [*turns, *spoken], labels.join(heard)
         provider, model = self._models.resolve(version.models[step.model])
+        schema = version.answer_schemas[work.path]
         request = ModelRequest(
             model=model,
             messages=[Message(role, content) for role, content in turns],  # type: ignore[arg-type]
             max_tokens=step.max_tokens,
-            schema=step.output,
+            schema=schema,
             temperature=step.temperature,
             seed=0,
             timeout=step.timeout,
@@ -93,16 +117,15 @@ class ModelExecutor:
                 f'model "{model}" has no known price, so a budget in USD cannot hold; use budget.tokens instead',
                 kind=FailureKind.PERMANENT,
             )
-        attributes = {"provider": provider.name, "model": model}
-        return Prepared(
-            _question(work, "call_model", step.model, attributes, labels), (provider, request), labels, tokens, usd
-        )
+        question = _question(work, "call_model", step.model, {"provider": provider.name, "model": model}, labels)
+        plain = {"messages": turns, "schema": schema, "max_tokens": step.max_tokens}
+        return Prepared(question, (provider, request), labels, tokens, usd, plain, tuple(bound.stale))
 
     async def execute(self, work: Work, prepared: Prepared, *, key: str | None = None) -> Done:  # noqa: ARG002  a model call has no key
         provider, request = prepared.payload
         step = work.step
         assert isinstance(step, ModelStep)
-        validator = work.run.version.output_validators[step.id]
+        validator = work.run.version.output_validators[work.path]
         answer = await complete_structured(provider, request, validator=validator, max_corrections=_CORRECTIONS)
         spent = spent_of(provider.name, request.model, answer.usage)
         attributes = {
@@ -120,7 +143,11 @@ class ModelExecutor:
         }
         # What a model says is as trustworthy as the least trusted thing it read.
         labels = prepared.labels.join(Labels(origins=frozenset({f"model:{request.model}"})))
-        return Done(answer.value, step.output, labels, spent, attributes)
+        if work.node.agent is None:
+            return Done(answer.value, step.output, labels, spent, attributes)
+        calls = tuple(call["tool"] for call in answer.value["calls"])
+        value = answer.value if calls else answer.value["answer"]
+        return Done(value, {} if calls else step.output, labels, spent, attributes, calls)
 
     def spent_in(self, error: Exception, prepared: Prepared) -> Spent:
         """What a failed call cost all the same."""
@@ -139,34 +166,54 @@ class ToolExecutor:
         self._tools = tools
         self._clock = clock
 
-    async def prepare(self, work: Work) -> Prepared:
+    async def prepare(self, work: Work, *, undo: bool = False) -> Prepared:
+        """The call's arguments; for `undo` those it was made with, however old they are by now."""
         step = work.step
         assert isinstance(step, ToolStep)
         version = work.run.version
         tool = version.tools.get(step.tool)
         if tool is None:
             raise IntegrityError(f'version {version.version} has no tool "{step.tool}"; deploy the workflow again')
-        arguments, labels = await work.run.bind(step.input, work.state)
+        stale: list[str] = []
+        if work.node.agent is not None:
+            arguments, labels = await asked_for(work)
+        else:
+            bound = await bind(work.run, step.input, work.state, work.name, now=None if undo else self._clock.now())
+            arguments, labels, stale = bound.value, bound.labels, bound.stale
+        arguments, labels = await _overridden(work, arguments, labels)
         arguments = {
             name: value
             for name, value in arguments.items()
             if value is not None or name in _required(tool.contract.input)
         }
         check_value(version.tool_input_validators[step.tool], arguments, what=f'tool "{step.tool}": arguments')
-        attributes = {"effect": tool.contract.effect}
-        return Prepared(_question(work, "call_tool", step.tool, attributes, labels), arguments, labels)
+        attributes = {"effect": tool.contract.effect, "scopes": sorted(tool.contract.scopes)}
+        question = _question(work, "call_tool", step.tool, attributes, labels)
+        return Prepared(question, arguments, labels, stale=tuple(stale))
 
-    async def execute(self, work: Work, prepared: Prepared, *, key: str | None = None) -> Done:
+    async def plan(self, work: Work, prepared: Prepared) -> Any:
+        """What a tool with an explicit commit means to do: its `run`, which changes nothing."""
+        result = await self._call(work, "run", prepared.payload, key=None)
+        return result.output
+
+    async def execute(self, work: Work, prepared: Prepared, *, key: str | None = None, plan: Any = None) -> Done:
+        """The call. With an explicit commit it is `commit` with the plan; else `run` with the arguments."""
         step = work.step
         assert isinstance(step, ToolStep)
-        version = work.run.version
-        tool = version.tools[step.tool]
-        result = await self._tools.call(
-            tool, "run", prepared.payload, context=_context(work, key), allowed=frozenset(version.workflow.allow)
-        )
+        if work.run.version.tools[step.tool].contract.commit:
+            result = await self._call(work, "commit", {"plan": plan}, key=key)
+        else:
+            result = await self._call(work, "run", prepared.payload, key=key)
+        return self._done(work, prepared, result.output, result.start_seconds)
+
+    async def _call(self, work: Work, function: Function, arguments: Any, *, key: str | None) -> Result:
+        step, version = work.step, work.run.version
+        assert isinstance(step, ToolStep)
+        tool, allowed = version.tools[step.tool], frozenset(version.workflow.allow)
+        result = await self._tools.call(tool, function, arguments, context=_context(work, key), allowed=allowed)
         if result.ending != "ok":
             raise error_of(tool.contract, result)
-        return self._done(work, prepared, result.output, result.start_seconds)
+        return result
 
     def _done(self, work: Work, prepared: Prepared, output: Any, start_seconds: float) -> Done:
         step = work.step
@@ -174,9 +221,14 @@ class ToolExecutor:
         version = work.run.version
         contract = version.tools[step.tool].contract
         check_value(version.tool_output_validators[step.tool], output, what=f'tool "{step.tool}": its answer')
-        labels = prepared.labels.join(
-            Labels(trust=Trust.TOOL, origins=frozenset({f"tool:{step.tool}"}), as_of=self._clock.now())
-        )
+        as_of = _age(contract, output, self._clock.now())
+        labels = prepared.labels.join(Labels(trust=Trust.TOOL, origins=frozenset({f"tool:{step.tool}"}), as_of=as_of))
+        most = work.fallback.max_age if work.fallback is not None else None
+        if most is not None and self._clock.now() - as_of > most:
+            raise ToolError(
+                f'tool "{step.tool}": its answer is {self._clock.now() - as_of:.0f} s old, and as a fallback it may be {most:g} s',
+                kind=FailureKind.PERMANENT,
+            )
         attributes = {
             names.GEN_AI_TOOL_NAME: step.tool,
             names.TOOL_EFFECT: contract.effect,
@@ -193,16 +245,7 @@ class ToolExecutor:
         """
         step = work.step
         assert isinstance(step, ToolStep)
-        tool = work.run.version.tools[step.tool]
-        result = await self._tools.call(
-            tool,
-            "probe",
-            {"input": prepared.payload},
-            context=_context(work, key),
-            allowed=frozenset(work.run.version.workflow.allow),
-        )
-        if result.ending != "ok":
-            raise error_of(tool.contract, result)
+        result = await self._call(work, "probe", {"input": prepared.payload}, key=key)
         if not isinstance(result.output, dict) or not isinstance(result.output.get("happened"), bool):
             raise ToolError(
                 f'tool "{step.tool}": probe must return {{"happened": true|false, "output": …}}',
@@ -214,18 +257,7 @@ class ToolExecutor:
 
     async def compensate(self, work: Work, arguments: Any, output: Any, *, key: str) -> None:
         """Undoes a completed call."""
-        step = work.step
-        assert isinstance(step, ToolStep)
-        tool = work.run.version.tools[step.tool]
-        result = await self._tools.call(
-            tool,
-            "compensate",
-            {"input": arguments, "output": output},
-            context=_context(work, key),
-            allowed=frozenset(work.run.version.workflow.allow),
-        )
-        if result.ending != "ok":
-            raise error_of(tool.contract, result)
+        await self._call(work, "compensate", {"input": arguments, "output": output}, key=key)
 
 
 def spent_of(provider: str, model: str, usage: Usage) -> Spent:
@@ -244,7 +276,7 @@ def _question(work: Work, action: Any, resource: str, attributes: dict[str, Any]
         attributes=attributes,
         context={
             "workflow": work.run.version.name,
-            "step": work.step.id,
+            "step": work.path,
             "trust": labels.trust.name.lower(),
             "sensitivity": labels.sensitivity.name.lower(),
             "reviewed": work.reviewed,
@@ -253,10 +285,32 @@ def _question(work: Work, action: Any, resource: str, attributes: dict[str, Any]
 
 
 def _context(work: Work, key: str | None) -> dict[str, Any]:
-    context: dict[str, Any] = {"run_id": work.run.run_id, "step": work.step.id, "attempt": work.attempt}
+    context: dict[str, Any] = {"run_id": work.run.run_id, "step": work.name, "attempt": work.attempt}
     if key is not None:
         context["idempotency_key"] = key
     return context
+
+
+async def _overridden(work: Work, arguments: Any, labels: Labels) -> tuple[Any, Labels]:
+    """What a person put in the place of the arguments when requeueing a dead letter, if anybody did."""
+    override = work.here.override
+    if override is None:
+        return arguments, labels
+    return await work.run.value(override), labels.join(override.labels)
+
+
+def _age(contract: ToolContract, output: Any, now: float) -> float:
+    """When the answer was true, seconds since the epoch: as the tool says, else now."""
+    said = output.get(contract.as_of) if contract.as_of is not None and isinstance(output, dict) else None
+    if isinstance(said, str):
+        try:
+            moment = datetime.fromisoformat(said)
+        except ValueError:
+            return 0.0  # it does not say when: older than anything may be
+        return moment.timestamp() if moment.tzinfo is not None else 0.0
+    if isinstance(said, int | float) and not isinstance(said, bool):
+        return float(said)
+    return now if contract.as_of is None else 0.0
 
 
 def _required(schema: Mapping[str, Any]) -> frozenset[str]:

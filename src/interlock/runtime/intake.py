@@ -24,6 +24,7 @@ from interlock.tools.registry import check_value
 from interlock.workflows.bindings import dig, parse
 
 _MAX_KEY = 200
+_MAX_PRIORITY = 100
 
 
 class Intake:
@@ -38,6 +39,7 @@ class Intake:
         keys: KeyStore,
         clock: Clock,
         *,
+        engine: str = "postgres",
         block_injections: bool,
     ) -> None:
         self._database = database
@@ -47,11 +49,15 @@ class Intake:
         self._keys = keys
         self._clock = clock
         self._block = block_injections
+        self._engine = engine
 
     async def accept(
-        self, principal: Principal, workflow: str, value: Any, idempotency_key: str | None
+        self, principal: Principal, workflow: str, value: Any, idempotency_key: str | None, *, priority: int = 0
     ) -> tuple[str, bool]:
         """(run id, whether it is new). The same key with the same input is the same run.
+
+        Args:
+            priority: -100 to 100; among runs of the same workflow that wait, the higher goes first.
 
         Raises:
             NotFound: no such workflow.
@@ -60,6 +66,8 @@ class Intake:
             Denied: the role may not, or the input holds an injected order and the settings say `block`.
         """
         principal.require("run.start")
+        if not -_MAX_PRIORITY <= priority <= _MAX_PRIORITY:
+            raise InvalidInput(f"priority must be -{_MAX_PRIORITY} to {_MAX_PRIORITY}")
         key = idempotency_key or new_id("once")
         if len(key) > _MAX_KEY or not key.isprintable():
             raise InvalidInput(f"Idempotency-Key must be 1 to {_MAX_KEY} printable characters")
@@ -74,7 +82,7 @@ class Intake:
         if existing is not None:
             return existing, False
         try:
-            return await self._commit(principal, version, value, key, flags), True
+            return await self._commit(principal, version, value, key, flags, priority), True
         except asyncpg.UniqueViolationError:
             # The same request twice at the same moment: the other one won.
             existing = await self._existing(principal, version, key, value)
@@ -93,7 +101,9 @@ class Intake:
             )
         return str(row["run_id"])
 
-    async def _commit(self, principal: Principal, version: Version, value: Any, key: str, flags: list[str]) -> str:
+    async def _commit(
+        self, principal: Principal, version: Version, value: Any, key: str, flags: list[str], priority: int
+    ) -> str:
         redactor = Redactor.new()
         redacted = redactor.redact(value)
         labels = self._labels(principal, version, value, pii=bool(redactor.counts))
@@ -126,8 +136,10 @@ class Intake:
             "input": stored.ref.to_json(),
             "vault": {"ref": vault.ref.to_json(), "raw_digest": raw.ref.digest},
             "flags": flags,
+            "engine": self._engine,
             "trace_id": trace.trace_id,
             "span_id": trace.span_id,
+            "priority": priority,
         }
         await self._committer.submit(
             Commit(principal.org_id, artifacts=[stored.row, vault.row], new_runs=[row], audit=[entry])

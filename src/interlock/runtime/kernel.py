@@ -12,154 +12,173 @@ raise `LeaseLost` (another worker owns the run) and `Unavailable` (no database),
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-from interlock.audit.log import Entry, EventType
 from interlock.base.clock import Clock
-from interlock.base.errors import (
-    BudgetExceeded,
-    Denied,
-    Erased,
-    FailureKind,
-    InterlockError,
-    InvalidInput,
-    LeaseLost,
-    NothingHappened,
-    SandboxError,
-    StepError,
-    Unavailable,
-)
+from interlock.base.errors import Deferred, Denied, Erased, FailureKind, LeaseLost, StepError, Unavailable
 from interlock.base.labels import Labels, Trust
-from interlock.base.refs import Ref
 from interlock.budget.ledger import Spending
+from interlock.budget.quotas import CallQuotas
 from interlock.guard.injection import scan
-from interlock.policy.decision import Answer
+from interlock.health.gate import Health
 from interlock.runtime.effects import Effect, EffectLedger, idempotency_key
-from interlock.runtime.executors import Done, ModelExecutor, Prepared, ToolExecutor
+from interlock.runtime.executors import ModelExecutor, Prepared, ToolExecutor
+from interlock.runtime.lookups import Lookups
+from interlock.runtime.passage import Passage, entry_of, failure_of, is_found, mutates, target_of, tokens
 from interlock.runtime.work import Outcome, Work
 from interlock.store.artifacts import Sealed
 from interlock.telemetry import names
-from interlock.telemetry.logs import log
 from interlock.telemetry.tracing import Tracing, mark_failed
 from interlock.workflows.events import (
     CompensationFailed,
     CompensationSucceeded,
-    Failure,
     Spent,
+    StepDeferred,
     StepFailed,
     StepSucceeded,
 )
 from interlock.workflows.facts import facts_of
-from interlock.workflows.spec import ModelStep, ToolStep
+from interlock.workflows.spec import MapStep, ModelStep, SubworkflowStep, ToolStep
 
-
-@dataclass(slots=True)
-class _Passage:
-    """What one passage through the phases has gathered so far; what failed is recorded with what was known."""
-
-    work: Work
-    prepared: Prepared | None = None
-    answer: Answer | None = None
-    effect: Effect | None = None
-    in_doubt: bool = False  # an earlier attempt may have done its work
-    handed_over: bool = False  # the tool may have got the call
-    done: Done | None = None
-    sealed: Sealed | None = None
-    attributes: dict[str, Any] = field(default_factory=dict)
+_ASK_AGAIN = 1.0  # seconds, if a limit does not say when it will have room
 
 
 class Kernel:
     """Takes work through the five phases."""
 
     def __init__(
-        self, *, models: ModelExecutor, tools: ToolExecutor, effects: EffectLedger, tracing: Tracing, clock: Clock
+        self,
+        *,
+        models: ModelExecutor,
+        tools: ToolExecutor,
+        lookups: Lookups,
+        effects: EffectLedger,
+        health: Health,
+        quotas: CallQuotas,
+        tracing: Tracing,
+        clock: Clock,
     ) -> None:
         self._models = models
         self._tools = tools
+        self._lookups = lookups
         self._effects = effects
+        self._health = health
+        self._quotas = quotas
         self._tracing = tracing
         self._clock = clock
 
     async def perform(self, work: Work) -> Outcome:
-        """One attempt at a model or tool step."""
-        passage = _Passage(work)
+        """One attempt at a step."""
+        passage = Passage(work)
         attributes = {
             **work.run.attributes(),
-            names.STEP_ID: work.step.id,
+            names.STEP_ID: work.name,
             names.STEP_KIND: work.step.kind,
             names.STEP_ATTEMPT: work.attempt,
         }
-        with self._tracing.span(f"{names.STEP} {work.step.id}", attributes, parent=work.run.trace) as span:
+        with self._tracing.span(f"{names.STEP} {work.path}", attributes, parent=work.run.trace) as span:
             try:
-                await self._look_back(passage)
-                await self._admit(passage)
-                await self._reserve(passage)
-                await self._execute(passage)
+                if isinstance(work.step, MapStep | SubworkflowStep):
+                    passage.done = await self._lookups.inside(work)  # reaches nothing outside the run
+                else:
+                    await self._look_back(passage)
+                    await self._admit(passage)
+                    await self._reserve(passage)
+                    await self._execute(passage)
                 outcome = await self._settle(passage)
             except (LeaseLost, Unavailable):
                 raise
+            except Deferred as error:
+                delay = error.retry_after if error.retry_after is not None else _ASK_AGAIN
+                outcome = Outcome(StepDeferred(work.name, work.attempt, self._clock.now(), delay))
             except Exception as error:  # noqa: BLE001  whatever a step's work can raise becomes an event; a bug must not kill the worker
                 mark_failed(span, error)
                 outcome = await self._failed(passage, error)
             finally:
+                self._health.leave(passage.admission)
+                self._quotas.give_back(passage.slot)
                 span.set_attributes(passage.attributes)
-        spent = outcome.event.spent
-        work.run.ledger.use(work.step.id, Spending(spent.input_tokens + spent.output_tokens, spent.usd))
+        spent = getattr(outcome.event, "spent", Spent())
+        work.run.ledger.use(work.name, Spending(spent.input_tokens + spent.output_tokens, spent.usd))
         return outcome
 
-    async def _look_back(self, passage: _Passage) -> None:
+    async def _look_back(self, passage: Passage) -> None:
         """Whether an earlier attempt left the effect in doubt: known before anything of this one can fail."""
         work = passage.work
-        if _mutates(work) and (work.attempt > 1 or work.run.resumed):
+        if mutates(work) and (work.attempt > 1 or work.run.resumed):
             passage.in_doubt = await self._effects.status(work) == "executing"
 
     # -- admit -------------------------------------------------------------------------------------------------
 
-    async def _admit(self, passage: _Passage) -> None:
+    async def _admit(self, passage: Passage) -> None:
         work = passage.work
         if isinstance(work.step, ToolStep) and work.step.tool not in work.run.version.workflow.allow:
             raise Denied(f'tool "{work.step.tool}" is not in this workflow\'s allow list')
-        passage.prepared = await self._executor(work).prepare(work)
-        passage.answer = work.run.version.policy.decide(passage.prepared.question)
+        prepared = passage.prepared = await self._executor(work).prepare(work)
+        if prepared.stale:
+            passage.attributes[names.STALE_STEPS] = list(prepared.stale)
+        passage.answer = work.run.version.policy.decide(prepared.question)
         passage.attributes |= {
             names.POLICY_DECISION: "allow" if passage.answer.allowed else "deny",
             names.POLICY_VERSION: passage.answer.version,
             names.POLICY_REASONS: list(passage.answer.reasons),
         }
         if not passage.answer.allowed:
-            question = passage.prepared.question
+            question = prepared.question
             raise Denied(
                 f"policy {passage.answer.version} denies {question.action} {question.resource}: {passage.answer.reasons[0]}"
             )
+        await self._find(passage, prepared)
+        if passage.done is None:
+            passage.admission = await self._health.admit(work.run.org_id, *target_of(work))
+
+    async def _find(self, passage: Passage, prepared: Prepared) -> None:
+        """An answer that is there already: allowed like the call it saves, but nobody is called."""
+        work = passage.work
+        if work.fallback is not None and is_found(work):
+            passage.done = await self._lookups.found(work, work.fallback, prepared)
+            passage.reused = "value" if work.fallback.value is not None else "last_good"
+        else:
+            passage.done = await self._lookups.cached(work, prepared)
+            passage.reused = "cache" if passage.done is not None else None
+        if passage.reused is not None:
+            passage.attributes[names.REUSED] = passage.reused
 
     # -- reserve -----------------------------------------------------------------------------------------------
 
-    async def _reserve(self, passage: _Passage) -> None:
+    async def _reserve(self, passage: Passage) -> None:
+        if passage.done is not None:
+            return  # costs nothing and changes nothing
         work, prepared = passage.work, _known(passage.prepared)
         spent = work.run.spent
         work.run.ledger.reserve(
-            work.step.id,
+            work.name,
             Spending(spent.input_tokens + spent.output_tokens, spent.usd),
             tokens=prepared.tokens,
             usd=prepared.usd,
         )
-        if isinstance(work.step, ToolStep) and _mutates(work):
-            await self._intend(passage, work.step, prepared)
+        if isinstance(work.step, ToolStep):
+            timeout = work.run.version.tools[work.step.tool].contract.timeout
+            passage.slot = await self._quotas.take(work.run.org_id, work.step.tool, timeout)
+            if mutates(work):
+                await self._intend(passage, work.step, prepared)
 
-    async def _intend(self, passage: _Passage, step: ToolStep, prepared: Prepared) -> None:
+    async def _intend(self, passage: Passage, step: ToolStep, prepared: Prepared) -> None:
         """Writes the intent down. If an earlier attempt may have been carried out, finds out first."""
         work = passage.work
         arguments = await work.run.artifacts.seal(work.run.org_id, prepared.payload, prepared.labels)
-        key = idempotency_key(work.run.run_id, step.id, arguments.ref.digest)
-        passage.effect = Effect(work.run.run_id, step.id, work.run.org_id, step.tool, key, work.attempt, arguments.ref)
-        passage.attributes[names.IDEMPOTENCY_KEY] = key
+        effect = passage.effect = self._effect(work, step, arguments)
+        passage.attributes[names.IDEMPOTENCY_KEY] = effect.idempotency_key
         if passage.in_doubt:
-            await self._recover(passage, step, prepared, key)
+            await self._recover(passage, step, prepared, effect.idempotency_key)
         else:
-            await self._effects.intend(work, passage.effect, arguments)
+            await self._effects.intend(work, effect, arguments)
 
-    async def _recover(self, passage: _Passage, step: ToolStep, prepared: Prepared, key: str) -> None:
+    def _effect(self, work: Work, step: ToolStep, arguments: Sealed) -> Effect:
+        key = idempotency_key(work.run.run_id, work.effect_name, arguments.ref.digest)
+        return Effect(work.run.run_id, work.effect_name, work.run.org_id, step.tool, key, work.attempt, arguments.ref)
+
+    async def _recover(self, passage: Passage, step: ToolStep, prepared: Prepared, key: str) -> None:
         contract = passage.work.run.version.tools[step.tool].contract
         if contract.honours_idempotency:
             return  # the same key again is harmless
@@ -168,28 +187,38 @@ class Kernel:
                 f'nobody can say whether tool "{step.tool}" did its work before it was cut off',
                 kind=FailureKind.PERMANENT,
             )
-        passage.done = await self._tools.probe(passage.work, prepared, key)
+        probing = self._tools.probe(passage.work, prepared, key)
+        passage.done = await self._health.watch(passage.admission, probing)
         passage.in_doubt = passage.done is not None
 
     # -- execute -----------------------------------------------------------------------------------------------
 
-    async def _execute(self, passage: _Passage) -> None:
-        work, prepared = passage.work, _known(passage.prepared)
+    async def _execute(self, passage: Passage) -> None:
         if passage.done is not None:
-            return  # the probe found it done
-        if passage.effect is not None:
-            await self._effects.executing(work, passage.effect)
-            passage.handed_over = True
-        key = passage.effect.idempotency_key if passage.effect is not None else None
+            return  # the probe found it done, or it was known already
+        work, prepared, effect = passage.work, _known(passage.prepared), passage.effect
         executor = self._executor(work)
         name = f"{executor.span_name} {prepared.question.resource}"
-        with self._tracing.span(name, {**work.run.attributes(), names.STEP_ID: work.step.id}) as span:
-            passage.done = await executor.execute(work, prepared, key=key)
+        with self._tracing.span(name, {**work.run.attributes(), names.STEP_ID: work.name}) as span:
+            if effect is None:
+                calling = executor.execute(work, prepared)
+            else:
+                calling = await self._hand_over(passage, prepared, effect)
+            passage.done = await self._health.watch(passage.admission, calling)
             span.set_attributes(passage.done.attributes)
+
+    async def _hand_over(self, passage: Passage, prepared: Prepared, effect: Effect) -> Any:
+        """The call of a mutating tool, ready to be made: planned, and on record that it is being made."""
+        work, plan = passage.work, None
+        if work.run.version.tools[effect.tool].contract.commit:
+            plan = await self._health.watch(passage.admission, self._tools.plan(work, prepared))
+        await self._effects.executing(work, effect)
+        passage.handed_over = True
+        return self._tools.execute(work, prepared, key=effect.idempotency_key, plan=plan)
 
     # -- settle ------------------------------------------------------------------------------------------------
 
-    async def _settle(self, passage: _Passage) -> Outcome:
+    async def _settle(self, passage: Passage) -> Outcome:
         work, done = passage.work, _known(passage.done)
         findings = scan(done.value) if isinstance(work.step, ToolStep) else []
         if findings:
@@ -198,19 +227,23 @@ class Kernel:
         output = passage.sealed.ref
         work.run.remember(output, done.value)
         passage.attributes[names.OUTPUT_DIGEST] = output.digest
-        event = StepSucceeded(
-            work.step.id, work.attempt, self._clock.now(), output, facts_of(done.schema, done.value), done.spent
-        )
+        facts = done.facts if done.facts is not None else facts_of(done.schema, done.value)
+        event = StepSucceeded(work.name, work.attempt, self._clock.now(), output, facts, done.spent, done.calls)
         outcome = Outcome(event, artifacts=[passage.sealed.row])
         if passage.effect is not None:
             outcome.effects.append(passage.effect.row("succeeded", output))
-        detail = {"output": output.digest, "attempt": work.attempt, "success": True, **_tokens(done.spent)}
+        if passage.prepared is None:
+            return outcome  # a look inside the run is in the journal; the record is of what reaches outside
+        kept = None if passage.reused else await self._lookups.row(work, passage.prepared, output)
+        if kept is not None:
+            outcome.results.append(kept)
+        detail = {"output": output.digest, "attempt": work.attempt, "success": True, **tokens(done.spent)}
         if findings:
             detail["findings"] = findings
-        outcome.audit.append(self._entry(passage, detail))
+        outcome.audit.append(entry_of(passage, detail, self._clock.now()))
         return outcome
 
-    async def _failed(self, passage: _Passage, error: Exception) -> Outcome:
+    async def _failed(self, passage: Passage, error: Exception) -> Outcome:
         """A failure as the machine sees it, with what was spent and what may be in doubt."""
         work = passage.work
         spent = Spent()
@@ -219,8 +252,8 @@ class Kernel:
         elif passage.prepared and isinstance(work.step, ModelStep):
             spent = self._models.spent_in(error, passage.prepared)
         words = await self._words(passage, error)
-        failure = self._failure(passage, error, words)
-        event = StepFailed(work.step.id, work.attempt, self._clock.now(), failure, spent)
+        failure = failure_of(passage, error, words.ref if words else None)
+        event = StepFailed(work.name, work.attempt, self._clock.now(), failure, spent)
         outcome = Outcome(event, artifacts=[words.row] if words else [])
         if passage.effect is not None and not failure.ambiguous:
             outcome.effects.append(passage.effect.row("failed"))
@@ -230,12 +263,13 @@ class Kernel:
             "error": failure.code,
             "message": failure.message,
             "ambiguous": failure.ambiguous,
-            **_tokens(spent),
+            **tokens(spent),
         }
-        outcome.audit.append(self._entry(passage, detail))
+        if isinstance(work.step, ModelStep | ToolStep):
+            outcome.audit.append(entry_of(passage, detail, self._clock.now()))
         return outcome
 
-    async def _words(self, passage: _Passage, error: Exception) -> Sealed | None:
+    async def _words(self, passage: Passage, error: Exception) -> Sealed | None:
         """What the far side said about its failure, as a value about the same people as what it was given."""
         if not isinstance(error, StepError) or not error.words or passage.prepared is None:
             return None
@@ -245,42 +279,14 @@ class Kernel:
         except Erased:
             return None
 
-    def _failure(self, passage: _Passage, error: Exception, words: Sealed | None) -> Failure:
-        if isinstance(error, InterlockError):
-            code, message = error.code, error.message
-        else:
-            code, message = "internal", f"an internal error in {type(error).__name__}; the log has the details"
-            log(names.LOG_INTERNAL, str(error), level="error", step=passage.work.step.id, exc_info=error)
-        kind, retry_after = FailureKind.PERMANENT, None
-        if isinstance(error, StepError):
-            kind, retry_after = error.kind, error.retry_after
-        elif isinstance(error, BudgetExceeded):
-            kind = FailureKind.BUDGET
-        elif isinstance(error, Denied):
-            kind = FailureKind.DENIED
-        elif isinstance(error, InvalidInput):
-            kind = FailureKind.INVALID
-        # That this attempt surely did nothing says nothing about an earlier one.
-        ambiguous = passage.in_doubt or (passage.handed_over and not isinstance(error, SandboxError | NothingHappened))
-        if ambiguous:
-            # What is not the tool's failure (a broken contract, a refusal, an erased value) comes again in every
-            # attempt; only a person can say what it means.
-            hopeless = not isinstance(error, StepError) or not _knowable(passage.work)
-            kind = (
-                FailureKind.PERMANENT
-                if hopeless
-                else (kind if kind is FailureKind.RATE_LIMITED else FailureKind.TRANSIENT)
-            )
-        return Failure(kind, code, message, retry_after, ambiguous, words.ref if words else None)
-
     # -- compensation ------------------------------------------------------------------------------------------
 
     async def compensate(self, work: Work) -> Outcome:
         """Undoes a completed mutating step; its key derives from the step's own, so a repetition is recognisable."""
         assert isinstance(work.step, ToolStep)
-        passage = _Passage(work)
-        attributes = {**work.run.attributes(), names.STEP_ID: work.step.id, names.STEP_ATTEMPT: work.attempt}
-        with self._tracing.span(f"{names.COMPENSATION} {work.step.id}", attributes, parent=work.run.trace) as span:
+        passage = Passage(work)
+        attributes = {**work.run.attributes(), names.STEP_ID: work.name, names.STEP_ATTEMPT: work.attempt}
+        with self._tracing.span(f"{names.COMPENSATION} {work.path}", attributes, parent=work.run.trace) as span:
             try:
                 return await self._undo(passage, work.step)
             except (LeaseLost, Unavailable):
@@ -288,76 +294,29 @@ class Kernel:
             except Exception as error:  # noqa: BLE001  as in perform
                 mark_failed(span, error)
                 words = await self._words(passage, error)
-                failure = self._failure(passage, error, words)
-                event = CompensationFailed(work.step.id, work.attempt, self._clock.now(), failure)
+                failure = failure_of(passage, error, words.ref if words else None)
+                now = self._clock.now()
                 detail = {"attempt": work.attempt, "success": False, "error": failure.code, "message": failure.message}
-                entry = self._entry(passage, detail, "tool.compensation")
+                entry = entry_of(passage, detail, now, "tool.compensation")
+                event = CompensationFailed(work.name, work.attempt, now, failure)
                 return Outcome(event, artifacts=[words.row] if words else [], audit=[entry])
 
-    async def _undo(self, passage: _Passage, step: ToolStep) -> Outcome:
+    async def _undo(self, passage: Passage, step: ToolStep) -> Outcome:
         work = passage.work
-        prepared = passage.prepared = await self._tools.prepare(work)
+        prepared = passage.prepared = await self._tools.prepare(work, undo=True)
         arguments = await work.run.artifacts.seal(work.run.org_id, prepared.payload, prepared.labels)
-        key = idempotency_key(work.run.run_id, step.id, arguments.ref.digest)
-        ref: Ref = work.state.outputs[step.id]
-        await self._tools.compensate(work, prepared.payload, await work.run.value(ref), key=f"{key}:undo")
-        effect = Effect(work.run.run_id, step.id, work.run.org_id, step.tool, key, work.attempt, arguments.ref)
-        entry = self._entry(passage, {"attempt": work.attempt, "success": True}, "tool.compensation")
-        event = CompensationSucceeded(step.id, work.attempt, self._clock.now())
+        effect = self._effect(work, step, arguments)
+        output = await work.run.value(_known(work.here.output))
+        await self._tools.compensate(work, prepared.payload, output, key=f"{effect.idempotency_key}:undo")
+        now = self._clock.now()
+        entry = entry_of(passage, {"attempt": work.attempt, "success": True}, now, "tool.compensation")
+        event = CompensationSucceeded(work.name, work.attempt, now)
         return Outcome(event, effects=[effect.row("compensated")], audit=[entry])
-
-    # -- record ------------------------------------------------------------------------------------------------
-
-    def _entry(self, passage: _Passage, detail: dict[str, Any], event_type: EventType | None = None) -> Entry:
-        work, answer = passage.work, passage.answer
-        step = work.step
-        model = isinstance(step, ModelStep)
-        resource = (
-            f"model:{work.run.version.models[step.model]}" if isinstance(step, ModelStep) else f"tool:{step.tool}"
-        )
-        log(
-            names.LOG_STEP_FINISHED if detail["success"] else names.LOG_STEP_FAILED,
-            level="info" if detail["success"] else "warning",
-            run_id=work.run.run_id,
-            step=step.id,
-            **detail,
-        )
-        return Entry(
-            org_id=work.run.org_id,
-            event_type=event_type or ("model.call" if model else "tool.call"),
-            actor=work.run.principal.actor,
-            action="call_model" if model else ("compensate" if event_type else "call_tool"),
-            resource=resource,
-            at=self._clock.now(),
-            decision="none" if answer is None else ("allow" if answer.allowed else "deny"),
-            run_id=work.run.run_id,
-            trace_id=work.run.trace.trace_id,
-            policy_version=work.run.version.policy.version,
-            detail={"step": step.id, **detail},
-        )
 
     def _executor(self, work: Work) -> ModelExecutor | ToolExecutor:
         return self._models if isinstance(work.step, ModelStep) else self._tools
 
 
-def _mutates(work: Work) -> bool:
-    tool = work.run.version.tools.get(work.step.tool) if isinstance(work.step, ToolStep) else None
-    return tool is not None and tool.contract.mutating
-
-
-def _knowable(work: Work) -> bool:
-    """Whether the tool can tell, or does not care, if its work was done before."""
-    assert isinstance(work.step, ToolStep)
-    contract = work.run.version.tools[work.step.tool].contract
-    return contract.honours_idempotency or contract.probe
-
-
 def _known(value: Any) -> Any:
     assert value is not None, "phases run in order"
     return value
-
-
-def _tokens(spent: Spent) -> dict[str, Any]:
-    if not spent.input_tokens and not spent.output_tokens:
-        return {}
-    return {"input_tokens": spent.input_tokens, "output_tokens": spent.output_tokens, "usd": f"{spent.usd:.6f}"}

@@ -61,12 +61,14 @@ def read_project(directory: Path, settings: Settings) -> Project:
         raise InvalidSpec(
             "\n".join(faults)
         )  # whether the parts fit each other is no question while one of them is broken
+    known = {workflow.name: workflow for _, workflow in sources}
     for source, workflow in sources:
         problems = check_workflow(
             workflow,
             prompts=prompts,
             tools={name: contract for name, (contract, _) in contracts.items()},
             models=settings.models,
+            workflows=known,
         )
         faults += [source.complaint(problem.path, problem.message) for problem in problems]
     if faults:
@@ -78,6 +80,7 @@ def read_project(directory: Path, settings: Settings) -> Project:
             tools={name: contracts[name] for name in workflow.allow},
             policy=policy,
             models=settings.models,
+            workflows=known,
         )
         for _, workflow in sources
     }

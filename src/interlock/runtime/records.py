@@ -9,10 +9,12 @@ from interlock.base.errors import Erased
 from interlock.base.ids import new_id
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
+from interlock.runtime.binding import bind
 from interlock.runtime.effects import Effect
-from interlock.runtime.work import Outcome, Run
+from interlock.runtime.work import Outcome, Run, effect_name
 from interlock.store.commit import Commit
 from interlock.telemetry import names
+from interlock.telemetry.tracing import Tracing
 from interlock.workflows import events as ev
 from interlock.workflows.spec import ReviewStep, ToolStep
 from interlock.workflows.state import RunState, StepState, StepStatus
@@ -27,12 +29,13 @@ def commit_of(
     used_signals: list[int] | None = None,
 ) -> Commit:
     """A commit under the run's lease: the outcomes' rows, their events in the journal, and the run's new row."""
-    commit = Commit(run.org_id, fence=(run.run_id, run.fence))
+    commit = run.commit()
     commit.used_signals = [{"signal_id": signal} for signal in used_signals or []]
     for number, outcome in enumerate(outcomes or []):
         commit.artifacts += outcome.artifacts
         commit.effects += outcome.effects
         commit.audit += outcome.audit
+        commit.results += outcome.results
         commit.journal.append(
             {
                 "run_id": run.run_id,
@@ -47,7 +50,6 @@ def commit_of(
 
 
 def run_row(run: Run, state: RunState) -> dict[str, Any]:
-    work = [name for name in state.steps if name in state.outputs]
     return {
         "run_id": run.run_id,
         "status": state.status.value,
@@ -56,26 +58,44 @@ def run_row(run: Run, state: RunState) -> dict[str, Any]:
         "input_tokens": state.spent.input_tokens,
         "output_tokens": state.spent.output_tokens,
         "usd": state.spent.usd,
-        "steps": len(work),
+        "steps": state.done,
         "finished": state.over,
     }
 
 
+async def records_of(commit: Commit, run: Run, state: RunState, commands: list[ev.Command], now: float) -> None:
+    """Adds the rows of those commands that are nothing but rows: questions to people, and the end."""
+    for command in commands:
+        match command:
+            case ev.OpenReview():
+                await open_review(commit, run, state, command, now)
+            case ev.CloseReview():
+                commit.closed_reviews.append({"run_id": run.run_id, "step": command.step})
+            case ev.OpenLetter():
+                open_letter(commit, run, state, command, now)
+            case ev.CloseLetter():
+                commit.closed_letters.append({"run_id": run.run_id, "step": command.step})
+            case ev.Finish():
+                await finish(commit, run, state, command, now)
+
+
 async def open_review(commit: Commit, run: Run, state: RunState, command: ev.OpenReview, now: float) -> None:
     """A question to a person: its row, the audit entry, the event for notification."""
-    step = run.version.program.nodes[command.step].step
+    name, program = command.step, run.version.program
+    here = state.steps[name]
+    step = program.work(name, here.variant, here.tool)
     if command.purpose == "confirm":
         assert isinstance(step, ToolStep)
         title = f'Did "{step.tool}" do its work? It was cut off in the middle; look it up where it acts.'
-        shown, labels = await _bound(run, step.input, state)
+        shown, labels = await _bound(run, step.input, state, name)
         role = "reviewer"
     else:
         assert isinstance(step, ReviewStep)
         title, role = step.title, step.role
-        shown, labels = await _bound(run, step.show, state)
+        shown, labels = await _bound(run, step.show, state, name)
     sealed = await run.artifacts.seal(run.org_id, shown, labels)
     if isinstance(step, ToolStep):
-        commit.effects.append(_moved(run, step, state.steps[command.step], sealed.ref).row("unknown"))
+        commit.effects.append(_moved(run, name, step, here, sealed.ref).row("unknown"))
     review_id = new_id("rev")
     commit.artifacts.append(sealed.row)
     commit.new_reviews.append(
@@ -97,13 +117,44 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
     )
 
 
+def open_letter(commit: Commit, run: Run, state: RunState, command: ev.OpenLetter, now: float) -> None:
+    """A step for a person to look at: its row, the audit entry, the event for notification."""
+    failure = state.steps[command.step].failure
+    code, reason = (failure.code, failure.message) if failure is not None else ("unknown", "it failed")
+    _letter(commit, run, command.step, command.purpose, code, reason, now)
+
+
+def _letter(commit: Commit, run: Run, step: str, purpose: str, code: str, reason: str, now: float) -> None:
+    letter_id = new_id("ltr")
+    commit.new_letters.append(
+        {
+            "letter_id": letter_id,
+            "org_id": run.org_id,
+            "run_id": run.run_id,
+            "step": step,
+            "purpose": purpose,
+            "code": code,
+            "reason": reason,
+        }
+    )
+    if purpose == "run":
+        return  # its end is on record and announced already
+    detail = {"step": step, "purpose": purpose, "letter": letter_id, "error": code}
+    commit.audit.append(_entry(run, "letter.opened", "open_letter", f"letter:{letter_id}", now, detail))
+    payload = {"run_id": run.run_id, **detail, "reason": reason}
+    commit.outbox.append({"org_id": run.org_id, "topic": "letter.opened", "payload": payload})
+
+
 async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, now: float) -> None:
     """The end of a run: its output, the audit entry, the event, and the queue row gone."""
-    output, labels = await _bound(run, run.version.workflow.output, state)
+    output, labels = await _bound(run, run.version.workflow.output, state, None)
     sealed = await run.artifacts.seal(run.org_id, output, labels)
     commit.artifacts.append(sealed.row)
     commit.runs[0]["output"] = sealed.ref.to_json()
     commit.finished.append({"run_id": run.run_id})
+    if command.status is ev.RunStatus.FAILED:
+        # Whatever it did is undone; what is left is the question whether to try the whole of it again.
+        _letter(commit, run, "", "run", "run_failed", command.reason or "", now)
     detail = {
         "status": command.status.value,
         "reason": command.reason,
@@ -122,30 +173,38 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
     commit.outbox.append({"org_id": run.org_id, "topic": "run.finished", "payload": payload})
 
 
-async def _bound(run: Run, tree: Any, state: RunState) -> tuple[Any, Labels]:
+async def _bound(run: Run, tree: Any, state: RunState, near: str | None) -> tuple[Any, Labels]:
     """What a binding tree shows; nothing if it is about a person who was erased meanwhile: the run must go on to its end."""
     try:
-        return await run.bind(tree, state, lenient=True)
+        bound = await bind(run, tree, state, near, lenient=True)
+        return bound.value, bound.labels
     except Erased:
         return {}, Labels()
 
 
-def _moved(run: Run, step: ToolStep, state: StepState, ref: Ref) -> Effect:
+def _moved(run: Run, name: str, step: ToolStep, state: StepState, ref: Ref) -> Effect:
     """An effect whose row is there and only moves: its key and input stay what they were when it was intended."""
-    return Effect(run.run_id, step.id, run.org_id, step.tool, "", state.attempt, ref)
+    return Effect(run.run_id, effect_name(name, state.variant), run.org_id, step.tool, "", state.attempt, ref)
 
 
 def confirmed_effects(run: Run, before: RunState, event: Any) -> list[dict[str, Any]]:
     """Ledger rows for a person's answer to "did it happen?"."""
     if not isinstance(event, ev.ReviewDecided):
         return []
-    step = before.steps.get(event.step)
-    if step is None or step.status is not StepStatus.CONFIRMING:
+    state = before.steps.get(event.step)
+    if state is None or state.status is not StepStatus.CONFIRMING:
         return []
-    spec = run.version.program.nodes[event.step].step
-    assert isinstance(spec, ToolStep)
-    effect = _moved(run, spec, step, event.output)
+    step = run.version.program.work(event.step, state.variant, state.tool)
+    assert isinstance(step, ToolStep)
+    effect = _moved(run, event.step, step, state, event.output)
     return [effect.row("succeeded" if event.approved else "failed", event.output if event.approved else None)]
+
+
+def emit_run_span(tracing: Tracing, run: Run, state: RunState, *, start: float, end: float) -> None:
+    """The span of a whole run that is over; times in seconds since the epoch."""
+    ok = state.status is ev.RunStatus.SUCCEEDED
+    attributes = finish_attributes(run, state)
+    tracing.emit(f"{names.RUN} {run.version.name}", run.trace, start=start, end=end, ok=ok, attributes=attributes)
 
 
 def finish_attributes(run: Run, state: RunState) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from interlock.base.errors import NotFound
 from interlock.base.refs import canonical_json
 from interlock.gateway.structured import compile_schema
 from interlock.policy.cedar import CedarPolicy
+from interlock.runtime.agents import answer_schema, checked_schema
 from interlock.store.database import Database
 from interlock.store.objects import Objects
 from interlock.tools.bundles import unpack
@@ -22,9 +23,10 @@ from interlock.tools.registry import Tool
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.program import Program, compile_program
 from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
-from interlock.workflows.spec import ModelStep, Workflow
+from interlock.workflows.spec import ModelStep, WaitStep, Workflow
 
 _CACHED = 256
+_NO_WORKFLOWS: Mapping[str, Workflow] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,13 @@ class Definition:
         tools: Mapping[str, tuple[ToolContract, str]],
         policy: str,
         models: Mapping[str, str],
+        workflows: Mapping[str, Workflow] = _NO_WORKFLOWS,
     ) -> Self:
-        """Pins the workflow with exactly the prompts and models that it uses, its tools and the policy."""
-        steps = [node.step for node in _nodes(workflow, {name: contract for name, (contract, _) in tools.items()})]
-        model_steps = [step for step in steps if isinstance(step, ModelStep)]
+        """Pins the workflow with exactly the subworkflows, prompts and models that it uses, its tools and the policy."""
+        program = compile_program(workflow, {name: contract for name, (contract, _) in tools.items()}, workflows)
+        variants = [step for node in program.nodes.values() for step in (node.variants or (node.step,))]
+        model_steps = [step for step in variants if isinstance(step, ModelStep)]
+        children = {child.name: child.model_dump(mode="json") for child in program.subworkflows.values()}
         data = {
             "workflow": workflow.model_dump(mode="json"),
             "prompts": {step.prompt: prompts[step.prompt].model_dump(mode="json") for step in model_steps},
@@ -56,6 +61,7 @@ class Definition:
             },
             "models": {step.model: models[step.model] for step in model_steps},
             "policy": policy,
+            "subworkflows": children,
         }
         return cls.of(data)
 
@@ -73,8 +79,22 @@ class Definition:
 
 
 @dataclass(frozen=True, slots=True)
+class SignalSpec:
+    """What may come with a signal."""
+
+    schema: Mapping[str, Any]
+    validator: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
-    """A version ready to run: everything compiled once."""
+    """A version ready to run: everything compiled once.
+
+    Attributes:
+        answer_schemas: path of a model step, or of an agent's turn, → the schema its answers must fit.
+        output_validators: the same, compiled; `subworkflow_validators` by path of the subworkflow step.
+        signals: name → what may come with it.
+    """
 
     name: str
     version: str
@@ -85,7 +105,10 @@ class Version:
     models: Mapping[str, str]
     policy: CedarPolicy
     input_validator: Any
+    answer_schemas: Mapping[str, Mapping[str, Any]]
     output_validators: Mapping[str, Any]
+    subworkflow_validators: Mapping[str, Any]
+    signals: Mapping[str, SignalSpec]
     tool_input_validators: Mapping[str, Any]
     tool_output_validators: Mapping[str, Any]
 
@@ -97,8 +120,9 @@ class Version:
             name: Tool(ToolContract.model_validate(tool["contract"]), tool["bundle"])
             for name, tool in data["tools"].items()
         }
-        program = compile_program(workflow, {name: tool.contract for name, tool in tools.items()})
-        model_steps = [node.step for node in program.nodes.values() if isinstance(node.step, ModelStep)]
+        children = {name: Workflow.model_validate(child) for name, child in data.get("subworkflows", {}).items()}
+        program = compile_program(workflow, {name: tool.contract for name, tool in tools.items()}, children)
+        asking = {path: node for path, node in program.nodes.items() if isinstance(node.step, ModelStep)}
         return cls(
             name=definition.name,
             version=definition.version,
@@ -111,18 +135,23 @@ class Version:
             models=data["models"],
             policy=CedarPolicy(data["policy"]),
             input_validator=_validator(workflow.input),
-            output_validators={step.id: compile_schema(step.output) for step in model_steps},
+            answer_schemas={path: answer_schema(node, program.contracts) for path, node in asking.items()},
+            output_validators={
+                path: compile_schema(checked_schema(node, program.contracts)) for path, node in asking.items()
+            },
+            subworkflow_validators={path: _validator(child.input) for path, child in program.subworkflows.items()},
+            signals={str(step.signal): SignalSpec(step.payload, _validator(step.payload)) for step in _waits(program)},
             tool_input_validators={name: _validator(tool.contract.input) for name, tool in tools.items()},
             tool_output_validators={name: _validator(tool.contract.output) for name, tool in tools.items()},
         )
 
 
+def _waits(program: Program) -> list[WaitStep]:
+    return [node.step for node in program.nodes.values() if isinstance(node.step, WaitStep) and node.step.signal]
+
+
 def _validator(schema: dict[str, Any]) -> Any:
     return jsonschema_rs.validator_for(schema, offline=True)  # a schema must not make a worker open a connection
-
-
-def _nodes(workflow: Workflow, contracts: Mapping[str, ToolContract]) -> list[Any]:
-    return list(compile_program(workflow, contracts).nodes.values())
 
 
 class Versions:
@@ -140,7 +169,9 @@ class Versions:
             await self._objects.put(f"bundles/{digest}.tar", bundles[digest])
         args = (org_id, definition.name, definition.version)
         await self._database.execute("insert_version", *args, definition.data, by, org=org_id)
-        return await self._database.execute("set_head", *args, org=org_id) > 0
+        moved = await self._database.execute("set_head", *args, org=org_id) > 0
+        await self._database.rows("renew_tool_health", org_id, org=org_id)
+        return moved
 
     async def head(self, org_id: str, name: str) -> Version:
         """The version new runs get.

@@ -6,19 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interlock.audit.log import Entry
-from interlock.base.errors import ContractViolation
-from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.budget.ledger import RunLedger
 from interlock.identity.principal import Principal
 from interlock.runtime.versions import Version
 from interlock.store.artifacts import Artifacts
+from interlock.store.commit import Commit
 from interlock.telemetry import names
 from interlock.telemetry.tracing import TraceIds
-from interlock.workflows.bindings import Reference, dig, references, resolve
 from interlock.workflows.events import Spent
-from interlock.workflows.spec import ModelStep, ReviewStep, ToolStep
-from interlock.workflows.state import RunState
+from interlock.workflows.program import Node, path_of
+from interlock.workflows.spec import Fallback, Step
+from interlock.workflows.state import RunState, StepState
 
 
 @dataclass(slots=True)
@@ -27,6 +26,7 @@ class Run:
 
     Attributes:
         fence: of the lease; every write carries it.
+        claim: the one command that the fence is for, on an engine that leases single commands; None for the whole run.
         spent: what the run's state says; the driver moves it and ends the reservations it replaces in one go, so that
             spending is never unknown in between.
         resumed: taken over from a worker that may have died in the middle of something.
@@ -41,9 +41,20 @@ class Run:
     ledger: RunLedger
     artifacts: Artifacts
     fence: int
+    claim: str | None = None
     resumed: bool = False
     spent: Spent = field(default_factory=Spent)
     _values: dict[str, Any] = field(default_factory=dict)
+
+    def commit(self) -> Commit:
+        """An empty commit that is refused if the lease, or the claim, has gone to somebody else."""
+        if self.claim is None:
+            return Commit(self.org_id, fence=(self.run_id, self.fence))
+        return Commit(self.org_id, claim=(self.run_id, self.claim, self.fence))
+
+    def forget(self) -> None:
+        """Drops the values at hand: what is erased while nobody drives the run must not live on here."""
+        self._values.clear()
 
     def remember(self, ref: Ref, value: Any) -> None:
         """Keeps a value at hand while this worker drives the run."""
@@ -53,39 +64,6 @@ class Run:
         if ref.digest not in self._values:
             self._values[ref.digest] = await self.artifacts.open(self.org_id, ref)
         return self._values[ref.digest]
-
-    async def bind(self, tree: Any, state: RunState, *, lenient: bool = False) -> tuple[Any, Labels]:
-        """A binding tree with its references replaced, and the joined labels of what went in.
-
-        Raises:
-            ContractViolation: it reads a step that did not run (`lenient` gives null instead).
-        """
-        outputs = state.outputs
-        needed = {reference.text: reference for reference in references(tree)}
-        values: dict[str, Any] = {}
-        labels = Labels()
-        for text, reference in needed.items():
-            values[text], part = await self._look_up(reference, outputs, state, lenient=lenient)
-            labels = labels.join(part)
-        return resolve(tree, lambda reference: values[reference.text]), labels
-
-    async def _look_up(
-        self, reference: Reference, outputs: dict[str, Ref], state: RunState, *, lenient: bool
-    ) -> tuple[Any, Labels]:
-        if reference.root == "run":
-            return self.run_id, Labels()
-        if reference.root == "input":
-            return dig(await self.value(self.input), reference.path), self.input.labels
-        name = str(reference.step)
-        if name in outputs:
-            return dig(await self.value(outputs[name]), reference.path), outputs[name].labels
-        if name in state.steps and state.steps[name].facts:
-            return dig(state.steps[name].facts, reference.path), Labels()
-        if lenient:
-            return None, Labels()
-        raise ContractViolation(
-            f'"{reference.text}": step "{name}" did not run in this run; guard this step with the same branch'
-        )
 
     def attributes(self) -> dict[str, Any]:
         """Attributes of every span of this run."""
@@ -100,21 +78,49 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One attempt at one step, as the machine commanded it, with the state it was commanded in."""
+    """One attempt at one step, as the machine commanded it, with the state it was commanded in.
+
+    Attributes:
+        name: the instance; what journal, ledger and record call it.
+        step: what is performed: the step, its fallback, or the call that an agent's model asked for.
+        fallback: the declaration behind it, if it is one.
+    """
 
     run: Run
-    step: ModelStep | ToolStep
+    name: str
+    step: Step
     attempt: int
     state: RunState
+    fallback: Fallback | None = None
+
+    @property
+    def node(self) -> Node:
+        return self.run.version.program.node(self.name)
+
+    @property
+    def path(self) -> str:
+        """The step's path in the workflow: the name without the numbers."""
+        return path_of(self.name)
+
+    @property
+    def here(self) -> StepState:
+        """The step's own state."""
+        return self.state.steps[self.name]
+
+    @property
+    def effect_name(self) -> str:
+        """What the effect ledger calls it: another variant is another effect."""
+        return effect_name(self.name, self.here.variant)
 
     @property
     def reviewed(self) -> bool:
         """Whether a person approved a review in this run before this step."""
-        nodes = self.run.version.program.nodes
-        return any(
-            isinstance(nodes[name].step, ReviewStep) and one.facts.get("approved") is True
-            for name, one in self.state.steps.items()
-        )
+        return self.state.approvals > 0
+
+
+def effect_name(name: str, variant: int) -> str:
+    """What the effect ledger calls an instance's effect; a fallback's is another one."""
+    return f"{name}~{variant}" if variant else name
 
 
 @dataclass(slots=True)
@@ -125,3 +131,4 @@ class Outcome:
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     effects: list[dict[str, Any]] = field(default_factory=list)
     audit: list[Entry] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)

@@ -27,12 +27,19 @@ LEASE_LOST, HEAD_MOVED, NOT_OPEN = "IL001", "IL002", "IL005"
 PARTS = (
     "artifacts",
     "new_runs",
+    "new_claims",
     "journal",
+    "recorded",
     "runs",
     "effects",
+    "done_claims",
     "new_reviews",
     "closed_reviews",
     "decided_reviews",
+    "results",
+    "new_letters",
+    "closed_letters",
+    "decided_letters",
     "new_signals",
     "used_signals",
     "outbox",
@@ -50,19 +57,29 @@ class Commit:
 
     Attributes:
         fence: (run_id, fence) that must still hold; None for writes that need no lease.
+        claim: (run_id, command, fence) that must still hold and not be done, on an engine that leases single commands.
+        recorded: journal rows of a run that nobody leases: refused if another process wrote one of their numbers first.
         audit: entries, not yet chained.
     """
 
     org_id: str
     fence: tuple[str, int] | None = None
+    claim: tuple[str, str, int] | None = None
     artifacts: list[JsonRow] = field(default_factory=list)
     new_runs: list[JsonRow] = field(default_factory=list)
+    new_claims: list[JsonRow] = field(default_factory=list)
     journal: list[JsonRow] = field(default_factory=list)
+    recorded: list[JsonRow] = field(default_factory=list)
     runs: list[JsonRow] = field(default_factory=list)
     effects: list[JsonRow] = field(default_factory=list)
+    done_claims: list[JsonRow] = field(default_factory=list)
     new_reviews: list[JsonRow] = field(default_factory=list)
     closed_reviews: list[JsonRow] = field(default_factory=list)
     decided_reviews: list[JsonRow] = field(default_factory=list)
+    results: list[JsonRow] = field(default_factory=list)
+    new_letters: list[JsonRow] = field(default_factory=list)
+    closed_letters: list[JsonRow] = field(default_factory=list)
+    decided_letters: list[JsonRow] = field(default_factory=list)
     new_signals: list[JsonRow] = field(default_factory=list)
     used_signals: list[JsonRow] = field(default_factory=list)
     outbox: list[JsonRow] = field(default_factory=list)
@@ -284,6 +301,9 @@ def _batch_of(commits: list[Commit]) -> dict[str, Any]:
     fences = [{"run_id": one.fence[0], "fence": one.fence[1]} for one in commits if one.fence]
     if fences:
         batch["fences"] = fences
+    claims = [one.claim for one in commits if one.claim]
+    if claims:
+        batch["claims"] = [{"run_id": run_id, "command": command, "fence": fence} for run_id, command, fence in claims]
     return batch
 
 

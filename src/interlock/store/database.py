@@ -32,8 +32,8 @@ DOWN = (
     TimeoutError,
 )
 
-_ATTEMPTS = 7  # with the waits below about 12 s: longer than a restart of PostgreSQL takes
-_WAITS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 4.0)
+_ATTEMPTS = 10  # with the waits below about 12 s: longer than a restart of PostgreSQL takes
+_WAITS = (0.05, 0.2, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.5)  # short, because a run waits for the whole of the last one
 
 
 class Database:

@@ -88,6 +88,28 @@ class EmbeddedPostgres:
         atexit.unregister(self._server._cleanup)  # noqa: SLF001  we have done its work
         self._server = None
 
+    def crash(self, *, while_starting: bool = False) -> bool:
+        """Ends the server as its own crash would, for fault injection: no client is told, and the next start recovers.
+
+        Args:
+            while_starting: only if it has not come up yet, which is in the middle of its recovery.
+
+        Returns:
+            Whether it was struck. Blocks until its processes are gone, 10 s at most.
+        """
+        postmaster = self._postmaster()
+        try:
+            up = "ready" in (self._directory / "postmaster.pid").read_text()
+            if postmaster is None or (while_starting and up):
+                return False
+            os.kill(postmaster, signal.SIGQUIT)  # immediate shutdown
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        deadline = time.monotonic() + 10
+        while _alive(postmaster) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return True
+
     def _shut_down(self) -> None:
         """Ends the server: politely, then less so. By hand, because the library's way fails on a server that has just
         ended and that nobody has reaped yet, as in a container whose process 1 is slow to."""

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from typing import Any
-
-from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
+from types import TracebackType
+from typing import Any, Self
 
 from interlock.base.errors import InterlockError, Unavailable
 from interlock.store.database import Database
@@ -41,37 +34,85 @@ class TraceIds:
         return cls(secrets.token_hex(16), secrets.token_hex(8))
 
 
-_fixed_ids: ContextVar[TraceIds | None] = ContextVar("fixed_ids", default=None)
+class Span:
+    """A stretch of work. Ours and not the SDK's, whose spans took a quarter of a step's processor time; `Exporter` makes
+    those for who collects them.
+
+    As a context manager it is the current one of the task until the block ends; an error is marked on it.
+    """
+
+    __slots__ = (
+        "_done",
+        "_token",
+        "attributes",
+        "end_ns",
+        "name",
+        "ok",
+        "parent_id",
+        "span_id",
+        "start_ns",
+        "trace_id",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        ids: TraceIds,
+        attributes: Mapping[str, Any],
+        *,
+        parent_id: str | None,
+        start_ns: int,
+        done: Callable[[Span], None],
+    ) -> None:
+        self.name = name
+        self.trace_id, self.span_id = ids.trace_id, ids.span_id
+        self.parent_id = parent_id
+        self.attributes = dict(attributes)
+        self.start_ns, self.end_ns = start_ns, 0
+        self.ok = True
+        self._done = done
+        self._token: Token[Span | None] | None = None
+
+    def set_attribute(self, name: str, value: Any) -> None:
+        self.attributes[name] = value
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        self.attributes.update(attributes)
+
+    def end(self, end_ns: int) -> None:
+        self.end_ns = end_ns
+        self._done(self)
+
+    def __enter__(self) -> Self:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            mark_failed(self, error)
+        if self._token is not None:
+            _current.reset(self._token)
+        self.end(time.time_ns())
 
 
-class _Ids(RandomIdGenerator):
-    """Random ids, but for a root span whose ids were given out when its run was accepted."""
-
-    def generate_span_id(self) -> int:
-        fixed = _fixed_ids.get()
-        return int(fixed.span_id, 16) if fixed else super().generate_span_id()
-
-    def generate_trace_id(self) -> int:
-        fixed = _fixed_ids.get()
-        return int(fixed.trace_id, 16) if fixed else super().generate_trace_id()
+_current: ContextVar[Span | None] = ContextVar("span", default=None)
 
 
 class Tracing:
     """The tracer of one process."""
 
     def __init__(self, database: Database, *, service: str, otlp_endpoint: str | None = None) -> None:
-        self._provider = TracerProvider(
-            sampler=ALWAYS_ON, id_generator=_Ids(), resource=Resource({"service.name": service}), shutdown_on_exit=False
-        )
         self._store = _SpanStore(database)
-        self._provider.add_span_processor(self._store)
+        self._exporter = None
+        self._done: Callable[[Span], None] = self._store.ended.append
         if otlp_endpoint:
-            # Imported here: protobuf takes a while, and most installations keep their spans in PostgreSQL only.
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+            # Imported here: the SDK and protobuf take a while, and most installations keep their spans in PostgreSQL only.
+            from interlock.telemetry.export import Exporter  # noqa: PLC0415
 
-            exporter = OTLPSpanExporter(endpoint=otlp_endpoint.rstrip("/") + "/v1/traces")
-            self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self._tracer = self._provider.get_tracer("interlock")
+            self._exporter = Exporter(service, otlp_endpoint)
+            self._done = self._keep_and_export
 
     def start(self) -> None:
         self._store.start()
@@ -79,62 +120,54 @@ class Tracing:
     async def close(self) -> None:
         """Writes what is left."""
         await self._store.close()
-        await asyncio.to_thread(self._provider.shutdown)
+        if self._exporter is not None:
+            await asyncio.to_thread(self._exporter.close)
 
     async def flush(self) -> None:
         """Writes what has ended so far."""
         await self._store.flush()
 
-    @contextmanager
-    def span(self, name: str, attributes: Mapping[str, Any], *, parent: TraceIds | None = None) -> Iterator[Span]:
-        """A span around a block, under the current one or under `parent`; success, error.type and latency.ms are set."""
-        context = _remote(parent) if parent else None
-        with self._tracer.start_as_current_span(
-            name, context=context, attributes=dict(attributes), record_exception=False, set_status_on_exception=False
-        ) as span:
-            assert isinstance(span, Span)
-            try:
-                yield span
-            except BaseException as error:
-                mark_failed(span, error)
-                raise
+    def span(self, name: str, attributes: Mapping[str, Any], *, parent: TraceIds | None = None) -> Span:
+        """A span around a block, under `parent` or the current one; success, error.type and latency.ms are set."""
+        above = parent or _current.get()
+        trace_id = above.trace_id if above else secrets.token_hex(16)
+        ids = TraceIds(trace_id, secrets.token_hex(8))
+        return Span(
+            name,
+            ids,
+            attributes,
+            parent_id=above.span_id if above else None,
+            start_ns=time.time_ns(),
+            done=self._done,
+        )
 
     def emit(
         self, name: str, ids: TraceIds, *, start: float, end: float, ok: bool, attributes: Mapping[str, Any]
     ) -> None:
         """A finished root span with ids given out earlier. Times in seconds since the epoch."""
-        token = _fixed_ids.set(ids)
-        try:
-            span = self._tracer.start_span(
-                name, context=Context(), start_time=int(start * 1e9), attributes=dict(attributes)
-            )
-        finally:
-            _fixed_ids.reset(token)
-        if not ok:
-            span.set_status(Status(StatusCode.ERROR))
+        span = Span(name, ids, attributes, parent_id=None, start_ns=int(start * 1e9), done=self._done)
+        span.ok = ok
         span.end(int(end * 1e9))
+
+    def _keep_and_export(self, span: Span) -> None:
+        assert self._exporter is not None
+        self._store.ended.append(span)
+        self._exporter.take(span)
 
 
 def mark_failed(span: Span, error: BaseException) -> None:
     """Says on a span what went wrong; by code, never by message: messages may hold what a tool or a model said."""
     span.set_attribute(names.ERROR_TYPE, error.code if isinstance(error, InterlockError) else type(error).__name__)
-    span.set_status(Status(StatusCode.ERROR))
+    span.ok = False
 
 
 def current_ids() -> TraceIds | None:
     """Trace and span of the running code, for log lines."""
-    context = trace.get_current_span().get_span_context()
-    return TraceIds(f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else None
+    span = _current.get()
+    return TraceIds(span.trace_id, span.span_id) if span is not None else None
 
 
-def _remote(ids: TraceIds) -> Context:
-    context = SpanContext(
-        int(ids.trace_id, 16), int(ids.span_id, 16), is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)
-    )
-    return trace.set_span_in_context(NonRecordingSpan(context), Context())
-
-
-class _SpanStore(SpanProcessor):
+class _SpanStore:
     """Collects ended spans and writes them a few times a second, off the path of the steps.
 
     A killed process loses at most the last quarter second of spans; the journal and the audit log lose nothing.
@@ -142,13 +175,9 @@ class _SpanStore(SpanProcessor):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._ended: deque[ReadableSpan] = deque(maxlen=_KEPT_WHILE_DOWN)
+        self.ended: deque[Span] = deque(maxlen=_KEPT_WHILE_DOWN)
         self._task: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
-
-    def on_end(self, span: ReadableSpan) -> None:
-        if span.attributes and names.ORG_ID in span.attributes:
-            self._ended.append(span)
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="span store")
@@ -165,20 +194,20 @@ class _SpanStore(SpanProcessor):
 
     async def flush(self) -> None:
         async with self._writing:
-            spans = [self._ended.popleft() for _ in range(len(self._ended))]
-            if not spans:
+            spans = [self.ended.popleft() for _ in range(len(self.ended))]
+            rows = [_row(span) for span in spans if names.ORG_ID in span.attributes]
+            if not rows:
                 return
-            rows = [_row(span) for span in spans]
 
             async def write() -> None:
                 async with self._database.connection(*{row[2] for row in rows}) as connection:
-                    await connection.executemany(QUERIES["insert_span"], rows)
+                    await connection.execute(QUERIES["insert_spans"], *zip(*rows, strict=True))
 
             try:
                 await self._database.retrying(write)
             except (Unavailable, asyncio.CancelledError):
                 # Closing cancels a flush that is under way and then flushes once more; a span may be written twice.
-                self._ended.extendleft(reversed(spans))
+                self.ended.extendleft(reversed(spans))
                 raise
 
     async def _run(self) -> None:
@@ -190,21 +219,32 @@ class _SpanStore(SpanProcessor):
                 continue
 
 
-def _row(span: ReadableSpan) -> tuple[Any, ...]:
-    attributes = {name: _storable(value) for name, value in (span.attributes or {}).items()}
-    start, end = span.start_time or 0, span.end_time or 0
-    ok = span.status.status_code is not StatusCode.ERROR
-    attributes.setdefault(names.SUCCESS, ok)
-    attributes[names.LATENCY_MS] = round((end - start) / 1e6, 3)
-    context = span.context
-    assert context is not None
-    parent = f"{span.parent.span_id:016x}" if span.parent else None
+def finished_attributes(span: Span) -> dict[str, Any]:
+    """What an ended span says, with the two attributes that every one has."""
+    return {
+        names.SUCCESS: span.ok,
+        **span.attributes,
+        names.LATENCY_MS: round((span.end_ns - span.start_ns) / 1e6, 3),
+    }
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+
+def _row(span: Span) -> tuple[Any, ...]:
+    attributes = finished_attributes(span)
+    text = _encode(attributes)
+    if "\\u0000" in text or "\\ud" in text:
+        text = _encode(_storable(attributes))
     org = str(attributes[names.ORG_ID])
-    return (f"{context.trace_id:032x}", f"{context.span_id:016x}", org, parent, span.name, start, end, ok, attributes)
+    name = str(_storable(span.name))
+    return (span.trace_id, span.span_id, org, span.parent_id, name, span.start_ns, span.end_ns, span.ok, text)
 
 
 def _storable(value: Any) -> Any:
     # A database text holds neither NUL nor half a surrogate pair; one such span would hold up all that come after it.
     if isinstance(value, str):
         return value.replace("\0", "").encode(errors="replace").decode()
+    if isinstance(value, Mapping):
+        return {_storable(key): _storable(item) for key, item in value.items()}
     return [_storable(item) for item in value] if isinstance(value, tuple | list) else value

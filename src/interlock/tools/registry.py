@@ -13,7 +13,7 @@ from interlock.base.errors import ContractViolation, Denied, FailureKind, Nothin
 from interlock.sandbox.environment import Job, Limits, Result, Sandbox
 from interlock.workflows.contracts import MIB, ToolContract
 
-Function = Literal["run", "compensate", "probe"]
+Function = Literal["run", "commit", "compensate", "probe", "health"]
 Locate = Callable[[str], Coroutine[Any, Any, Path]]
 """Bundle digest → unpacked directory."""
 

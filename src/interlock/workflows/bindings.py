@@ -1,5 +1,8 @@
 """Bindings: where a step's values come from. `$input.text` and `$steps.classify.summary` are references; the rest is literal.
 
+Inside a map, `$item` is the item and `$index` its place; inside a loop, `$index` is the round (both from 0) and
+`$last.draft.text` reads the round before, null in the first.
+
 A binding moves values, it does not compute: conditions read facts (`facts.py`), and everything else is a tool's work.
 """
 
@@ -11,14 +14,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 _INDEX = re.compile(r"[0-9]{1,9}\Z")
-_REFERENCE = re.compile(r"^\$(input|run|steps\.(?P<step>[a-z][a-z0-9_]*))(?P<path>(\.[A-Za-z0-9_-]+)*)\Z")
+_REFERENCE = re.compile(
+    r"^\$(input|run|item|index|(steps|last)\.(?P<step>[a-z][a-z0-9_]*))(?P<path>(\.[A-Za-z0-9_-]+)*)\Z"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
     """A parsed `$…` string: what it points into, and the fields and indices below it."""
 
-    root: Literal["input", "run", "steps"]
+    root: Literal["input", "run", "item", "index", "steps", "last"]
     step: str | None
     path: tuple[str, ...]
     text: str
@@ -35,9 +40,10 @@ def parse(value: Any) -> Reference | None:
     match = _REFERENCE.match(value)
     if match is None:
         raise ValueError(
-            f'"{value}" is not a reference; write $input.field, $steps.id.field, $run.id, or $$ for a literal $'
+            f'"{value}" is not a reference; write $input.field, $steps.id.field, $run.id, $item, $index, $last.id.field, '
+            "or $$ for a literal $"
         )
-    root: Any = "steps" if match["step"] else match[1]
+    root: Any = match[2] if match["step"] else match[1]
     return Reference(root, match["step"], tuple(part for part in match["path"].split(".") if part), value)
 
 

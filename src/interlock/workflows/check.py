@@ -1,49 +1,55 @@
 """Whether the parts of a definition fit each other: names, slots, bindings, conditions, schemas.
 
-What pydantic checks is the shape of one file; this checks one workflow against its prompts and tools.
+What pydantic checks is the shape of one file; this checks one workflow against its prompts, tools and subworkflows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import jsonschema_rs
 
-from interlock.base.errors import InvalidSpec
-from interlock.workflows.bindings import Reference, references
+from interlock.workflows.bindings import parse
 from interlock.workflows.contracts import ToolContract
-from interlock.workflows.facts import compile_condition, fact_fields
 from interlock.workflows.prompts import Prompt
 from interlock.workflows.spec import (
     MAX_STEPS,
+    AgentStep,
     BranchStep,
+    Fallback,
     JsonSchema,
+    LoopStep,
+    MapStep,
     ModelStep,
     ParallelStep,
     ReviewStep,
     Step,
+    SubworkflowStep,
     ToolStep,
+    WaitStep,
     Workflow,
 )
+from interlock.workflows.visibility import Path, Problem, Seen, View, listed, schema_problems
 
-Path = tuple[str | int, ...]
+__all__ = ["Problem", "check_workflow"]
 
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A fault at a place in the workflow file: what is wrong, and the mend."""
-
-    path: Path
-    message: str
+_NUMBER: JsonSchema = {"type": "integer"}
+_FLAG: JsonSchema = {"type": "boolean"}
 
 
 def check_workflow(
-    workflow: Workflow, *, prompts: Mapping[str, Prompt], tools: Mapping[str, ToolContract], models: Iterable[str]
+    workflow: Workflow,
+    *,
+    prompts: Mapping[str, Prompt],
+    tools: Mapping[str, ToolContract],
+    models: Iterable[str],
+    workflows: Mapping[str, Workflow] | None = None,
 ) -> list[Problem]:
     """Every fault found, in the order of the file; empty means it can be deployed."""
-    return list(_Checker(workflow, prompts, tools, frozenset(models)).run())
+    return list(_Checker(workflow, prompts, tools, frozenset(models), workflows or {}).run())
 
 
 class _Checker:
@@ -53,41 +59,42 @@ class _Checker:
         prompts: Mapping[str, Prompt],
         tools: Mapping[str, ToolContract],
         models: frozenset[str],
+        workflows: Mapping[str, Workflow],
     ) -> None:
         self.workflow = workflow
         self.prompts = prompts
         self.tools = dict(tools)
-        self.input = workflow.input
         self.models = models
-        self.seen: dict[str, Path] = {}
-        self.before: dict[str, JsonSchema] = {}  # steps finished by the time the current one starts → output schema
+        self.workflows = workflows
+        self.seen: set[str] = set()
+        self.view = View(workflow.input)
 
     def run(self) -> Iterator[Problem]:
         workflow = self.workflow
-        broken = list(_schema_problems(workflow.input, ("input",)))
+        broken = list(schema_problems(workflow.input, ("input",)))
         if broken:
             yield from broken
-            self.input = {}  # nothing more can be said about it
+            self.view = View({})  # nothing more can be said about it
         faults = {name: self._without_faults(name) for name in self.tools}
         for index, name in enumerate(workflow.allow):
             path: Path = ("allow", index)
             if name not in self.tools:
-                yield Problem(path, f'tool "{name}" does not exist; {_known(self.tools, "tools")}')
+                yield Problem(path, f'tool "{name}" does not exist; {listed(self.tools, "tools")}')
             yield from (Problem(path, fault) for fault in faults.get(name, ()))
         if workflow.subject is not None:
-            yield from self._bindings(workflow.subject, ("subject",))
+            yield from self.view.bindings(workflow.subject, ("subject",))
         yield from self._steps(workflow.steps, ("steps",))
         if len(self.seen) > MAX_STEPS:
             yield Problem(
                 ("steps",), f"{len(self.seen)} steps are more than the {MAX_STEPS} a workflow may have; split it"
             )
-        yield from self._bindings(workflow.output, ("output",))
+        yield from self.view.bindings(workflow.output, ("output",))
 
     def _without_faults(self, name: str) -> list[str]:
         """What is wrong with a tool's schemas; the rest of the check goes on without those."""
         contract, faults = self.tools[name], []
         for part, schema in (("input", contract.input), ("output", contract.output)):
-            for problem in _schema_problems(schema, ()):
+            for problem in schema_problems(schema, ()):
                 faults.append(f'tool "{name}": {part} {problem.message}')
                 self.tools[name] = self.tools[name].model_copy(update={part: {}})
         return faults
@@ -97,41 +104,67 @@ class _Checker:
             here = (*path, index)
             if step.id in self.seen:
                 yield Problem((*here, "id"), f'step id "{step.id}" is used twice; ids are unique in a workflow')
-            self.seen[step.id] = here
+            self.seen.add(step.id)
             yield from self._step(step, here)
-            self.before[step.id] = self._output_schema(step)
+            self.view = self.view.after(step.id, self._known(step))
 
     def _step(self, step: Step, path: Path) -> Iterator[Problem]:
         match step:
-            case ModelStep():
-                yield from self._model(step, path)
+            case ModelStep() | AgentStep():
+                yield from self._asking(step, path)
             case ToolStep():
-                yield from self._tool(step, path)
+                yield from self._tool(step, step.tool, step.input, (*path, "tool"), (*path, "input"))
+                yield from self._fallbacks(step, path)
             case ReviewStep():
-                yield from self._bindings(step.show, (*path, "show"))
+                yield from self.view.bindings(step.show, (*path, "show"))
+            case WaitStep():
+                yield from self._wait(step, path)
             case ParallelStep():
-                outer = dict(self.before)
-                after = dict(outer)
-                for name, branch in step.branches.items():
-                    self.before = dict(outer)  # branches run at once: none may read another's results
-                    yield from self._steps(branch, (*path, "branches", name))
-                    after |= self.before
-                self.before = after
+                yield from self._beside([(part, (*path, "branches", name)) for name, part in step.branches.items()])
             case BranchStep():
-                yield from self._branch(step, path)
+                for index, case in enumerate(step.cases):
+                    yield from self.view.condition(step.id, case.when, (*path, "cases", index, "when"))
+                parts = [(case.steps, (*path, "cases", index, "steps")) for index, case in enumerate(step.cases)]
+                yield from self._beside([*parts, (step.otherwise, (*path, "otherwise"))])
+            case MapStep():
+                yield from self._map(step, path)
+            case LoopStep():
+                yield from self._loop(step, path)
+            case SubworkflowStep():
+                yield from self._subworkflow(step, path)
 
-    def _model(self, step: ModelStep, path: Path) -> Iterator[Problem]:
-        if step.model not in self.models:
-            yield Problem(
-                (*path, "model"),
-                f'step "{step.id}": model "{step.model}" is not in the settings; {_known(self.models, "models")}',
-            )
-        yield from _schema_problems(step.output, (*path, "output"))
+    def _beside(self, parts: list[tuple[list[Step], Path]]) -> Iterator[Problem]:
+        """Branches: none may read another's results, what follows may read all of them."""
+        outer = self.view
+        after = dict(outer.before)
+        for steps, place in parts:
+            self.view = outer
+            yield from self._steps(steps, place)
+            after |= self.view.before
+        self.view = replace(outer, before=after)
+
+    # -- models and tools --------------------------------------------------------------------------------------
+
+    def _asking(self, step: ModelStep | AgentStep, path: Path) -> Iterator[Problem]:
+        yield from self._model(step.id, step.model, (*path, "model"))
+        yield from schema_problems(step.output, (*path, "output"))
         if step.output.get("type") != "object":
             yield Problem((*path, "output"), f'step "{step.id}": the output schema must have type: object')
+        if isinstance(step, ModelStep) and step.cache is not None and step.temperature > 0:
+            message = (
+                f'step "{step.id}": answers at a temperature above 0 differ by intent; remove cache or set it to 0'
+            )
+            yield Problem((*path, "cache"), message)
+        yield from self._slots(step, path)
+        if isinstance(step, AgentStep):
+            for index, tool in enumerate(step.tools):
+                yield from self._may_call(step.id, tool, (*path, "tools", index))
+        yield from self._fallbacks(step, path)
+
+    def _slots(self, step: ModelStep | AgentStep, path: Path) -> Iterator[Problem]:
         prompt = self.prompts.get(step.prompt)
         if prompt is None:
-            message = f'step "{step.id}": prompt "{step.prompt}" does not exist; {_known(self.prompts, "prompts")}'
+            message = f'step "{step.id}": prompt "{step.prompt}" does not exist; {listed(self.prompts, "prompts")}'
             yield Problem((*path, "prompt"), message)
             return
         for slot in sorted(prompt.spec.slots.keys() - step.values.keys()):
@@ -140,124 +173,220 @@ class _Checker:
             )
         for slot in sorted(step.values.keys() - prompt.spec.slots.keys()):
             message = (
-                f'step "{step.id}": prompt "{step.prompt}" has no slot "{slot}"; {_known(prompt.spec.slots, "slots")}'
+                f'step "{step.id}": prompt "{step.prompt}" has no slot "{slot}"; {listed(prompt.spec.slots, "slots")}'
             )
             yield Problem((*path, "values", slot), message)
-        yield from self._bindings(step.values, (*path, "values"))
+        yield from self.view.bindings(step.values, (*path, "values"))
 
-    def _tool(self, step: ToolStep, path: Path) -> Iterator[Problem]:
-        contract = self.tools.get(step.tool)
-        if contract is None:
-            message = f'step "{step.id}": tool "{step.tool}" does not exist; {_known(self.tools, "tools")}'
-            yield Problem((*path, "tool"), message)
-            return
-        if step.tool not in self.workflow.allow:
-            message = f'step "{step.id}" uses tool "{step.tool}", which is not in allow; add it or remove the step'
-            yield Problem((*path, "tool"), message)
-        properties = contract.input.get("properties", {})
-        for name in sorted(set(contract.input.get("required", [])) - step.input.keys()):
+    def _model(self, step_id: str, model: str, path: Path) -> Iterator[Problem]:
+        if model not in self.models:
             yield Problem(
-                (*path, "input"), f'step "{step.id}": tool "{step.tool}" needs argument "{name}"; bind it in input'
+                path, f'step "{step_id}": model "{model}" is not in the settings; {listed(self.models, "models")}'
             )
+
+    def _may_call(self, step_id: str, tool: str, path: Path) -> Iterator[Problem]:
+        if tool not in self.tools:
+            yield Problem(path, f'step "{step_id}": tool "{tool}" does not exist; {listed(self.tools, "tools")}')
+        elif tool not in self.workflow.allow:
+            message = f'step "{step_id}" uses tool "{tool}", which is not in allow; add it or remove the step'
+            yield Problem(path, message)
+
+    def _tool(self, step: ToolStep, tool: str, given: dict[str, Any], path: Path, inputs: Path) -> Iterator[Problem]:
+        yield from self._may_call(step.id, tool, path)
+        contract = self.tools.get(tool)
+        if contract is None:
+            return
+        properties = contract.input.get("properties", {})
+        for name in sorted(set(contract.input.get("required", [])) - given.keys()):
+            yield Problem(inputs, f'step "{step.id}": tool "{tool}" needs argument "{name}"; bind it in input')
         if contract.input.get("additionalProperties") is False:
-            for name in sorted(step.input.keys() - properties.keys()):
-                message = (
-                    f'step "{step.id}": tool "{step.tool}" has no argument "{name}"; {_known(properties, "arguments")}'
-                )
-                yield Problem((*path, "input", name), message)
-        yield from self._bindings(step.input, (*path, "input"))
+            for name in sorted(given.keys() - properties.keys()):
+                message = f'step "{step.id}": tool "{tool}" has no argument "{name}"; {listed(properties, "arguments")}'
+                yield Problem((*inputs, name), message)
+        yield from self.view.bindings(given, inputs)
 
-    def _branch(self, step: BranchStep, path: Path) -> Iterator[Problem]:
-        outer = dict(self.before)
-        after = dict(outer)
-        parts: list[tuple[list[Step], Path]] = [
-            (case.steps, (*path, "cases", index, "steps")) for index, case in enumerate(step.cases)
-        ]
-        parts.append((step.otherwise, (*path, "otherwise")))
-        for index, case in enumerate(step.cases):
-            yield from self._condition(step.id, case.when, (*path, "cases", index, "when"))
-        for steps, place in parts:
-            self.before = dict(outer)
-            yield from self._steps(steps, place)
-            after |= self.before
-        self.before = after
+    def _fallbacks(self, step: ModelStep | AgentStep | ToolStep, path: Path) -> Iterator[Problem]:
+        for index, fallback in enumerate(step.fallback):
+            here = (*path, "fallback", index)
+            message = self._misplaced(step, fallback)
+            if message is not None:
+                yield Problem(here, f'step "{step.id}": {message}')
+            elif fallback.model is not None:
+                yield from self._model(step.id, fallback.model, (*here, "model"))
+            elif fallback.tool is not None and isinstance(step, ToolStep):
+                given = step.input if fallback.input is None else fallback.input
+                yield from self._tool(step, fallback.tool, given, (*here, "tool"), (*here, "input"))
+            elif fallback.value is not None:
+                yield from self._fixed(step, fallback.value, (*here, "value"))
 
-    def _condition(self, step_id: str, expression: str, path: Path) -> Iterator[Problem]:
-        try:
-            program = compile_condition(expression)
-        except InvalidSpec as error:
-            yield Problem(path, f'step "{step_id}": {error.message}')
-            return
-        known = {name: fact_fields(schema) for name, schema in self.before.items()}
-        known["input"] = fact_fields(self.input)
-        for name in program.variables():
-            if name not in known:
-                yield Problem(
-                    path,
-                    f'step "{step_id}": condition reads "{name}", which is no earlier step; {_known(known, "names")}',
-                )
-
-    def _bindings(self, tree: Any, path: Path) -> Iterator[Problem]:
-        try:
-            found = list(references(tree))
-        except ValueError as error:
-            yield Problem(path, str(error))
-            return
-        for reference in found:
-            message = self._reference(reference)
-            if message:
-                yield Problem(path, message)
-
-    def _reference(self, reference: Reference) -> str | None:
-        if reference.root == "input":
-            return _field_problem(reference, self.input, "the input")
-        if reference.root == "run":
-            return None if reference.path == ("id",) else f'"{reference.text}": a run has only $run.id'
-        step = str(reference.step)
-        if step not in self.before:
-            return f'"{reference.text}": "{step}" is no earlier step; {_known(self.before, "steps")}'
-        return _field_problem(reference, self.before[step], f'step "{step}"')
-
-    def _output_schema(self, step: Step) -> JsonSchema:
-        match step:
-            case ModelStep():
-                return {} if any(_schema_problems(step.output, ())) else step.output
-            case ToolStep():
-                return self.tools[step.tool].output if step.tool in self.tools else {}
-            case ReviewStep():
-                properties = {"approved": {"type": "boolean"}, "by": {"type": "string"}, "note": {"type": "string"}}
-                return {"type": "object", "properties": properties, "additionalProperties": False}
-            case BranchStep():
-                return {"type": "object", "properties": {"case": {"type": "integer"}}, "additionalProperties": False}
-            case _:
-                return {"type": "object", "properties": {}, "additionalProperties": False}
-
-
-def _field_problem(reference: Reference, schema: JsonSchema, owner: str) -> str | None:
-    """Whether the first field of a path can exist; a schema that says nothing about its fields allows all."""
-    if not reference.path or "properties" not in schema:
+    def _misplaced(self, step: ModelStep | AgentStep | ToolStep, fallback: Fallback) -> str | None:
+        if isinstance(step, AgentStep) and fallback.model is None:
+            return "an agent falls back to other models only; use on_failure: continue for the rest"
+        if fallback.tool is not None and not isinstance(step, ToolStep):
+            return "only a tool step falls back to a tool; use model, last_good or value"
+        if fallback.model is not None and isinstance(step, ToolStep):
+            return "only a model step falls back to a model; use tool, last_good or value"
+        contract = self.tools.get(step.tool) if isinstance(step, ToolStep) else None
+        if fallback.last_good and contract is not None and contract.mutating:
+            return f'an earlier result of tool "{contract.name}" is no substitute for what it does; it is mutating'
         return None
-    properties = schema["properties"]
-    if reference.path[0] in properties or schema.get("additionalProperties", True) is not False:
-        return None if reference.path[0] in properties or properties == {} else _unknown(reference, properties, owner)
-    return _unknown(reference, properties, owner)
+
+    def _fixed(self, step: ModelStep | AgentStep | ToolStep, value: Any, path: Path) -> Iterator[Problem]:
+        schema = self._known(step).value
+        error = next(iter(jsonschema_rs.validator_for(schema, offline=True).iter_errors(value)), None)
+        if error is not None:
+            yield Problem(path, f'step "{step.id}": does not fit the step\'s output schema: {error.message}')
+
+    # -- bodies and waits --------------------------------------------------------------------------------------
+
+    def _map(self, step: MapStep, path: Path) -> Iterator[Problem]:
+        yield from self.view.bindings(step.items, (*path, "items"))
+        item: JsonSchema = {}
+        try:
+            reference = parse(step.items)
+        except ValueError:
+            reference = None  # said already
+        else:
+            if reference is None:
+                yield Problem(
+                    (*path, "items"), f'step "{step.id}": items must be a reference to a list, such as $input.items'
+                )
+            else:
+                schema = self.view.schema_at(reference)
+                if schema.get("type", "array") != "array":
+                    yield Problem((*path, "items"), f'step "{step.id}": "{step.items}" is no list')
+                item = schema.get("items", {})
+        outer = self.view
+        self.view = replace(outer, item=item if isinstance(item, dict) else {})
+        yield from self._steps(step.steps, (*path, "steps"))
+        yield from self.view.bindings(step.result, (*path, "result"))
+        self.view = outer  # one item's steps are nobody else's
+
+    def _loop(self, step: LoopStep, path: Path) -> Iterator[Problem]:
+        outer = self.view
+        self.view = replace(outer, last=frozenset(_ids(step.steps)))
+        yield from self._steps(step.steps, (*path, "steps"))
+        yield from self.view.condition(step.id, step.until, (*path, "until"))
+        self.view = replace(outer, before=self.view.before)  # what follows reads the last round
+
+    def _subworkflow(self, step: SubworkflowStep, path: Path) -> Iterator[Problem]:
+        yield from self.view.bindings(step.input, (*path, "input"))
+        child = self.workflows.get(step.workflow)
+        place = (*path, "workflow")
+        if child is None:
+            message = (
+                f'step "{step.id}": workflow "{step.workflow}" does not exist; {listed(self.workflows, "workflows")}'
+            )
+            yield Problem(place, message)
+            return
+        if _reaches(child, self.workflow.name, self.workflows):
+            yield Problem(
+                place, f'step "{step.id}": workflow "{step.workflow}" leads back here; a workflow cannot contain itself'
+            )
+            return
+        for tool in sorted(set(child.allow) - set(self.workflow.allow)):
+            yield Problem(
+                place, f'step "{step.id}": workflow "{child.name}" uses tool "{tool}", which is not in allow; add it'
+            )
+        for name in sorted(set(child.input.get("required", [])) - step.input.keys()):
+            yield Problem(
+                (*path, "input"), f'step "{step.id}": workflow "{child.name}" needs "{name}"; bind it in input'
+            )
+        if child.input.get("additionalProperties") is False:
+            properties = child.input.get("properties", {})
+            for name in sorted(step.input.keys() - properties.keys()):
+                message = f'step "{step.id}": workflow "{child.name}" takes no "{name}"; {listed(properties, "fields")}'
+                yield Problem((*path, "input", name), message)
+
+    def _wait(self, step: WaitStep, path: Path) -> Iterator[Problem]:
+        yield from schema_problems(step.payload, (*path, "payload"))
+        if step.until is None:
+            return
+        place = (*path, "until")
+        problems = list(self.view.bindings(step.until, place))
+        if problems:
+            yield from problems
+            return
+        reference = parse(step.until)
+        if reference is None:
+            try:
+                aware = datetime.fromisoformat(step.until).tzinfo is not None
+            except ValueError:
+                aware = False
+            if not aware:
+                message = f'step "{step.id}": until is no moment; write 2026-12-24T18:00:00+01:00, or refer to a number'
+                yield Problem(place, message)
+        elif not self.view.is_number(reference):
+            yield Problem(place, f'step "{step.id}": "{step.until}" is no number field; until needs seconds since 1970')
+
+    # -- what later steps see ----------------------------------------------------------------------------------
+
+    def _known(self, step: Step) -> Seen:
+        match step:
+            case ModelStep() | AgentStep():
+                return Seen.of({} if any(schema_problems(step.output, ())) else step.output)
+            case ToolStep():
+                return Seen.of(self.tools[step.tool].output if step.tool in self.tools else {})
+            case ReviewStep():
+                return Seen.of(_object(approved=_FLAG, by={"type": "string"}, note={"type": "string"}))
+            case WaitStep():
+                properties = step.payload.get("properties", {})
+                return Seen.of(_object(**properties, **({"received": _FLAG} if step.signal else {})))
+            case BranchStep():
+                return Seen.of(_object(case=_NUMBER))
+            case LoopStep():
+                return Seen.of(_object(iterations=_NUMBER, met=_FLAG))
+            case MapStep():
+                return Seen({"type": "array"}, _object(count=_NUMBER, succeeded=_NUMBER, failed=_NUMBER))
+            case SubworkflowStep():
+                child = self.workflows.get(step.workflow)
+                return Seen.of(_object(**{name: {} for name in child.output}) if child is not None else {})
+            case _:
+                return Seen.of(_object())
 
 
-def _unknown(reference: Reference, properties: Mapping[str, Any], owner: str) -> str:
-    return f'"{reference.text}": {owner} has no field "{reference.path[0]}"; {_known(properties, "fields")}'
+def _object(**properties: JsonSchema) -> JsonSchema:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _schema_problems(schema: JsonSchema, path: Path) -> Iterator[Problem]:
-    try:
-        jsonschema_rs.validator_for(schema, offline=True)  # a definition must not make the checker open a connection
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
-        yield Problem(path, f"is not valid JSON Schema: {_first_line(error)}; correct it")
+def _ids(steps: Iterable[Step]) -> Iterator[str]:
+    """Ids of steps and of those in their branches, which share their name space."""
+    for step in steps:
+        yield step.id
+        if isinstance(step, ParallelStep):
+            for part in step.branches.values():
+                yield from _ids(part)
+        elif isinstance(step, BranchStep):
+            for case in step.cases:
+                yield from _ids(case.steps)
+            yield from _ids(step.otherwise)
 
 
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "message", error)).splitlines()[0]
+def subworkflows_of(steps: Iterable[Step]) -> Iterator[str]:
+    """Names of the workflows that steps, and the steps inside them, contain."""
+    for step in steps:
+        match step:
+            case SubworkflowStep():
+                yield step.workflow
+            case ParallelStep():
+                for part in step.branches.values():
+                    yield from subworkflows_of(part)
+            case BranchStep():
+                for part in [*(case.steps for case in step.cases), step.otherwise]:
+                    yield from subworkflows_of(part)
+            case MapStep() | LoopStep():
+                yield from subworkflows_of(step.steps)
+            case _:
+                pass
 
 
-def _known(names: Iterable[str], what: str) -> str:
-    listed = ", ".join(sorted(names))
-    return f"known {what}: {listed}" if listed else f"there are no {what} yet"
+def _reaches(workflow: Workflow, target: str, known: Mapping[str, Workflow]) -> bool:
+    ahead, been = [workflow.name], set()
+    while ahead:
+        name = ahead.pop()
+        if name == target:
+            return True
+        if name not in been and name in known:
+            been.add(name)
+            ahead += subworkflows_of(known[name].steps)
+    return False

@@ -23,7 +23,7 @@ class ToolLimits(Part):
 class Health(Part):
     """A check of the tool's own: main.py has `health(context) → {healthy: true|false, detail: text}`."""
 
-    every: Seconds = Field(default=30.0, ge=5.0, le=3600.0, description="seconds from one check to the next")
+    every: float = Field(default=30.0, ge=5.0, le=3600.0, description="seconds from one check to the next")
 
 
 class ToolContract(Part):
@@ -45,6 +45,24 @@ class ToolContract(Part):
         default_factory=list, description="host:port pairs the tool may reach; none means no network"
     )
     honours_idempotency: bool = False
+    commit: bool = Field(
+        default=False,
+        description="main.py has commit(plan, context): run(…) only plans, changing nothing, and commit carries its plan out",
+    )
+    scopes: list[str] = Field(
+        default_factory=list, description="what the tool may do elsewhere, such as read:users; the policy sees them"
+    )
+    max_age: Seconds | None = Field(default=None, description="seconds for which an answer may be acted upon")
+    on_stale: Literal["refuse", "flag"] = Field(
+        default="refuse", description="what happens to a step that gets an older one"
+    )
+    as_of: Identifier | None = Field(
+        default=None,
+        description="field of the output that says how old it is: seconds since 1970, or ISO 8601; absent: as old as the call",
+    )
+    cache: Seconds | None = Field(
+        default=None, description="pure tools: seconds for which the answer to the very same call is used again"
+    )
     compensate: bool = Field(default=False, description="main.py has compensate(input, output, context)")
     probe: bool = Field(default=False, description="main.py has probe(input, context) → {happened, output}")
     health: Health | None = Field(
@@ -57,6 +75,14 @@ class ToolContract(Part):
             raise ValueError(
                 "a pure tool has nothing to compensate, probe or repeat; make it mutating or remove these fields"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _effects_fit(self) -> Self:
+        if self.effect == "pure" and self.commit:
+            raise ValueError("a pure tool has nothing to commit; make it mutating or remove commit")
+        if self.effect == "mutating" and self.cache is not None:
+            raise ValueError("a mutating tool must be called to take effect; remove cache")
         return self
 
     @model_validator(mode="after")

@@ -31,6 +31,7 @@ def attempt_failed(turn: Turn, name: str, step: StepState, failure: Failure) -> 
     """An attempt failed: again, another way, ask a person, or for good."""
     if failure.kind is FailureKind.BUDGET and not failure.ambiguous:
         turn.put(name, replace(step, status=StepStatus.FAILED, failure=failure))
+        turn.timers.pop(f"limit:{name}", None)
         end(turn, RunStatus.PARTIAL, failure.message)
     elif _may_retry(turn, name, step, failure):
         _retry_later(turn, name, step, failure)
@@ -59,6 +60,19 @@ def give_up(turn: Turn, name: str, step: StepState, failure: Failure) -> None:
         turn.perform(name, fresh)
     else:
         turn.fail(name, step, failure)
+
+
+def out_of_time(turn: Turn, name: str, step: StepState) -> None:
+    """A step whose deadline has passed is not tried again: its fallbacks or failure, once no effect is in doubt."""
+    if step.failure is not None and step.failure.ambiguous:
+        confirm(turn, name, replace(step, expired=True))
+    else:
+        give_up(turn, name, step, deadline_passed(turn, name))
+
+
+def deadline_passed(turn: Turn, name: str) -> Failure:
+    seconds = getattr(turn.program.node(name).step, "deadline", None) or 0.0
+    return Failure(FailureKind.PERMANENT, "deadline", f"its deadline of {seconds:g} s passed")
 
 
 def confirm(turn: Turn, name: str, step: StepState) -> None:
@@ -127,8 +141,9 @@ def _tolerant(turn: Turn, name: str) -> str | None:
     """The innermost thing around a step that may fail without the run failing."""
     for container in turn.ancestors(name):
         spec = turn.program.node(container).step
-        if isinstance(spec, MapStep) and "#" in container[container.rfind("/") + 1 :]:
-            if spec.on_item_failure == "continue":
+        if "#" in container[container.rfind("/") + 1 :]:
+            # Of the frames only a map's item may fail by itself; a round or a turn fails its loop or agent.
+            if isinstance(spec, MapStep) and spec.on_item_failure == "continue":
                 return container
         elif spec.on_failure == "continue":
             return container
@@ -208,7 +223,7 @@ def _conclude_container(turn: Turn, container: str) -> None:
     _degrade(turn, container, failure)
     if isinstance(turn.program.node(container).step, MapStep) and "#" in container[container.rfind("/") + 1 :]:
         item_done(turn, container, succeeded=False)
-    else:
+    elif not turn.blocked(container):  # asked now: what is around it may be concluded before the leaving's turn comes
         turn.todo.append(("leave", container, None))
 
 

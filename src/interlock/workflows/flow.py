@@ -28,6 +28,9 @@ from interlock.workflows.spec import (
 from interlock.workflows.state import Ending, StepState, StepStatus
 from interlock.workflows.turn import Turn
 
+_LAST_MOMENT = 253_402_300_800.0
+"""The year 10000, in seconds since the epoch; the ends of `datetime`."""
+
 _OVER = frozenset({StepStatus.SUCCEEDED, StepStatus.FAILED})
 
 
@@ -120,9 +123,11 @@ def _is_done(turn: Turn, owner: str, scope: Scope) -> bool:
 
 
 def _all_done(turn: Turn) -> None:
-    stuck = [name for name, step in turn.steps.items() if step.status is StepStatus.UNDO_FAILED]
-    if stuck:
+    stuck = any(step.status is StepStatus.UNDO_FAILED for step in turn.steps.values())
+    if stuck or turn.busy:  # what is busy is an undoing that was requeued
         turn.ending = Ending(RunStatus.PARTIAL, turn.degraded or "")  # for `failures.conclude`, now and after a requeue
+        turn.timers.pop("deadline", None)
+        turn.paused = False
     elif turn.degraded is not None:
         turn.status, turn.reason = RunStatus.PARTIAL, turn.degraded
     else:
@@ -321,10 +326,14 @@ def _moment(turn: Turn, name: str, until: str) -> float | None:
     reference = parse(until)
     if reference is None:
         try:
-            return datetime.fromisoformat(until).timestamp()
+            moment = datetime.fromisoformat(until)
+            # Without an offset it would be another moment on another machine.
+            return None if moment.tzinfo is None else moment.timestamp()
         except (ValueError, OverflowError):
             return None
     home = turn.program.node(name).home
     path = None if reference.root == "input" else turn.program.ids.get((home, str(reference.step)), str(reference.step))
     value: Any = dig(_facts(turn, path, name), reference.path)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LAST_MOMENT:
+        return None
+    return float(value)

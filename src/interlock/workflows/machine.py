@@ -18,9 +18,10 @@ from interlock.workflows.failures import (
     attempt_failed,
     conclude,
     confirm,
+    deadline_passed,
     end,
     failed,
-    give_up,
+    out_of_time,
     undo,
     undo_failed,
 )
@@ -129,7 +130,14 @@ def _step_deferred(turn: Turn, event: ev.StepDeferred) -> bool:
     if step is None:
         return False
     if turn.blocked(name):
-        turn.put(name, replace(step, status=StepStatus.FAILED))
+        turn.timers.pop(f"limit:{name}", None)
+        if step.failure is not None and step.failure.ambiguous:
+            confirm(turn, name, step)  # this attempt did nothing, but an earlier one may have
+        else:
+            turn.put(name, replace(step, status=StepStatus.FAILED))
+        return True
+    if step.expired:
+        out_of_time(turn, name, step)
         return True
     step = replace(step, status=StepStatus.RETRYING, deferrals=step.deferrals + 1)
     turn.put(name, step)
@@ -178,13 +186,15 @@ def _doubt_settled(turn: Turn, event: ev.ReviewDecided, step: StepState) -> bool
         return False  # the answer to an earlier question, delivered again
     if event.approved:
         turn.succeed(event.step, replace(step, output=event.output, facts=event.facts, failure=None))
-    elif turn.blocked(event.step):
+        return True
+    step = replace(step, failure=None, facts={}, denials=(*step.denials, event.at))
+    if turn.blocked(event.step):
         turn.put(event.step, replace(step, status=StepStatus.FAILED))
+        turn.timers.pop(f"limit:{event.step}", None)
+    elif step.expired:
+        out_of_time(turn, event.step, step)
     else:
-        again = replace(
-            step, attempt=step.attempt + 1, tries=step.tries + 1, facts={}, denials=(*step.denials, event.at)
-        )
-        turn.perform(event.step, again)
+        turn.perform(event.step, replace(step, attempt=step.attempt + 1, tries=step.tries + 1))
     return True
 
 
@@ -297,25 +307,18 @@ def _wait_over(turn: Turn, name: str, step: StepState) -> None:
 
 
 def _limit_passed(turn: Turn, name: str, step: StepState) -> None:
-    spec = turn.program.node(name).step
-    failure = Failure(
-        FailureKind.PERMANENT, "deadline", f"its deadline of {getattr(spec, 'deadline', None) or 0:g} s passed"
-    )
     match step.status:
-        case StepStatus.RUNNING:
+        case StepStatus.RUNNING | StepStatus.CONFIRMING:
             turn.put(name, replace(step, expired=True))  # an effect may be happening: its outcome is awaited
         case StepStatus.RETRYING | StepStatus.PAUSED:
             for key in (f"retry:{name}:{step.attempt}", f"defer:{name}:{step.attempt}:{step.deferrals}"):
                 turn.timers.pop(key, None)
-            if step.failure is not None and step.failure.ambiguous:
-                confirm(turn, name, step)
-            else:
-                give_up(turn, name, step, failure)
+            out_of_time(turn, name, step)
         case StepStatus.REVIEWING:
             turn.commands.append(ev.CloseReview(name))
-            turn.fail(name, step, failure)
+            turn.fail(name, step, deadline_passed(turn, name))
         case StepStatus.OPEN:
-            turn.fail(name, step, failure)
+            turn.fail(name, step, deadline_passed(turn, name))
         case _:
             pass
 

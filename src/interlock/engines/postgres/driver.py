@@ -1,32 +1,25 @@
 """Drives one leased run: events in, machine, one transaction, commands out.
 
 The state is never stored: it is folded from the journal when a worker takes the run, and advanced in memory while it
-holds the lease. A command is carried out only after the transaction with the event that caused it is durable.
+holds the lease. What acts on the outside world, opens a question or ends the run is carried out only after the transaction
+with the event that caused it is durable. A model call or a pure tool may begin while that transaction is under way: a crash
+repeats it, as it would have anyway. So a run is never more than one transaction ahead of what is durable, and a refused one
+has no successor.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from typing import TYPE_CHECKING, Any
 
-from interlock.base.clock import Clock
-from interlock.base.errors import Erased, LeaseLost, Unavailable
-from interlock.base.refs import Ref
-from interlock.budget.ledger import RunLedger
-from interlock.runtime.records import commit_of, confirmed_effects, finish, finish_attributes, open_review
-from interlock.identity.principal import Principal
-from interlock.runtime.kernel import Kernel
-from interlock.runtime.versions import Versions
-from interlock.runtime.work import Outcome, Run, Work
-from interlock.store.artifacts import Artifacts
-from interlock.store.commit import Committer
-from interlock.store.database import Database
+from interlock.base.errors import LeaseLost, Unavailable
+from interlock.runtime.engine import Services
+from interlock.runtime.loading import input_facts, load_run, seed_of, work_of
+from interlock.runtime.records import commit_of, confirmed_effects, emit_run_span, records_of
+from interlock.runtime.work import Outcome, Run
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
-from interlock.telemetry.tracing import TraceIds, Tracing
 from interlock.workflows import events as ev
-from interlock.workflows.facts import Facts, facts_of
 from interlock.workflows.machine import advance, pending
 from interlock.workflows.spec import ModelStep, ToolStep
 from interlock.workflows.state import RunState
@@ -37,28 +30,9 @@ if TYPE_CHECKING:
 # A run whose next timer is nearer than this stays with its worker; one that waits longer goes back to the queue.
 HOLD_SECONDS = 5.0
 
-
-class Services:
-    """What a driver needs of its process."""
-
-    def __init__(
-        self,
-        *,
-        database: Database,
-        committer: Committer,
-        artifacts: Artifacts,
-        versions: Versions,
-        kernel: Kernel,
-        tracing: Tracing,
-        clock: Clock,
-    ) -> None:
-        self.database = database
-        self.committer = committer
-        self.artifacts = artifacts
-        self.versions = versions
-        self.kernel = kernel
-        self.tracing = tracing
-        self.clock = clock
+# Turns of the event loop from `submit` to the transaction's departure: the task's own and the committer's. Work that has
+# nothing to wait for would otherwise run first, and keep the transaction waiting instead of running beside it.
+_HANDED_OVER = 2
 
 
 class RunDriver:
@@ -75,6 +49,8 @@ class RunDriver:
         # Never shrinks: a query that began before a commit may still bring back what that commit used up.
         self._seen_signals: set[int] = set()
         self._draining = False
+        # The last transaction, which may still be under way. There is never a second one.
+        self._committing: asyncio.Task[None] | None = None
         self._state = RunState()
         self._seq = 0
         self._run: Run
@@ -104,9 +80,10 @@ class RunDriver:
             watcher.cancel()
             for _, handle in self._timers.values():
                 handle.cancel()
-            for task in self._tasks:
+            left = [watcher, *self._tasks, *([self._committing] if self._committing else [])]
+            for task in left:
                 task.cancel()
-            await asyncio.gather(watcher, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
 
     # -- loading -----------------------------------------------------------------------------------------------
 
@@ -115,41 +92,22 @@ class RunDriver:
         services = self._services
         row = await services.database.row("load_run", run_id, org=org_id)
         assert row is not None, "a leased run has a row"
-        version = await services.versions.get(org_id, row["workflow"], row["version"])
-        budget = version.workflow.budget
-        self._run = Run(
-            run_id=run_id,
-            org_id=org_id,
-            principal=Principal.from_json(row["principal"]),
-            version=version,
-            trace=TraceIds(row["trace_id"], row["span_id"]),
-            input=Ref.from_json(row["input"]),
-            ledger=RunLedger(tokens=budget.tokens, usd=budget.usd),
-            artifacts=services.artifacts,
-            fence=fence,
-        )
+        self._run = await load_run(services, row, fence=fence)
         self._created = row["created_at"].timestamp()
         # First of all: a run that was cancelled before it began does not begin.
         self._take_signals(row["signals"])
         journal = row["journal"]
         for event in journal:
-            self._state, _ = advance(version.program, self._state, ev.event_from_json(event))
+            self._state, _ = advance(self._run.version.program, self._state, ev.event_from_json(event))
         self._seq, self._run.spent = len(journal), self._state.spent
         if journal:
             self._run.resumed = True
             log(names.LOG_RUN_RESUMED, run_id=run_id, events=len(journal))
             self._issue(pending(self._state))
         else:
-            log(names.LOG_RUN_STARTED, run_id=run_id, workflow=version.name)
-            started = ev.RunStarted(services.clock.now(), _seed(run_id), await self._input_facts())
+            log(names.LOG_RUN_STARTED, run_id=run_id, workflow=self._run.version.name)
+            started = ev.RunStarted(services.clock.now(), seed_of(run_id), await input_facts(self._run))
             self._inbox.put_nowait(Outcome(started))
-
-    async def _input_facts(self) -> Facts:
-        try:
-            value = await self._run.value(self._run.input)
-        except Erased:
-            return {}  # the first step that reads the input will end the run
-        return facts_of(self._run.version.workflow.input, value)
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
@@ -179,6 +137,7 @@ class RunDriver:
             wake_at = self._services.clock.now()
         commit = commit_of(self._run, used_signals=self._used_signals)
         commit.released.append({"run_id": self._run.run_id, "wake_at": wake_at})
+        await self._durable()
         await self._services.committer.submit(commit)
         log(names.LOG_RUN_RELEASED, run_id=self._run.run_id, status=self._state.status)
 
@@ -221,6 +180,7 @@ class RunDriver:
         used = list(self._used_signals)
         if not accepted and not used:
             return
+        await self._durable()
         commit = commit_of(
             self._run,
             state=state,
@@ -229,39 +189,51 @@ class RunDriver:
             used_signals=used,
         )
         commit.effects += settled
-        await self._records(commit, state, commands)
-        await self._services.committer.submit(commit)
+        await records_of(commit, self._run, state, commands, self._services.clock.now())
         self._state, self._seq = state, self._seq + len(events)
-        self._settle_budget(events)
         self._used_signals = [signal for signal in self._used_signals if signal not in used]
+        self._committing = asyncio.create_task(self._services.committer.submit(commit))
+        if commands and all(self._may_go_ahead(command) for command in commands):
+            self._committing.add_done_callback(self._told)
+            for _ in range(_HANDED_OVER):
+                await asyncio.sleep(0)
+        else:
+            await self._durable()
+        self._settle_budget(events)
         self._issue(commands)
         if state.over:
             self._finished()
 
+    async def _durable(self) -> None:
+        """Waits until all that was applied is durable; raises what its transaction raised."""
+        if self._committing is not None:
+            await asyncio.shield(self._committing)
+            self._committing = None
+
+    def _told(self, committing: asyncio.Task[None]) -> None:
+        """A refused transaction ends the drive at once, not when the work under way is done."""
+        if not committing.cancelled() and (error := committing.exception()) is not None:
+            self._inbox.put_nowait(error)
+
+    def _may_go_ahead(self, command: ev.Command) -> bool:
+        """Whether a command may be carried out before its cause is durable: only work that changes nothing outside."""
+        if not isinstance(command, ev.Perform):
+            return False
+        step = work_of(self._run, self._state, command.step, command.attempt).step
+        if isinstance(step, ModelStep):
+            return True
+        tool = self._run.version.tools.get(step.tool) if isinstance(step, ToolStep) else None
+        return tool is not None and not tool.contract.mutating
+
     def _settle_budget(self, events: list[Any]) -> None:
         self._run.spent = self._state.spent
         for event in events:
-            if isinstance(event, ev.StepSucceeded | ev.StepFailed):
+            if isinstance(event, ev.StepSucceeded | ev.StepFailed | ev.StepDeferred):
                 self._run.ledger.settle(event.step)
-
-    async def _records(self, commit: Any, state: RunState, commands: list[ev.Command]) -> None:
-        for command in commands:
-            match command:
-                case ev.OpenReview():
-                    await open_review(commit, self._run, state, command, self._services.clock.now())
-                case ev.CloseReview():
-                    commit.closed_reviews.append({"run_id": self._run.run_id, "step": command.step})
-                case ev.Finish():
-                    await finish(commit, self._run, state, command, self._services.clock.now())
 
     def _finished(self) -> None:
         services, run, state = self._services, self._run, self._state
-        now = services.clock.now()
-        ok = state.status is ev.RunStatus.SUCCEEDED
-        attributes = finish_attributes(run, state)
-        services.tracing.emit(
-            f"{names.RUN} {run.version.name}", run.trace, start=self._created, end=now, ok=ok, attributes=attributes
-        )
+        emit_run_span(services.tracing, run, state, start=self._created, end=services.clock.now())
         log(names.LOG_RUN_FINISHED, run_id=run.run_id, status=state.status, reason=state.reason)
 
     # -- carrying commands out ---------------------------------------------------------------------------------
@@ -286,9 +258,7 @@ class RunDriver:
         self._tasks.add(task)
 
     async def _work(self, name: str, attempt: int, *, undo: bool) -> None:
-        step = self._run.version.program.nodes[name].step
-        assert isinstance(step, ModelStep | ToolStep)
-        work = Work(self._run, step, attempt, self._state)
+        work = work_of(self._run, self._state, name, attempt)
         task = asyncio.current_task()
         assert task is not None
         try:
@@ -311,7 +281,3 @@ class RunDriver:
             return
         self._timers.pop(command.timer, None)
         self._inbox.put_nowait(Outcome(ev.TimerFired(command.timer, self._services.clock.now())))
-
-
-def _seed(run_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(run_id.encode(), digest_size=6).digest())

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 from interlock.base.errors import Unavailable
 from interlock.base.ids import new_id
-from interlock.engines.postgres.driver import RunDriver, Services
+from interlock.engines.postgres.driver import RunDriver
+from interlock.runtime.engine import Services
 from interlock.store.database import DOWN
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
 CHANNEL = "interlock_queue"
 _POLL_SECONDS = 1.0  # the net under LISTEN/NOTIFY, and how late a timer may fire
+# Goes on while the machine sleeps, where there is such a clock; a lease does, too.
+_LEASE_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class PostgresEngine:
@@ -35,6 +39,7 @@ class PostgresEngine:
         self._tasks = [
             asyncio.create_task(self._claim_forever(), name="claim"),
             asyncio.create_task(self._renew_forever(), name="renew leases"),
+            asyncio.create_task(self._notice_pauses(), name="notice pauses"),
             asyncio.create_task(self._listen_forever(), name="listen"),
         ]
         log(names.LOG_WORKER_STARTED, worker=self.worker_id, concurrency=self._concurrency)
@@ -110,6 +115,20 @@ class PostgresEngine:
                 await self._services.database.rows("renew_leases", self.worker_id, self._lease, driven)
             except Exception as error:  # noqa: BLE001  as above
                 _complain(error)
+
+    async def _notice_pauses(self) -> None:
+        """Lets go of everything when this process was stopped so long that its leases may have run out meanwhile.
+
+        The fence keeps what it would write out of the database; nothing else keeps a call that it was about to make from
+        reaching a tool a second time. A database that is away is no such case: then nobody else can take the runs either.
+        """
+        while True:
+            before = time.clock_gettime(_LEASE_CLOCK)
+            await asyncio.sleep(self._lease / 10)
+            # Renewed every third of a lease, so at least two thirds were left when the pause began.
+            if time.clock_gettime(_LEASE_CLOCK) - before > self._lease / 2:
+                for _, task in self._drivers.values():
+                    task.cancel()
 
     async def _listen_forever(self) -> None:
         while True:

@@ -79,10 +79,18 @@ select seq, event from journal where run_id = $1 and seq > $2 order by seq
 select signal_id, event from signals where run_id = $1 order by signal_id
 
 -- name: get_effect
-select idempotency_key, tool, status, attempt, input, output from effects where run_id = $1 and step = $2
+select idempotency_key, tool, status, attempt, input, output,
+        extract(epoch from now() - updated_at)::double precision as age -- seconds
+    from effects where run_id = $1 and step = $2
+
+-- name: get_claim
+select fence, event from claims where run_id = $1 and command = $2
 
 -- name: list_effects
 select step, tool, idempotency_key, status, attempt, updated_at from effects where run_id = $1 order by updated_at
+
+-- name: get_result
+select output, created_at from results where org_id = $1 and key = $2
 
 -- name: get_review
 select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id) where v.review_id = $1
@@ -110,15 +118,21 @@ select exists(select from runs where run_id = $1)
 select seq, event_id, entry, prev_hash, hash, key_id, signature from audit where org_id = $1 and seq > $2
     and ($3::text is null or entry ->> 'run_id' = $3) order by seq limit $4
 
--- name: insert_span
+-- name: insert_spans
 insert into spans (trace_id, span_id, org_id, parent_id, name, start_ns, end_ns, ok, attributes)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing
+    select trace_id, span_id, org_id, parent_id, name, start_ns, end_ns, ok, attributes::jsonb
+    from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::boolean[], $9::text[])
+        as s(trace_id, span_id, org_id, parent_id, name, start_ns, end_ns, ok, attributes)
+    on conflict do nothing
 
 -- name: get_spans
 select span_id, parent_id, name, start_ns, end_ns, ok, attributes from spans where trace_id = $1 order by start_ns, span_id
 
 -- name: claim_runs
 select run_id, org_id, fence from claim_runs($1, $2, $3)
+
+-- name: claim_runs_of
+select run_id, org_id, fence from claim_runs($1, $2, $3, $4)
 
 -- name: renew_leases
 select renew_leases($1, $2, $3)
@@ -128,3 +142,50 @@ select release_leases($1)
 
 -- name: queue_depth
 select queue_depth()
+
+-- name: breaker_enter
+select was, state, open_for, failing_for, admitted from breaker_enter($1, $2, $3, $4, $5)
+
+-- name: breaker_report
+select was, state, open_for, failing_for from breaker_report($1, $2, $3, $4, $5, $6, $7, $8)
+
+-- name: breaker_states
+select org_id, target, state, open_for, failing_for from breaker_states($1)
+
+-- name: renew_tool_health
+select renew_tool_health($1)
+
+-- name: claim_tool_checks
+select org_id, tool, bundle, contract, claim from claim_tool_checks($1, $2)
+
+-- name: report_tool_check
+select was, healthy from report_tool_check($1, $2, $3, $4, $5, $6, $7)
+
+-- name: unhealthy_tools
+select org_id, tool, bundle, detail from unhealthy_tools()
+
+-- name: list_tool_health
+select tool, bundle, healthy, detail, checked_at, next_at from tool_health order by tool, bundle
+
+-- name: take_call
+select take_call($1, $2, $3, $4) as wait
+
+-- name: return_call
+select return_call($1)
+
+-- name: limited_tools
+select org_id, name from limited_tools()
+
+-- name: list_quotas
+select scope, name, concurrency, rate, per_seconds from quotas order by scope, name
+
+-- name: set_quota
+with changed as (
+    insert into quotas (org_id, scope, name, concurrency, rate, per_seconds) values ($1, $2, $3, $4, $5, $6)
+        on conflict (org_id, scope, name) do update set concurrency = excluded.concurrency, rate = excluded.rate,
+            per_seconds = excluded.per_seconds returning 1)
+select pg_notify('interlock_health', '') from changed
+
+-- name: remove_quota
+with removed as (delete from quotas where org_id = $1 and scope = $2 and name = $3 returning 1)
+select pg_notify('interlock_health', '') from removed

@@ -1,6 +1,7 @@
 -- The write path.
 -- Commits everything a batch of steps, runs and decisions has to say, in one transaction and one round trip.
--- Only the parts that are there cost anything. Refuses the whole batch (IL001) if a run's fence moved on, (IL002) if an audit head did; the caller sorts it out.
+-- Only the parts that are there cost anything. Refuses the whole batch (IL001) if a run's fence or a command's claim moved on,
+-- (IL002) if an audit head did; the caller sorts it out.
 create or replace function settle(batch jsonb) returns void language plpgsql as $$
 declare moved text; touched integer;
 begin
@@ -25,10 +26,11 @@ begin
                 prev_hash text, hash text, key_id text, signature text);
     end if;
 
-    if batch ?| array['fences', 'new_signals'] then
+    if batch ?| array['fences', 'new_signals', 'new_claims'] then
         perform from queue where queue.run_id in (
                 select l.run_id from jsonb_to_recordset(
-                    coalesce(batch -> 'fences', '[]') || coalesce(batch -> 'new_signals', '[]')) as l(run_id text))
+                    coalesce(batch -> 'fences', '[]') || coalesce(batch -> 'new_signals', '[]')
+                        || coalesce(batch -> 'new_claims', '[]')) as l(run_id text))
             order by queue.run_id for update;
     end if;
     if batch ? 'fences' then
@@ -37,6 +39,32 @@ begin
             where not exists (select from queue where queue.run_id = f.run_id and queue.fence = f.fence);
         if moved is not null then
             raise exception 'lease lost' using errcode = 'IL001', detail = moved;
+        end if;
+    end if;
+
+    -- As fences, where single commands are leased: the claim is still the writer's, and nobody has done the command since.
+    if batch ? 'claims' then
+        perform from claims join jsonb_to_recordset(batch -> 'claims') as c(run_id text, command text) using (run_id, command)
+            order by claims.run_id, claims.command for update of claims;
+        select string_agg(c.run_id, ',') into moved
+            from jsonb_to_recordset(batch -> 'claims') as c(run_id text, command text, fence bigint)
+            where not exists (select from claims where claims.run_id = c.run_id and claims.command = c.command
+                and claims.fence = c.fence and claims.event is null);
+        if moved is not null then
+            raise exception 'claim lost' using errcode = 'IL001', detail = moved;
+        end if;
+    end if;
+    -- A run that is over has no row in the queue, which is locked above, so its end and a claim never miss each other.
+    if batch ? 'new_claims' then
+        insert into claims (run_id, command, org_id, fence) select run_id, command, org_id, fence
+            from jsonb_to_recordset(batch -> 'new_claims') as c(run_id text, command text, org_id text, fence bigint)
+            where exists (select from queue where queue.run_id = c.run_id)
+            order by run_id, command
+            on conflict (run_id, command) do update set fence = excluded.fence
+                where claims.fence < excluded.fence and claims.event is null;
+        get diagnostics touched = row_count;
+        if touched <> jsonb_array_length(batch -> 'new_claims') then
+            raise exception 'claimed, done, or over' using errcode = 'IL001';
         end if;
     end if;
 
@@ -50,18 +78,28 @@ begin
     end if;
 
     if batch ? 'new_runs' then
-        insert into runs (run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id)
-            select run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id
+        insert into runs (run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id,
+                engine, priority)
+            select run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id,
+                coalesce(engine, 'postgres'), coalesce(priority, 0)
             from jsonb_to_recordset(batch -> 'new_runs') as r(run_id text, org_id text, workflow text, version text, principal jsonb,
-                idempotency_key text, input jsonb, vault jsonb, flags text[], trace_id text, span_id text);
-        insert into queue (run_id, org_id) select run_id, org_id
-            from jsonb_to_recordset(batch -> 'new_runs') as r(run_id text, org_id text);
+                idempotency_key text, input jsonb, vault jsonb, flags text[], trace_id text, span_id text, engine text, priority smallint);
+        insert into queue (run_id, org_id, workflow, engine, priority)
+            select run_id, org_id, workflow, coalesce(engine, 'postgres'), coalesce(priority, 0)
+            from jsonb_to_recordset(batch -> 'new_runs')
+                as r(run_id text, org_id text, workflow text, engine text, priority smallint);
         perform pg_notify('interlock_queue', '');
     end if;
 
     if batch ? 'journal' then
         insert into journal (run_id, seq, org_id, event) select run_id, seq, org_id, event
             from jsonb_to_recordset(batch -> 'journal') as j(run_id text, seq integer, org_id text, event jsonb);
+    end if;
+
+    -- The same without a lease: two that write the same event meet at its key, and the second is refused.
+    if batch ? 'recorded' then
+        insert into journal (run_id, seq, org_id, event) select run_id, seq, org_id, event
+            from jsonb_to_recordset(batch -> 'recorded') as j(run_id text, seq integer, org_id text, event jsonb);
     end if;
 
     if batch ? 'runs' then
@@ -81,6 +119,11 @@ begin
                 idempotency_key text, status text, attempt integer, input jsonb, output jsonb)
             on conflict (run_id, step) do update set status = excluded.status, attempt = excluded.attempt,
                 output = coalesce(excluded.output, effects.output), updated_at = now();
+    end if;
+
+    if batch ? 'done_claims' then
+        update claims set event = d.event from jsonb_to_recordset(batch -> 'done_claims') as d(run_id text, command text, event jsonb)
+            where claims.run_id = d.run_id and claims.command = d.command;
     end if;
 
     if batch ? 'new_reviews' then
@@ -106,10 +149,48 @@ begin
         end if;
     end if;
 
+    if batch ? 'results' then
+        insert into results (org_id, key, output) select distinct on (org_id, key) org_id, key, output
+            from jsonb_to_recordset(batch -> 'results') as r(org_id text, key text, output jsonb)
+            order by org_id, key
+            on conflict (org_id, key) do update set output = excluded.output, created_at = now();
+    end if;
+
+    if batch ? 'new_letters' then
+        insert into dead_letters (letter_id, org_id, run_id, step, purpose, code, reason)
+            select letter_id, org_id, run_id, step, purpose, code, reason
+            from jsonb_to_recordset(batch -> 'new_letters') as l(letter_id text, org_id text, run_id text, step text,
+                purpose text, code text, reason text)
+            on conflict do nothing;
+    end if;
+
+    if batch ? 'closed_letters' then
+        update dead_letters set status = 'closed', decided_at = now()
+            from jsonb_to_recordset(batch -> 'closed_letters') as c(run_id text, step text)
+            where dead_letters.run_id = c.run_id and dead_letters.step = c.step and dead_letters.status = 'open';
+    end if;
+
+    if batch ? 'decided_letters' then
+        update dead_letters set status = d.status, decided_by = d.decided_by, note = d.note, new_run = d.new_run, decided_at = now()
+            from jsonb_to_recordset(batch -> 'decided_letters')
+                as d(letter_id text, status text, decided_by text, note text, new_run text)
+            where dead_letters.letter_id = d.letter_id and dead_letters.status = 'open';
+        get diagnostics touched = row_count;
+        if touched <> jsonb_array_length(batch -> 'decided_letters') then
+            raise exception 'letter is not open' using errcode = 'IL005';
+        end if;
+    end if;
+
     -- Tells runs something (a decision, a cancellation) and wakes whoever drives them, or will.
     if batch ? 'new_signals' then
         insert into signals (org_id, run_id, event) select org_id, run_id, event
             from jsonb_to_recordset(batch -> 'new_signals') as s(org_id text, run_id text, event jsonb);
+        -- A run that is dead left the queue; a person may bring it back. Its fence begins above all that it ever had.
+        insert into queue (run_id, org_id, workflow, engine, priority, fence)
+            select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, (extract(epoch from now()) * 1000)::bigint
+            from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text) join runs using (run_id)
+            where runs.status = 'dead'
+            on conflict (run_id) do nothing;
         update queue set available_at = least(available_at, now())
             from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text) where queue.run_id = s.run_id;
         perform pg_notify('interlock_queue', s.run_id) from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text);
@@ -127,6 +208,7 @@ begin
 
     if batch ? 'finished' then
         delete from queue using jsonb_to_recordset(batch -> 'finished') as d(run_id text) where queue.run_id = d.run_id;
+        delete from claims using jsonb_to_recordset(batch -> 'finished') as d(run_id text) where claims.run_id = d.run_id;
     end if;
 
     -- A signal that came in while the run was being put to sleep keeps it awake.

@@ -1,0 +1,138 @@
+"""Quotas: how much an organisation, a workflow or a tool may do at once and in a time.
+
+Those of organisations and workflows hold where runs are claimed (`sql/functions/queue.sql`). Those of tools hold here: a
+call takes a slot first and gives it back. A tool without a quota costs nothing: which have one is kept in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from interlock.base.errors import Deferred, FailureKind, InvalidInput, Unavailable
+from interlock.base.ids import new_id
+from interlock.store.database import Database
+from interlock.store.queries import QUERIES
+from interlock.telemetry import names
+from interlock.telemetry.logs import log
+
+Scope = Literal["org", "workflow", "tool"]
+
+_MAX_LIMIT = 1_000_000
+_MAX_SECONDS = 86_400
+_PATIENCE = 2.0  # seconds for the database to answer a refresh
+_GRACE_SECONDS = 30.0  # on top of the tool's deadline, until the slot of a worker that died is free again
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """One limit of an organisation.
+
+    Attributes:
+        scope: what is limited; the whole organisation has no name.
+        concurrency: runs driven, or calls of the tool under way, at once; None is no limit, 0 a standstill.
+        rate: runs begun, or calls made, within `per_seconds`; likewise.
+
+    Raises:
+        InvalidInput: not a quota; names the mend.
+    """
+
+    scope: str
+    name: str = ""
+    concurrency: int | None = None
+    rate: int | None = None
+    per_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.scope not in get_args(Scope):
+            raise InvalidInput(f"scope must be one of {', '.join(get_args(Scope))}")
+        if (self.scope == "org") != (self.name == ""):
+            raise InvalidInput("a quota of scope workflow or tool has its name, one of scope org has none")
+        if self.concurrency is None and self.rate is None:
+            raise InvalidInput("a quota limits something: give concurrency or rate, or remove it")
+        for limit in (self.concurrency, self.rate):
+            if limit is not None and not 0 <= limit <= _MAX_LIMIT:
+                raise InvalidInput(f"concurrency and rate must be 0 to {_MAX_LIMIT}")
+        if not 0 < self.per_seconds <= _MAX_SECONDS:
+            raise InvalidInput(f"per_seconds must be more than 0 and at most {_MAX_SECONDS}")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A call's share of its tool's quota."""
+
+    org_id: str
+    holder: str
+
+
+class CallQuotas:
+    """Slots for calls of tools with a quota."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._limited: frozenset[tuple[str, str]] = frozenset()
+        self._returning: set[asyncio.Task[None]] = set()
+
+    async def refresh(self) -> None:
+        """Reads which tools have a quota."""
+        async with asyncio.timeout(_PATIENCE), self._database.connection("") as connection:
+            rows = await connection.fetch(QUERIES["limited_tools"])
+        self._limited = frozenset((row["org_id"], row["name"]) for row in rows)
+
+    async def close(self) -> None:
+        """Waits for what is still to be given back."""
+        await asyncio.gather(*self._returning, return_exceptions=True)
+
+    async def take(self, org_id: str, tool: str, seconds: float) -> Slot | None:
+        """A slot for one call; None if the tool has no quota.
+
+        Args:
+            seconds: that the call may take.
+
+        Raises:
+            Deferred: no slot is free; `retry_after` in seconds.
+            Unavailable: the database is away; a limit that cannot be kept is not passed over.
+        """
+        if (org_id, tool) not in self._limited:
+            return None
+        holder = new_id("slot")
+        row = await self._database.row("take_call", org_id, tool, holder, seconds + _GRACE_SECONDS, org=org_id)
+        assert row is not None, "a function without a set gives one row"
+        if row["wait"] is not None:
+            raise Deferred(
+                f'tool "{tool}" is at its quota; the call waits',
+                kind=FailureKind.RATE_LIMITED,
+                retry_after=row["wait"],
+            )
+        return Slot(org_id, holder)
+
+    def give_back(self, slot: Slot | None) -> None:
+        """Ends a call's hold on its slot. Does not wait: its caller may be cancelled at this moment."""
+        if slot is None:
+            return
+        task = asyncio.get_running_loop().create_task(self._return(slot))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+
+    async def _return(self, slot: Slot) -> None:
+        try:
+            await self._database.rows("return_call", slot.holder, org=slot.org_id)
+        except Unavailable as error:  # the slot's lease will end
+            log(names.LOG_DATABASE_DOWN, error.message, level="warning")
+
+
+async def set_quota(database: Database, org_id: str, quota: Quota) -> None:
+    """Sets or replaces a quota; in force for all workers within about a second."""
+    values = (quota.scope, quota.name, quota.concurrency, quota.rate, quota.per_seconds)
+    await database.execute("set_quota", org_id, *values, org=org_id)
+
+
+async def remove_quota(database: Database, org_id: str, scope: str, name: str) -> bool:
+    """Removes a quota; False if there is none."""
+    return await database.execute("remove_quota", org_id, scope, name, org=org_id) > 0
+
+
+async def list_quotas(database: Database, org_id: str) -> list[Quota]:
+    """The organisation's quotas, by scope and name."""
+    return [Quota(**dict(row)) for row in await database.rows("list_quotas", org=org_id)]

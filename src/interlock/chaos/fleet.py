@@ -1,0 +1,212 @@
+"""The workers of a chaos run as their parent sees them: started, told to fail, replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from interlock.base.errors import Unavailable
+
+START_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Struck:
+    """What a worker said right before it was struck.
+
+    Attributes:
+        at: `time.monotonic()` when we heard of it.
+        runs: what it was driving.
+    """
+
+    boundary: str
+    at: float
+    runs: list[str]
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker process."""
+
+    number: int
+    process: asyncio.subprocess.Process
+    stopped: bool = False
+    leaving: bool = False
+    _said: dict[str, asyncio.Queue[dict[str, Any]]] = field(default_factory=dict)
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def free(self) -> bool:
+        """Whether it works and no fault holds it at the moment."""
+        return self.process.returncode is None and not self.stopped and not self.leaving
+
+    async def order(self, do: str, **values: Any) -> None:
+        stdin = self.process.stdin
+        assert stdin is not None
+        with contextlib.suppress(ConnectionError):
+            stdin.write((json.dumps({"do": do, **values}) + "\n").encode())
+            await stdin.drain()
+
+    async def heard(self, kind: str, seconds: float) -> dict[str, Any] | None:
+        """The next thing of this kind that it says; None if it does not, or ends."""
+        queue = self._said.setdefault(kind, asyncio.Queue())
+        getting, ended = asyncio.ensure_future(queue.get()), asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({getting, ended}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if getting.done():
+                return getting.result()
+        finally:
+            ended.cancel()
+            getting.cancel()
+        return queue.get_nowait() if not queue.empty() else None
+
+    async def struck(self, boundary: str, act: str, patience: float, seconds: float = 0.0) -> Struck | None:
+        """Arms it and waits until it has reached the boundary; None if it did not in that time (`patience`, seconds)."""
+        await self.order("arm", boundary=boundary, act=act, seconds=seconds)
+        said = await self.heard("struck", patience)
+        if said is None:
+            await self.order("disarm")
+            said = await self.heard("struck", 0.2)  # it may have been on its way
+        return Struck(said["boundary"], time.monotonic(), said["runs"]) if said else None
+
+    async def listen(self) -> None:
+        stdout = self.process.stdout
+        assert stdout is not None
+        async for line in stdout:
+            with contextlib.suppress(ValueError):
+                said = json.loads(line)
+                self._said.setdefault(said["said"], asyncio.Queue()).put_nowait(said)
+        await self.process.wait()
+        self._ended.set()
+
+
+class Fleet:
+    """Keeps so many workers alive, whatever becomes of them.
+
+    Args:
+        config: what a worker process is given, without its log.
+    """
+
+    def __init__(self, home: Path, config: dict[str, Any], size: int) -> None:
+        self._home = home
+        self._config = config
+        self._size = size
+        self._workers: list[Worker] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self._number = 0
+
+    @property
+    def free(self) -> list[Worker]:
+        """Workers that work and that no fault holds."""
+        return [worker for worker in self._workers if worker.free]
+
+    async def start(self) -> None:
+        workers = [await self._spawn() for _ in range(self._size)]
+        for worker in workers:
+            await self._until_ready(worker)
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def add_successor(self) -> None:
+        """One more than there ought to be, for one that is about to leave; ready when this returns."""
+        if self._staying <= self._size:
+            await self._until_ready(await self._spawn())
+
+    def wake_later(self, seconds: float, workers: list[Worker]) -> None:
+        """Lets stopped ones go on after some seconds, or when the fleet ends, whichever comes first."""
+
+        async def wait() -> None:
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                for worker in workers:
+                    self.wake(worker)
+
+        task = asyncio.create_task(wait())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def wake(self, worker: Worker) -> None:
+        """Lets a stopped one go on."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.process.pid, signal.SIGCONT)
+        worker.stopped = False
+
+    async def heal(self) -> None:
+        """Wakes what is stopped and waits until the fleet is whole."""
+        for worker in self._workers:
+            if worker.stopped:
+                self.wake(worker)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while len(self.free) < self._size:  # noqa: ASYNC110  processes have no event for it
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise Unavailable(f"only {len(self.free)} of {self._size} workers came back after the faults") from None
+
+    async def close(self) -> None:
+        """Ends all of them, politely first."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self._workers:
+            self.wake(worker)
+            with contextlib.suppress(ProcessLookupError):
+                worker.process.terminate()
+        for worker in self._workers:
+            try:
+                await asyncio.wait_for(worker.process.wait(), 20)
+            except TimeoutError:
+                worker.process.kill()
+                await worker.process.wait()
+
+    @property
+    def _staying(self) -> int:
+        # A stopped one counts: it will be back. One that leaves does not: its successor is there already, or is due.
+        return sum(one.process.returncode is None and not one.leaving for one in self._workers)
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            self._workers = [worker for worker in self._workers if worker.process.returncode is None]
+            if self._staying < self._size:
+                await self._spawn()
+
+    async def _spawn(self) -> Worker:
+        self._number += 1
+        log = self._home / "log" / f"worker{self._number}.jsonl"
+        log.parent.mkdir(exist_ok=True)
+        temporary = self._home / "tmp"
+        temporary.mkdir(exist_ok=True)
+        config = json.dumps({**self._config, "log": str(log)})
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("INTERLOCK_")}
+        with log.with_suffix(".err").open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "interlock.chaos.worker", config),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=output,
+                env={**kept, "TMPDIR": str(temporary)},
+                start_new_session=True,  # Ctrl-C is for the parent, which ends its workers itself
+            )
+        worker = Worker(self._number, process)
+        self._workers.append(worker)
+        task = asyncio.create_task(worker.listen())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return worker
+
+    async def _until_ready(self, worker: Worker) -> None:
+        if await worker.heard("ready", START_SECONDS) is None:
+            error = (self._home / "log" / f"worker{worker.number}.err").read_text()[-500:]
+            raise Unavailable(f"a worker of the chaos run did not start: {error.strip() or 'it says nothing'}")

@@ -1,0 +1,93 @@
+"""The counter's process and a model provider, from the side of whoever runs the chaos."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+from aiohttp import web
+
+from interlock.base.errors import Unavailable
+from interlock.chaos import counter
+from interlock.testing import Behaviour, FakeProvider, hang, server_error
+
+START_SECONDS = 20.0
+
+
+class Oracle:
+    """The counter service in a process of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._process: asyncio.subprocess.Process | None = None
+        self._client = httpx.AsyncClient(trust_env=False, timeout=30)
+        self.address = ""
+
+    async def start(self) -> None:
+        port_file = self._home / "counter.port"
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", str(counter.__file__), "--db", str(self._home / "counter.sqlite")),
+            *("--port-file", str(port_file)),
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while not port_file.exists():  # noqa: ASYNC110  a file has no event
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise Unavailable("the counter of the chaos run did not start") from None
+        self.address = f"127.0.0.1:{port_file.read_text()}"
+
+    async def close(self) -> None:
+        await self._client.aclose()
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def find(self, business: str) -> list[dict[str, Any]]:
+        """Effects of this business id, as a person would look them up."""
+        answer = await self._client.get(f"http://{self.address}/effects", params={"business": business})
+        return list(answer.json()["effects"])
+
+    async def book(self) -> dict[str, list[dict[str, Any]]]:
+        """Everything it did."""
+        answer = await self._client.get(f"http://{self.address}/book")
+        return dict(answer.json())
+
+    async def fault(self, mode: str, *, seconds: float, requests: int) -> None:
+        """The next requests meet a fault; see `counter`."""
+        body = {"mode": mode, "seconds": seconds, "requests": requests}
+        await self._client.post(f"http://{self.address}/faults", json=body)
+
+    async def struck(self) -> int:
+        """Requests that met a fault so far."""
+        return int((await self._client.get(f"http://{self.address}/struck")).json()["struck"])
+
+
+class Provider(FakeProvider):
+    """A model provider that can be cut off.
+
+    Attributes:
+        struck: requests that met a fault so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fault: str | None = None
+        self.struck = 0
+
+    async def _behave(self, request: web.Request, body: dict[str, Any], behaviour: Behaviour) -> web.StreamResponse:
+        if self.fault is not None:
+            self.struck += 1
+        if self.fault == "refuse" and request.transport is not None:
+            request.transport.abort()
+            return web.Response(status=503)
+        if self.fault == "hang":
+            behaviour = hang()
+        elif self.fault == "error":
+            behaviour = server_error()
+        return await super()._behave(request, body, behaviour)

@@ -1,0 +1,129 @@
+"""The people of a chaos run: they answer reviews, look at the counter when asked, and are sometimes heard twice or out of order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+from interlock.app import App
+from interlock.base.errors import Conflict, Unavailable
+from interlock.chaos.oracle import Oracle
+from interlock.chaos.project import KINDS
+from interlock.chaos.watch import Watch
+from interlock.identity.principal import Principal
+from interlock.review.queue import ReviewQueue
+from interlock.store.commit import Commit
+
+_PAUSE = 0.2  # seconds between two looks at the queue
+
+
+class People:
+    """Answers every review of the organisation; nobody else in a chaos run does.
+
+    Args:
+        orders: run id → (kind of run, order); what the answers depend on.
+
+    Attributes:
+        confirmed: `confirm` questions answered, after asking the counter.
+        repeated: signals that were delivered again to a run that was not over.
+        twice: reviews that took a second decision, which none may.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        principal: Principal,
+        oracle: Oracle,
+        watch: Watch,
+        orders: dict[str, tuple[str, str]],
+        seed: int,
+    ) -> None:
+        self._app = app
+        self._principal = principal
+        self._oracle = oracle
+        self._watch = watch
+        self._orders = orders
+        self._random = random.Random(seed)  # noqa: S311  a schedule, not a secret
+        self._tasks: list[asyncio.Task[None]] = []
+        self._echoes: set[asyncio.Task[None]] = set()
+        self.disorderly = False
+        self.confirmed = 0
+        self.answered = 0
+        self.repeated = 0
+        self.repeated_runs: set[str] = set()
+        self.twice: list[str] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._answer_forever())]
+
+    async def close(self) -> None:
+        for task in (*self._tasks, *self._echoes):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._echoes, return_exceptions=True)
+
+    async def _answer_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_PAUSE)
+            try:
+                waiting = await self._app.reviews.page(self._principal)
+            except Unavailable:
+                continue
+            if self.disorderly:
+                self._random.shuffle(waiting)  # the last question may be answered first
+            for review in waiting:
+                if review["run_id"] in self._orders:
+                    await self._answer(review)
+
+    async def _answer(self, review: dict[str, Any]) -> None:
+        kind, order = self._orders[review["run_id"]]
+        output = None
+        if review["purpose"] == "confirm":
+            found = await self._oracle.find(f"{order}/{review['step']}")
+            decision = "approve" if found else "reject"
+            output = {"effect": found[0]["effect"]} if found else None
+        else:
+            decision = "reject" if KINDS[kind].reject == review["step"] else "approve"
+        try:
+            signal = await self._decide(review, decision, output)
+        except Conflict:
+            return  # closed meanwhile
+        except Unavailable:
+            return  # asked again at the next look, if it is still open
+        self.answered += 1
+        self.confirmed += review["purpose"] == "confirm"
+        if self.disorderly:
+            echo = asyncio.create_task(self._echo(review, decision, output, signal))
+            self._echoes.add(echo)
+            echo.add_done_callback(self._echoes.discard)
+
+    async def _decide(self, review: dict[str, Any], decision: Any, output: Any) -> list[dict[str, Any]]:
+        """Decides; gives the signals that went out with the decision."""
+        sent: list[dict[str, Any]] = []
+        committer = self._app.committer
+
+        class Overheard:
+            async def submit(self, commit: Commit) -> None:
+                sent.extend(commit.new_signals)
+                await committer.submit(commit)
+
+        overheard: Any = Overheard()  # all that the queue asks of a committer
+        reviews = ReviewQueue(self._app.database, overheard, self._app.artifacts, self._app.clock)
+        await reviews.decide(self._principal, review["review_id"], decision, "", output)
+        return sent
+
+    async def _echo(self, review: dict[str, Any], decision: Any, output: Any, signals: list[dict[str, Any]]) -> None:
+        """The same signal again, at once and late, and the opposite decision on a review that is decided."""
+        other: Any = "reject" if decision == "approve" else "approve"
+        for wait in (0.0, self._random.uniform(0.1, 2.0)):
+            await asyncio.sleep(wait)
+            over = review["run_id"] not in self._watch.unfinished
+            try:
+                await self._app.committer.submit(Commit(self._principal.org_id, new_signals=signals))
+                if not over:
+                    self.repeated += len(signals)
+                    self.repeated_runs.add(review["run_id"])
+                await self._app.reviews.decide(self._principal, review["review_id"], other, "", output)
+                self.twice.append(review["review_id"])
+            except (Conflict, Unavailable):
+                continue

@@ -1,0 +1,186 @@
+"""What a chaos run runs: small workflows around three tools, each with another promise, and what must come of them.
+
+The expectations here are the second, simpler model: per kind of run the end it must reach, and per item of its work
+whether the counter must show it once, or once and taken back.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+TOOL_TIMEOUT = 3.0  # seconds; also how long a call that lost its worker may still be under way
+
+_CODE = '''\
+"""Does one piece of work at the counter. What went wrong on the way may pass, so it is a Retry."""
+
+import http.client
+import json
+import os
+import urllib.error
+import urllib.request
+
+from interlock_tool import Retry
+
+PATH = "{path}"
+
+
+def _call(method, url, body=None, key=None):
+    headers = {{"Content-Type": "application/json", "Idempotency-Key": key or ""}}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers=headers, method=method)
+    request.set_proxy(os.environ["HTTP_PROXY"].partition("://")[2], "http")
+    try:
+        with urllib.request.urlopen(request, timeout={timeout}) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise Retry(f"the counter answered {{error.code}}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Retry(f"the counter gave no answer: {{error}}") from None
+
+
+def run(order, item, counter, context):
+    done = _call("POST", f"{{counter}}/{{PATH}}/effects", {{"business": f"{{order}}/{{item}}"}}, context["idempotency_key"])
+    return {{"effect": done["effect"]}}
+
+
+def probe(input, context):
+    found = _call("GET", f"{{input['counter']}}/effects?key={{context['idempotency_key']}}")["effects"]
+    return {{"happened": bool(found), "output": {{"effect": found[0]["effect"]}} if found else None}}
+
+
+def compensate(input, output, context):
+    _call("POST", f"{{input['counter']}}/effects/{{output['effect']}}/reversal", {{}}, context["idempotency_key"])
+'''
+
+_CONTRACT = """\
+name: {name}
+description: Counts one piece of work.
+effect: mutating
+timeout: {timeout}
+egress: ["${{counter}}"]
+{promises}input:
+  type: object
+  properties: {{order: {{type: string}}, item: {{type: string}}, counter: {{type: string}}}}
+  required: [order, item, counter]
+output: {{type: object, properties: {{effect: {{type: integer}}}}, required: [effect]}}
+"""
+
+_PROMPT = """\
+slots:
+  order: {type: string, maxLength: 200}
+messages:
+  - {role: user, content: "Is order {{ order }} fit to be worked on?"}
+"""
+
+_WORKFLOW = """\
+name: {name}
+input:
+  type: object
+  properties: {{order: {{type: string}}}}
+  required: [order]
+  additionalProperties: false
+allow: [{tools}]
+budget: {{retries: 1000}}
+steps:
+{steps}
+output: {{}}
+"""
+
+# Faults last two seconds at most; twenty attempts with these waits outlast several of them.
+_RETRY = "retry: {max_attempts: 20, backoff: 0.2, max_backoff: 1.0}"
+
+
+def _work(item: str, tool: str) -> str:
+    return (
+        f"- {{id: {item}, kind: tool, tool: {tool}, {_RETRY},\n"
+        f"   input: {{order: $input.order, item: {item}, counter: 'http://${{counter}}'}}}}\n"
+    )
+
+
+def _ask(step: str) -> str:
+    return f"- {{id: {step}, kind: review, title: Go on?, show: {{order: $input.order}}}}\n"
+
+
+_THINK = (
+    "- {id: think, kind: model, prompt: think, values: {order: $input.order}, max_tokens: 20, timeout: 2,\n"
+    f"   output: {{title: think, type: object, required: [fit], properties: {{fit: {{type: boolean}}}}}}, {_RETRY}}}\n"
+)
+
+
+def _beside(**branches: str) -> str:
+    inner = "".join(f"    {name}:\n{textwrap.indent(steps, ' ' * 6)}" for name, steps in branches.items())
+    return f"- id: beside\n  kind: parallel\n  branches:\n{inner}"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of run.
+
+    Attributes:
+        items: what the counter must show of it, exactly once.
+        reject: the review that is rejected, after which everything must have been taken back.
+    """
+
+    name: str
+    steps: str
+    items: tuple[str, ...]
+    tools: tuple[str, ...]
+    reject: str | None = None
+
+    @property
+    def end(self) -> str:
+        """The status it must end with."""
+        return "failed" if self.reject else "succeeded"
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("keyed", _work("pay", "honours"), ("pay",), ("honours",)),
+        Kind("probed", _work("pay", "probes"), ("pay",), ("probes",)),
+        Kind("blind", _work("pay", "promises_nothing"), ("pay",), ("promises_nothing",)),
+        Kind("thought", _THINK + _work("pay", "honours"), ("pay",), ("honours",)),
+        Kind("asked", _ask("first") + _ask("second") + _work("pay", "honours"), ("pay",), ("honours",)),
+        Kind(
+            "beside",
+            _beside(left=_work("one", "probes"), right=_ask("ask") + _work("two", "honours"), think=_THINK),
+            ("one", "two"),
+            ("probes", "honours"),
+        ),
+        Kind(
+            "undone",
+            _work("one", "honours") + _work("two", "probes") + _ask("stop"),
+            ("one", "two"),
+            ("honours", "probes"),
+            reject="stop",
+        ),
+    )
+}
+
+_TOOLS = {
+    "honours": ("honours", "honours_idempotency: true\ncompensate: true\n"),
+    "probes": ("plain", "probe: true\ncompensate: true\n"),
+    "promises_nothing": ("plain", ""),
+}
+
+
+def write_project(directory: Path, *, lying: bool = False) -> None:
+    """Writes the project that a chaos run deploys.
+
+    Args:
+        lying: the tool `honours` claims to honour keys and does not; the control that the verdict must catch.
+    """
+    files = {"prompts/think.yaml": _PROMPT, "policies/main.cedar": "permit(principal, action, resource);\n"}
+    for name, (manner, promises) in _TOOLS.items():
+        files[f"tools/{name}/tool.yaml"] = _CONTRACT.format(name=name, promises=promises, timeout=TOOL_TIMEOUT)
+        files[f"tools/{name}/main.py"] = _CODE.format(path="plain" if lying else manner, timeout=TOOL_TIMEOUT * 2)
+    for kind in KINDS.values():
+        steps = textwrap.indent(kind.steps, "  ")
+        text = _WORKFLOW.format(name=kind.name, tools=", ".join(kind.tools), steps=steps)
+        files[f"workflows/{kind.name}.yaml"] = text
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")

@@ -1,0 +1,209 @@
+"""The verdict of a chaos run: what the counter saw against what must be, and what the record says of itself."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from interlock.chaos.faults import Strike
+from interlock.chaos.project import KINDS
+
+OK, VIOLATED, TOO_FEW = 0, 9, 7  # exit codes: integrity and step_failed, as in base/errors.py
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One run: what it was, and where it and its effects ended.
+
+    Attributes:
+        ledger: status of every row of the effect ledger, by step.
+        journal: its events in order.
+        gaps: whether a number is missing in its journal.
+    """
+
+    run_id: str
+    kind: str
+    order: str
+    status: str
+    ledger: dict[str, str] = field(default_factory=dict)
+    journal: list[dict[str, Any]] = field(default_factory=list)
+    gaps: bool = False
+
+
+@dataclass(slots=True)
+class Report:
+    """What `interlock chaos` says at the end.
+
+    Attributes:
+        strikes: by fault: how often it struck while work was under way.
+        hits: by fault: runs whose worker it struck, or requests.
+        recovery_p50: seconds from the last fault that hit a run's worker to that run's next journal entry.
+        resolved: effects that were in doubt and were settled: by repeating the `key`, by `probe`, by a `person`.
+        violations: one sentence each; none may be there.
+        missing: faults that were asked for and struck too seldom.
+        skipped: faults that cannot be had here, with the reason.
+    """
+
+    runs_started: int
+    runs_finished: int
+    seconds: float
+    strikes: dict[str, int]
+    hits: dict[str, int]
+    boundaries: dict[str, int]
+    duplicate_effects: int
+    lost_effects: int
+    effects: int
+    reversals: int
+    resolved: dict[str, int]
+    recoveries: int
+    recovery_p50: float
+    recovery_p99: float
+    longest_stall: float
+    audit_entries: int
+    violations: list[str]
+    missing: list[str]
+    skipped: dict[str, str]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if everything held and every fault really struck."""
+        if self.violations:
+            return VIOLATED
+        return TOO_FEW if self.missing else OK
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": self.exit_code == OK, "exit_code": self.exit_code, **asdict(self)}
+
+    def table(self) -> Table:
+        """For a terminal."""
+        table = Table("", "", box=None, pad_edge=False, show_header=False)
+        table.add_row("runs", f"{self.runs_finished} of {self.runs_started} finished in {self.seconds:.0f} s")
+        for fault, count in self.strikes.items():
+            unit = "runs" if fault in {"kill", "stop", "postgres", "drain", "clock"} else "requests"
+            unit = "signals" if fault == "signals" else unit
+            table.add_row(f"fault {fault}", f"struck {count} times, hit {self.hits[fault]} {unit}")
+        for fault, reason in self.skipped.items():
+            table.add_row(f"fault {fault}", f"skipped: {reason}")
+        if self.boundaries:
+            met = ", ".join(f"{name} {count}" for name, count in sorted(self.boundaries.items()))
+            table.add_row("boundaries", met)
+        table.add_row("effects", f"{self.effects} at the counter, {self.reversals} taken back")
+        table.add_row("duplicate effects", str(self.duplicate_effects))
+        table.add_row("lost effects", str(self.lost_effects))
+        resolved = ", ".join(f"{count} by {name}" for name, count in self.resolved.items())
+        table.add_row("in doubt, resolved", resolved)
+        table.add_row(
+            "recovery",
+            f"p50 {self.recovery_p50:.1f} s, p99 {self.recovery_p99:.1f} s after a fault ({self.recoveries} measured)",
+        )
+        table.add_row("longest stall", f"{self.longest_stall:.1f} s")
+        table.add_row("audit", f"{self.audit_entries} entries verified")
+        for violation in self.violations:
+            table.add_row("VIOLATION", violation)
+        for fault in self.missing:
+            table.add_row("TOO FEW", f"fault {fault} struck {self.strikes.get(fault, 0)} times: this run proves little")
+        return table
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the counter says about the runs."""
+
+    duplicates: int = 0
+    lost: int = 0
+    violations: list[str] = field(default_factory=list)
+
+
+def judge(outcomes: list[Outcome], book: dict[str, list[dict[str, Any]]]) -> Verdict:
+    """Compares every run with what its kind says must be, and with the counter's book."""
+    verdict = Verdict()
+    business = {effect["effect"]: effect["business"] for effect in book["effects"]}
+    done = Counter(business.values())
+    undone = Counter(business[reversal["effect"]] for reversal in book["reversals"])
+    expected: set[str] = set()
+    for outcome in outcomes:
+        kind = KINDS[outcome.kind]
+        if outcome.status != kind.end:
+            verdict.violations.append(f"{outcome.run_id} ({outcome.kind}) is {outcome.status}, not {kind.end}")
+        for item in kind.items:
+            name = f"{outcome.order}/{item}"
+            expected.add(name)
+            _judge_item(verdict, name, done[name], undone[name], reversed_=kind.reject is not None)
+        verdict.violations += _story(outcome)
+    for name in sorted(done.keys() - expected):
+        verdict.duplicates += done[name]
+        verdict.violations.append(f"effect {name} belongs to no run")
+    return verdict
+
+
+def _judge_item(verdict: Verdict, name: str, done: int, undone: int, *, reversed_: bool) -> None:
+    if done > 1:
+        verdict.duplicates += done - 1
+        verdict.violations.append(f"effect {name} happened {done} times")
+    if done < 1:
+        verdict.lost += 1
+        verdict.violations.append(f"effect {name} never happened")
+    wanted = done if reversed_ else 0
+    if undone > wanted:
+        verdict.duplicates += undone - wanted
+        verdict.violations.append(f"effect {name} was taken back {undone} times, not {wanted}")
+    if undone < wanted:
+        verdict.lost += wanted - undone
+        verdict.violations.append(f"effect {name} was taken back {undone} times, not {wanted}")
+
+
+def _story(outcome: Outcome) -> list[str]:
+    """A journal judged by rules of its own: no gap, one beginning, no attempt that ends twice, no step done twice."""
+    problems = []
+    if outcome.gaps:
+        problems.append("a number is missing in its journal")
+    kinds = Counter(event["type"] for event in outcome.journal)
+    if kinds["run_started"] != 1:
+        problems.append(f"it began {kinds['run_started']} times")
+    ends = Counter(
+        (event["step"], event["attempt"], event["type"].startswith("comp"))
+        for event in outcome.journal
+        if event["type"].startswith(("step_", "comp"))
+    )
+    if any(count > 1 for count in ends.values()):
+        problems.append("an attempt ended twice")
+    for kind in ("step_succeeded", "compensation_succeeded"):
+        steps = Counter(event["step"] for event in outcome.journal if event["type"] == kind)
+        problems += [f"{step}: {kind} {count} times" for step, count in steps.items() if count > 1]
+    open_ = {step: status for step, status in outcome.ledger.items() if status in {"intended", "executing", "unknown"}}
+    if open_ and outcome.status == KINDS[outcome.kind].end:
+        problems.append(f"it is over and its ledger still says {open_}")
+    return [f"{outcome.run_id} ({outcome.kind}): {problem}" for problem in problems]
+
+
+def resolved_of(book: dict[str, list[dict[str, Any]]], confirmed: int) -> dict[str, int]:
+    """How effects in doubt were settled; keys and probes as the counter heard them."""
+    work = [one for one in book["requests"] if one["method"] == "POST" and one["path"].endswith("/effects")]
+    honoured = Counter(one["key"] for one in work if one["path"].startswith("/honours/"))
+    probes = [one for one in book["requests"] if one["method"] == "GET" and one["struck"] is None]
+    return {
+        "key": sum(count > 1 for count in honoured.values()),
+        "probe": len({one["path"] for one in probes}),
+        "person": confirmed,
+    }
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Nearest rank; 0 if there is nothing."""
+    if not values:
+        return 0.0
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def counts_of(strikes: list[Strike], faults: list[str]) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """(strikes by fault, hits by fault, strikes by boundary)."""
+    count = Counter(strike.fault for strike in strikes)
+    hits: Counter[str] = Counter()
+    for strike in strikes:
+        hits[strike.fault] += strike.hits
+    boundaries = Counter(f"{one.fault} {one.detail}" for one in strikes if one.fault in {"kill", "stop", "drain"})
+    return {fault: count[fault] for fault in faults}, {fault: hits[fault] for fault in faults}, dict(boundaries)

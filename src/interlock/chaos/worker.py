@@ -1,0 +1,232 @@
+"""A worker process of a chaos run: the real application with a real worker, and faults that strike it from its own inside.
+
+    python -m interlock.chaos.worker '{"project": …, "settings": {…}, "log": …}'
+
+Only from inside can a fault hit exactly a boundary of the effect ledger. The boundaries are wrapped around ledger,
+committer and executors from here; the code under test knows nothing of them. Orders come as JSON lines on standard
+input (`arm`, `disarm`, `clock`), what happened goes out as JSON lines on standard output; when the input ends, because
+whoever gave the orders is gone, so does this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from interlock.app import App
+from interlock.base.clock import SystemClock
+from interlock.base.settings import Settings
+from interlock.runtime.effects import EffectLedger
+from interlock.runtime.executors import ToolExecutor
+from interlock.runtime.work import Work
+from interlock.store.commit import Commit, Committer
+from interlock.telemetry import logs
+from interlock.workflows.spec import ToolStep
+
+BOUNDARIES = (
+    "before intend",
+    "after intend",
+    "before executing",
+    "after executing",
+    "during call",
+    "after call",
+    "after commit",
+    "after probe",
+    "after undo",
+    "after undo commit",
+)
+
+# Only the chaos organisation's runs: against a shared database, nobody else's may come into these hands.
+_CLAIM = """
+update queue set worker = $1, fence = queue.fence + 1, lease_until = now() + make_interval(secs => $2)
+    where queue.run_id in (
+        select q.run_id from queue q where q.available_at <= now() and (q.worker is null or q.lease_until < now())
+        order by q.available_at limit $3 for update skip locked)
+    returning queue.run_id, queue.org_id, queue.fence
+"""
+
+
+# After so long a call has reached the counter, if that is slow enough to be found at it.
+_INSIDE_SECONDS = 0.4
+
+
+class SteppingClock(SystemClock):
+    """The machine's clock, which may be stepped like one that was set wrong; durations stay true."""
+
+    def __init__(self) -> None:
+        self._offset = 0.0
+
+    def now(self) -> float:
+        return super().now() + self._offset
+
+    def step(self, seconds: float) -> None:
+        self._offset += seconds
+
+
+Act = Literal["kill", "stop", "drain", "clock", "tell"]
+"""What happens at a boundary; `tell` leaves it to the parent, which has a database to crash."""
+
+
+class Saboteur:
+    """Waits, armed, for the worker to reach a boundary, and strikes there."""
+
+    def __init__(self, runs: Callable[[], list[str]], clock: SteppingClock) -> None:
+        self._runs = runs
+        self._clock = clock
+        self._boundary: str | None = None
+        self._act: Act = "tell"
+        self._seconds = 0.0
+
+    def arm(self, boundary: str, act: Act, seconds: float) -> None:
+        """Args:
+        seconds: for `clock`, by how much it steps.
+        """
+        self._boundary, self._act, self._seconds = boundary, act, seconds
+
+    def disarm(self) -> None:
+        self._boundary = None
+
+    async def reached(self, boundary: str) -> None:
+        """Called by the wraps, before the code under test goes on."""
+        if boundary != self._boundary:
+            return
+        self._boundary = None
+        say("struck", boundary=boundary, act=self._act, runs=self._runs())
+        match self._act:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "drain":
+                os.kill(os.getpid(), signal.SIGTERM)
+            case "clock":
+                self._clock.step(self._seconds)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+                # Awake again. A stop from outside finds a process nearly always where its event loop waits, so that timers
+                # come due before the code under test goes on; without this, every stop would strike between two statements.
+                await asyncio.sleep(0.02)
+
+    def wrap(self) -> None:
+        """Puts the boundaries around what writes the ledger and what calls the tools."""
+        self._around(EffectLedger, "intend", "before intend", "after intend", _always)
+        self._around(EffectLedger, "executing", "before executing", "after executing", _always)
+        self._inside(ToolExecutor, "execute", "during call")
+        self._around(ToolExecutor, "execute", None, "after call", _mutating)
+        self._around(ToolExecutor, "probe", None, "after probe", _always)
+        self._around(ToolExecutor, "compensate", None, "after undo", _always)
+        self._around(Committer, "submit", None, "after commit", _settles("succeeded"))
+        self._around(Committer, "submit", None, "after undo commit", _settles("compensated"))
+
+    def _around(
+        self, owner: type[Any], method: str, before: str | None, after: str, concerns: Callable[[Any], bool]
+    ) -> None:
+        original = getattr(owner, method)
+
+        async def wrapped(this: Any, subject: Any, *arguments: Any, **keywords: Any) -> Any:
+            if before is not None:
+                await self.reached(before)
+            result = await original(this, subject, *arguments, **keywords)
+            if concerns(subject):
+                await self.reached(after)
+            return result
+
+        setattr(owner, method, wrapped)
+
+    def _inside(self, owner: type[Any], method: str, boundary: str) -> None:
+        original = getattr(owner, method)
+
+        async def later() -> None:
+            await asyncio.sleep(_INSIDE_SECONDS)
+            await self.reached(boundary)
+
+        async def wrapped(this: Any, work: Work, *arguments: Any, **keywords: Any) -> Any:
+            waiting = asyncio.create_task(later()) if _mutating(work) else None
+            try:
+                return await original(this, work, *arguments, **keywords)
+            finally:
+                if waiting is not None:
+                    waiting.cancel()
+
+        setattr(owner, method, wrapped)
+
+
+def _always(_subject: Any) -> bool:
+    return True
+
+
+def _mutating(work: Work) -> bool:
+    return isinstance(work.step, ToolStep) and work.run.version.tools[work.step.tool].contract.mutating
+
+
+def _settles(status: str) -> Callable[[Commit], bool]:
+    return lambda commit: any(effect["status"] == status for effect in commit.effects)
+
+
+def say(kind: str, **values: Any) -> None:
+    """One line to whoever gives the orders; written at once, because the next thing may be the end."""
+    os.write(1, (json.dumps({"said": kind, **values}) + "\n").encode())
+
+
+def claim_only(app: App, org_id: str) -> None:
+    """Makes this process's worker claim runs of one organisation only."""
+    original = app.database.rows
+
+    async def rows(query: str, *args: Any, org: str = "") -> list[Any]:
+        if query != "claim_runs":
+            return await original(query, *args, org=org)
+
+        async def claim() -> list[Any]:
+            async with app.database.connection(org_id) as connection:
+                return list(await connection.fetch(_CLAIM, *args))
+
+        return list(await app.database.retrying(claim))
+
+    setattr(app.database, "rows", rows)  # noqa: B010  a plain assignment is what mypy refuses
+
+
+async def main(config: dict[str, Any]) -> None:
+    logs.configure(level="info", file=Path(config["log"]))
+    clock, stop = SteppingClock(), asyncio.Event()
+    app = App(Path(config["project"]), Settings(**config["settings"]), clock=clock)
+
+    def runs() -> list[str]:
+        # The worker's own book of what it drives right now.
+        return list(getattr(app._worker, "_drivers", ()))  # noqa: SLF001
+
+    saboteur = Saboteur(runs, clock)
+    saboteur.wrap()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with app:
+        if config.get("only_org"):
+            claim_only(app, config["only_org"])
+        await app.start_worker()
+        say("ready")
+        orders = asyncio.create_task(_take_orders(saboteur, clock, stop))
+        await stop.wait()
+        orders.cancel()
+    say("gone")
+
+
+async def _take_orders(saboteur: Saboteur, clock: SteppingClock, stop: asyncio.Event) -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        order = json.loads(line)
+        match order["do"]:
+            case "arm":
+                saboteur.arm(order["boundary"], order["act"], order["seconds"])
+            case "disarm":
+                saboteur.disarm()
+            case "clock":
+                clock.step(order["seconds"])
+    stop.set()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(json.loads(sys.argv[1])))

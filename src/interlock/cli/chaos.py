@@ -1,0 +1,86 @@
+"""chaos: fault injection against a deployment, with a counter outside that says what really happened."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from interlock.base.errors import InvalidInput, Unavailable
+from interlock.chaos.drill import Drill, Plan
+from interlock.chaos.faults import FAULTS
+from interlock.chaos.report import OK, Report
+from interlock.cli.connection import settings_here
+from interlock.cli.console import errors, out
+from interlock.sandbox.check import probe_sandbox
+from interlock.telemetry import logs
+
+
+def register(cli: typer.Typer) -> None:
+    cli.command("chaos")(chaos)
+
+
+def chaos(
+    runs: Annotated[int, typer.Option(min=1, max=100_000, help="How many runs to start while faults strike.")] = 200,
+    workers: Annotated[int, typer.Option(min=1, max=32, help="Worker processes.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=86_400, help="How long faults strike; finishing comes on top.")
+    ] = 120,
+    seed: Annotated[int | None, typer.Option(help="Of the order of faults; a new one each time unless given.")] = None,
+    faults: Annotated[str, typer.Option(help=f"Out of {','.join(FAULTS)}.")] = ",".join(FAULTS),
+    database: Annotated[
+        str | None, typer.Option(help="A database to run against, instead of database.url of the settings.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
+) -> None:
+    """Kill, stop and partition everything while runs are under way, and count what really happened."""
+    chosen = _faults(faults)
+    problems = asyncio.run(probe_sandbox())
+    if problems:
+        raise Unavailable(" ".join(problems))
+    settings = settings_here()
+    url = database or settings.database.url
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    home = Path(tempfile.mkdtemp(prefix="il-chaos-"))
+    logs.configure(level="error", file=home / "driver.jsonl")
+    plan = Plan(
+        home=home,
+        runs=runs,
+        workers=workers,
+        seconds=seconds,
+        seed=seed,
+        faults=chosen,
+        url=url,
+        data_dir=settings.data_dir if url else None,
+    )
+    where = "the deployment's database" if url else "a private PostgreSQL"
+    errors.print(f"{runs} runs, {workers} workers, {seconds:g} s of faults, seed {seed}, on {where}")
+    report = asyncio.run(Drill(plan, lambda line: errors.print(line, style="dim")).run())
+    _show(report, json_file)
+    if report.exit_code == OK:
+        shutil.rmtree(home, ignore_errors=True)
+        return
+    errors.print(f"logs, counter and database of this run are in {home}")
+    raise typer.Exit(report.exit_code)
+
+
+def _faults(text: str) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in chosen:
+        if name not in FAULTS:
+            raise InvalidInput(f'--faults: "{name}" is no fault; choose out of {",".join(FAULTS)}')
+    if not chosen:
+        raise InvalidInput(f"--faults: name at least one out of {','.join(FAULTS)}")
+    return chosen
+
+
+def _show(report: Report, file: Path | None) -> None:
+    out.print(report.table())
+    if file is not None:
+        file.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")

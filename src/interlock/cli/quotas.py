@@ -1,0 +1,70 @@
+"""quota list, set, remove."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+from rich.table import Table
+
+from interlock.cli.connection import connect
+from interlock.cli.console import out
+
+group = typer.Typer(
+    help="Limits of your organisation, its workflows and tools: how much at once, how much in a time.",
+    no_args_is_help=True,
+)
+Scope = Annotated[str, typer.Argument(help="org, workflow or tool.")]
+Name = Annotated[str, typer.Argument(help="Of the workflow or tool; the organisation needs none.")]
+
+
+@group.command("list")
+def list_quotas() -> None:
+    """Quotas in force."""
+
+    async def main() -> list[dict[str, Any]]:
+        async with connect() as api:
+            return list((await api.get("/v1/quotas"))["quotas"])
+
+    table = Table("scope", "name", "at once", "rate", box=None, pad_edge=False)
+    for one in asyncio.run(main()):
+        rate = "" if one["rate"] is None else f"{one['rate']} in {one['per_seconds']:g} s"
+        table.add_row(one["scope"], one["name"], "" if one["concurrency"] is None else str(one["concurrency"]), rate)
+    out.print(table)
+
+
+@group.command("set")
+def set_quota(
+    scope: Scope,
+    name: Name = "",
+    concurrency: Annotated[int | None, typer.Option(help="Runs or calls at once; 0 is a standstill.")] = None,
+    rate: Annotated[int | None, typer.Option(help="Runs begun, or calls made, in the time of --per.")] = None,
+    per: Annotated[float, typer.Option(help="Seconds.")] = 60.0,
+) -> None:
+    """Set a quota, or replace it; what is not given is not limited."""
+    body = {"scope": scope, "name": name, "concurrency": concurrency, "rate": rate, "per_seconds": per}
+
+    async def main() -> None:
+        async with connect() as api:
+            await api.put("/v1/quotas", body)
+
+    asyncio.run(main())
+    out.print(f"set the quota of {_what(scope, name)}", soft_wrap=True, markup=False)
+
+
+@group.command("remove")
+def remove(scope: Scope, name: Name = "") -> None:
+    """Remove a quota."""
+
+    async def main() -> None:
+        async with connect() as api:
+            await api.delete("/v1/quotas?" + urlencode({"scope": scope, "name": name}, errors="surrogateescape"))
+
+    asyncio.run(main())
+    out.print(f"removed the quota of {_what(scope, name)}", soft_wrap=True, markup=False)
+
+
+def _what(scope: str, name: str) -> str:
+    return f"{scope} {name}" if name else scope

@@ -1,0 +1,265 @@
+"""The activity: puts events on record, then takes one command through the kernel, and answers with its event.
+
+PostgreSQL stays the system of record. Every event is in the journal, together with the rows that belong to it, before a
+command that it caused is carried out; the journal's key decides when two processes record at once. A command is claimed
+under a number that grows with each of Temporal's attempts, every write that follows is refused once a newer attempt holds
+the claim, and the outcome is kept with the claim: repeated or woken up late, an activity does nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from interlock.base.errors import LeaseLost, Unavailable
+from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Result, Task
+from interlock.runtime.engine import Services
+from interlock.runtime.loading import load_run, work_of
+from interlock.runtime.records import commit_of, confirmed_effects, emit_run_span, records_of
+from interlock.runtime.work import Outcome, Run
+from interlock.store.commit import Commit
+from interlock.telemetry import names
+from interlock.telemetry.logs import log
+from interlock.workflows import events as ev
+from interlock.workflows.machine import advance
+from interlock.workflows.state import RunState
+
+_HELD = 256  # runs whose state is kept at hand
+_ATTEMPT_BITS = 16
+_SPENDING = {"step_succeeded", "step_failed", "step_deferred"}
+
+
+@dataclass(slots=True)
+class _Held:
+    """A run as this process knows it: its journal up to some event, which may have grown since, and the state after it.
+
+    Attributes:
+        created: seconds since the epoch.
+        lock: one commit to the journal at a time.
+        working: the run as the commands under way hold it.
+    """
+
+    run: Run
+    created: float
+    state: RunState
+    journal: list[dict[str, Any]]
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    working: list[Run] = field(default_factory=list)
+
+    @property
+    def seq(self) -> int:
+        return len(self.journal)
+
+    def move(self, state: RunState, events: list[dict[str, Any]]) -> None:
+        """On to a later state. What a step had reserved is replaced by what it spent in one go."""
+        self.state, self.run.spent = state, state.spent
+        self.journal += events
+        for run in self.working:
+            run.spent = state.spent
+        for event in events:
+            if event["type"] in _SPENDING:
+                self.run.ledger.settle(event["step"])
+
+
+class Performer:
+    """The activities of one process."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._runs: OrderedDict[str, _Held] = OrderedDict()
+
+    @activity.defn(name=ACTIVITY_TYPE)
+    async def perform(self, task: Task) -> Result:
+        """Records, then performs. What a step does is an event; an error is one of ours, and Temporal tries again."""
+        async with _heartbeats(task["run_id"]):
+            held = await self._held(task["run_id"], task["org_id"])
+            command = task["command"]
+            if _diverged(held, task["events"]):
+                if held.state.over:
+                    return {"over": True}
+                raise ApplicationError(
+                    "the run's journal was continued by another workflow; this one is void",
+                    type="diverged",
+                    non_retryable=True,
+                )
+            if command is None:
+                await self._record(held, task["events"])
+                return {}
+            return await self._command(held, task, command)
+
+    # -- runs at hand ------------------------------------------------------------------------------------------
+
+    async def _held(self, run_id: str, org_id: str) -> _Held:
+        held = self._runs.get(run_id)
+        if held is None:
+            loaded = await self._load(run_id, org_id)
+            held = self._runs.setdefault(run_id, loaded)
+            while len(self._runs) > _HELD:
+                self._runs.popitem(last=False)
+        self._runs.move_to_end(run_id)
+        return held
+
+    async def _load(self, run_id: str, org_id: str) -> _Held:
+        row = await self._services.database.row("load_run", run_id, org=org_id)
+        assert row is not None, "a workflow has a run"
+        run = await load_run(self._services, row, fence=0)
+        state = RunState()
+        for event in row["journal"]:
+            state, _ = advance(run.version.program, state, ev.event_from_json(event))
+        run.spent = state.spent
+        return _Held(run, row["created_at"].timestamp(), state, row["journal"])
+
+    async def _reload(self, held: _Held) -> None:
+        """What other processes have recorded meanwhile."""
+        fresh = await self._load(held.run.run_id, held.run.org_id)
+        if fresh.seq > held.seq:
+            held.run.forget()
+            held.move(fresh.state, fresh.journal[held.seq :])
+
+    # -- recording ---------------------------------------------------------------------------------------------
+
+    async def _record(self, held: _Held, events: list[Recordable], claim: dict[str, Any] | None = None) -> None:
+        """Makes the events durable that are not yet, and with them the claim.
+
+        Raises:
+            LeaseLost: the claim is not to be had; nothing was written.
+        """
+        async with held.lock:
+            while True:
+                if events and events[0]["seq"] > held.seq + 1:
+                    await self._reload(held)
+                new = [event for event in events if event["seq"] > held.seq]
+                if not new:
+                    break
+                try:
+                    await self._commit(held, new, claim)
+                except asyncpg.UniqueViolationError:
+                    known = held.seq
+                    await self._reload(held)
+                    if held.seq == known or _diverged(held, new):
+                        raise
+                else:
+                    return
+        if claim is not None:
+            await self._services.committer.submit(Commit(held.run.org_id, new_claims=[claim]))
+
+    async def _commit(self, held: _Held, new: list[Recordable], claim: dict[str, Any] | None) -> None:
+        run, state, now = held.run, held.state, self._services.clock.now()
+        commands: list[ev.Command] = []
+        effects: list[dict[str, Any]] = []
+        events = [ev.event_from_json(event["event"]) for event in new]
+        for event in events:
+            effects += confirmed_effects(run, state, event)
+            state, given = advance(run.version.program, state, event)
+            commands += given
+        commit = commit_of(run, state=state, outcomes=[Outcome(event) for event in events], first_seq=new[0]["seq"])
+        # No lease guards this journal: whoever writes an event first has it, and the other one looks again.
+        commit.fence, commit.recorded, commit.journal = None, commit.journal, []
+        commit.effects += effects
+        await records_of(commit, run, state, commands, now)
+        if claim is not None:
+            commit.new_claims.append(claim)
+        await self._services.committer.submit(commit)
+        held.move(state, [one["event"] for one in new])
+        if new[0]["seq"] == 1:
+            log(names.LOG_RUN_STARTED, run_id=run.run_id, workflow=run.version.name)
+        if state.status is not ev.RunStatus.RUNNING:
+            run.forget()
+        if state.over:
+            self._finished(held)
+
+    def _finished(self, held: _Held) -> None:
+        run, state = held.run, held.state
+        end = self._services.clock.now()
+        emit_run_span(self._services.tracing, run, state, start=held.created, end=end)
+        log(names.LOG_RUN_FINISHED, run_id=run.run_id, status=state.status, reason=state.reason)
+        self._runs.pop(run.run_id, None)
+
+    # -- performing --------------------------------------------------------------------------------------------
+
+    async def _command(self, held: _Held, task: Task, command: Command) -> Result:
+        info = activity.info()
+        name = f"{command['kind']}:{command['step']}:{command['attempt']}"
+        fence = _fence(info.scheduled_time, info.attempt)
+        claim = {"run_id": held.run.run_id, "org_id": held.run.org_id, "command": name, "fence": fence}
+        if info.attempt > 1:
+            log(names.LOG_RUN_RESUMED, run_id=held.run.run_id, events=held.seq)
+        try:
+            await self._record(held, task["events"], claim)
+        except LeaseLost:
+            await self._record(held, task["events"])
+            answered = await self._answered(held, name)
+            if answered is None:
+                raise
+            return answered
+        # Only a first attempt of a workflow that was never interrupted knows that nobody was here before.
+        resumed = info.attempt > 1 or task["rebuilt"]
+        run = replace(held.run, claim=name, fence=fence, resumed=resumed, spent=held.state.spent)
+        held.working.append(run)
+        try:
+            outcome = await self._through_kernel(held, run, command)
+        finally:
+            held.working.remove(run)
+        event = ev.event_to_json(outcome.event)
+        commit = run.commit()
+        commit.artifacts, commit.effects, commit.audit = outcome.artifacts, outcome.effects, outcome.audit
+        if not isinstance(outcome.event, ev.StepDeferred):  # then nothing was tried, and the same command comes again
+            commit.done_claims.append({"run_id": run.run_id, "command": name, "event": event})
+        await self._services.committer.submit(commit)
+        return {"event": event}
+
+    async def _through_kernel(self, held: _Held, run: Run, command: Command) -> Outcome:
+        work = work_of(run, held.state, command["step"], command["attempt"])
+        kernel = self._services.kernel
+        return await (kernel.compensate(work) if command["kind"] == "compensate" else kernel.perform(work))
+
+    async def _answered(self, held: _Held, name: str) -> Result | None:
+        """Why a claim was not to be had, if it needs no doing any more: it was done, or the run is over."""
+        row = await self._services.database.row("get_claim", held.run.run_id, name, org=held.run.org_id)
+        if row is not None and row["event"] is not None:
+            return {"event": row["event"]}
+        await self._reload(held)
+        return {"over": True} if held.state.over else None
+
+
+def _diverged(held: _Held, events: list[Recordable]) -> bool:
+    """Whether the journal says something else than the workflow: somebody ended that one from outside and began another."""
+    return any(one["seq"] <= held.seq and held.journal[one["seq"] - 1] != one["event"] for one in events)
+
+
+def _fence(scheduled: datetime, attempt: int) -> int:
+    """Grows from attempt to attempt, whatever the server's clock does; a command issued anew starts higher."""
+    return (int(scheduled.timestamp() * 1000) << _ATTEMPT_BITS) | min(attempt, (1 << _ATTEMPT_BITS) - 1)
+
+
+@contextlib.asynccontextmanager
+async def _heartbeats(run_id: str) -> AsyncIterator[None]:
+    """Says all the while that this worker lives, and notes in the log when it had to let go."""
+    timeout = activity.info().heartbeat_timeout
+    assert timeout is not None
+
+    async def beat() -> None:
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(timeout.total_seconds() / 3)
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    except asyncio.CancelledError:
+        log(names.LOG_RUN_ABANDONED, "cancelled by Temporal", level="warning", run_id=run_id, reason="cancelled")
+        raise
+    except (LeaseLost, Unavailable) as error:
+        log(names.LOG_RUN_ABANDONED, error.message, level="warning", run_id=run_id, reason=error.code)
+        raise
+    finally:
+        beating.cancel()

@@ -1,0 +1,201 @@
+"""From the queue to Temporal: starts the workflows of new runs and delivers what people tell those under way.
+
+Doors know nothing of engines: they write runs, queue rows and signals. A row of ours that is due is claimed, handed on, and
+put to sleep until the next signal. Signals are deleted only after Temporal has them, so a crash in between delivers them
+again, and the workflow knows their ids. Once claimed, nothing here takes long; a lease is for a bridge that dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from interlock.base.errors import LeaseLost, Unavailable
+from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, Limits, Signal, Start
+from interlock.engines.temporal.workflow import program_to_json
+from interlock.runtime.engine import Services
+from interlock.runtime.loading import input_facts, load_run, seed_of
+from interlock.runtime.work import Run
+from interlock.store.commit import Commit
+from interlock.store.database import DOWN, Row
+from interlock.telemetry import names
+from interlock.telemetry.logs import log
+from interlock.workflows import events as ev
+from interlock.workflows.machine import advance
+from interlock.workflows.state import RunState, state_to_json
+
+ENGINE = "temporal"
+CHANNEL = "interlock_queue"
+_POLL_SECONDS = 1.0  # the net under LISTEN/NOTIFY
+_AT_ONCE = 32
+_LEASE_SECONDS = 30.0  # a few calls to Temporal and one commit
+
+
+class Bridge:
+    """One of these in every worker process; they share the queue as workers of the PostgreSQL engine do."""
+
+    def __init__(
+        self, services: Services, client: Client, *, worker_id: str, task_queue: str, heartbeat: float, limits: Limits
+    ) -> None:
+        self._services = services
+        self._client = client
+        self._worker_id = worker_id
+        self._task_queue = task_queue
+        self._heartbeat = heartbeat
+        self._limits = limits
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._listener: Any = None
+
+    def start(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._claim_forever(), name="bridge"),
+            asyncio.create_task(self._listen_forever(), name="listen"),
+        ]
+
+    async def close(self) -> None:
+        """Hands on what it has claimed, and claims no more."""
+        self._stopping = True
+        self._wake.set()
+        if not self._tasks:
+            return
+        claiming, listening = self._tasks
+        await asyncio.gather(claiming, return_exceptions=True)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        if self._listener is not None:
+            with contextlib.suppress(*DOWN):
+                await asyncio.wait_for(self._listener.close(), 2)
+        with contextlib.suppress(Unavailable):
+            await self._services.database.execute("release_leases", self._worker_id)
+
+    # -- claiming ----------------------------------------------------------------------------------------------
+
+    async def _claim_forever(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            claimed = 0
+            try:
+                claimed = await self._claim()
+            except Exception as error:  # noqa: BLE001  a bridge that claims no more looks alive and is not
+                complain(error)
+            if claimed == 0 and not self._stopping:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
+
+    async def _claim(self) -> int:
+        rows = await self._services.database.rows("claim_runs_of", self._worker_id, _LEASE_SECONDS, _AT_ONCE, ENGINE)
+        await asyncio.gather(*(self._hand_on(row["run_id"], row["org_id"], row["fence"]) for row in rows))
+        return len(rows)
+
+    async def _hand_on(self, run_id: str, org_id: str, fence: int) -> None:
+        commit = Commit(org_id, fence=(run_id, fence))
+        # Its next attention is a signal's; if handing on fails, the next poll's.
+        wake_at: float | None = None
+        try:
+            row = await self._services.database.row("load_run", run_id, org=org_id)
+            assert row is not None, "a queued run has a row"
+            await self._deliver(row)
+            commit.used_signals = [{"signal_id": signal["id"]} for signal in row["signals"]]
+        except Exception as error:  # noqa: BLE001  one run's trouble must not stop the others; it is tried again
+            complain(error, run_id)
+            wake_at = self._services.clock.now() + _POLL_SECONDS
+        commit.released.append({"run_id": run_id, "wake_at": wake_at})
+        try:
+            await self._services.committer.submit(commit)
+        except LeaseLost:
+            pass  # over by now, or another bridge's
+        except Exception as error:  # noqa: BLE001  the lease runs out, and somebody does it again
+            complain(error, run_id)
+
+    # -- handing on --------------------------------------------------------------------------------------------
+
+    async def _deliver(self, row: Row) -> None:
+        """Starts the run's workflow or signals it, whichever it needs: a crash may have come between any two steps."""
+        signals: list[Signal] = row["signals"]
+        if row["journal"] and await self._signal(row["run_id"], signals):
+            return
+        run = await load_run(self._services, row, fence=0)
+        start = await self._beginning(run, row)
+        if start is None:
+            return
+        try:
+            await self._client.start_workflow(
+                WORKFLOW_TYPE,
+                start,
+                id=run.run_id,
+                task_queue=self._task_queue,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+            )
+        except WorkflowAlreadyStartedError:
+            await self._signal(run.run_id, signals)
+
+    async def _signal(self, run_id: str, signals: list[Signal]) -> bool:
+        """False if no workflow of this run is there to hear it."""
+        try:
+            await self._client.get_workflow_handle(run_id).signal(SIGNAL_TYPE, signals)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+        return True
+
+    async def _beginning(self, run: Run, row: Row) -> Start | None:
+        """The input of a new workflow; None for a run that is over.
+
+        A journal without a workflow is a run that Temporal lost, or that somebody ended there: it goes on from its journal.
+        """
+        state, program = RunState(), run.version.program
+        for event in row["journal"]:
+            state, _ = advance(program, state, ev.event_from_json(event))
+        if state.over:
+            return None
+        rebuilt = bool(row["journal"])
+        if rebuilt:
+            log(names.LOG_RUN_RESUMED, run_id=run.run_id, events=len(row["journal"]))
+        return {
+            "run_id": run.run_id,
+            "org_id": run.org_id,
+            "program": program_to_json(program),
+            "begin": None if rebuilt else {"seed": seed_of(run.run_id), "facts": dict(await input_facts(run))},
+            "state": state_to_json(state) if rebuilt else None,
+            "seq": len(row["journal"]),
+            "unrecorded": [],
+            "signals": row["signals"],
+            "seen": [],
+            "rebuilt": rebuilt,
+            "heartbeat": self._heartbeat,
+            "limits": self._limits,
+        }
+
+    # -- notifications -----------------------------------------------------------------------------------------
+
+    async def _listen_forever(self) -> None:
+        while True:
+            try:
+                self._listener = await self._services.database.listen(CHANNEL, lambda _: self._wake.set())
+                self._wake.set()
+                while not self._listener.is_closed():  # noqa: ASYNC110  the library has no event for it
+                    await asyncio.sleep(_POLL_SECONDS)
+            except DOWN:
+                pass  # polling goes on; listening is only the quick way
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+def complain(error: BaseException, run_id: str | None = None) -> None:
+    """Into the log: whose trouble it is, and never twice the same stack for a server that is down."""
+    about = {"run_id": run_id} if run_id else {}
+    if isinstance(error, Unavailable):
+        log(names.LOG_DATABASE_DOWN, error.message, level="error", **about)
+    elif isinstance(error, RPCError):
+        log(names.LOG_TEMPORAL_DOWN, f"Temporal refused a call: {error.status.name}", level="error", **about)
+    else:
+        log(names.LOG_INTERNAL, str(error), level="error", exc_info=error, **about)

@@ -1,0 +1,64 @@
+"""What leaves for the Temporal server is compressed and encrypted here: it sees ids, types and sizes, and no word of ours.
+
+The key derives from the installation's master key, so every process of an installation reads what another one wrote, and
+nobody else does, the server's operators included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import zlib
+from collections.abc import Sequence
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
+
+from interlock.base.errors import IntegrityError
+
+ENCODING = b"binary/interlock-1"
+_NONCE_BYTES = 12  # AES-GCM, NIST SP 800-38D
+_LEVEL = 1  # zlib; these are small JSON documents, and a higher level gains nothing on them
+
+
+class SealingCodec(PayloadCodec):
+    """Zlib, then AES-256-GCM. The payload's own metadata (its encoding) is inside, too."""
+
+    def __init__(self, master_key: bytes) -> None:
+        self._cipher = AESGCM(hmac.new(master_key, b"temporal payloads", hashlib.sha256).digest())
+
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        return [self._seal(payload) for payload in payloads]
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Raises IntegrityError for what this installation did not write: nobody else may feed it."""
+        return [self._open(payload) for payload in payloads]
+
+    def _seal(self, payload: Payload) -> Payload:
+        nonce = os.urandom(_NONCE_BYTES)
+        packed = zlib.compress(payload.SerializeToString(), _LEVEL)
+        return Payload(metadata={"encoding": ENCODING}, data=nonce + self._cipher.encrypt(nonce, packed, ENCODING))
+
+    def _open(self, payload: Payload) -> Payload:
+        if payload.metadata.get("encoding") != ENCODING:
+            raise IntegrityError(
+                "Temporal holds a payload that is not sealed; only Interlock's processes may write there"
+            )
+        nonce, sealed = payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:]
+        try:
+            packed = self._cipher.decrypt(nonce, sealed, ENCODING)
+        except InvalidTag as error:
+            raise IntegrityError(
+                "Temporal holds a payload that does not open with this installation's master key; restore that key"
+            ) from error
+        return Payload.FromString(zlib.decompress(packed))
+
+
+def sealing_converter(master_key: bytes) -> DataConverter:
+    """For the client: arguments, results, signals and the texts of failures all go through the codec."""
+    return DataConverter(
+        payload_codec=SealingCodec(master_key), failure_converter_class=DefaultFailureConverterWithEncodedAttributes
+    )

@@ -1,0 +1,87 @@
+"""What workflow, activity and bridge say to each other: JSON, small, and refs instead of values."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+WORKFLOW_TYPE = "InterlockRun"
+ACTIVITY_TYPE = "perform"
+SIGNAL_TYPE = "deliver"
+
+
+class Signal(TypedDict):
+    """A row of `signals`; one id counts once."""
+
+    id: int
+    event: dict[str, Any]
+
+
+class Recordable(TypedDict):
+    """An event and its place in the run's journal."""
+
+    seq: int
+    event: dict[str, Any]
+
+
+class Limits(TypedDict):
+    """When a workflow continues as new: events and bytes of its history."""
+
+    events: int
+    bytes: int
+
+
+class Beginning(TypedDict):
+    """What RunStarted needs besides its time."""
+
+    seed: int
+    facts: dict[str, Any]
+
+
+class Start(TypedDict):
+    """Input of a workflow: a new run, one that continues as new, or one rebuilt from its journal.
+
+    Attributes:
+        program: the part of the definition that the machine needs.
+        begin: of a new run; otherwise `state` stands after `seq` events.
+        unrecorded: events up to `seq` that may not be in the journal yet.
+        rebuilt: somebody may have been in the middle of something that the state does not tell.
+        heartbeat: seconds after which a silent activity is given to another worker.
+    """
+
+    run_id: str
+    org_id: str
+    program: dict[str, Any]
+    begin: Beginning | None
+    state: Any
+    seq: int
+    unrecorded: list[Recordable]
+    signals: list[Signal]
+    seen: list[int]
+    rebuilt: bool
+    heartbeat: float
+    limits: Limits
+
+
+class Command(TypedDict):
+    """A Perform or Compensate of the machine."""
+
+    kind: Literal["perform", "compensate"]
+    step: str
+    attempt: int
+
+
+class Task(TypedDict):
+    """Input of an activity: events to put on record first, then at most one command."""
+
+    run_id: str
+    org_id: str
+    events: list[Recordable]
+    command: Command | None
+    rebuilt: bool
+
+
+class Result(TypedDict):
+    """Output of an activity: the event that answers the command; `over` if the run has ended without this workflow."""
+
+    event: NotRequired[dict[str, Any]]
+    over: NotRequired[bool]

@@ -1,0 +1,199 @@
+"""A worker of the Temporal engine: workflows, activities and the bridge in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import logging
+from datetime import timedelta
+from importlib import metadata, resources
+from typing import Any
+
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeWorkerDeploymentRequest
+from temporalio.client import Client
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
+
+from interlock.base.errors import InvalidSpec, Unavailable
+from interlock.base.ids import new_id
+from interlock.base.settings import TemporalSettings
+from interlock.engines.temporal.activity import Performer
+from interlock.engines.temporal.bridge import Bridge, complain
+from interlock.engines.temporal.codec import sealing_converter
+from interlock.engines.temporal.workflow import InterlockRun
+from interlock.runtime.engine import Services
+from interlock.telemetry import names
+from interlock.telemetry.logs import log
+
+DEPLOYMENT = "interlock"
+_CONNECT_SECONDS = 5.0
+# Workflow tasks that were bound to a worker that left go to the others after this long.
+_STICKY_SECONDS = 2.0
+_PATIENCE = timedelta(days=1)  # for steps under way when a worker drains; their own timeouts end them
+# What decides how a history replays: a change of any of these is a new build.
+_SOURCES = ("interlock.workflows", "interlock.engines.temporal", "interlock.base")
+
+
+class TemporalEngine:
+    """Fulfils `runtime.engine.Engine`. As many of these as one likes share one namespace and task queue."""
+
+    def __init__(
+        self,
+        services: Services,
+        settings: TemporalSettings,
+        *,
+        master_key: bytes,
+        concurrency: int,
+        lease_seconds: float,
+    ) -> None:
+        self._services = services
+        self._settings = settings
+        self._master_key = master_key
+        self._concurrency = concurrency
+        self._lease = lease_seconds
+        self.worker_id = new_id("wrk")
+        self._performer = Performer(services)
+        self._bridge: Bridge | None = None
+        self._worker: Worker | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._draining = False
+
+    async def start(self) -> None:
+        """Raises Unavailable if the server cannot be reached, has no such namespace, or cannot pin versions."""
+        client = await connect(self._settings, self._master_key, identity=self.worker_id)
+        if self._settings.versioned:
+            await _require_versioning(client, self._settings)
+        self._bridge = Bridge(
+            self._services,
+            client,
+            worker_id=self.worker_id,
+            task_queue=self._settings.task_queue,
+            heartbeat=self._lease,
+            limits={"events": self._settings.history_events, "bytes": self._settings.history_bytes},
+        )
+        self._worker = self._make_worker(client)
+        self._task = asyncio.create_task(self._run_forever(client), name="temporal worker")
+        self._bridge.start()
+        log(names.LOG_WORKER_STARTED, worker=self.worker_id, concurrency=self._concurrency)
+
+    async def drain(self) -> None:
+        """Finishes the steps under way; Temporal gives everything else to other workers."""
+        self._draining = True
+        if self._bridge is not None:
+            await self._bridge.close()
+        if self._worker is not None and self._task is not None:
+            with contextlib.suppress(Exception):  # it may have ended by itself
+                await self._worker.shutdown()
+            await asyncio.gather(self._task, return_exceptions=True)
+        log(names.LOG_WORKER_STOPPED, worker=self.worker_id)
+
+    async def _run_forever(self, client: Client) -> None:
+        while not self._draining:
+            assert self._worker is not None
+            try:
+                await self._worker.run()
+            except Exception as error:  # noqa: BLE001  a worker that polls no more looks alive and is not
+                complain(error)
+                await asyncio.sleep(1)
+                if not self._draining:
+                    self._worker = self._make_worker(client)
+
+    def _make_worker(self, client: Client) -> Worker:
+        versioning: Any = {}
+        if self._settings.versioned:
+            versioning["deployment_config"] = WorkerDeploymentConfig(
+                version=WorkerDeploymentVersion(DEPLOYMENT, build_id()),
+                use_worker_versioning=True,
+                default_versioning_behavior=VersioningBehavior.PINNED,
+            )
+        return Worker(
+            client,
+            task_queue=self._settings.task_queue,
+            workflows=[InterlockRun],
+            activities=[self._performer.perform],
+            # The sandbox guards against impure workflow code. Ours is the machine, which import contracts keep pure and
+            # whose histories the tests replay; importing pydantic and CEL anew for every run would cost more than a step.
+            workflow_runner=UnsandboxedWorkflowRunner(),
+            max_cached_workflows=self._settings.cached_runs,
+            max_concurrent_activities=self._concurrency,
+            graceful_shutdown_timeout=_PATIENCE,
+            sticky_queue_schedule_to_start_timeout=timedelta(seconds=_STICKY_SECONDS),
+            **versioning,
+        )
+
+
+async def connect(settings: TemporalSettings, master_key: bytes, *, identity: str) -> Client:
+    """A client whose payloads are sealed.
+
+    Raises:
+        Unavailable: nobody answers at the address, or the namespace is not there.
+    """
+    try:
+        client = await asyncio.wait_for(
+            Client.connect(
+                settings.address,
+                namespace=settings.namespace,
+                identity=identity,
+                tls=settings.tls,
+                data_converter=sealing_converter(master_key),
+                runtime=_runtime(),
+            ),
+            _CONNECT_SECONDS,
+        )
+        await client.workflow_service.describe_namespace(
+            DescribeNamespaceRequest(namespace=settings.namespace), timeout=timedelta(seconds=_CONNECT_SECONDS)
+        )
+    except (RuntimeError, TimeoutError, RPCError) as error:
+        if isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND:
+            raise Unavailable(
+                f'the Temporal server at {settings.address} has no namespace "{settings.namespace}"; '
+                "create it, or set temporal.namespace"
+            ) from error
+        raise Unavailable(
+            f"no Temporal server answers at {settings.address}; start it, or set temporal.address", detail=str(error)
+        ) from error
+    except ValueError as error:
+        raise InvalidSpec(f'temporal.address "{settings.address}" is not host:port: {error}') from error
+    return client
+
+
+async def _require_versioning(client: Client, settings: TemporalSettings) -> None:
+    request = DescribeWorkerDeploymentRequest(namespace=settings.namespace, deployment_name=DEPLOYMENT)
+    try:
+        await client.workflow_service.describe_worker_deployment(request)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return  # the first worker of the deployment
+        if error.status is RPCStatusCode.UNIMPLEMENTED:
+            raise Unavailable(
+                f"the Temporal server at {settings.address} cannot pin runs to worker versions (that needs 1.29.1 or newer); "
+                "upgrade it, or use --unversioned (temporal.versioned = false)"
+            ) from error
+        raise Unavailable(
+            f"the Temporal server at {settings.address} refused to describe its deployments: {error.status.name}"
+        ) from error
+
+
+@functools.cache
+def build_id() -> str:
+    """Interlock's version and a hash of the code that replays: two builds with one id must replay alike."""
+    digest = hashlib.sha256()
+    for package in _SOURCES:
+        files = [file for file in resources.files(package).iterdir() if file.name.endswith(".py")]
+        for file in sorted(files, key=lambda one: one.name):
+            digest.update(f"{package}/{file.name}\0".encode() + file.read_bytes() + b"\0")
+    return f"{metadata.version('interlock')}-{digest.hexdigest()[:12]}"
+
+
+@functools.cache
+def _runtime() -> Runtime:
+    # The library's core would print to the terminal; and it would tell the server about this host once a minute.
+    logger = logging.getLogger("temporalio.core")
+    forwarding = LogForwardingConfig(logger)
+    filtering = TelemetryFilter(core_level="ERROR", other_level="ERROR")
+    telemetry = TelemetryConfig(logging=LoggingConfig(filtering, forwarding))
+    return Runtime(telemetry=telemetry, worker_heartbeat_interval=None)

@@ -1,0 +1,160 @@
+"""Circuit breakers, shared by all workers: a target that fails is left alone for a while, then tried with a few calls.
+
+    closed ──failures in a row──▶ open ──seconds──▶ half open ──all probes answered──▶ closed
+                                    ▲──────────any probe failed──────────┘
+
+The state is a row of `breakers`; the moves are made there, one at a time (`sql/functions/health.sql`). Each process keeps a
+copy in memory, so that a call to a target that works asks the database nothing. If the database is away, the last
+known state holds; breakers themselves never raise anything but `TargetDown`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from interlock.base.clock import Clock
+from interlock.base.errors import FailureKind, TargetDown
+from interlock.base.ids import new_id
+from interlock.base.settings import BreakerSettings
+from interlock.store.database import Database
+from interlock.store.queries import QUERIES
+from interlock.telemetry import names
+from interlock.telemetry.logs import log
+
+State = Literal["closed", "open", "half_open"]
+Reported = Literal["failed", "answered", "unused"]
+
+PROBE_SECONDS = 60.0  # after which a probe whose worker died is given to another
+_PROBING_SECONDS = 5.0  # how long whoever gets no probe is told to wait: others are trying right now
+_PATIENCE = 2.0  # seconds for the database to answer; a step must not wait longer for a breaker
+
+
+@dataclass(slots=True)
+class Admission:
+    """Leave to make one call. `probe` names the trial call that it is, until its outcome is reported."""
+
+    org_id: str
+    target: str
+    probe: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What this process knows of a breaker; times are monotonic seconds.
+
+    Attributes:
+        until: an open one lets nothing through before.
+        failing_until: a closed one has failures in a row that count until then, so a success must be reported.
+    """
+
+    state: State
+    until: float = 0.0
+    failing_until: float = 0.0
+
+
+class Breakers:
+    """The breakers of all organisations, keyed by (org_id, target); a target is `tool:<name>` or `provider:<pin>`.
+
+    Args:
+        probe_seconds: after which a probe nobody reported on is given out again.
+    """
+
+    def __init__(
+        self, database: Database, settings: BreakerSettings, clock: Clock, *, probe_seconds: float = PROBE_SECONDS
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._clock = clock
+        self._probe_seconds = probe_seconds
+        self._known: dict[tuple[str, str], _Known] = {}
+
+    def state(self, org_id: str, target: str) -> State:
+        """What this process takes the state to be."""
+        known = self._known.get((org_id, target))
+        return known.state if known is not None else "closed"
+
+    async def admit(self, org_id: str, target: str) -> Admission:
+        """Leave for one call, whose outcome is to be reported.
+
+        Raises:
+            TargetDown: the breaker is open, or half open with all probes taken; `retry_after` in seconds.
+        """
+        known = self._known.get((org_id, target))
+        if known is None or known.state == "closed":
+            return Admission(org_id, target)
+        wait = known.until - self._clock.monotonic()
+        if known.state == "open" and wait > 0:
+            raise _down(target, wait)
+        probe = new_id("prb")
+        settings = self._settings
+        row = await self._ask("breaker_enter", org_id, target, probe, settings.probes, self._probe_seconds)
+        if row is None:
+            raise _down(target, _PROBING_SECONDS)
+        self._learn(org_id, target, row)
+        if not row["admitted"]:
+            raise _down(target, row["open_for"] or _PROBING_SECONDS)
+        return Admission(org_id, target, probe if row["state"] == "half_open" else "")
+
+    async def report(self, admission: Admission, outcome: Reported) -> None:
+        """What became of the call; of a trial call, the first report counts. Never raises.
+
+        Args:
+            outcome: `failed` speaks against the target, `answered` for it, `unused` means that it was not called.
+        """
+        probe, admission.probe = admission.probe, ""
+        if not probe and (outcome == "unused" or (outcome == "answered" and not self._failing(admission))):
+            return
+        settings = self._settings
+        row = await self._ask(
+            "breaker_report",
+            admission.org_id,
+            admission.target,
+            probe,
+            outcome,
+            settings.failures,
+            settings.window_seconds,
+            settings.open_seconds,
+            settings.probes,
+        )
+        if row is not None:
+            self._learn(admission.org_id, admission.target, row)
+
+    async def refresh(self) -> None:
+        """Reads the states of all breakers that are not simply closed."""
+        async with asyncio.timeout(_PATIENCE), self._database.connection("") as connection:
+            rows = await connection.fetch(QUERIES["breaker_states"], self._settings.window_seconds)
+        self._known = {(row["org_id"], row["target"]): self._known_of(row) for row in rows}
+
+    def _failing(self, admission: Admission) -> bool:
+        known = self._known.get((admission.org_id, admission.target))
+        return known is not None and known.failing_until > self._clock.monotonic()
+
+    def _known_of(self, row: Any) -> _Known:
+        now = self._clock.monotonic()
+        return _Known(row["state"], now + (row["open_for"] or 0.0), now + (row["failing_for"] or 0.0))
+
+    def _learn(self, org_id: str, target: str, row: Any) -> None:
+        self._known[org_id, target] = self._known_of(row)
+        if row["was"] != row["state"]:  # whoever makes the move logs it, so it is logged once
+            level = "info" if row["state"] == "closed" else "warning"
+            log(names.LOG_BREAKER_MOVED, level=level, org_id=org_id, target=target, old=row["was"], new=row["state"])
+
+    async def _ask(self, query: str, org_id: str, *args: Any) -> Any:
+        """One row, or None if the database does not give it. Not retried: the next call asks again."""
+        try:
+            async with asyncio.timeout(_PATIENCE), self._database.connection(org_id) as connection:
+                return await connection.fetchrow(QUERIES[query], org_id, *args)
+        except Exception as error:  # noqa: BLE001  a breaker that breaks the call it guards would be worse than none
+            log(names.LOG_HEALTH_UNKNOWN, str(error), level="warning", org_id=org_id)
+            return None
+
+
+def _down(target: str, wait: float) -> TargetDown:
+    kind, _, name = target.partition(":")
+    return TargetDown(
+        f'{kind} "{name}" failed too often and is not called now; the next trial is in {wait:.0f} s',
+        kind=FailureKind.TRANSIENT,
+        retry_after=wait,
+    )

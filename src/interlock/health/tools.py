@@ -1,0 +1,128 @@
+"""What tools say about themselves: polled by one worker at a time, known to all.
+
+A tool with `health` in its contract is asked every so many seconds. Two bad answers in a row make it unhealthy, one good
+answer makes it healthy again, and a tool that nobody has asked yet counts as healthy. The state is a row of `tool_health`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from interlock.base.errors import FailureKind, ToolUnhealthy, Unavailable
+from interlock.base.ids import new_id
+from interlock.store.database import Database
+from interlock.store.queries import QUERIES
+from interlock.telemetry import names
+from interlock.telemetry.logs import log
+
+BAD_IN_A_ROW = 2
+_DETAIL_CHARACTERS = 300
+_AT_ONCE = 4  # checks of one worker; each takes a sandbox
+_LEASE_SECONDS = 60.0  # on top of the tool's own deadline, until another worker asks instead of one that died
+_POLL_SECONDS = 1.0
+_PATIENCE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A tool whose turn it is."""
+
+    org_id: str
+    tool: str
+    bundle: str
+    contract: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the check showed; `detail` is a sentence for people."""
+
+    healthy: bool
+    detail: str = ""
+
+
+Ask = Callable[[Check], Awaitable[Verdict | None]]
+"""Runs the tool's `health`; None if it could not be asked, which says nothing about the tool. Raises nothing."""
+
+
+class ToolHealth:
+    """The unhealthy tools of all organisations, in memory; `refresh` reads them anew."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._unhealthy: dict[tuple[str, str, str], str] = {}
+
+    def check(self, org_id: str, tool: str, bundle: str) -> None:
+        """Raises:
+        ToolUnhealthy: this tool's last two checks were bad; at once and for good, so that a fallback can take over.
+        """
+        detail = self._unhealthy.get((org_id, tool, bundle))
+        if detail is not None:
+            why = f" ({detail})" if detail else ""
+            raise ToolUnhealthy(
+                f'tool "{tool}" is unhealthy by its own account{why}; it is called again when its health check succeeds',
+                kind=FailureKind.PERMANENT,
+            )
+
+    async def refresh(self) -> None:
+        async with asyncio.timeout(_PATIENCE), self._database.connection("") as connection:
+            rows = await connection.fetch(QUERIES["unhealthy_tools"])
+        self._unhealthy = {(row["org_id"], row["tool"], row["bundle"]): row["detail"] for row in rows}
+
+
+class Poller:
+    """Asks tools how they are. Every worker runs one; the database gives each tool to one of them at a time."""
+
+    def __init__(self, database: Database, ask: Ask, *, poll_seconds: float = _POLL_SECONDS) -> None:
+        self._database = database
+        self._ask = ask
+        self._poll = poll_seconds
+        self._task: asyncio.Task[None] | None = None
+        self._id = new_id("pol")
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="poll tool health")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            asked = 0
+            try:
+                asked = await self.poll()
+            except Exception as error:  # noqa: BLE001  a poller that died would leave every tool as it was
+                level = "warning" if isinstance(error, Unavailable) else "error"
+                log(names.LOG_HEALTH_UNKNOWN, str(error), level=level)
+            if asked < _AT_ONCE:
+                await asyncio.sleep(self._poll)
+
+    async def poll(self) -> int:
+        """Asks the tools whose turn it is; returns how many."""
+        rows = await self._database.rows("claim_tool_checks", _AT_ONCE, _LEASE_SECONDS)
+        await asyncio.gather(*(self._check(row) for row in rows))
+        return len(rows)
+
+    async def _check(self, row: Any) -> None:
+        check = Check(row["org_id"], row["tool"], row["bundle"], row["contract"])
+        verdict = await self._ask(check)
+        key = (check.org_id, check.tool, check.bundle, row["claim"])
+        given = (None, "") if verdict is None else (verdict.healthy, verdict.detail[:_DETAIL_CHARACTERS])
+        moved = await self._database.row("report_tool_check", *key, *given, BAD_IN_A_ROW, org=check.org_id)
+        if moved is not None and moved["was"] != moved["healthy"]:
+            log(
+                names.LOG_TOOL_HEALTH,
+                level="info" if moved["healthy"] else "warning",
+                org_id=check.org_id,
+                tool=check.tool,
+                healthy=moved["healthy"],
+                detail=given[1],
+            )

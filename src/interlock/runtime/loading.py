@@ -1,0 +1,64 @@
+"""From rows to a run: what every engine does when it takes one up."""
+
+from __future__ import annotations
+
+import hashlib
+
+from interlock.base.errors import Erased
+from interlock.base.refs import Ref
+from interlock.budget.ledger import RunLedger
+from interlock.identity.principal import Principal
+from interlock.runtime.engine import Services
+from interlock.runtime.work import Run, Work
+from interlock.store.database import Row
+from interlock.telemetry.tracing import TraceIds
+from interlock.workflows.facts import Facts, facts_of
+from interlock.workflows.state import RunState
+
+
+async def load_run(services: Services, row: Row, *, fence: int) -> Run:
+    """The run of a row of `runs`, with its version compiled.
+
+    Raises:
+        NotFound: its version was never deployed here.
+    """
+    version = await services.versions.get(row["org_id"], row["workflow"], row["version"])
+    budget = version.workflow.budget
+    return Run(
+        run_id=row["run_id"],
+        org_id=row["org_id"],
+        principal=Principal.from_json(row["principal"]),
+        version=version,
+        trace=TraceIds(row["trace_id"], row["span_id"]),
+        input=Ref.from_json(row["input"]),
+        ledger=RunLedger(tokens=budget.tokens, usd=budget.usd),
+        artifacts=services.artifacts,
+        fence=fence,
+    )
+
+
+async def input_facts(run: Run) -> Facts:
+    """What control flow may see of the run's input."""
+    try:
+        value = await run.value(run.input)
+    except Erased:
+        return {}  # the first step that reads the input will end the run
+    return facts_of(run.version.workflow.input, value)
+
+
+def seed_of(run_id: str) -> int:
+    """What the machine's jitter derives from: 48 bits, the same on every engine."""
+    return int.from_bytes(hashlib.blake2b(run_id.encode(), digest_size=6).digest())
+
+
+def work_of(run: Run, state: RunState, name: str, attempt: int) -> Work:
+    """What the machine commanded when it named this step and attempt."""
+    program, step = run.version.program, state.steps[name]
+    return Work(
+        run,
+        name,
+        program.work(name, step.variant, step.tool),
+        attempt,
+        state,
+        program.fallback(name, step.variant),
+    )

@@ -1,0 +1,169 @@
+"""What a binding or a condition may read at a place in a workflow, and whether it does no more than that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jsonschema_rs
+
+from interlock.base.errors import InvalidSpec
+from interlock.workflows.bindings import Reference, references
+from interlock.workflows.facts import compile_condition, fact_fields
+from interlock.workflows.spec import JsonSchema
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A fault at a place in the workflow file: what is wrong, and the mend."""
+
+    path: Path
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known of an earlier step: the schema of its value and, where that differs, of its facts."""
+
+    value: JsonSchema
+    facts: JsonSchema
+
+    @classmethod
+    def of(cls, schema: JsonSchema) -> Seen:
+        return cls(schema, schema)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What can be read at one place.
+
+    Attributes:
+        input: schema of the workflow's input.
+        before: steps finished by the time the current one starts.
+        last: ids of the loop's body around it; None outside loops.
+        item: schema of the map's item; None outside maps.
+    """
+
+    input: JsonSchema
+    before: Mapping[str, Seen] = field(default_factory=dict)
+    last: frozenset[str] | None = None
+    item: JsonSchema | None = None
+
+    def after(self, name: str, seen: Seen) -> View:
+        return replace(self, before={**self.before, name: seen})
+
+    def bindings(self, tree: Any, path: Path) -> Iterator[Problem]:
+        """Faults of every reference in a binding tree."""
+        try:
+            found = list(references(tree))
+        except ValueError as error:
+            yield Problem(path, str(error))
+            return
+        for reference in found:
+            message = self._reference(reference)
+            if message:
+                yield Problem(path, message)
+
+    def condition(self, step_id: str, expression: str, path: Path) -> Iterator[Problem]:
+        try:
+            program = compile_condition(expression)
+        except InvalidSpec as error:
+            yield Problem(path, f'step "{step_id}": {error.message}')
+            return
+        known = {"input", *self.before}
+        for name in program.variables():
+            if name not in known:
+                message = (
+                    f'step "{step_id}": condition reads "{name}", which is no earlier step; {listed(known, "names")}'
+                )
+                yield Problem(path, message)
+
+    def schema_at(self, reference: Reference) -> JsonSchema:
+        """The schema of what a reference points to; `{}` where nothing is known of it."""
+        match reference.root:
+            case "input":
+                schema = self.input
+            case "item":
+                schema = self.item or {}
+            case "steps":
+                seen = self.before.get(str(reference.step))
+                schema = seen.value if seen is not None else {}
+            case _:
+                schema = {}
+        for part in reference.path:
+            inner = schema.get("items") if part.isdigit() else schema.get("properties", {}).get(part)
+            if not isinstance(inner, dict):
+                return {}
+            schema = inner
+        return schema
+
+    def is_number(self, reference: Reference) -> bool:
+        """Whether a reference certainly points to a number fact."""
+        if len(reference.path) != 1 or reference.root not in {"input", "steps"}:
+            return False
+        known = self.before.get(str(reference.step))
+        schema = self.input if reference.root == "input" else (known.facts if known else {})
+        return fact_fields(schema).get(reference.path[0]) == "number"
+
+    def _reference(self, reference: Reference) -> str | None:
+        match reference.root:
+            case "input":
+                return _field_problem(reference, self.input, "the input")
+            case "run":
+                return None if reference.path == ("id",) else f'"{reference.text}": a run has only $run.id'
+            case "item":
+                if self.item is None:
+                    return f'"{reference.text}": there is no item outside a map step'
+                return _field_problem(reference, self.item, "the item")
+            case "index":
+                outside = self.item is None and self.last is None
+                return f'"{reference.text}": there is no index outside map and loop steps' if outside else None
+            case "last":
+                return self._last(reference)
+            case _:
+                return self._step(reference)
+
+    def _last(self, reference: Reference) -> str | None:
+        if self.last is None:
+            return f'"{reference.text}": there is no round before outside a loop step; use $steps'
+        if reference.step not in self.last:
+            return f'"{reference.text}": the loop has no step "{reference.step}"; {listed(self.last, "steps")}'
+        return None
+
+    def _step(self, reference: Reference) -> str | None:
+        step = str(reference.step)
+        if step not in self.before:
+            return f'"{reference.text}": "{step}" is no earlier step; {listed(self.before, "steps")}'
+        return _field_problem(reference, self.before[step].value, f'step "{step}"')
+
+
+def schema_problems(schema: JsonSchema, path: Path) -> Iterator[Problem]:
+    """What keeps a schema from being one."""
+    try:
+        jsonschema_rs.validator_for(schema, offline=True)  # a definition must not make the checker open a connection
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+        line = str(getattr(error, "message", error)).splitlines()[0]
+        yield Problem(path, f"is not valid JSON Schema: {line}; correct it")
+
+
+def listed(names: Iterable[str], what: str) -> str:
+    """What there is instead, for the end of a message."""
+    known = ", ".join(sorted(names))
+    return f"known {what}: {known}" if known else f"there are no {what} yet"
+
+
+def _field_problem(reference: Reference, schema: JsonSchema, owner: str) -> str | None:
+    """Whether the first field of a path can exist; a schema that says nothing about its fields allows all."""
+    if not reference.path or "properties" not in schema:
+        return None
+    properties = schema["properties"]
+    if reference.path[0] in properties or schema.get("additionalProperties", True) is not False:
+        return None if reference.path[0] in properties or properties == {} else _unknown(reference, properties, owner)
+    return _unknown(reference, properties, owner)
+
+
+def _unknown(reference: Reference, properties: Mapping[str, Any], owner: str) -> str:
+    return f'"{reference.text}": {owner} has no field "{reference.path[0]}"; {listed(properties, "fields")}'

@@ -1,0 +1,1 @@
+"""Fault injection: the counter, the verdict, every fault alone, and all of them together."""

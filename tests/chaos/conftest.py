@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interlock.chaos.drill import Drill, Plan
+from interlock.chaos.report import Report
+
+Run = Callable[..., Awaitable[Report]]
+
+
+@pytest.fixture
+def drill(short_directory: Path) -> Run:
+    """Carries out a plan with these fields; what it tells on the way is shown when a test fails."""
+
+    async def run(**fields: Any) -> Report:
+        plan = Plan(**{"home": short_directory, "workers": 2, "seed": 1, "least": 1, **fields})
+        return await Drill(plan, print).run()
+
+    return run
+
+
+def clean(report: Report) -> None:
+    """Fails with the whole report if anything in it is wrong."""
+    assert report.exit_code == 0, report.to_json()
+    assert (report.duplicate_effects, report.lost_effects) == (0, 0)
+    assert report.runs_started == report.runs_finished
+    assert report.audit_entries > report.runs_started

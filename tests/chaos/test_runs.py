@@ -1,0 +1,72 @@
+"""All faults together: a short run through the command line, one against a shared database, and the long one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from chaos.conftest import Run, clean
+from interlock.app import App
+from interlock.chaos.faults import FAULTS
+from interlock.identity.principal import Principal
+
+
+def interlock(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "interlock.cli.main", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=150)
+
+
+async def test_all_faults_in_a_short_run(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    arguments = ("chaos", "--runs", "70", "--seconds", "36", "--seed", "7", "--json", str(file))
+    done = await asyncio.to_thread(interlock, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report: dict[str, Any] = json.loads(file.read_text())
+    assert report["ok"] is True
+    assert set(report["strikes"]) == set(FAULTS)
+    assert min(report["strikes"].values()) >= 1
+    assert (report["duplicate_effects"], report["lost_effects"], report["violations"]) == (0, 0, [])
+    assert report["runs_finished"] == 70
+    for word in ("recovery", "duplicate effects", "longest stall", "audit"):
+        assert word in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == [file], "nothing is left in the directory it was called from"
+
+
+@pytest.mark.parametrize("arguments", [("--faults", "kill,nonsense"), ("--faults", ","), ("--runs", "0")])
+def test_arguments_that_mean_nothing(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = interlock("chaos", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+async def test_a_shared_database_keeps_its_runs_and_its_server(
+    drill: Run, app: App, admin: Principal, owner: psycopg.Connection[Any], owner_url: str, data_dir: Path
+) -> None:
+    """Another organisation's run waits in the same queue; no worker of the chaos run may touch it."""
+    run_id, _ = await app.intake.accept(admin, "ask", {"text": "hello"}, None)
+    report = await drill(
+        runs=14, seconds=8, faults=("kill", "drain", "postgres"), url=owner_url, data_dir=data_dir, workers=2
+    )
+    clean(report)
+    assert list(report.skipped) == ["postgres"]
+    assert report.strikes["kill"] >= 1
+    assert owner.execute("select worker, fence from queue where run_id = %s", (run_id,)).fetchone() == (None, 0)
+    assert owner.execute("select distinct org_id from runs where workflow <> 'ask'").fetchall() == [("chaos",)]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+async def test_a_thousand_runs(drill: Run) -> None:
+    """The aim: nothing lost, nothing doubled, and whatever was hit goes on within ten seconds."""
+    report = await drill(runs=1000, seconds=420, workers=3, seed=20, least=5)
+    print(json.dumps(report.to_json(), indent=2))
+    clean(report)
+    assert report.recovery_p99 < 10
