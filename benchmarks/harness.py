@@ -66,7 +66,7 @@ PEERS = {
         Peer("dbos", "peers/dbos_steps.py", modes=("sync", "async")),
         Peer("langgraph", "peers/langgraph_steps.py", modes=("async", "sync", "async-ahead")),
         Peer("temporal", "peers/temporal_steps.py"),
-        Peer("prefect", "peers/prefect_steps.py", most_runs=20),
+        Peer("prefect", "peers/prefect_steps.py", most_runs=10),
         Peer("raw", "peers/raw_commit.py"),
     )
 }
@@ -184,7 +184,7 @@ def run_program(server: Server, work: Plan, peer: Peer, mode: str, concurrency: 
 
 def _call_program(peer: Peer, mode: str, concurrency: int, work: Plan, url: str, python: Path) -> dict[str, Any]:
     command = [str(python if peer.own_environment else sys.executable), str(HERE / peer.program), "--url", url]
-    runs = min(work.runs, max(peer.most_runs, 2 * concurrency)) if peer.most_runs else work.runs
+    runs = min(work.runs, max(peer.most_runs, concurrency)) if peer.most_runs else work.runs
     command += ["--steps", str(work.steps), "--runs", str(runs), "--concurrency", str(concurrency)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(UNWANTED_ENVIRONMENT)}
     command += ["--mode", mode]

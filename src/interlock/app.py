@@ -28,14 +28,17 @@ from interlock.identity.auth import Authenticator, key_id_of
 from interlock.identity.principal import Principal
 from interlock.review.notify import Webhook, to_log
 from interlock.review.queue import ReviewQueue
+from interlock.runtime.deadletter import DeadLetters
 from interlock.runtime.effects import EffectLedger
 from interlock.runtime.engine import Engine, Services
 from interlock.runtime.executors import ModelExecutor, Models, ToolExecutor
 from interlock.runtime.health import HealthChecks
+from interlock.runtime.inbox import Inbox
 from interlock.runtime.intake import Intake
 from interlock.runtime.kernel import Kernel
 from interlock.runtime.lookups import Lookups
 from interlock.runtime.project import Project, read_project
+from interlock.runtime.redaction import Redaction
 from interlock.runtime.runs import Runs
 from interlock.runtime.versions import Versions
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
@@ -131,6 +134,11 @@ class App:
         )
         self.runs = Runs(self.database, self.committer, self.versions, self.artifacts, self.clock)
         self.reviews = ReviewQueue(self.database, self.committer, self.artifacts, self.clock)
+        redaction = Redaction(self.database, self.artifacts, block_injections=settings.guard.on_injection == "block")
+        self.inbox = Inbox(self.database, self.committer, self.versions, redaction, self.clock)
+        self.letters = DeadLetters(
+            self.database, self.committer, self.versions, self.artifacts, self.intake, redaction, self.clock
+        )
 
     def prepare_database(self) -> str:
         """Starts the embedded server if no URL is set, migrates, and returns the unprivileged URL. Blocking."""

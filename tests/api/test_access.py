@@ -14,6 +14,7 @@ from .conftest import Served, problem_of
 READERS = frozenset({"admin", "developer", "operator", "reviewer", "viewer"})
 EVERYBODY = READERS
 ADMIN = frozenset({"admin"})
+KEEPERS = frozenset({"admin", "operator"})
 AUDITORS = frozenset({"admin", "operator", "viewer"})
 
 # (method, path) → the roles that may; None is open to all, without a key.
@@ -28,9 +29,16 @@ ROUTES: dict[tuple[str, str], frozenset[str] | None] = {
     ("GET", "/v1/runs/{run_id}/trace"): READERS,
     ("GET", "/v1/runs/{run_id}/events"): READERS,
     ("POST", "/v1/runs/{run_id}/cancel"): frozenset({"admin", "operator"}),
+    ("POST", "/v1/runs/{run_id}/signals/{name}"): frozenset({"admin", "developer", "operator"}),
+    ("POST", "/v1/runs/{run_id}/pause"): KEEPERS,
+    ("POST", "/v1/runs/{run_id}/resume"): KEEPERS,
     ("GET", "/v1/reviews"): READERS,
     ("GET", "/v1/reviews/{review_id}"): READERS,
     ("POST", "/v1/reviews/{review_id}/decision"): frozenset({"admin", "reviewer"}),
+    ("GET", "/v1/letters"): KEEPERS,
+    ("GET", "/v1/letters/{letter_id}"): KEEPERS,
+    ("POST", "/v1/letters/{letter_id}/requeue"): KEEPERS,
+    ("POST", "/v1/letters/{letter_id}/discard"): KEEPERS,
     ("GET", "/v1/workflows"): READERS,
     ("GET", "/v1/me"): EVERYBODY,
     ("POST", "/v1/keys"): ADMIN,
@@ -48,7 +56,11 @@ ROUTES: dict[tuple[str, str], frozenset[str] | None] = {
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/runs"): {"workflow": "ask", "input": {"text": "hello"}},
     ("POST", "/v1/runs/{run_id}/cancel"): {"reason": "test"},
+    ("POST", "/v1/runs/{run_id}/signals/{name}"): {"payload": {"text": "test"}},
+    ("POST", "/v1/runs/{run_id}/pause"): {"reason": "test"},
     ("POST", "/v1/reviews/{review_id}/decision"): {"decision": "approve"},
+    ("POST", "/v1/letters/{letter_id}/requeue"): {"note": "test"},
+    ("POST", "/v1/letters/{letter_id}/discard"): {"note": "test"},
     ("POST", "/v1/keys"): {"user_id": "new", "roles": ["viewer"]},
     ("PUT", "/v1/quotas"): {"scope": "org", "rate": 1000},
 }
@@ -57,16 +69,20 @@ GUARDED = [route for route, roles in ROUTES.items() if roles is not None]
 
 
 class World:
-    """One finished run, one that waits for a review, one key to revoke; all in the first organisation."""
+    """One finished run, one that waits for a review, one key to revoke, two dead letters; all in the first organisation."""
 
     def __init__(self, served: Served, finished: str, waiting: str, review: str, key_id: str) -> None:
         self.served = served
-        self.ids = {"review_id": review, "key_id": key_id}
+        self.ids = {"review_id": review, "key_id": key_id, "letter_id": ""}
+        self.letters: list[str] = []
         self.finished, self.waiting = finished, waiting
 
     async def call(self, client: httpx.AsyncClient, route: tuple[str, str]) -> httpx.Response:
         method, path = route
-        run = self.waiting if path.endswith("/cancel") else self.finished
+        run = self.waiting if path.endswith(("/pause", "/resume", "/cancel")) else self.finished
+        if "/signals/" in path:
+            run = self.listening
+        self.ids["letter_id"] = self.letters[path.endswith("/discard")]
         query = {"scope": "org"} if route == ("DELETE", "/v1/quotas") else {}
         return await client.request(method, path.format(run_id=run, **self.ids), json=BODIES.get(route), params=query)
 
@@ -76,7 +92,11 @@ async def world(working: Served) -> World:
     finished, waiting = await working.start("first"), await working.start("second")
     await working.finish(finished)
     spare = await working.app.authenticator.issue("acme", "leaver", frozenset({"viewer"}))
-    return World(working, finished, waiting, await working.review(waiting), spare.split("_")[1])
+    world = World(working, finished, waiting, await working.review(waiting), spare.split("_")[1])
+    for text in ("third", "fourth"):
+        run = await working.finish(await working.start(text), "reject")
+        world.letters += run["letters"]
+    return world
 
 
 def test_the_table_names_every_route(served: Served) -> None:

@@ -15,6 +15,7 @@ import pytest
 from chaos.conftest import Run, clean
 from interlock.app import App
 from interlock.chaos.faults import FAULTS
+from interlock.chaos.worker import BOUNDARIES
 from interlock.identity.principal import Principal
 
 
@@ -70,3 +71,5 @@ async def test_a_thousand_runs(drill: Run) -> None:
     print(json.dumps(report.to_json(), indent=2))
     clean(report)
     assert report.recovery_p99 < 10
+    met = {boundary.partition(" ")[2] for boundary in report.boundaries}
+    assert met == set(BOUNDARIES), "a worker must have been struck at every boundary"

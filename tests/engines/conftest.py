@@ -213,6 +213,10 @@ class Desk:
         assert new
         return run_id
 
+    async def result(self, run_id: str) -> Any:
+        """What the run gave."""
+        return await self.app.runs.result(self.admin, run_id)
+
     async def decide(self, review_id: str, decision: Any, output: Any = None) -> None:
         await self.app.reviews.decide(self.admin, review_id, decision, "", output)
 

@@ -76,7 +76,7 @@ async def test_stopped_before_the_effect(
 
 
 async def test_a_run_let_go_is_taken_up_again_by_a_busy_worker(
-    desk: Desk, open_app: OpenApp, seen: Observer, model: Model, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, open_app: OpenApp, seen: Observer, model: Model, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A drive that breaks off leaves its lease to run out, also while the worker goes on renewing others."""
     model.hold("think")

@@ -62,7 +62,7 @@ async def test_a_decision_while_the_run_is_driven(desk: Desk, open_app: OpenApp,
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_a_decision_while_the_run_is_put_to_sleep(
-    moment: str, desk: Desk, open_app: OpenApp, seen: Observer, monkeypatch: pytest.MonkeyPatch
+    moment: str, desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lands just before or just after the transaction that gives the run back until something happens."""
     app = await open_app(start_worker=True)
@@ -155,7 +155,9 @@ async def test_the_second_decision_is_a_409(desk: Desk, open_app: OpenApp, seen:
     assert (bank.requests, bank.refunds) == (1, {"a": 1})
 
 
-async def test_a_decision_is_about_the_same_people(desk: Desk, open_app: OpenApp, seen: Observer) -> None:
+async def test_a_decision_is_about_the_same_people(
+    desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank
+) -> None:
     """What a person said about a customer's case is erased with the customer."""
     await open_app(start_worker=True)
     run = await desk.start("ask_pay", customer="cus-001")

@@ -126,5 +126,5 @@ async def test_an_unhealthy_tool_is_not_called_until_it_recovers(
 def test_how_often_is_bounded(every: str, project: Path) -> None:
     write(project, frail(True))
     write(project, {"tools/frail/tool.yaml": FRAIL_TOOL.replace("every: 5", f"every: {every}")})
-    with pytest.raises(InvalidSpec, match="health.every"):
+    with pytest.raises(InvalidSpec, match=r"health\.every"):
         read_project(project, Settings())

@@ -56,6 +56,11 @@ def effect(run: dict[str, Any], status: str, step: str = "pay") -> dict[str, Any
     }
 
 
+def claim(run: dict[str, Any], fence: int, command: str = "perform:pay:1") -> dict[str, Any]:
+    """For `Commit.new_claims`."""
+    return {"run_id": run["run_id"], "org_id": run["org_id"], "command": command, "fence": fence}
+
+
 def review(run: dict[str, Any], review_id: str, step: str = "approve") -> dict[str, Any]:
     return {
         "review_id": review_id,
@@ -126,6 +131,7 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "insert into signals (org_id, run_id, event) values (%(org)s, %(run)s, %(empty)s)",
         "insert into effects (run_id, step, org_id, tool, idempotency_key, status, attempt, input) "
         "values (%(run)s, 'pay', %(org)s, 'pay', 'k', 'intended', 1, %(ref)s)",
+        "insert into claims (run_id, command, org_id, fence) values (%(run)s, 'perform:pay:1', %(org)s, 1)",
         "insert into reviews (review_id, org_id, run_id, step, purpose, title, role, show) "
         "values (%(run)s, %(org)s, %(run)s, 'approve', 'approve', 't', 'reviewer', %(ref)s)",
         "insert into audit values (%(org)s, 1, 'e', %(empty)s, '', 'h', 'k', 's')",
@@ -134,6 +140,10 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "insert into tool_health (org_id, tool, bundle, contract) values (%(org)s, 'pay', 'b', %(empty)s)",
         "insert into quotas (org_id, scope, name, rate) values (%(org)s, 'tool', 'pay', 1)",
         "insert into quota_uses (org_id, scope, name, holder, at) values (%(org)s, 'tool', 'pay', %(run)s, now())",
+        "insert into dead_letters (letter_id, org_id, run_id, step, purpose, code, reason) "
+        "values (%(run)s, %(org)s, %(run)s, 'pay', 'step', 'c', 'r')",
+        "insert into results (org_id, key, output) values (%(org)s, 'k', %(ref)s)",
+        "insert into run_vaults (org_id, run_id, vault) values (%(org)s, %(run)s, %(ref)s)",
         "insert into spans values (%(run)s, 's', %(org)s, null, 'n', 1, 2, true, %(empty)s)",
     ):
         owner.execute(statement, values)

@@ -22,6 +22,7 @@ from interlock.store.database import Database
 from .conftest import AUDIT_KEY
 from .rows import (
     artifact,
+    claim,
     contents,
     effect,
     entry,
@@ -144,9 +145,12 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             fence=(run["run_id"], fence),
             artifacts=[artifact(org, "x")],
             new_runs=[new_run(org, "run_new")],
+            new_claims=[claim(run, 1)],
             journal=[journal(run, 1)],
+            recorded=[journal(run, 2)],
             runs=[run_update(run["run_id"])],
             effects=[effect(run, "intended")],
+            done_claims=[{"run_id": run["run_id"], "command": "perform:pay:1", "event": {}}],
             new_reviews=[review(run, "new", "c")],
             closed_reviews=[{"run_id": run["run_id"], "step": "a"}],
             decided_reviews=[{"review_id": "gone", "status": "rejected", "decided_by": "ada", "note": ""}],

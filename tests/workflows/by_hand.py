@@ -21,10 +21,12 @@ SEED = 11
 class Run:
     """A run told by hand: each method delivers one event and gives the commands that follow."""
 
-    def __init__(self, steps: str, *, facts: dict[str, Any] | None = None, **fields: Any) -> None:
-        data = parse_yaml(steps, "w.yaml").data
-        workflow = Workflow.model_validate({"name": "w", "input": {}, "steps": data, **fields})
-        self.program = compile_program(workflow, CONTRACTS)
+    def __init__(
+        self, steps: str, *, facts: dict[str, Any] | None = None, child: str | None = None, **fields: Any
+    ) -> None:
+        self.program = compile_program(
+            _workflow("w", steps, **fields), CONTRACTS, {} if child is None else {"child": _workflow("child", child)}
+        )
         self.state = RunState()
         self.now = 1000.0
         self.started = self.tell(ev.RunStarted(self.now, SEED, facts or {}))
@@ -33,10 +35,18 @@ class Run:
         self.state, commands = advance(self.program, self.state, event)
         return commands
 
-    def done(self, step: str, attempt: int = 1, **facts: Any) -> list[ev.Command]:
+    def done(self, step: str, attempt: int = 1, calls: tuple[str, ...] = (), **facts: Any) -> list[ev.Command]:
+        spent = ev.Spent(10, 5, 0.5)
         return self.tell(
-            ev.StepSucceeded(step, attempt, self.now, ref(f"{step}/{attempt}"), facts, ev.Spent(10, 5, 0.5))
+            ev.StepSucceeded(step, attempt, self.now, ref(f"{step}/{attempt}"), facts, spent, tuple(calls))
         )
+
+    def asks(self, turn: str, *calls: str) -> list[ev.Command]:
+        """An agent's model asks for tools to be called."""
+        return self.done(turn, calls=calls)
+
+    def deferred(self, step: str, attempt: int = 1, delay: float = 5.0) -> list[ev.Command]:
+        return self.tell(ev.StepDeferred(step, attempt, self.now, delay))
 
     def failed(
         self,
@@ -68,5 +78,25 @@ class Run:
     def cancel(self) -> list[ev.Command]:
         return self.tell(ev.CancelRequested(self.now, "changed my mind"))
 
+    def signal(self, name: str, signal_id: str = "id", **facts: Any) -> list[ev.Command]:
+        return self.tell(ev.SignalReceived(name, signal_id, self.now, ref(f"{name}/{signal_id}"), facts))
+
+    def pause(self) -> list[ev.Command]:
+        return self.tell(ev.PauseRequested(self.now))
+
+    def resume(self) -> list[ev.Command]:
+        return self.tell(ev.ResumeRequested(self.now))
+
+    def requeued(self, step: str, value: str | None = None) -> list[ev.Command]:
+        return self.tell(ev.LetterRequeued(step, self.now, None if value is None else ref(value)))
+
+    def discarded(self, step: str) -> list[ev.Command]:
+        return self.tell(ev.LetterDiscarded(step, self.now))
+
     def status(self, step: str) -> StepStatus:
         return self.state.steps[step].status
+
+
+def _workflow(name: str, steps: str, **fields: Any) -> Workflow:
+    data = parse_yaml(steps, f"{name}.yaml").data
+    return Workflow.model_validate({"name": name, "input": {}, "steps": data, **fields})

@@ -19,7 +19,7 @@ _FACTS: list[dict[str, Any]] = [
     {},
     {"n": 1, "flag": True, "approved": True, "case": 0},
     {"n": 10**400, "count": -1},
-    {"n": float("inf"), "count": 10**9},
+    {"n": 1e300, "count": 10**9},
     {"n": "text", "count": "two", "succeeded": None},
     {"count": True, "flag": 1},
     {"count": 2},
@@ -54,7 +54,9 @@ def _at(rng: random.Random) -> float:
 
 
 def _timer(rng: random.Random, name: str, state: RunState) -> ev.TimerFired:
-    return ev.TimerFired(rng.choice([*state.timers, *state.timers, *_TIMERS, f"limit:{name}", f"retry:{name}:1"]), _at(rng))
+    return ev.TimerFired(
+        rng.choice([*state.timers, *state.timers, *_TIMERS, f"limit:{name}", f"retry:{name}:1"]), _at(rng)
+    )
 
 
 _Maker = Callable[[random.Random, str, RunState], Any]

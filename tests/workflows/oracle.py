@@ -173,7 +173,7 @@ class Oracle(Language):
             pass
         if self.ending is None or self.root.alive or self.failing or self.undoing:
             return
-        if any(wait[0] not in {"undo_letter"} for wait in self.waiting):
+        if any(wait[0] != "undo_letter" for wait in self.waiting):
             return
         if self.ending in {"failed", "cancelled"}:
             left = [name for name, _ in self.completed if name not in self.handled]
@@ -189,9 +189,7 @@ class Oracle(Language):
             others = [one for one in self.failing if one is not region and one.inside(region)]
             if region.alive or others or any(self.owners[name].inside(region) for name in self.undoing):
                 continue
-            left = [
-                name for name, owner in self.completed if owner.inside(region) and name not in self.handled
-            ]
+            left = [name for name, owner in self.completed if owner.inside(region) and name not in self.handled]
             if left:
                 self._spawn(self._undo(left[-1]), None)
             else:

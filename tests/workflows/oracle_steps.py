@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from .oracle_threads import Answer, Fork, Frame, Home, Over, Place, Region, Thread
+from .oracle_threads import Fork, Frame, Home, Over, Place, Region, Thread
 from .oracle_work import Job, Worker
 
 CONTAINERS = {"parallel", "branch", "map", "loop", "subworkflow", "agent"}

@@ -29,7 +29,7 @@ class Answer:
     calls: tuple[str, ...] = ()
 
 
-class Over(Exception):  # noqa: N818
+class Over(Exception):
     """This thread has nothing more to do: the run, or something around it, is ending."""
 
 

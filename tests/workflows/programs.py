@@ -205,9 +205,7 @@ class _Maker:
         step["branches"] = {f"b{number}": self.steps(depth + 1) for number in range(1 + self._pick(3))}
 
     def _branch(self, step: dict[str, Any], depth: int) -> None:
-        step["cases"] = [
-            {"when": self._condition(), "steps": self.steps(depth + 1)} for _ in range(1 + self._pick(2))
-        ]
+        step["cases"] = [{"when": self._condition(), "steps": self.steps(depth + 1)} for _ in range(1 + self._pick(2))]
         step["otherwise"] = self.steps(depth + 1)
 
     def _map(self, step: dict[str, Any], depth: int) -> None:
@@ -238,7 +236,9 @@ class _Maker:
         self._script(f"{step['id']}/call", [*self._answers(mutating=True), *self._answers(mutating=True)], {})
         key = f"{step['id']}/turn"
         self._script(key, self._answers(mutating=False), {})
-        wanted = [[self.choice(["look", "send", "book"]) for _ in range(1 + self._pick(3))] for _ in range(self._pick(3))]
+        wanted = [
+            [self.choice(["look", "send", "book"]) for _ in range(1 + self._pick(3))] for _ in range(self._pick(3))
+        ]
         if self.one_in(8):
             wanted.append(self.choice([["look"] * 4, ["unheard_of"]]))
         asked = [Answer(calls=tuple(one)) for one in wanted]

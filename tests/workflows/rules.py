@@ -21,13 +21,13 @@ _WORKING = {StepStatus.RUNNING, StepStatus.UNDOING}
 _BUSY = _WORKING | {StepStatus.UNDO_RETRYING, StepStatus.CONFIRMING}
 
 
-def moves_within_the_rules(
-    program: Program, before: RunState, after: RunState, commands: list[ev.Command]
-) -> None:
+def moves_within_the_rules(program: Program, before: RunState, after: RunState, commands: list[ev.Command]) -> None:
     """Status, budget, and what may begin."""
     assert after.status in {before.status} | ev.RUN_MOVES[before.status], f"{before.status} → {after.status}"
     finishes = [command for command in commands if isinstance(command, ev.Finish)]
-    assert [one.status for one in finishes] == ([after.status] if after.over and after.status is not before.status else [])
+    assert [one.status for one in finishes] == (
+        [after.status] if after.over and after.status is not before.status else []
+    )
     assert not finishes or commands[-1] is finishes[0], "a command after Finish"
     assert after.retries <= program.workflow.budget.retries
     fresh = after.steps.keys() - before.steps.keys()

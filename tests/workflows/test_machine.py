@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from interlock.workflows import events as ev
-from interlock.workflows.events import CloseReview, Compensate, Finish, OpenLetter, OpenReview, Perform, RunStatus, StartTimer
+from interlock.workflows.events import (
+    CloseReview,
+    Compensate,
+    Finish,
+    OpenLetter,
+    OpenReview,
+    Perform,
+    RunStatus,
+    StartTimer,
+)
 from interlock.workflows.machine import pending
 from interlock.workflows.retry import jitter
 from interlock.workflows.source import parse_yaml, validate

@@ -46,16 +46,34 @@ def test_many_runs_go_as_the_oracle_says() -> None:
         reached["undone in order"] += len(world.oracle.undone) > 1
         reached["undone, and the run went on"] += bool(world.oracle.undone and world.oracle.ending == "finished")
         reached.update({type(event).__name__ for event in world.journal})
-        reached.update({f"timer {event.timer.split(':')[0]}" for event in world.journal if isinstance(event, ev.TimerFired)})
+        reached.update(
+            {f"timer {event.timer.split(':')[0]}" for event in world.journal if isinstance(event, ev.TimerFired)}
+        )
         reached.update({type(one).__name__ + getattr(one, "purpose", "") for one in world.commands})
-        reached.update({f"a {world.program.node(name).step.kind} {step.status}" for name, step in world.state.steps.items()})
+        reached.update(
+            {f"a {world.program.node(name).step.kind} {step.status}" for name, step in world.state.steps.items()}
+        )
         reached["a fallback"] += any(step.variant > 0 for step in world.state.steps.values())
         reached["two bodies deep"] += any(name.count("#") >= 2 for name in world.state.steps)
         reached["a kept signal"] += any(world.state.signals.values())
-    wanted = [*ev.TERMINAL, "undone in order", "undone, and the run went on", "a fallback", "two bodies deep", "a kept signal"]
+    wanted = [
+        *ev.TERMINAL,
+        "undone in order",
+        "undone, and the run went on",
+        "a fallback",
+        "two bodies deep",
+        "a kept signal",
+    ]
     wanted += [one.__name__ for one in all_kinds()]
     wanted += [f"timer {kind}" for kind in ("retry", "undo", "defer", "wait", "limit", "deadline")]
-    wanted += ["OpenReviewapprove", "OpenReviewconfirm", "CloseReview", "OpenLetterstep", "OpenLettercompensation", "CloseLetter"]
+    wanted += [
+        "OpenReviewapprove",
+        "OpenReviewconfirm",
+        "CloseReview",
+        "OpenLetterstep",
+        "OpenLettercompensation",
+        "CloseLetter",
+    ]
     containers = ("parallel", "branch", "map", "loop", "subworkflow", "agent")
     wanted += [f"a {kind} {how}" for kind in containers for how in ("succeeded", "failed")]
     assert {name: reached[name] for name in wanted if reached[name] < 15} == {}

@@ -38,6 +38,16 @@ class Cancellation(Body):
     reason: str = Field(default="", max_length=500)
 
 
+class Pause(Body):
+    reason: str = Field(default="", max_length=500)
+
+
+class Signal(Body):
+    """What comes with a signal."""
+
+    payload: Any = Field(default_factory=dict)
+
+
 @router.post("", status_code=201)
 async def start(
     body: NewRun,
@@ -96,6 +106,34 @@ async def trace(run_id: str, caller: Caller, services: Services) -> dict[str, An
 async def cancel(run_id: str, body: Cancellation, caller: Caller, services: Services) -> dict[str, Any]:
     """Asks a run to stop."""
     await services.runs.cancel(caller, run_id, body.reason)
+    return {"run_id": run_id}
+
+
+@router.post("/{run_id}/signals/{name}", status_code=202)
+async def signal(
+    run_id: str,
+    name: str,
+    body: Signal,
+    caller: Caller,
+    services: Services,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> dict[str, Any]:
+    """Sends a run a signal that its workflow waits for, now or later. A repeated Idempotency-Key counts once."""
+    signal_id, new = await services.inbox.signal(caller, run_id, name, body.payload, idempotency_key)
+    return {"run_id": run_id, "signal_id": signal_id, "new": new}
+
+
+@router.post("/{run_id}/pause", status_code=202)
+async def pause(run_id: str, body: Pause, caller: Caller, services: Services) -> dict[str, Any]:
+    """Lets a run finish what is under way and begin nothing new."""
+    await services.inbox.pause(caller, run_id, body.reason)
+    return {"run_id": run_id}
+
+
+@router.post("/{run_id}/resume", status_code=202)
+async def resume(run_id: str, caller: Caller, services: Services) -> dict[str, Any]:
+    """Lets a paused run go on."""
+    await services.inbox.resume(caller, run_id)
     return {"run_id": run_id}
 
 

@@ -118,6 +118,9 @@ def _exact(value: Any) -> Any:
 
     A float may come back in another notation, and a key that is no string in another place; no text may hold a NUL.
     """
+    kind = type(value)
+    if value is None or kind is bool or kind is int or (kind is str and value.isascii() and "\0" not in value):
+        return value  # nearly all of them
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, str):

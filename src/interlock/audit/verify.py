@@ -36,11 +36,13 @@ class Verdict:
         return self.problem is None
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
+
+
 def entry_hash(org_id: str, seq: int, prev_hash: str, entry: Mapping[str, Any]) -> str:
     """SHA-256 over canonical JSON: sorted keys, no spaces, ASCII. Hexadecimal."""
     body = {"org_id": org_id, "seq": seq, "prev_hash": prev_hash, "entry": entry}
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(body).encode()).hexdigest()
 
 
 def verify(rows: Iterable[Mapping[str, Any]], public_keys: Mapping[str, bytes], *, org_id: str) -> Verdict:

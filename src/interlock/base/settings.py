@@ -116,7 +116,8 @@ class TemporalSettings(_Section):
     Attributes:
         address: host:port of its frontend.
         tls: whether to speak TLS to it.
-        versioned: pins runs to the worker version they began on; needs a server that knows worker deployments (1.29.1).
+        versioned: pins runs to the worker version they began on; needs a server that knows worker deployments (1.29.1). New
+            runs go to the build that `temporal worker deployment set-current-version` named; workers log theirs.
         cached_runs: runs whose state a worker keeps between their steps; with 0 each step replays its run's history, for a
             server that does not take such a run from a worker that is gone (the test server).
         history_events, history_bytes: a run's history is begun anew once it is this long; the server's own bounds are

@@ -11,7 +11,7 @@ answers (`synchronous=FULL`), so no fault of the system under test, and none of 
     GET  /effects?key=K         {"effects": [...]}: what a tool's probe asks.
     GET  /effects?business=B    the same by business id: what a person would look up.
     GET  /book                  {"effects", "reversals", "requests"}: everything, for the verdict.
-    GET  /struck                {"struck": N}: requests that met a fault so far.
+    GET  /struck                {"struck", "busy"}: requests that met a fault so far; requests that are being worked on.
     POST /faults                {"mode", "seconds", "requests"}: the next requests, for that long at most, meet a fault.
 
 A fault strikes requests to effects and reversals, probes included: `refuse` breaks the connection off unread, `hang`
@@ -34,8 +34,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 MAX_BODY = 64 * 1024  # bytes
-HANG_SECONDS = 6.0  # longer than any tool of a chaos run waits
-SLOW_SECONDS = 2.5  # longer than a lease of a chaos run, and still in time for its tools
+HANG_SECONDS = 8.0  # longer than any tool of a chaos run waits
+SLOW_SECONDS = 4.6  # longer than a lease of a chaos run, and still in time for its tools
 
 SCHEMA = """
 create table if not exists effects (
@@ -129,13 +129,23 @@ class Book:
 
 
 class Partition:
-    """The fault that requests meet at the moment; a new one replaces the old."""
+    """The fault that requests meet at the moment; a new one replaces the old.
+
+    Attributes:
+        busy: requests that are being worked on; what they do is not in the book yet.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._mode: str | None = None
         self._left = 0
         self._until = 0.0
+        self.busy = 0
+
+    def work(self, change: int) -> None:
+        """One request more, or less, is being worked on."""
+        with self._lock:
+            self.busy += change
 
     def set(self, mode: str, seconds: float, requests: int) -> None:
         with self._lock:
@@ -167,7 +177,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, self.book.everything())
             return
         if parts.path == "/struck":
-            self._answer(200, {"struck": self.book.struck()})
+            self._answer(200, {"struck": self.book.struck(), "busy": self.partition.busy})
             return
         query = parse_qs(parts.query)
         column = next((name for name in ("key", "business") if name in query), None)
@@ -189,7 +199,14 @@ class Handler(BaseHTTPRequestHandler):
             self.partition.set(str(body["mode"]), float(body["seconds"]), int(body["requests"]))
             self._answer(200, {})
             return
-        fault = self._struck()
+        self.partition.work(1)
+        try:
+            self._meet(self._struck(), body)
+        finally:
+            self.partition.work(-1)
+
+    def _meet(self, fault: str | None, body: dict[str, Any]) -> None:
+        """Does the work, or does not, as the fault says."""
         if fault in {"refuse", "hang"}:
             return
         if fault == "slow":

@@ -119,6 +119,7 @@ class Drill:
         async with AsyncExitStack() as stack:
             stack.callback(_sweep, self._plan.home)
             self._scene = await self._set_up(stack)
+            self._scene.calm.set()
             self._state.began = time.monotonic()
             loading = asyncio.create_task(self._load())
             try:
@@ -177,13 +178,17 @@ class Drill:
         plan, watch = self._plan, self._scene.watch
         token, kinds = secrets.token_hex(4), plan.kinds
         for number in range(plan.runs):
-            together = number - number % _TOGETHER
-            due = self._state.began + together * plan.seconds * _LOAD_SHARE / plan.runs
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            due = (number - number % _TOGETHER) * plan.seconds * _LOAD_SHARE / plan.runs
+            while (wait := due - self._passed()) > 0 or not self._scene.calm.is_set():  # noqa: ASYNC110  two conditions
+                await asyncio.sleep(max(wait, 0.02))
             kind, order = kinds[number % len(kinds)], f"{token}-{number}"
             run_id = await self._accept(kind, order)
             self._state.orders[run_id] = (kind, order)
             watch.expect(run_id)
+
+    def _passed(self) -> float:
+        """Seconds of load and faults so far; what was spent preparing does not count."""
+        return time.monotonic() - self._state.began - self._scene.held
 
     async def _accept(self, kind: str, order: str) -> str:
         while True:
@@ -198,7 +203,7 @@ class Drill:
         """Faults until the time is over: always one of those that struck least; the seed decides between equals."""
         plan, watch, strikes = self._plan, self._scene.watch, self._state.strikes
         tried = {name: 0.0 for name in plan.faults if name not in self._skipped()}
-        while tried and time.monotonic() - self._state.began < plan.seconds:
+        while tried and self._passed() < plan.seconds:
             if (loading.done() and not watch.unfinished) or watch.still > STALL_SECONDS:
                 return  # nothing is under way that a fault could strike; or nothing moves, as `_finish` will say
             fault = self._random.choice([name for name in tried if tried[name] == min(tried.values())])
@@ -208,9 +213,8 @@ class Drill:
             if strike is not None:
                 strikes.append(strike)
                 watch.hit(strike.runs, strike.at)
-                passed = time.monotonic() - self._state.began
                 self._tell(
-                    f"{passed:4.0f} s  {strike.fault} ({strike.detail}) hit {strike.hits}; "
+                    f"{self._passed():4.0f} s  {strike.fault} ({strike.detail}) hit {strike.hits}; "
                     f"{watch.finished}/{plan.runs} runs finished"
                 )
             await asyncio.sleep(self._random.uniform(0.1, 0.6))
@@ -244,6 +248,7 @@ class Drill:
 
     async def _report(self) -> Report:
         plan, state, scene = self._plan, self._state, self._scene
+        await scene.oracle.settled()
         book = await scene.oracle.book()
         outcomes = await self._outcomes()
         verdict = judge(outcomes, book)

@@ -20,6 +20,9 @@ SPELL_SECONDS = 1.5  # how long a partition lasts
 # Seconds. Timers follow the clock of the worker that set them, so a step delays a retry by as much as it is long.
 CLOCK_STEPS = (-30.0, -4.0, 4.0)
 
+# Boundaries that hardly any run would reach by itself: a call that takes its time, an effect in doubt.
+_NEEDED = {"during call": "slow", "after probe": "drop"}
+
 
 @dataclass(slots=True)
 class Strike:
@@ -40,7 +43,12 @@ class Strike:
 
 @dataclass(slots=True)
 class Scene:
-    """What faults act on."""
+    """What faults act on.
+
+    Attributes:
+        calm: while it is not set, no new runs are started: a fault is being prepared, and shall not come too late for them.
+        held: seconds for which it was not set so far.
+    """
 
     fleet: Fleet
     oracle: Oracle
@@ -52,6 +60,18 @@ class Scene:
     postgres: EmbeddedPostgres | None
     boundaries: tuple[str, ...] = BOUNDARIES
     turn: dict[str, int] = field(default_factory=dict)
+    calm: asyncio.Event = field(default_factory=asyncio.Event)
+    held: float = 0.0
+
+    async def prepare(self, preparation: Awaitable[None]) -> None:
+        """Makes a fault ready while no new runs are started."""
+        began = time.monotonic()
+        self.calm.clear()
+        try:
+            await preparation
+        finally:
+            self.held += time.monotonic() - began
+            self.calm.set()
 
     def next_boundary(self, act: str) -> str:
         """Boundaries in turn, so that a long run meets all of them equally often."""
@@ -66,8 +86,8 @@ async def _at_boundary(scene: Scene, act: str, *, seconds: float = 0.0) -> tuple
         await asyncio.sleep(0.5)
         return None
     boundary = scene.next_boundary(act)
-    if boundary == "during call":
-        await scene.oracle.fault("slow", seconds=ARMED_SECONDS, requests=3)
+    if boundary in _NEEDED:
+        await scene.oracle.fault(_NEEDED[boundary], seconds=ARMED_SECONDS, requests=3)
     waiting = {asyncio.create_task(one.struck(boundary, act, ARMED_SECONDS, seconds)): one for one in workers}
     left = set(waiting)
     struck: list[tuple[Worker, Struck]] = []
@@ -109,7 +129,7 @@ async def stop(scene: Scene) -> Strike | None:
 
 async def drain(scene: Scene) -> Strike | None:
     """SIGTERM in the middle of work, while the successor is at work already, as in a rolling deployment."""
-    await scene.fleet.add_successor()
+    await scene.prepare(scene.fleet.add_successor())
     found = await _at_boundary(scene, "drain")
     if found is None:
         return None

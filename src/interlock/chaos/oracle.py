@@ -53,6 +53,12 @@ class Oracle:
         answer = await self._client.get(f"http://{self.address}/effects", params={"business": business})
         return list(answer.json()["effects"])
 
+    async def settled(self) -> None:
+        """Returns when no request is on its way any more: a doubled effect may come long after its run has ended."""
+        async with asyncio.timeout(2 * counter.HANG_SECONDS):
+            while (await self._client.get(f"http://{self.address}/struck")).json()["busy"]:  # noqa: ASYNC110  as above
+                await asyncio.sleep(0.1)
+
     async def book(self) -> dict[str, list[dict[str, Any]]]:
         """Everything it did."""
         answer = await self._client.get(f"http://{self.address}/book")

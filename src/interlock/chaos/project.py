@@ -10,7 +10,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-TOOL_TIMEOUT = 3.0  # seconds; also how long a call that lost its worker may still be under way
+TOOL_TIMEOUT = 5.0  # seconds; also how long a call that lost its worker may still be under way
 
 _CODE = '''\
 """Does one piece of work at the counter. What went wrong on the way may pass, so it is a Retry."""

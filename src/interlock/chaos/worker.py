@@ -53,7 +53,7 @@ update queue set worker = $1, fence = queue.fence + 1, lease_until = now() + mak
 
 
 # After so long a call has reached the counter, if that is slow enough to be found at it.
-_INSIDE_SECONDS = 0.4
+_INSIDE_SECONDS = 1.0
 
 
 class SteppingClock(SystemClock):

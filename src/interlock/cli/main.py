@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 
 from interlock.base.errors import InterlockError, Unavailable
-from interlock.cli import audit, chaos, demo, doctor, keys, projects, quotas, reviews, runs, servers
+from interlock.cli import audit, chaos, demo, doctor, keys, letters, projects, quotas, reviews, runs, servers, simulate
 from interlock.cli.console import errors as console
 
 cli = typer.Typer(
@@ -21,9 +21,10 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for group in (projects, servers, demo, runs, doctor, chaos):
+for group in (projects, servers, demo, runs, doctor, chaos, simulate):
     group.register(cli)
 cli.add_typer(reviews.group, name="review")
+cli.add_typer(letters.group, name="letters")
 cli.add_typer(audit.group, name="audit")
 cli.add_typer(keys.group, name="keys")
 cli.add_typer(quotas.group, name="quota")

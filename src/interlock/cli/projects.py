@@ -15,6 +15,7 @@ from rich.table import Table
 from interlock.base.errors import Conflict, InvalidInput, StepError
 from interlock.cli.connection import Api, connect, settings_here
 from interlock.cli.console import out, print_json, status
+from interlock.cli.standing import needs_somebody
 from interlock.evals.suite import Report, read_suites, run_case
 from interlock.runtime.project import read_project
 from interlock.runtime.runs import is_over
@@ -95,7 +96,7 @@ async def _run(api: Api, workflow: str, value: Any) -> dict[str, Any]:
         if is_over(run["status"]):
             result = await api.get(f"/v1/runs/{started['run_id']}/result")
             return {**run, "output": result["output"]}
-        if any(step["status"] in {"reviewing", "confirming"} for step in run["steps"]):
+        if run["status"] == "waiting" and needs_somebody(run["waits_for"]):
             return {**run, "output": None}
         await asyncio.sleep(0.1)
 

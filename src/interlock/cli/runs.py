@@ -16,6 +16,7 @@ from interlock.api.body import check
 from interlock.base.errors import InvalidInput, StepError
 from interlock.cli.connection import Api, connect, segment
 from interlock.cli.console import out, print_json, seconds, status, usd, visible
+from interlock.cli.standing import MAX_LINES, needs_somebody, print_steps, print_value, print_waits, wait_text
 from interlock.runtime.runs import is_over
 
 _POLL_SECONDS = 0.15
@@ -29,6 +30,9 @@ def register(cli: typer.Typer) -> None:
     cli.command("show")(show)
     cli.command("trace")(trace)
     cli.command("cancel")(cancel)
+    cli.command("signal")(signal)
+    cli.command("pause")(pause)
+    cli.command("resume")(resume)
 
 
 def run(
@@ -38,7 +42,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Start a run and follow it until it is over or waits for a person."""
-    parsed = _read_input(value)
+    parsed = read_json(value)
 
     async def main() -> dict[str, Any]:
         async with connect(worker=True) as api:
@@ -137,23 +141,20 @@ def show(
     )
     if found["flags"]:
         out.print(f"  flags: {', '.join(found['flags'])}")
-    _value("input", found["values"]["input"])
-    for step in found["steps"]:
-        retried = f" (attempt {step['attempt']})" if step["attempt"] > 1 else ""
-        out.print(Text.assemble("\n", (step["id"], "bold"), "  ", status(step["status"]), retried))
-        if step["error"]:
-            out.print(f"  {step['error']}", style="red")
-        if step["id"] in found["values"]:
-            _value("", found["values"][step["id"]])
-    for effect in found["effects"]:
+    print_waits(found)
+    print_value("input", found["values"]["input"])
+    print_steps(found["steps"], found["values"])
+    for effect in found["effects"][:MAX_LINES]:
         out.print(
             Text.assemble(
                 "\neffect ", effect["tool"], "  ", status(effect["status"]), f"  key {effect['idempotency_key']}"
             )
         )
+    if len(found["effects"]) > MAX_LINES:
+        out.print(f"\n… and {len(found['effects']) - MAX_LINES} more effects")
     if "output" in found:
         out.print()
-        _value("output", found["output"])
+        print_value("output", found["output"])
 
 
 def trace(run_id: str, as_json: Json = False) -> None:
@@ -181,6 +182,39 @@ def cancel(run_id: str, reason: Annotated[str, typer.Option(help="Goes on record
 
     asyncio.run(main())
     out.print(f"asked {run_id} to stop")
+
+
+def signal(
+    run_id: str,
+    name: str,
+    payload: Annotated[str, typer.Option("--payload", "-p", help="JSON, @FILE, or - for standard input.")] = "{}",
+    key: Annotated[str | None, typer.Option(help="The same key counts once, however often it is sent.")] = None,
+) -> None:
+    """Send a run a signal that its workflow waits for, now or later."""
+    body = {"payload": read_json(payload, option="--payload")}
+    headers = {"Idempotency-Key": _header(key)} if key else None
+    sent = _tell(f"/v1/runs/{segment(run_id)}/signals/{segment(name)}", body, headers)
+    out.print(f"sent {name} to {run_id}" if sent["new"] else f"{name} was sent to {run_id} already")
+
+
+def pause(run_id: str, reason: Annotated[str, typer.Option(help="Goes on record.")] = "") -> None:
+    """Let a run finish what is under way and begin nothing new until `interlock resume`."""
+    _tell(f"/v1/runs/{segment(run_id)}/pause", {"reason": reason})
+    out.print(f"asked {run_id} to pause")
+
+
+def resume(run_id: str) -> None:
+    """Let a paused run go on."""
+    _tell(f"/v1/runs/{segment(run_id)}/resume", {})
+    out.print(f"asked {run_id} to go on")
+
+
+def _tell(path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
+    async def main() -> dict[str, Any]:
+        async with connect() as api:
+            return dict(await api.post(path, body, headers=headers))
+
+    return asyncio.run(main())
 
 
 def waterfall(spans: list[dict[str, Any]], width: int = 40) -> Table:
@@ -221,8 +255,7 @@ async def _follow(api: Api, run_id: str, *, quiet: bool) -> dict[str, Any]:
                 said = visible(step["error"] or "")
                 out.print(Text.assemble("  ", f"{step['id']:24}", status(step["status"]), f"  {said}"))
             shown[step["id"]] = now
-        asked = any(step["status"] in {"reviewing", "confirming"} for step in found["steps"])
-        if is_over(found["status"]) or (asked and found["status"] == "waiting"):
+        if is_over(found["status"]) or (found["status"] == "waiting" and needs_somebody(found["waits_for"])):
             return found
         await asyncio.sleep(_POLL_SECONDS)
 
@@ -234,16 +267,15 @@ def _print_outcome(found: dict[str, Any]) -> None:
         return
     for review in found["reviews"]:
         out.print(f"waits for a person: {review['title']}", style="yellow")
-        _value("", review["show"])
+        print_value("", review["show"])
         out.print(f"  interlock review approve {review['review_id']}\n  interlock review reject {review['review_id']}")
+    for wait in found["waits_for"]:
+        if wait["for"] not in {"review", "confirm"}:
+            out.print(f"waits for {wait_text(found['run_id'], wait)}", style="yellow", soft_wrap=True)
 
 
-def _value(name: str, value: Any) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=None)
-    out.print(f"  {name + ': ' if name else ''}{text}", soft_wrap=True, style="dim")
-
-
-def _read_input(value: str) -> Any:
+def read_json(value: str, *, option: str = "--input") -> Any:
+    """JSON from the command line: itself, @FILE, or - for standard input."""
     if value == "-":
         place = "standard input"
         try:
@@ -255,9 +287,9 @@ def _read_input(value: str) -> Any:
         try:
             text = Path(place).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"--input: {place} cannot be read: {error}") from error
+            raise InvalidInput(f"{option}: {place} cannot be read: {error}") from error
     else:
-        text, place = value, "--input"
+        text, place = value, option
     try:
         parsed = json.loads(text)
         check(parsed)

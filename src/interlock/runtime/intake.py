@@ -17,7 +17,7 @@ from interlock.identity.principal import Principal
 from interlock.runtime.versions import Version, Versions
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
-from interlock.store.database import Database
+from interlock.store.database import Database, Row
 from interlock.store.keys import KeyStore
 from interlock.telemetry.tracing import TraceIds
 from interlock.tools.registry import check_value
@@ -66,6 +66,45 @@ class Intake:
             Denied: the role may not, or the input holds an injected order and the settings say `block`.
         """
         principal.require("run.start")
+        key, version, flags = await self._checked(principal, workflow, value, idempotency_key, priority)
+        existing = await self._existing(principal, version, key, value) if idempotency_key else None
+        if existing is not None:
+            return existing, False
+        try:
+            run_id, commit = await self._proposed(principal, version, value, key, flags, priority)
+            await self._committer.submit(commit)
+        except asyncpg.UniqueViolationError:
+            # The same request twice at the same moment: the other one won.
+            existing = await self._existing(principal, version, key, value)
+            assert existing is not None
+            return existing, False
+        return run_id, True
+
+    async def propose(self, principal: Principal, workflow: str, value: Any, key: str) -> tuple[str, Commit]:
+        """As `accept`, but the new run is the caller's to commit, together with what made it start."""
+        principal.require("run.start")
+        _, version, flags = await self._checked(principal, workflow, value, key, 0)
+        return await self._proposed(principal, version, value, key, flags, 0)
+
+    async def propose_again(self, row: Row, value: Any, key: str, *, actor: str) -> tuple[str, Commit]:
+        """A new run of the same workflow's head version, for the same principal and with the same stored input.
+
+        Args:
+            row: the earlier run.
+            value: its input with the personal data in it; must fit the head version.
+
+        Raises:
+            NotFound: the workflow is not deployed any more.
+            ContractViolation: the input does not fit the head version.
+        """
+        version = await self._versions.head(row["org_id"], row["workflow"])
+        check_value(version.input_validator, value, what="input")
+        again = {name: row[name] for name in ("input", "vault", "flags", "priority")}
+        return self._queued(row["org_id"], version, key, again, principal=row["principal"], actor=actor)
+
+    async def _checked(
+        self, principal: Principal, workflow: str, value: Any, idempotency_key: str | None, priority: int
+    ) -> tuple[str, Version, list[str]]:
         if not -_MAX_PRIORITY <= priority <= _MAX_PRIORITY:
             raise InvalidInput(f"priority must be -{_MAX_PRIORITY} to {_MAX_PRIORITY}")
         key = idempotency_key or new_id("once")
@@ -78,16 +117,7 @@ class Intake:
             raise Denied(
                 f"the input looks like an injected order ({', '.join(flags)}); guard.on_injection is set to block"
             )
-        existing = await self._existing(principal, version, key, value) if idempotency_key else None
-        if existing is not None:
-            return existing, False
-        try:
-            return await self._commit(principal, version, value, key, flags, priority), True
-        except asyncpg.UniqueViolationError:
-            # The same request twice at the same moment: the other one won.
-            existing = await self._existing(principal, version, key, value)
-            assert existing is not None
-            return existing, False
+        return key, version, flags
 
     async def _existing(self, principal: Principal, version: Version, key: str, value: Any) -> str | None:
         row = await self._database.row("find_run_by_key", principal.org_id, version.name, key, org=principal.org_id)
@@ -101,9 +131,9 @@ class Intake:
             )
         return str(row["run_id"])
 
-    async def _commit(
+    async def _proposed(
         self, principal: Principal, version: Version, value: Any, key: str, flags: list[str], priority: int
-    ) -> str:
+    ) -> tuple[str, Commit]:
         redactor = Redactor.new()
         redacted = redactor.redact(value)
         labels = self._labels(principal, version, value, pii=bool(redactor.counts))
@@ -111,12 +141,32 @@ class Intake:
         raw = await self._artifacts.seal(principal.org_id, value, self._labels(principal, version, value, pii=False))
         stored = await self._artifacts.seal(principal.org_id, redacted, labels)
         vault = await self._artifacts.seal(principal.org_id, redactor.vault, secret)
+        taken = {
+            "input": stored.ref.to_json(),
+            "vault": {"ref": vault.ref.to_json(), "raw_digest": raw.ref.digest},
+            "flags": flags + [f"redacted:{kind}" for kind in sorted(redactor.counts)],
+            "priority": priority,
+        }
+        run_id, commit = self._queued(
+            principal.org_id, version, key, taken, principal=principal.to_json(), actor=principal.actor
+        )
+        commit.artifacts += [stored.row, vault.row]
+        return run_id, commit
+
+    def _queued(
+        self, org_id: str, version: Version, key: str, taken: dict[str, Any], *, principal: dict[str, Any], actor: str
+    ) -> tuple[str, Commit]:
+        """A run's row and its audit entry.
+
+        Args:
+            taken: `input`, `vault`, `flags` and `priority`.
+            principal: in whose name it runs; `actor` is who started it.
+        """
         run_id, trace = new_id("run"), TraceIds.new()
-        flags = flags + [f"redacted:{kind}" for kind in sorted(redactor.counts)]
         entry = Entry(
-            org_id=principal.org_id,
+            org_id=org_id,
             event_type="run.created",
-            actor=principal.actor,
+            actor=actor,
             action="start_run",
             resource=f"workflow:{version.name}@{version.version}",
             at=self._clock.now(),
@@ -124,27 +174,21 @@ class Intake:
             run_id=run_id,
             trace_id=trace.trace_id,
             policy_version=version.policy.version,
-            detail={"input": stored.ref.digest, "flags": flags},
+            detail={"input": taken["input"]["digest"], "flags": taken["flags"]},
         )
         row = {
             "run_id": run_id,
-            "org_id": principal.org_id,
+            "org_id": org_id,
             "workflow": version.name,
             "version": version.version,
-            "principal": principal.to_json(),
+            "principal": principal,
             "idempotency_key": key,
-            "input": stored.ref.to_json(),
-            "vault": {"ref": vault.ref.to_json(), "raw_digest": raw.ref.digest},
-            "flags": flags,
             "engine": self._engine,
             "trace_id": trace.trace_id,
             "span_id": trace.span_id,
-            "priority": priority,
+            **taken,
         }
-        await self._committer.submit(
-            Commit(principal.org_id, artifacts=[stored.row, vault.row], new_runs=[row], audit=[entry])
-        )
-        return run_id
+        return run_id, Commit(org_id, new_runs=[row], audit=[entry])
 
     def _labels(self, principal: Principal, version: Version, value: Any, *, pii: bool) -> Labels:
         subjects: frozenset[str] = frozenset()

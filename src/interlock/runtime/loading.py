@@ -9,7 +9,9 @@ from interlock.base.refs import Ref
 from interlock.budget.ledger import RunLedger
 from interlock.identity.principal import Principal
 from interlock.runtime.engine import Services
+from interlock.runtime.versions import Version
 from interlock.runtime.work import Run, Work
+from interlock.store.artifacts import Artifacts
 from interlock.store.database import Row
 from interlock.telemetry.tracing import TraceIds
 from interlock.workflows.facts import Facts, facts_of
@@ -23,6 +25,11 @@ async def load_run(services: Services, row: Row, *, fence: int) -> Run:
         NotFound: its version was never deployed here.
     """
     version = await services.versions.get(row["org_id"], row["workflow"], row["version"])
+    return run_of(row, version, services.artifacts, fence=fence)
+
+
+def run_of(row: Row, version: Version, artifacts: Artifacts, *, fence: int) -> Run:
+    """The run of a row and its version; with a fence that nobody holds it is good for reading only."""
     budget = version.workflow.budget
     return Run(
         run_id=row["run_id"],
@@ -32,7 +39,7 @@ async def load_run(services: Services, row: Row, *, fence: int) -> Run:
         trace=TraceIds(row["trace_id"], row["span_id"]),
         input=Ref.from_json(row["input"]),
         ledger=RunLedger(tokens=budget.tokens, usd=budget.usd),
-        artifacts=services.artifacts,
+        artifacts=artifacts,
         fence=fence,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from interlock.audit.log import Entry
@@ -13,6 +14,7 @@ from interlock.runtime.binding import bind
 from interlock.runtime.effects import Effect
 from interlock.runtime.work import Outcome, Run, effect_name
 from interlock.store.commit import Commit
+from interlock.store.database import Row
 from interlock.telemetry import names
 from interlock.telemetry.tracing import Tracing
 from interlock.workflows import events as ev
@@ -121,28 +123,30 @@ def open_letter(commit: Commit, run: Run, state: RunState, command: ev.OpenLette
     """A step for a person to look at: its row, the audit entry, the event for notification."""
     failure = state.steps[command.step].failure
     code, reason = (failure.code, failure.message) if failure is not None else ("unknown", "it failed")
-    _letter(commit, run, command.step, command.purpose, code, reason, now)
+    detail = _letter(commit, run.org_id, run.run_id, command.step, command.purpose, code, reason)
+    commit.audit.append(_entry(run, "letter.opened", "open_letter", f"letter:{detail['letter']}", now, detail))
 
 
-def _letter(commit: Commit, run: Run, step: str, purpose: str, code: str, reason: str, now: float) -> None:
+def open_driver_letter(commit: Commit, row: Row, reason: str, now: float) -> None:
+    """A run that Interlock itself fails to drive, for a person to look at; `row` is the run's."""
+    detail = _letter(commit, row["org_id"], row["run_id"], "", "driver", "driver_failed", reason)
+    letter = f"letter:{detail['letter']}"
+    entry = Entry(row["org_id"], "letter.opened", "system", "open_letter", letter, now, run_id=row["run_id"])
+    commit.audit.append(replace(entry, trace_id=row["trace_id"], detail=detail))
+
+
+def _letter(
+    commit: Commit, org_id: str, run_id: str, step: str, purpose: str, code: str, reason: str
+) -> dict[str, Any]:
+    """The row and the notification of a letter; what goes into its audit entry."""
     letter_id = new_id("ltr")
-    commit.new_letters.append(
-        {
-            "letter_id": letter_id,
-            "org_id": run.org_id,
-            "run_id": run.run_id,
-            "step": step,
-            "purpose": purpose,
-            "code": code,
-            "reason": reason,
-        }
-    )
-    if purpose == "run":
-        return  # its end is on record and announced already
+    row = {"letter_id": letter_id, "org_id": org_id, "run_id": run_id, "step": step}
+    commit.new_letters.append({**row, "purpose": purpose, "code": code, "reason": reason})
     detail = {"step": step, "purpose": purpose, "letter": letter_id, "error": code}
-    commit.audit.append(_entry(run, "letter.opened", "open_letter", f"letter:{letter_id}", now, detail))
-    payload = {"run_id": run.run_id, **detail, "reason": reason}
-    commit.outbox.append({"org_id": run.org_id, "topic": "letter.opened", "payload": payload})
+    if purpose != "run":  # its end is announced already
+        payload = {"run_id": run_id, **detail, "reason": reason}
+        commit.outbox.append({"org_id": org_id, "topic": "letter.opened", "payload": payload})
+    return detail
 
 
 async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, now: float) -> None:
@@ -154,7 +158,7 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
     commit.finished.append({"run_id": run.run_id})
     if command.status is ev.RunStatus.FAILED:
         # Whatever it did is undone; what is left is the question whether to try the whole of it again.
-        _letter(commit, run, "", "run", "run_failed", command.reason or "", now)
+        _letter(commit, run.org_id, run.run_id, "", "run", "run_failed", command.reason or "")
     detail = {
         "status": command.status.value,
         "reason": command.reason,

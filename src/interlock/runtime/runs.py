@@ -10,7 +10,9 @@ from interlock.base.errors import Conflict, Erased, NotFound
 from interlock.base.refs import Ref
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
-from interlock.runtime.versions import Versions
+from interlock.runtime.redaction import vault_of
+from interlock.runtime.standing import waits_for, way_of
+from interlock.runtime.versions import Version, Versions
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
@@ -57,12 +59,15 @@ class Runs:
             NotFound: no such run in this organisation.
         """
         row = await self._row(principal, run_id)
-        state = await self._state(principal, row)
+        version, state = await self._folded(principal, row)
+        program = version.program
         steps = [
             {
                 "id": name,
                 "status": step.status.value,
                 "attempt": step.attempt,
+                "fallback": way_of(program, name, step),
+                "tool": step.tool,
                 "facts": step.facts,
                 "error": await self._error(principal, step.failure),
                 "output": step.output.digest if step.output else None,
@@ -70,9 +75,16 @@ class Runs:
             for name, step in state.steps.items()
         ]
         effects = await self._database.rows("list_effects", run_id, org=principal.org_id)
+        asked = await self._database.rows("open_questions", run_id, org=principal.org_id)
+        reviews = {one["step"]: one["id"] for one in asked if one["kind"] == "review"}
+        letters = {one["step"]: one["id"] for one in asked if one["kind"] == "letter"}
         return {
             **summary(row),
             "steps": steps,
+            "paused": state.paused,
+            "degraded": state.degraded,
+            "waits_for": waits_for(program, state, reviews, letters),
+            "letters": list(letters.values()),
             "retries": state.retries,
             "timers": dict(state.timers),
             "effects": [{key: _plain(value) for key, value in effect.items()} for effect in effects],
@@ -93,13 +105,12 @@ class Runs:
         principal.require("value.reveal")
         entry = self._entry(principal, row, "value.revealed", "reveal", {"output": row["output"]["digest"]})
         await self._committer.submit(Commit(principal.org_id, audit=[entry]))
-        vault = await self._artifacts.open(principal.org_id, Ref.from_json(row["vault"]["ref"]))
-        return reveal(output, vault)
+        return reveal(output, await vault_of(self._database, self._artifacts, row))
 
     async def values(self, principal: Principal, run_id: str) -> dict[str, Any]:
         """Input and step outputs, redacted, by name; for the person who debugs a run."""
         row = await self._row(principal, run_id)
-        state = await self._state(principal, row)
+        _, state = await self._folded(principal, row)
         opened = {"input": await self._artifacts.open(principal.org_id, Ref.from_json(row["input"]))}
         for name, ref in state.outputs.items():
             opened[name] = await self._artifacts.open(principal.org_id, ref)
@@ -149,12 +160,12 @@ class Runs:
             return failure.message
         return f"{failure.message}: {words}"
 
-    async def _state(self, principal: Principal, row: Row) -> RunState:
+    async def _folded(self, principal: Principal, row: Row) -> tuple[Version, RunState]:
         version = await self._versions.get(principal.org_id, row["workflow"], row["version"])
         state = RunState()
         for entry in await self._database.rows("get_journal", row["run_id"], 0, org=principal.org_id):
             state, _ = advance(version.program, state, event_from_json(entry["event"]))
-        return state
+        return version, state
 
     def _entry(self, principal: Principal, row: Row, event_type: Any, action: str, detail: dict[str, Any]) -> Entry:
         return Entry(

@@ -21,12 +21,14 @@ from interlock.store.queries import QUERIES
 JsonRow = dict[str, Any]
 
 _SETTLE = "select settle($1)"
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 LEASE_LOST, HEAD_MOVED, NOT_OPEN = "IL001", "IL002", "IL005"
 
 # The parts of a batch that are plain rows; `settle` in sql/functions/settle.sql says what each holds.
 PARTS = (
     "artifacts",
     "new_runs",
+    "new_vaults",
     "new_claims",
     "journal",
     "recorded",
@@ -41,6 +43,8 @@ PARTS = (
     "closed_letters",
     "decided_letters",
     "new_signals",
+    "crashed",
+    "requeued",
     "used_signals",
     "outbox",
     "finished",
@@ -67,6 +71,7 @@ class Commit:
     claim: tuple[str, str, int] | None = None
     artifacts: list[JsonRow] = field(default_factory=list)
     new_runs: list[JsonRow] = field(default_factory=list)
+    new_vaults: list[JsonRow] = field(default_factory=list)
     new_claims: list[JsonRow] = field(default_factory=list)
     journal: list[JsonRow] = field(default_factory=list)
     recorded: list[JsonRow] = field(default_factory=list)
@@ -81,6 +86,8 @@ class Commit:
     closed_letters: list[JsonRow] = field(default_factory=list)
     decided_letters: list[JsonRow] = field(default_factory=list)
     new_signals: list[JsonRow] = field(default_factory=list)
+    crashed: list[JsonRow] = field(default_factory=list)
+    requeued: list[JsonRow] = field(default_factory=list)
     used_signals: list[JsonRow] = field(default_factory=list)
     outbox: list[JsonRow] = field(default_factory=list)
     finished: list[JsonRow] = field(default_factory=list)
@@ -135,7 +142,7 @@ class Committer:
 
         Raises:
             LeaseLost: the run belongs to another worker now; nothing was written.
-            Conflict: a review that was to be decided is not open any more; nothing was written.
+            Conflict: a review or a letter that was to be decided is not open any more; nothing was written.
             NotFound: the organisation does not exist; nothing was written.
             Unavailable: the database stayed away; the commit was written once or not at all, and the database tells which
                 when it is back.
@@ -209,7 +216,7 @@ class Committer:
             if error.sqlstate == LEASE_LOST:
                 raise LeaseLost("the run belongs to another worker now", detail=error.detail) from error
             if error.sqlstate == NOT_OPEN:
-                raise Conflict("this review was already decided or is no longer needed") from error
+                raise Conflict("this was already decided or is no longer needed") from error
             raise
 
     async def _settle_at_head(self, commits: list[Commit], attempts: _Attempts) -> None:
@@ -233,13 +240,13 @@ class Committer:
                 heads = await self._read_heads(connection, sorted(entries), lock=True)
                 if not (attempts.lost and await self._landed(connection, batch, attempts.marks)):
                     heads |= self._chain(batch, entries, heads, attempts)
-                    await connection.execute(_SETTLE, json.dumps(batch, separators=(",", ":")))
+                    await connection.execute(_SETTLE, _encode(batch))
         else:
             unknown = sorted(entries.keys() - self._heads.keys())
             if unknown:
                 self._heads |= await self._read_heads(connection, unknown, lock=False)
             heads = self._chain(batch, entries, self._heads, attempts)
-            await connection.execute(_SETTLE, json.dumps(batch, separators=(",", ":")))
+            await connection.execute(_SETTLE, _encode(batch))
         self._heads |= heads
 
     async def _landed(self, connection: Connection, batch: dict[str, Any], marks: list[tuple[str, int, str]]) -> bool:

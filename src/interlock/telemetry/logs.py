@@ -26,8 +26,15 @@ def scrub(text: str) -> str:
     return _SECRETS.sub("[secret]", text)
 
 
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+# Below it `log` does nothing, at once: structlog alone takes its time to find that out.
+_threshold = logging.NOTSET
+
+
 def configure(*, level: str, file: Path | None = None) -> None:
     """Sends structured logs to a file, or to standard error."""
+    global _threshold  # noqa: PLW0603  one a process, as structlog's own configuration is
+    _threshold = logging.getLevelNamesMapping()[level.upper()]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         stream = file.open("a", encoding="utf-8", buffering=1)
@@ -42,7 +49,7 @@ def configure(*, level: str, file: Path | None = None) -> None:
             _shape,
             structlog.processors.JSONRenderer(),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(_threshold),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=False,
     )
@@ -50,7 +57,8 @@ def configure(*, level: str, file: Path | None = None) -> None:
 
 def log(event_type: str, message: str = "", *, level: str = "info", **data: Any) -> None:
     """One significant event; `event_type` is a name from `names`."""
-    getattr(structlog.get_logger(), level)(event_type, message=message, **data)
+    if _LEVELS[level] >= _threshold:
+        getattr(structlog.get_logger(), level)(event_type, message=message, **data)
 
 
 def _trace_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -67,6 +67,7 @@ class _Checker:
         self.models = models
         self.workflows = workflows
         self.seen: set[str] = set()
+        self.payloads: dict[str, JsonSchema] = {}  # signal → schema
         self.view = View(workflow.input)
 
     def run(self) -> Iterator[Problem]:
@@ -300,6 +301,11 @@ class _Checker:
 
     def _wait(self, step: WaitStep, path: Path) -> Iterator[Problem]:
         yield from schema_problems(step.payload, (*path, "payload"))
+        if step.signal is not None and self.payloads.setdefault(step.signal, step.payload) != step.payload:
+            message = (
+                f'step "{step.id}": another step waits for signal "{step.signal}" with another payload; make them equal'
+            )
+            yield Problem((*path, "payload"), message)
         if step.until is None:
             return
         place = (*path, "until")

@@ -98,18 +98,22 @@ def _step_succeeded(turn: Turn, event: ev.StepSucceeded) -> bool:
         return False
     turn.spend(event.spent)
     node = turn.program.node(name)
-    step = replace(step, output=event.output, facts=event.facts, failure=None)
+    is_turn = node.agent is not None and step.tool is None
+    step = replace(
+        step,
+        status=StepStatus.SUCCEEDED,
+        output=event.output,
+        facts=event.facts,
+        failure=None,
+        calls=event.calls if is_turn else (),
+    )
     if isinstance(node.step, MapStep | SubworkflowStep):
         if turn.blocked(name):
             turn.put(name, replace(step, status=StepStatus.FAILED, output=None))
         else:
             open_body(turn, name, step)
-    elif node.agent is not None and step.tool is None:
-        wrong = wrong_calls(turn, name, event.calls)
-        if wrong is not None:
-            attempt_failed(turn, name, replace(step, output=None, facts={}), wrong)
-        else:
-            turn.succeed(name, replace(step, calls=event.calls))
+    elif is_turn and (wrong := wrong_calls(turn, name, event.calls)) is not None:
+        attempt_failed(turn, name, replace(step, output=None, facts={}, calls=()), wrong)
     else:
         turn.succeed(name, step)
     return True

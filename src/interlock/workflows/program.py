@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from interlock.workflows.contracts import ToolContract
@@ -36,10 +37,13 @@ _NONE: Mapping[str, Workflow] = {}
 BODIES = (MapStep, LoopStep, SubworkflowStep, AgentStep)
 """Steps that open a name space."""
 
+_SHARED = tuple(name for name in ModelStep.model_fields if name in AgentStep.model_fields)
+
 FRAMED = (MapStep, LoopStep, AgentStep)
 """Those of them whose body happens more than once."""
 
 
+@lru_cache(maxsize=1 << 14)
 def path_of(name: str) -> str:
     """The path of an instance: its name without the numbers."""
     return _NUMBER.sub("", name) if "#" in name else name
@@ -254,7 +258,7 @@ class _Compiler:
     def _agent(self, step: AgentStep, path: str, home: str) -> None:
         scope = Scope(path, True, (TURN,), f"{path}/")
         self.scopes[path] = (scope,)
-        shared = {name: getattr(step, name) for name in ModelStep.model_fields if name in AgentStep.model_fields}
+        shared = {name: getattr(step, name) for name in _SHARED}
         own = {"kind": "model", "id": TURN, "on_failure": "fail", "deadline": None, "cache": None}
         turn = ModelStep.model_construct(**{**shared, **own})
         self.nodes[f"{path}/{TURN}"] = Node(turn, scope, 0, home, step, _variants(turn))

@@ -63,12 +63,12 @@ class Turn:
         if self.paused:
             self.put(name, replace(step, status=StepStatus.PAUSED))
             return
-        self.put(name, replace(step, status=StepStatus.RUNNING))
+        self.put(name, step if step.status is StepStatus.RUNNING else replace(step, status=StepStatus.RUNNING))
         self.commands.append(ev.Perform(name, step.attempt))
 
     def succeed(self, name: str, step: StepState) -> None:
         """A step is done; what comes after it is entered unless it stands in something that is ending."""
-        self.put(name, replace(step, status=StepStatus.SUCCEEDED))
+        self.put(name, step if step.status is StepStatus.SUCCEEDED else replace(step, status=StepStatus.SUCCEEDED))
         self.timers.pop(f"limit:{name}", None)
         if isinstance(self.program.node(name).step, ModelStep | ToolStep):
             self.done += 1

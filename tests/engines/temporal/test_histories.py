@@ -9,7 +9,7 @@ from temporalio.converter import DataConverter
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from engines.conftest import Desk, OpenApp
-from engines.harness import Bank, Model, Observer
+from engines.harness import Bank, Model, Observer, until
 from engines.temporal.conftest import MASTER_KEY, Histories
 from interlock.base.errors import IntegrityError
 from interlock.engines.temporal.activity import Performer
@@ -55,23 +55,30 @@ async def test_the_server_reads_nothing(
     desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, model: Model, histories: Histories, monkeypatch: Any
 ) -> None:
     model.answers["think"] = {"verdict": "good", "words": SECRET}
-    original, failed = Performer._held, []
 
-    async def fail_once(self: Performer, run_id: str, org_id: str) -> Any:
-        if not failed:
-            failed.append(run_id)
-            raise RuntimeError(f"{SECRET} in a failure")
-        return await original(self, run_id, org_id)
+    async def fail(self: Performer, run_id: str, org_id: str) -> Any:
+        raise RuntimeError(f"{SECRET} in a failure")
 
-    monkeypatch.setattr(Performer, "_held", fail_once)
-    await open_app(start_worker=True)
-    runs = [await desk.start(kind, ticket=SECRET, text=SECRET) for kind in ("think_pay", "ask_pay", "only_think")]
-    await desk.decide(await seen.review(runs[1]), "approve")
-    assert await seen.finished(*runs) == ["succeeded"] * 3
-    assert failed
+    with monkeypatch.context() as patch:
+        patch.setattr(Performer, "_held", fail)
+        await open_app(start_worker=True)
+        broken = await desk.start("only_think", ticket=SECRET)
+        await until(lambda: seen.queue(broken)["ready"] is False, lambda: f"not handed on: {seen.queue(broken)}")
+
+        async def failed() -> bool:
+            pending = (await histories.handle(broken).describe()).raw_description.pending_activities
+            failures.extend(one.last_failure.SerializeToString() for one in pending if one.HasField("last_failure"))
+            return bool(failures)
+
+        failures: list[bytes] = []
+        await until(failed, lambda: "no failure on the server")
+    runs = [broken]
+    runs += [await desk.start(kind, ticket=SECRET, text=SECRET) for kind in ("think_pay", "ask_pay", "only_think")]
+    await desk.decide(await seen.review(runs[2]), "approve")
+    assert await seen.finished(*runs) == ["succeeded"] * 4
 
     chains = [await histories.chain(run) for run in runs]
-    held = b"".join(event.SerializeToString() for chain in chains for events in chain for event in events)
+    held = b"".join([event.SerializeToString() for chain in chains for events in chain for event in events] + failures)
     assert b"Encoded failure" in held, "the failure has to be there to prove anything"
     assert b"InterlockRun" in held
     hidden = (SECRET, "refund", "think", "verdict", "note", "ask", "acme", "tokens", "step_succeeded", "RuntimeError")

@@ -31,7 +31,12 @@ async def test_steps_in_a_row(
     assert seen.rows("select distinct engine from runs") == [("temporal",)]
     assert seen.rows("select count(*) from queue") == [(0,)]
     assert seen.rows("select count(*) from claims") == [(0,)]
-    assert {one["event_type"] for one in seen.audit(runs[0])} == {"run.created", "model.call", "tool.call", "run.finished"}
+    assert {one["event_type"] for one in seen.audit(runs[0])} == {
+        "run.created",
+        "model.call",
+        "tool.call",
+        "run.finished",
+    }
     seen.story(*runs)
     assert (await desk.app.audit.verify(admin.org_id)).ok
 

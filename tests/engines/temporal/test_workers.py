@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engines.conftest import Desk, OpenApp, Spawn, faults
-from engines.harness import Bank, Model, Observer, until
+from engines.harness import Bank, Observer, until
 from interlock.identity.principal import Principal
 
 
@@ -49,7 +49,9 @@ async def test_a_zombie_never_calls_the_tool(
     assert await seen.finished(run) == ["succeeded"]
     assert seen.rows("select * from effects") == record
     assert (bank.requests, bank.refunds) == (1, {"a": 1})
-    assert [one["event_type"] for one in seen.audit(run)].count("tool.call") == 2, "one for the refund, one for the note"
+    assert [one["event_type"] for one in seen.audit(run)].count("tool.call") == 2, (
+        "one for the refund, one for the note"
+    )
     seen.story(run)
     assert other._worker is not None
 
@@ -95,10 +97,10 @@ async def test_drained_worker_finishes_the_step_and_hands_the_run_over(
 
 
 @pytest.mark.chaos
-@faults("bank", "--delay", "1", "--drop-after-effect-every", "7")
+@faults("bank", "--delay", "2", "--drop-after-effect-every", "7")
 async def test_workers_die_at_random(desk: Desk, spawn: Spawn, seen: Observer, bank: Bank, admin: Principal) -> None:
     """Two workers at a time, one of them killed again and again; the bank hangs up on every seventh caller."""
-    runs = [await desk.start(("think_pay", "pay_keyed")[number % 2], ticket=f"r{number}") for number in range(60)]
+    runs = [await desk.start(("think_pay", "pay_keyed")[number % 2], ticket=f"r{number}") for number in range(120)]
     workers: list[Any] = [await spawn().ready(), await spawn().ready()]
     for struck in range(4):
         before = bank.requests
@@ -107,7 +109,7 @@ async def test_workers_die_at_random(desk: Desk, spawn: Spawn, seen: Observer, b
         workers.append(await spawn().ready())
     assert seen.rows("select count(*) > 0 from queue") == [(True,)], "the kills came too late"
     assert set(await seen.finished(*runs)) == {"succeeded"}
-    assert bank.refunds == {f"r{number}": 1 for number in range(60)}
+    assert bank.refunds == {f"r{number}": 1 for number in range(120)}
     seen.story(*runs)
     assert (await desk.app.audit.verify(admin.org_id)).ok
 

@@ -10,6 +10,7 @@ has no successor.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from interlock.base.errors import LeaseLost, Unavailable
@@ -40,7 +41,7 @@ class RunDriver:
 
     def __init__(self, services: Services, run_id: str, org_id: str, fence: int) -> None:
         self._services = services
-        self._ids = (run_id, org_id, fence)
+        self.ids = (run_id, org_id, fence)
         self._inbox: asyncio.Queue[Outcome | BaseException] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
@@ -68,6 +69,8 @@ class RunDriver:
         watcher = asyncio.create_task(self._watch_signals())
         try:
             await self._load()
+            if self._state.over:
+                await self._second_chance()
             while not self._state.over:
                 outcomes = await self._next()
                 if outcomes is None:
@@ -75,7 +78,7 @@ class RunDriver:
                 await self._apply(outcomes)
         except (LeaseLost, Unavailable) as error:
             # Not ours any more, or no way to write: let go. Whoever leases the run next folds the journal again.
-            log(names.LOG_RUN_ABANDONED, error.message, level="warning", run_id=self._ids[0], reason=error.code)
+            log(names.LOG_RUN_ABANDONED, error.message, level="warning", run_id=self.ids[0], reason=error.code)
         finally:
             watcher.cancel()
             for _, handle in self._timers.values():
@@ -88,7 +91,7 @@ class RunDriver:
     # -- loading -----------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        run_id, org_id, fence = self._ids
+        run_id, org_id, fence = self.ids
         services = self._services
         row = await services.database.row("load_run", run_id, org=org_id)
         assert row is not None, "a leased run has a row"
@@ -108,6 +111,20 @@ class RunDriver:
             log(names.LOG_RUN_STARTED, run_id=run_id, workflow=self._run.version.name)
             started = ev.RunStarted(services.clock.now(), seed_of(run_id), await input_facts(self._run))
             self._inbox.put_nowait(Outcome(started))
+
+    async def _second_chance(self) -> None:
+        """A dead run was told something: it comes back with that, or leaves the queue again."""
+        told = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+        outcomes = [one for one in told if isinstance(one, Outcome)]
+        program, state = self._run.version.program, self._state
+        if any(advance(program, state, one.event)[0] is not state for one in outcomes):
+            await self._apply(outcomes)
+        if self._state.over:
+            commit = commit_of(self._run, used_signals=self._used_signals)
+            commit.finished.append({"run_id": self._run.run_id})
+            await self._durable()
+            with contextlib.suppress(LeaseLost):  # it has come to another end, and has left already
+                await self._services.committer.submit(commit)
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
@@ -151,7 +168,7 @@ class RunDriver:
                 self._inbox.put_nowait(error)
 
     async def _read_signals(self) -> None:
-        rows = await self._services.database.rows("get_signals", self._ids[0], org=self._ids[1])
+        rows = await self._services.database.rows("get_signals", self.ids[0], org=self.ids[1])
         self._take_signals([{"id": row["signal_id"], "event": row["event"]} for row in rows])
 
     def _take_signals(self, signals: list[dict[str, Any]]) -> None:
@@ -164,7 +181,7 @@ class RunDriver:
     # -- applying ----------------------------------------------------------------------------------------------
 
     async def _apply(self, outcomes: list[Outcome]) -> None:
-        """Advances the machine over the outcomes and makes all of it durable, then carries the commands out."""
+        """Advances the machine over the outcomes, sends all of it off to be durable, and carries the commands out: see above."""
         state, commands, events = self._state, [], []
         accepted: list[Outcome] = []
         settled: list[dict[str, Any]] = []
@@ -207,8 +224,8 @@ class RunDriver:
     async def _durable(self) -> None:
         """Waits until all that was applied is durable; raises what its transaction raised."""
         if self._committing is not None:
-            await asyncio.shield(self._committing)
-            self._committing = None
+            committing, self._committing = self._committing, None
+            await committing  # cancelled with the drive, as all it has under way is
 
     def _told(self, committing: asyncio.Task[None]) -> None:
         """A refused transaction ends the drive at once, not when the work under way is done."""

@@ -7,15 +7,19 @@ import contextlib
 import time
 from typing import Any
 
-from interlock.base.errors import Unavailable
+from interlock.base.errors import InterlockError, LeaseLost, Unavailable
 from interlock.base.ids import new_id
 from interlock.engines.postgres.driver import RunDriver
 from interlock.runtime.engine import Services
+from interlock.runtime.records import open_driver_letter
+from interlock.store.commit import Commit
 from interlock.store.database import DOWN
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
 CHANNEL = "interlock_queue"
+MAX_CRASHES = 5
+"""Drives of a run that may break off by an error of ours before a person has to look at it."""
 _POLL_SECONDS = 1.0  # the net under LISTEN/NOTIFY, and how late a timer may fire
 # Goes on while the machine sleeps, where there is such a clock; a lease does, too.
 _LEASE_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -96,11 +100,32 @@ class PostgresEngine:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  one run's bug must not stop the others; its lease expires and it is tried again
+            await self._crashed(driver, error)  # before the lease runs out
             log(names.LOG_INTERNAL, str(error), level="error", run_id=run_id, exc_info=error)
         finally:
             if self._drivers.get(run_id, (None,))[0] is driver:
                 del self._drivers[run_id]
             self._wake.set()
+
+    async def _crashed(self, driver: RunDriver, error: Exception) -> None:
+        """Counts it. A run that nobody can drive is put into the dead-letter queue, instead of being tried for ever."""
+        run_id, org_id, fence = driver.ids
+        try:
+            row = await self._services.database.row("get_crashes", run_id, org=org_id)
+            if row is None:
+                return
+            parked = row["crashes"] + 1 >= MAX_CRASHES
+            commit = Commit(org_id, fence=(run_id, fence), crashed=[{"run_id": run_id, "parked": parked}])
+            if parked:
+                run = await self._services.database.row("get_run", run_id, org=org_id)
+                reason = error.message if isinstance(error, InterlockError) else type(error).__name__
+                now = self._services.clock.now()
+                open_driver_letter(commit, run, f"driving it failed {MAX_CRASHES} times: {reason}", now)
+            await self._services.committer.submit(commit)
+        except LeaseLost:
+            pass  # somebody else drives it by now, and will count
+        except Exception as failure:  # noqa: BLE001  uncounted it is tried again, as it would be anyway
+            _complain(failure)
 
     # -- leases and notifications ------------------------------------------------------------------------------
 
@@ -127,7 +152,9 @@ class PostgresEngine:
             await asyncio.sleep(self._lease / 10)
             # Renewed every third of a lease, so at least two thirds were left when the pause began.
             if time.clock_gettime(_LEASE_CLOCK) - before > self._lease / 2:
-                for _, task in self._drivers.values():
+                for run_id, (_, task) in self._drivers.items():
+                    message = "this process was stopped for so long that the lease may be gone"
+                    log(names.LOG_RUN_ABANDONED, message, level="warning", run_id=run_id, reason=LeaseLost.code)
                     task.cancel()
 
     async def _listen_forever(self) -> None:

@@ -210,8 +210,8 @@ class Performer:
         finally:
             held.working.remove(run)
         event = ev.event_to_json(outcome.event)
-        commit = run.commit()
-        commit.artifacts, commit.effects, commit.audit = outcome.artifacts, outcome.effects, outcome.audit
+        commit = commit_of(run, outcomes=[outcome])
+        commit.journal = []  # its number is the workflow's to give; the next activity records it
         if not isinstance(outcome.event, ev.StepDeferred):  # then nothing was tried, and the same command comes again
             commit.done_claims.append({"run_id": run.run_id, "command": name, "event": event})
         await self._services.committer.submit(commit)

@@ -149,14 +149,14 @@ class Bridge:
         return True
 
     async def _beginning(self, run: Run, row: Row) -> Start | None:
-        """The input of a new workflow; None for a run that is over.
+        """The input of a new workflow; None for a run that is over and is told nothing that could bring it to life again.
 
         A journal without a workflow is a run that Temporal lost, or that somebody ended there: it goes on from its journal.
         """
         state, program = RunState(), run.version.program
         for event in row["journal"]:
             state, _ = advance(program, state, ev.event_from_json(event))
-        if state.over:
+        if state.over and not row["signals"]:
             return None
         rebuilt = bool(row["journal"])
         if rebuilt:

@@ -15,7 +15,13 @@ from collections.abc import Sequence
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from temporalio.api.common.v1 import Payload
-from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
+from temporalio.api.failure.v1 import Failure
+from temporalio.converter import (
+    DataConverter,
+    DefaultFailureConverterWithEncodedAttributes,
+    PayloadCodec,
+    PayloadConverter,
+)
 
 from interlock.base.errors import IntegrityError
 
@@ -57,8 +63,20 @@ class SealingCodec(PayloadCodec):
         return Payload.FromString(zlib.decompress(packed))
 
 
+class SealingFailureConverter(DefaultFailureConverterWithEncodedAttributes):
+    """Texts and stacks of failures become payloads, which the codec seals; what kind of error it was goes away."""
+
+    def to_failure(self, exception: BaseException, payload_converter: PayloadConverter, failure: Failure) -> None:
+        super().to_failure(exception, payload_converter, failure)
+        part = failure
+        while True:
+            if part.HasField("application_failure_info"):
+                part.application_failure_info.type = ""
+            if not part.HasField("cause"):
+                return
+            part = part.cause
+
+
 def sealing_converter(master_key: bytes) -> DataConverter:
     """For the client: arguments, results, signals and the texts of failures all go through the codec."""
-    return DataConverter(
-        payload_codec=SealingCodec(master_key), failure_converter_class=DefaultFailureConverterWithEncodedAttributes
-    )
+    return DataConverter(payload_codec=SealingCodec(master_key), failure_converter_class=SealingFailureConverter)

@@ -65,8 +65,11 @@ class TemporalEngine:
     async def start(self) -> None:
         """Raises Unavailable if the server cannot be reached, has no such namespace, or cannot pin versions."""
         client = await connect(self._settings, self._master_key, identity=self.worker_id)
+        build, note = None, ""
         if self._settings.versioned:
-            await _require_versioning(client, self._settings)
+            build, current = build_id(), await _current_build(client, self._settings)
+            if current != build:
+                note = f"new runs come here once {build} is the current version of deployment {DEPLOYMENT}; it is {current}"
         self._bridge = Bridge(
             self._services,
             client,
@@ -78,7 +81,9 @@ class TemporalEngine:
         self._worker = self._make_worker(client)
         self._task = asyncio.create_task(self._run_forever(client), name="temporal worker")
         self._bridge.start()
-        log(names.LOG_WORKER_STARTED, worker=self.worker_id, concurrency=self._concurrency)
+        level: Any = "warning" if note else "info"
+        started = {"worker": self.worker_id, "concurrency": self._concurrency, "build": build}
+        log(names.LOG_WORKER_STARTED, note, level=level, **started)
 
     async def drain(self) -> None:
         """Finishes the steps under way; Temporal gives everything else to other workers."""
@@ -161,13 +166,18 @@ async def connect(settings: TemporalSettings, master_key: bytes, *, identity: st
     return client
 
 
-async def _require_versioning(client: Client, settings: TemporalSettings) -> None:
+async def _current_build(client: Client, settings: TemporalSettings) -> str | None:
+    """The build that new runs go to; None before an operator has chosen one.
+
+    Raises:
+        Unavailable: the server knows no worker deployments.
+    """
     request = DescribeWorkerDeploymentRequest(namespace=settings.namespace, deployment_name=DEPLOYMENT)
     try:
-        await client.workflow_service.describe_worker_deployment(request)
+        answer = await client.workflow_service.describe_worker_deployment(request)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
-            return  # the first worker of the deployment
+            return None  # the first worker of the deployment
         if error.status is RPCStatusCode.UNIMPLEMENTED:
             raise Unavailable(
                 f"the Temporal server at {settings.address} cannot pin runs to worker versions (that needs 1.29.1 or newer); "
@@ -176,6 +186,7 @@ async def _require_versioning(client: Client, settings: TemporalSettings) -> Non
         raise Unavailable(
             f"the Temporal server at {settings.address} refused to describe its deployments: {error.status.name}"
         ) from error
+    return answer.worker_deployment_info.routing_config.current_deployment_version.build_id or None
 
 
 @functools.cache

@@ -78,6 +78,11 @@ select seq, event from journal where run_id = $1 and seq > $2 order by seq
 -- name: get_signals
 select signal_id, event from signals where run_id = $1 order by signal_id
 
+-- name: count_signals
+with told as (select event from journal where run_id = $1 and event ->> 'type' = 'signal_received'
+        union all select event from signals where run_id = $1 and event ->> 'type' = 'signal_received')
+select count(*) as total, coalesce(bool_or(event ->> 'signal_id' = $2), false) as known from told
+
 -- name: get_effect
 select idempotency_key, tool, status, attempt, input, output,
         extract(epoch from now() - updated_at)::double precision as age -- seconds
@@ -98,6 +103,24 @@ select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id) whe
 -- name: list_reviews
 select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id)
     where ($1::text is null or v.status = $1) and ($2::text is null or v.run_id = $2) order by v.created_at, v.review_id
+
+-- name: get_letter
+select l.*, r.trace_id, r.workflow, r.version from dead_letters l join runs r using (run_id) where l.letter_id = $1
+
+-- name: list_letters
+select l.*, r.trace_id, r.workflow, r.version from dead_letters l join runs r using (run_id)
+    where ($1::text is null or l.status = $1) and ($2::text is null or l.run_id = $2) and ($3::text is null or l.letter_id > $3)
+    order by l.letter_id limit $4
+
+-- name: open_questions
+select 'review' as kind, review_id as id, step from reviews where run_id = $1 and status = 'open'
+    union all select 'letter', letter_id, step from dead_letters where run_id = $1 and status = 'open'
+
+-- name: list_vaults
+select vault from run_vaults where run_id = $1 order by vault_id
+
+-- name: get_crashes
+select crashes from queue where run_id = $1
 
 -- name: audit_heads
 select org_id, seq, hash from audit_heads where org_id = any($1::text[])

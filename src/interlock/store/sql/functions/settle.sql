@@ -26,11 +26,11 @@ begin
                 prev_hash text, hash text, key_id text, signature text);
     end if;
 
-    if batch ?| array['fences', 'new_signals', 'new_claims'] then
+    if batch ?| array['fences', 'new_signals', 'new_claims', 'requeued'] then
         perform from queue where queue.run_id in (
                 select l.run_id from jsonb_to_recordset(
                     coalesce(batch -> 'fences', '[]') || coalesce(batch -> 'new_signals', '[]')
-                        || coalesce(batch -> 'new_claims', '[]')) as l(run_id text))
+                        || coalesce(batch -> 'new_claims', '[]') || coalesce(batch -> 'requeued', '[]')) as l(run_id text))
             order by queue.run_id for update;
     end if;
     if batch ? 'fences' then
@@ -89,6 +89,11 @@ begin
             from jsonb_to_recordset(batch -> 'new_runs')
                 as r(run_id text, org_id text, workflow text, engine text, priority smallint);
         perform pg_notify('interlock_queue', '');
+    end if;
+
+    if batch ? 'new_vaults' then
+        insert into run_vaults (org_id, run_id, vault) select org_id, run_id, vault
+            from jsonb_to_recordset(batch -> 'new_vaults') as v(org_id text, run_id text, vault jsonb);
     end if;
 
     if batch ? 'journal' then
@@ -196,6 +201,21 @@ begin
         perform pg_notify('interlock_queue', s.run_id) from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text);
     end if;
 
+    -- Drives that broke off. A parked run is left alone until somebody decides about its letter, or tells it something.
+    if batch ? 'crashed' then
+        update queue set crashes = crashes + 1,
+                worker = case when c.parked then null else worker end,
+                lease_until = case when c.parked then null else lease_until end,
+                available_at = case when c.parked then 'infinity' else available_at end
+            from jsonb_to_recordset(batch -> 'crashed') as c(run_id text, parked boolean) where queue.run_id = c.run_id;
+    end if;
+
+    if batch ? 'requeued' then
+        update queue set crashes = 0, available_at = least(available_at, now())
+            from jsonb_to_recordset(batch -> 'requeued') as r(run_id text) where queue.run_id = r.run_id;
+        perform pg_notify('interlock_queue', r.run_id) from jsonb_to_recordset(batch -> 'requeued') as r(run_id text);
+    end if;
+
     if batch ? 'used_signals' then
         delete from signals using jsonb_to_recordset(batch -> 'used_signals') as s(signal_id bigint)
             where signals.signal_id = s.signal_id;
@@ -208,12 +228,18 @@ begin
 
     if batch ? 'finished' then
         delete from queue using jsonb_to_recordset(batch -> 'finished') as d(run_id text) where queue.run_id = d.run_id;
-        delete from claims using jsonb_to_recordset(batch -> 'finished') as d(run_id text) where claims.run_id = d.run_id;
+        -- A dead run may be taken up again, and nobody from before its death may then have a command to himself.
+        delete from claims using jsonb_to_recordset(batch -> 'finished') as d(run_id text)
+            where claims.run_id = d.run_id and not exists (select from runs where runs.run_id = d.run_id and runs.status = 'dead');
+        update dead_letters set status = 'closed', decided_at = now()
+            from jsonb_to_recordset(batch -> 'finished') as d(run_id text)
+            where dead_letters.run_id = d.run_id and dead_letters.step = '' and dead_letters.purpose = 'driver'
+                and dead_letters.status = 'open';
     end if;
 
     -- A signal that came in while the run was being put to sleep keeps it awake.
     if batch ? 'released' then
-        update queue set worker = null, lease_until = null, available_at = case
+        update queue set worker = null, lease_until = null, crashes = 0, available_at = case
                 when exists (select from signals where signals.run_id = queue.run_id) then now()
                 else coalesce(to_timestamp(w.wake_at), 'infinity'::timestamptz) end
             from jsonb_to_recordset(batch -> 'released') as w(run_id text, wake_at double precision)

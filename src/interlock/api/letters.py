@@ -1,0 +1,60 @@
+"""Dead letters: what failed for good and waits for a person."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+
+from interlock.api.access import Caller, Services
+from interlock.api.body import Body
+
+router = APIRouter(prefix="/v1/letters", tags=["letters"])
+
+
+class RequeueBody(Body):
+    """Try it again; `input` replaces the step's arguments, the prompt's slots or the run's input."""
+
+    note: str = Field(default="", max_length=4000)
+    input: dict[str, Any] | None = None
+
+
+class DiscardBody(Body):
+    """Give it up."""
+
+    note: str = Field(default="", max_length=4000)
+
+
+@router.get("")
+async def page(
+    caller: Caller,
+    services: Services,
+    status: Literal["open", "requeued", "discarded", "closed", "all"] = "open",
+    run_id: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> dict[str, Any]:
+    """Letters, oldest first, without values; `after` is the last id of the page before."""
+    wanted = None if status == "all" else status
+    return {
+        "letters": await services.letters.page(caller, status=wanted, run_id=run_id, after=after, limit=limit),
+    }
+
+
+@router.get("/{letter_id}")
+async def get(letter_id: str, caller: Caller, services: Services) -> dict[str, Any]:
+    """One letter, with what a requeue would try again with."""
+    return await services.letters.get(caller, letter_id)
+
+
+@router.post("/{letter_id}/requeue")
+async def requeue(letter_id: str, body: RequeueBody, caller: Caller, services: Services) -> dict[str, Any]:
+    """Has it tried again, at once."""
+    return await services.letters.requeue(caller, letter_id, body.note, body.input)
+
+
+@router.post("/{letter_id}/discard")
+async def discard(letter_id: str, body: DiscardBody, caller: Caller, services: Services) -> dict[str, Any]:
+    """Gives it up."""
+    return await services.letters.discard(caller, letter_id, body.note)

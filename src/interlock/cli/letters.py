@@ -1,0 +1,120 @@
+"""letters list, show, requeue, discard."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from interlock.cli.connection import connect, segment
+from interlock.cli.console import out, print_json, status
+from interlock.cli.runs import read_json
+
+group = typer.Typer(help="The dead-letter queue: what failed for good and waits for a person.", no_args_is_help=True)
+
+Note = Annotated[str, typer.Option(help="Why; goes on record.")]
+
+
+@group.command("list")
+def list_letters(
+    every: Annotated[bool, typer.Option("--all", help="Decided and closed ones too.")] = False,
+    run: Annotated[str | None, typer.Option(help="Only letters of this run.")] = None,
+    after: Annotated[str | None, typer.Option(help="The last letter of the page before.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What waits for a decision, oldest first."""
+
+    async def main() -> list[dict[str, Any]]:
+        async with connect() as api:
+            wanted = "all" if every else None
+            found = await api.get("/v1/letters", status=wanted, run_id=run, after=after, limit=limit)
+            return list(found["letters"])
+
+    found = asyncio.run(main())
+    if as_json:
+        print_json(found)
+        return
+    table = Table(
+        Column("letter", no_wrap=True, min_width=30),
+        "about",
+        "workflow",
+        "step",
+        "status",
+        "why",
+        "run",
+        box=None,
+        pad_edge=False,
+    )
+    for one in found:
+        table.add_row(
+            one["letter_id"],
+            one["purpose"],
+            one["workflow"],
+            one["step"],
+            status(one["status"]),
+            one["reason"],
+            one["run_id"],
+        )
+    out.print(table if found else "nothing waits for a decision")
+
+
+@group.command("show")
+def show(letter_id: str) -> None:
+    """One letter as JSON. Its `input` can be edited and given to `requeue --input`."""
+
+    async def main() -> Any:
+        async with connect() as api:
+            return await api.get(f"/v1/letters/{segment(letter_id)}")
+
+    print_json(asyncio.run(main()))
+
+
+@group.command("requeue")
+def requeue(
+    letter_id: str,
+    note: Note = "",
+    value: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            "-i",
+            help="FILE, or - for standard input: other arguments as a JSON object, or what `show` printed, edited.",
+        ),
+    ] = None,
+) -> None:
+    """Try it again: the step, its undoing, or the whole run."""
+    arguments = None
+    if value is not None:
+        arguments = read_json("-" if value == "-" else f"@{value.removeprefix('@')}", option="--input")
+        if isinstance(arguments, dict) and arguments.get("letter_id") == letter_id:
+            arguments = arguments.get("input")
+    decided, url = _post(letter_id, "requeue", {"note": note, "input": arguments})
+    if decided["new_run"]:
+        out.print(f"requeued as run {decided['new_run']}")
+    else:
+        out.print(f"requeued: {decided['step'] or 'the run'} (run {decided['run_id']})")
+    _hint(url)
+
+
+@group.command("discard")
+def discard(letter_id: str, note: Note = "") -> None:
+    """Give it up: a step fails its run, an effect stays as it is, a run stays failed."""
+    decided, url = _post(letter_id, "discard", {"note": note})
+    out.print(f"discarded: {decided['step'] or 'the run'} (run {decided['run_id']})")
+    _hint(url)
+
+
+def _post(letter_id: str, what: str, body: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    async def main() -> tuple[dict[str, Any], str | None]:
+        async with connect() as api:
+            return await api.post(f"/v1/letters/{segment(letter_id)}/{what}", body), api.url
+
+    return asyncio.run(main())
+
+
+def _hint(url: str | None) -> None:
+    if url is None:
+        out.print("no server runs here; the run goes on with the next `interlock dev` or `interlock worker`")

@@ -1,0 +1,96 @@
+"""Values that people hand to a run under way: scanned raw, redacted, sealed, like its input.
+
+One value has one token within a run: redaction starts from every vault the run has, and only what is new goes into another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from interlock.base.errors import Denied
+from interlock.base.labels import Labels, Sensitivity, Trust
+from interlock.base.refs import Ref
+from interlock.guard.injection import scan
+from interlock.guard.pii import Redactor
+from interlock.store.artifacts import Artifacts
+from interlock.store.database import Database, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A value ready to be committed.
+
+    Attributes:
+        value: redacted.
+        artifacts, vaults: rows that must go into the same transaction as whatever carries `ref`.
+        flags: what the scanner and the redactor found.
+    """
+
+    value: Any
+    ref: Ref
+    artifacts: list[dict[str, Any]]
+    vaults: list[dict[str, Any]]
+    flags: list[str]
+
+
+class Redaction:
+    """Takes values in for runs that exist."""
+
+    def __init__(self, database: Database, artifacts: Artifacts, *, block_injections: bool) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._block = block_injections
+
+    async def take(self, run: Row, value: Any, *, origin: str) -> Taken:
+        """A person's value, about the same people as the run's input.
+
+        Args:
+            run: its row in `runs`.
+            origin: where it came from, for the labels.
+
+        Raises:
+            Denied: it holds an injected order, and the settings say `block`.
+            Erased: a person whom the run is about was erased; nothing more may be stored about them.
+        """
+        flags = [f"injection:{kind}" for kind in scan(value)]
+        if flags and self._block:
+            raise Denied(
+                f"the value looks like an injected order ({', '.join(flags)}); guard.on_injection is set to block"
+            )
+        known = await vault_of(self._database, self._artifacts, run)
+        redactor = Redactor(dict(known), {})
+        redacted = redactor.redact(value)
+        about = Ref.from_json(run["input"]).labels
+        sensitivity = max(about.sensitivity, Sensitivity.PII if redactor.counts else Sensitivity.INTERNAL)
+        labels = Labels(Trust.USER, sensitivity, about.subjects, frozenset({origin}))
+        sealed = await self._artifacts.seal(run["org_id"], redacted, labels)
+        artifacts, vaults = [sealed.row], []
+        new = {token: original for token, original in redactor.vault.items() if token not in known}
+        if new:
+            secret = labels.join(Labels(sensitivity=Sensitivity.SECRET))
+            vault = await self._artifacts.seal(run["org_id"], new, secret)
+            artifacts.append(vault.row)
+            vaults.append({"org_id": run["org_id"], "run_id": run["run_id"], "vault": vault.ref.to_json()})
+        flags += [f"redacted:{kind}" for kind in sorted(redactor.counts)]
+        return Taken(redacted, sealed.ref, artifacts, vaults, flags)
+
+
+async def vault_of(database: Database, artifacts: Artifacts, run: Row) -> dict[str, str]:
+    """Token → value, of everything that anybody handed to the run.
+
+    Raises:
+        Erased: a person whom the run is about was erased.
+    """
+    org_id = run["org_id"]
+    refs = [run["vault"]["ref"]] if run["vault"] else []
+    refs += [row["vault"] for row in await database.rows("list_vaults", run["run_id"], org=org_id)]
+    vault: dict[str, str] = {}
+    for ref in refs:
+        vault |= await artifacts.open(org_id, Ref.from_json(ref))
+    return vault
+
+
+def note_of(text: str) -> str:
+    """A person's note as it is kept: in the clear, so personal data leaves it for good."""
+    return str(Redactor.new().redact(text.replace("\0", "")))

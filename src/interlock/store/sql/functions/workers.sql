@@ -1,0 +1,25 @@
+-- Who works on this database, and the request to stop. Run as the schema's owner: no organisation owns a worker.
+
+-- Says that a worker is there; tells it whether it is to drain. One that was silent for a day is forgotten.
+create or replace function worker_seen(claimant text, on_host text, process integer, drives text, release text) returns boolean
+    language plpgsql security definer set search_path = public, pg_temp as $$
+declare told boolean;
+begin
+    insert into workers (worker_id, host, pid, engine, version) values (claimant, on_host, process, drives, release)
+        on conflict (worker_id) do update set seen_at = now() returning draining into told;
+    delete from workers where seen_at < now() - interval '1 day';
+    return told;
+end $$;
+
+create or replace function worker_gone(claimant text) returns void
+    language sql security definer set search_path = public, pg_temp as $$
+    delete from workers where worker_id = claimant
+$$;
+
+-- Asks one worker, or with null all that are there now, to finish the steps under way and go. Those that it asked.
+create or replace function drain_workers(claimant text) returns setof text
+    language plpgsql security definer set search_path = public, pg_temp as $$
+begin
+    return query update workers set draining = true where claimant is null or worker_id = claimant returning worker_id;
+    perform pg_notify('interlock_workers', coalesce(claimant, ''));
+end $$;

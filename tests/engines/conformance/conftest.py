@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from interlock.identity.principal import Principal
+from interlock.runtime.versions import Version
+
+from conftest import AUDIT_KEY, MASTER_KEY, ORG, Server
+from engines.temporal.conftest import TemporalServer
+from .driven import drive
+from .scenario import Record, Scenario, read_scenarios
+from .simulated import Simulated
+from .world import compile_versions, write_project
+
+Played = Callable[[Scenario], Record]
+"""What an engine made of a scenario; fails with the reason if it made nothing of it."""
+
+
+@pytest.fixture(scope="session")
+def scenarios() -> list[Scenario]:
+    return read_scenarios()
+
+
+@pytest.fixture(scope="session")
+def conformance_project(tmp_path_factory: pytest.TempPathFactory, scenarios: list[Scenario]) -> Path:
+    return write_project(tmp_path_factory.mktemp("conformance") / "project", scenarios)
+
+
+@pytest.fixture(scope="session")
+def versions(conformance_project: Path) -> dict[str, Version]:
+    return compile_versions(conformance_project)
+
+
+@pytest.fixture(scope="session")
+def simulator(versions: dict[str, Version]) -> Played:
+    return lambda scenario: Simulated(scenario, versions[scenario.workflow_name].program).play()
+
+
+def _drive(request: pytest.FixtureRequest, **settings: Any) -> Played:
+    """Plays all scenarios that this session tests on an engine, side by side, over a database of their own."""
+    engine = settings.get("engine", "postgres")
+    server: Server = request.getfixturevalue("server")
+    project: Path = request.getfixturevalue("conformance_project")
+    made: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
+    data = made.mktemp(f"data-{engine}")
+    (data / "keys").mkdir(mode=0o700)
+    for name, key in (("master.key", MASTER_KEY), ("audit.key", AUDIT_KEY)):
+        (data / "keys" / name).write_bytes(key)
+        (data / "keys" / name).chmod(0o600)
+    url = server.create_database()
+    request.addfinalizer(lambda: server.drop_database(url))
+    with psycopg.connect(url, autocommit=True) as owner:
+        owner.execute("insert into orgs (org_id, name) values (%s, %s)", (ORG, ORG))
+        owner.execute("insert into audit_heads (org_id) values (%s)", (ORG,))
+    admin = Principal("ada", ORG, frozenset({"admin"}))
+    wanted = _selected(request, engine)
+    records = asyncio.run(drive(project, url, data, admin, wanted, **settings))
+
+    def played(scenario: Scenario) -> Record:
+        record = records[scenario.id]
+        if isinstance(record, str):
+            pytest.fail(record, pytrace=False)
+        return record
+
+    return played
+
+
+def _selected(request: pytest.FixtureRequest, engine: str) -> list[Scenario]:
+    params = [item.callspec.params for item in request.session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec")]
+    found = [one["scenario"] for one in params if one.get("engine") == engine and "scenario" in one]
+    return list({scenario.id: scenario for scenario in found}.values())
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Played:
+    return _drive(request)
+
+
+@pytest.fixture(scope="session")
+def temporal_engine(request: pytest.FixtureRequest) -> Played:
+    server = TemporalServer()
+    request.addfinalizer(server.close)
+    # As for its own tests: this server cannot pin versions, and keeps a task for ever for the worker that had the run.
+    section = {"address": server.address, "task_queue": "conformance", "versioned": False, "cached_runs": 0}
+    return _drive(request, engine="temporal", temporal=section)

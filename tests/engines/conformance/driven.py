@@ -1,0 +1,247 @@
+"""The other drivers: a real engine over a real database, all scenarios side by side in one application.
+
+A script goes on only when the database's journal shows that what it said before has happened. So the order of events is the
+script's, whatever an engine does at once, and no machine is too slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from interlock.app import App
+from interlock.base.labels import Labels
+from interlock.base.refs import Ref
+from interlock.base.settings import Settings
+from interlock.identity.principal import Principal
+from interlock.runtime.engine import Services
+from interlock.store.commit import Commit
+from interlock.workflows.events import event_to_json
+
+from .scenario import OUTCOMES, Entry, Record, Scenario, line, normalised, told_event
+from .scripted import ScriptedKernel
+from .world import MODELS
+
+PATIENCE = 40.0
+"""Seconds without what a script waits for, until it gives up."""
+
+_LOOK_SECONDS = 0.01
+_ENDINGS = {"succeeded", "partial", "failed", "cancelled", "dead"}
+
+
+class Observer:
+    """Reads the tables as their owner, and wakes whoever waits for them to change."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self.journals: dict[str, list[dict[str, Any]]] = {}
+        self._looked = asyncio.Event()
+
+    async def watch(self) -> None:
+        while True:
+            for run_id, count in await self.rows("select run_id, count(*) from journal group by run_id"):
+                known = self.journals.setdefault(run_id, [])
+                if count > len(known):
+                    query = "select event from journal where run_id = %s and seq > %s order by seq"
+                    known += [row[0] for row in await self.rows(query, run_id, len(known))]
+            looked, self._looked = self._looked, asyncio.Event()
+            looked.set()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def rows(self, query: str, *values: Any) -> list[Any]:
+        cursor = await self._connection.execute(query, values)  # type: ignore[arg-type]
+        return await cursor.fetchall()
+
+    async def until(self, condition: Callable[[], bool], what: Callable[[], str]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"no progress: {what()}"
+            await self._looked.wait()
+
+    async def people(self, run_id: str) -> dict[str, list[str]]:
+        """What the run asked people: `step purpose status`, in the order it did."""
+        reviews = await self.rows(
+            "select step, purpose, status from reviews where run_id = %s order by created_at, review_id", run_id
+        )
+        letters = await self.rows(
+            "select step, purpose, status from dead_letters where run_id = %s and purpose <> 'run' "
+            "order by created_at, letter_id",
+            run_id,
+        )
+        return {"reviews": [" ".join(row) for row in reviews], "letters": [" ".join(row) for row in letters]}
+
+
+class Run:
+    """One scenario's run."""
+
+    def __init__(self, app: App, kernel: ScriptedKernel, seen: Observer, admin: Principal, scenario: Scenario) -> None:
+        self._app, self._kernel, self._seen, self._admin = app, kernel, seen, admin
+        self._scenario = scenario
+        self._told: dict[str, Any] = {}
+        self._length = 0
+        self.run_id = ""
+
+    async def prepare(self) -> None:
+        """The run in the queue, and what it is told before anybody drives it."""
+        accepting = self._app.intake.accept(self._admin, self._scenario.workflow_name, self._scenario.given, None)
+        self.run_id, _ = await accepting
+        for entry in self._scenario.before:
+            if entry.verb == "expect":
+                await self._expect(entry.target)
+            else:
+                await self._tell(entry)
+        self._length = sum(entry.verb != "expect" and not entry.ignored for entry in self._scenario.before)
+        cancelled = any(entry.verb == "cancel" for entry in self._scenario.before)
+        self._length += not cancelled  # else it never starts
+
+    async def play(self) -> Record:
+        await self._happened("the start")
+        for entry in self._scenario.script:
+            await self._enter(entry)
+        await self._seen.until(lambda: not self._kernel.waiting(self.run_id), self._where)
+        return await self._record()
+
+    def _where(self) -> str:
+        journal = [line(event) for event in self._seen.journals.get(self.run_id, [])]
+        return f"{self._scenario.id}: waiting {self._kernel.waiting(self.run_id)}, journal {journal}"
+
+    async def _happened(self, what: str) -> None:
+        """Waits until the journal is as long as the script has come, and not longer."""
+        journals = self._seen.journals
+        await self._seen.until(
+            lambda: len(journals.get(self.run_id, ())) >= self._length, lambda: f"{what}: {self._where()}"
+        )
+        assert len(journals[self.run_id]) == self._length, f"more happened than {what}: {self._where()}"
+
+    async def _enter(self, entry: Entry) -> None:
+        if entry.verb == "expect":
+            await self._expect(entry.target)
+            return
+        if entry.verb in OUTCOMES:
+            kind = "compensate" if entry.verb in {"undone", "undo_fails"} else "perform"
+            step = str(entry.target)
+            under_way = self._kernel.under_way
+            await self._seen.until(
+                lambda: under_way(self.run_id, kind, step) is not None, lambda: f"{entry}: {self._where()}"
+            )
+            self._kernel.answer(self.run_id, kind, entry, self._app.clock.now())
+        elif entry.verb != "timer":
+            await self._tell(entry)
+        if entry.ignored:
+            await self._heard(entry)
+        else:
+            self._length += 1
+            await self._happened(str(entry))
+
+    async def _heard(self, entry: Entry) -> None:
+        """Waits until what the machine will ignore has come in."""
+        deadline = time.monotonic() + PATIENCE
+        while await self._seen.rows("select from signals where run_id = %s", self.run_id):
+            assert time.monotonic() < deadline, f"{entry} is not taken in: {self._where()}"
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    # -- telling -------------------------------------------------------------------------------------------------
+
+    async def _tell(self, entry: Entry) -> None:
+        """Through the door where there is one; else as a row of `signals`, which is what every door writes."""
+        app = self._app
+        if entry.verb == "cancel":
+            await app.runs.cancel(self._admin, self.run_id, str(entry.target))
+        elif entry.verb in {"approve", "reject"} and not entry.ignored:
+            rows = await self._seen.rows(
+                "select review_id from reviews where run_id = %s and step = %s and status = 'open'",
+                self.run_id,
+                entry.target,
+            )
+            assert rows, f"{entry}: no open review: {self._where()}"
+            decision: Any = entry.verb
+            await app.reviews.decide(self._admin, rows[0][0], decision, "", entry.options.get("value"))
+        elif entry.verb == "again":
+            await self._submit(self._told, [])
+        else:
+            await self._tell_directly(entry)
+            return
+        if entry.verb != "again":
+            self._told = self._seen.journals.get(self.run_id, [{}])[-1]
+
+    async def _tell_directly(self, entry: Entry) -> None:
+        artifacts: list[dict[str, Any]] = []
+        value = entry.options.get("input", entry.options.get("facts", {}))
+        sealed = await self._app.artifacts.seal(self._admin.org_id, value, Labels())
+        artifacts.append(sealed.row)
+        self._told = event_to_json(told_event(entry, self._app.clock.now(), lambda _: sealed.ref))
+        await self._submit(self._told, artifacts)
+
+    async def _submit(self, event: dict[str, Any], artifacts: list[dict[str, Any]]) -> None:
+        signal = {"org_id": self._admin.org_id, "run_id": self.run_id, "event": event}
+        await self._app.committer.submit(Commit(self._admin.org_id, artifacts=artifacts, new_signals=[signal]))
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    async def _expect(self, wanted: dict[str, Any]) -> None:
+        if "under_way" in wanted:
+            waiting = self._kernel.waiting
+            await self._seen.until(lambda: waiting(self.run_id) == wanted["under_way"], self._where)
+        rows = await self._seen.rows("select status from runs where run_id = %s", self.run_id)
+        found = {"status": rows[0][0], "under_way": wanted.get("under_way"), **await self._seen.people(self.run_id)}
+        assert {name: found[name] for name in wanted} == wanted, self._where()
+
+    async def _record(self) -> Record:
+        query = "select status, reason, output from runs where run_id = %s"
+        status, reason, output = (await self._seen.rows(query, self.run_id))[0]
+        assert status in _ENDINGS, f"the script ends and the run does not: {status}: {self._where()}"
+        effects = await self._seen.rows("select step, status from effects where run_id = %s", self.run_id)
+        left = await self._seen.rows("select from queue where run_id = %s", self.run_id)
+        assert not left, f"over, and still in the queue: {self._where()}"
+        opened = await self._app.artifacts.open(self._admin.org_id, Ref.from_json(output))
+        events = [normalised(event) for event in self._seen.journals[self.run_id]]
+        works = sorted(self._kernel.works.get(self.run_id, []))
+        people = await self._seen.people(self.run_id)
+        return Record(events, status, reason, works, effects=dict(effects), output=opened, **people)
+
+
+async def drive(
+    project: Path, owner_url: str, data_dir: Path, admin: Principal, scenarios: list[Scenario], **settings: Any
+) -> dict[str, Record | str]:
+    """Plays scenarios on an engine; scenario id → its record, or why there is none."""
+    database = {"url": owner_url, "pool_size": 8}
+    worker = {"concurrency": 500, "lease_seconds": 60}
+    given = Settings(database=database, data_dir=data_dir, models=MODELS, worker=worker, **settings)
+    async with App(project, given) as app, await psycopg.AsyncConnection.connect(owner_url, autocommit=True) as owner:
+        await app.deploy(admin, app.read_project())
+        kernel, seen = ScriptedKernel(app.database, app.committer), Observer(owner)
+        runs = {scenario.id: Run(app, kernel, seen, admin, scenario) for scenario in scenarios}
+        for run in runs.values():
+            await run.prepare()
+        engine = app._engine(_services(app, kernel))
+        watching = asyncio.create_task(seen.watch())
+        await engine.start()
+        try:
+            played = await asyncio.gather(*(run.play() for run in runs.values()), return_exceptions=True)
+        finally:
+            kernel.give_up()
+            await engine.drain()
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+    return {
+        name: "".join(traceback.format_exception(one)) if isinstance(one, BaseException) else one
+        for name, one in zip(runs, played, strict=True)
+    }
+
+
+def _services(app: App, kernel: Any) -> Services:
+    return Services(
+        database=app.database,
+        committer=app.committer,
+        artifacts=app.artifacts,
+        versions=app.versions,
+        kernel=kernel,
+        tracing=app.tracing,
+        clock=app.clock,
+    )

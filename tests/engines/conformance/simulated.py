@@ -1,0 +1,143 @@
+"""The first driver: the machine alone, in memory. Time is virtual: a timer fires when the script says so.
+
+It is also the judge of the scripts. A line that does not fit what the machine waits for fails, and so does one that would
+depend on the speed of a machine: while a short timer runs, nothing but that timer may come next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interlock.base.labels import Labels
+from interlock.base.refs import Ref
+from interlock.workflows import events as ev
+from interlock.workflows.facts import facts_of
+from interlock.workflows.machine import advance
+from interlock.workflows.program import Program
+from interlock.workflows.state import RunState
+
+from .scenario import OUTCOMES, Entry, Record, Scenario, normalised, outcome_event, told_event
+
+SHORT = 60.0
+"""Seconds. A timer that is due sooner fires during the test; one that is due later does not."""
+
+_SEED = 7
+
+
+class Simulated:
+    """One run of one scenario."""
+
+    def __init__(self, scenario: Scenario, program: Program) -> None:
+        self.scenario = scenario
+        self.program = program
+        self.state = RunState()
+        self.now = 1000.0
+        self.events: list[Any] = []
+        self.commands: list[ev.Command] = []
+        self.works: list[str] = []
+        self._under_way: dict[tuple[str, str], int] = {}
+        self._told: Any = None
+        self._people: dict[str, list[list[str]]] = {"reviews": [], "letters": []}
+
+    def play(self) -> Record:
+        for entry in self.scenario.before:
+            self._enter(entry)
+        facts = facts_of(self.program.workflow.input, self.scenario.given)
+        self._apply(ev.RunStarted(self.now, _SEED, facts))
+        for entry in self.scenario.script:
+            self._enter(entry)
+        assert self.state.over, f"the script ends and the run does not: {self._where()}"
+        assert not self._under_way, f"nobody answered: {self._where()}"
+        return Record(
+            [normalised(ev.event_to_json(event)) for event in self.events],
+            self.state.status.value,
+            self.state.reason,
+            sorted(self.works),
+            **{kind: [" ".join(row) for row in rows] for kind, rows in self._people.items()},
+        )
+
+    def _where(self) -> str:
+        return f"status {self.state.status}, under way {self._under_way}, timers {dict(self.state.timers)}"
+
+    # -- the script ------------------------------------------------------------------------------------------------
+
+    def _enter(self, entry: Entry) -> None:
+        self.now += 0.001
+        if entry.verb == "expect":
+            self._expect(entry.target)
+            return
+        if entry.verb == "timer":
+            self._fire(str(entry.target))
+            return
+        racing = [key for key, due in self.state.timers.items() if due - self.now < SHORT]
+        assert not racing, f"{entry}: {racing} may fire before or after it; put the timer first or make it long"
+        event = self._outcome(entry) if entry.verb in OUTCOMES else self._telling(entry)
+        taken = self._apply(event)
+        assert taken is not entry.ignored, f"{entry}: the machine {'took' if taken else 'ignored'} it: {self._where()}"
+
+    def _outcome(self, entry: Entry) -> Any:
+        key = ("compensate" if entry.verb.startswith("undo") or entry.verb == "undone" else "perform", str(entry.target))
+        assert key in self._under_way, f"{entry}: nobody does that: {self._where()}"
+        attempt = self._under_way.pop(key)
+        wanted = entry.options.get("attempt", attempt)
+        assert attempt == wanted, f"{entry}: attempt {attempt} is under way, not {wanted}"
+        return outcome_event(entry, attempt, self.now, _ref())
+
+    def _telling(self, entry: Entry) -> Any:
+        if entry.verb != "again":
+            self._told = told_event(entry, self.now, lambda _: _ref())
+        return self._told
+
+    def _fire(self, key: str) -> None:
+        timers = self.state.timers
+        assert key in timers, f"timer {key} does not run: {self._where()}"
+        sooner = [one for one, due in timers.items() if one != key and due - timers[key] < SHORT]
+        assert not sooner, f"timers {[key, *sooner]} may fire in any order"
+        assert timers[key] - self.now < SHORT, f"timer {key} is too long for a test"
+        self.now = max(self.now, timers[key])
+        self._apply(ev.TimerFired(key, self.now))
+
+    def _expect(self, wanted: dict[str, Any]) -> None:
+        rows = {kind: [" ".join(row) for row in self._people[kind]] for kind in self._people}
+        under_way = sorted(step for _, step in self._under_way)
+        found = {"status": self.state.status.value, "under_way": under_way, **rows}
+        assert {name: found[name] for name in wanted} == wanted
+
+    # -- the machine -----------------------------------------------------------------------------------------------
+
+    def _apply(self, event: Any) -> bool:
+        before = self.state
+        self.state, commands = advance(self.program, before, event)
+        if self.state is before:
+            return False
+        self.events.append(event)
+        self.commands += commands
+        if isinstance(event, ev.ReviewDecided):
+            self._settle("reviews", event.step, "approved" if event.approved else "rejected")
+        for command in commands:
+            self._carry_out(command)
+        return True
+
+    def _carry_out(self, command: ev.Command) -> None:
+        match command:
+            case ev.Perform() | ev.Compensate():
+                kind = "perform" if isinstance(command, ev.Perform) else "compensate"
+                self._under_way[kind, command.step] = command.attempt
+                self.works.append(f"{kind} {command.step} {command.attempt}")
+            case ev.OpenReview():
+                self._people["reviews"].append([command.step, command.purpose, "open"])
+            case ev.CloseReview():
+                self._settle("reviews", command.step, "closed")
+            case ev.OpenLetter():
+                self._people["letters"].append([command.step, command.purpose, "open"])
+            case ev.CloseLetter():
+                self._settle("letters", command.step, "closed")
+
+    def _settle(self, kind: str, step: str, status: str) -> None:
+        for row in self._people[kind]:
+            if row[0] == step and row[2] == "open":
+                row[2] = status
+
+
+def _ref() -> Ref:
+    return Ref("0" * 64, 0, Labels())

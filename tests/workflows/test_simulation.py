@@ -1,0 +1,260 @@
+"""The simulator users run: the machine passes it, a broken machine does not, and a seed is a seed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from interlock.cli.main import cli
+from interlock.runtime.simulation import Simulated, simulate_program
+from interlock.workflows import events as ev
+from interlock.workflows import failures, flow, machine
+from interlock.workflows.program import Program
+from interlock.workflows.spec import MapStep
+from interlock.workflows.state import RunState, StepState, StepStatus
+from interlock.workflows.turn import Turn
+
+ENOUGH = 3000
+
+
+def test_the_machine_passes() -> None:
+    for seed in range(ENOUGH):
+        simulated = simulate_program(seed)
+        assert simulated.problem is None, f"seed {seed}: {simulated.problem}"
+
+
+def test_every_fault_strikes_and_every_kind_of_step_is_there() -> None:
+    found: set[str] = set()
+    kinds: set[str] = set()
+    for seed in range(1000):
+        simulated = simulate_program(seed)
+        found |= simulated.faults.keys()
+        kinds |= {node.step.kind for node in simulated.program.nodes.values()}
+        kinds |= {simulated.state.status.value}
+    assert len(found) == 18
+    assert kinds >= {"model", "tool", "review", "wait", "parallel", "branch", "map", "loop", "subworkflow", "agent"}
+    assert kinds >= {status.value for status in ev.TERMINAL}
+
+
+def test_a_seed_is_the_same_run_whatever_the_order_of_hashes() -> None:
+    code = (
+        "import hashlib; from interlock.runtime.simulation import simulate_program as s;"
+        "runs = [s(n) for n in range(60)];"
+        "print(hashlib.sha256(repr([(r.journal, r.faults, sorted(r.state.steps.items())) for r in runs]).encode()).hexdigest())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True, text=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1
+
+
+# -- machines with a fault -------------------------------------------------------------------------------------------
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def _timers_are_kept_at_the_end(patch: pytest.MonkeyPatch) -> None:
+    finish = Turn.finish
+
+    def forgetful(turn: Turn) -> Any:
+        timers = dict(turn.timers)
+        state, commands = finish(turn)
+        return (replace(state, timers=timers) if state.over else state), commands
+
+    patch.setattr(Turn, "finish", forgetful)
+
+
+def _a_stale_attempt_is_accepted(patch: pytest.MonkeyPatch) -> None:
+    def current(turn: Turn, name: str, status: StepStatus, attempt: int) -> StepState | None:
+        step = turn.steps.get(name)
+        return step if step is not None and step.status is status else None
+
+    patch.setattr(Turn, "current", current)
+
+
+def _everything_is_performed_twice(patch: pytest.MonkeyPatch) -> None:
+    perform = Turn.perform
+
+    def twice(turn: Turn, name: str, step: StepState) -> None:
+        perform(turn, name, step)
+        if not turn.paused:
+            turn.commands.append(ev.Perform(name, step.attempt))
+
+    patch.setattr(Turn, "perform", twice)
+
+
+def _what_a_fallback_did_is_not_undone(patch: pytest.MonkeyPatch) -> None:
+    succeed = Turn.succeed
+
+    def forgetful(turn: Turn, name: str, step: StepState) -> None:
+        succeed(turn, name, step)
+        if step.variant and turn.completed and turn.completed[-1] == name:
+            turn.completed.pop()
+
+    patch.setattr(Turn, "succeed", forgetful)
+
+
+def _an_undo_is_skipped(patch: pytest.MonkeyPatch) -> None:
+    conclude = failures._conclude_run
+
+    def lazy(turn: Turn, ending: Any) -> None:
+        if len(turn.completed) > 1:
+            turn.completed = turn.completed[1:]
+        conclude(turn, ending)
+
+    patch.setattr(failures, "_conclude_run", lazy)
+
+
+def _a_failed_container_is_not_undone(patch: pytest.MonkeyPatch) -> None:
+    conclude = failures._conclude_container
+
+    def lazy(turn: Turn, container: str) -> None:
+        before, turn.completed = turn.completed, []
+        conclude(turn, container)
+        turn.completed = before
+
+    patch.setattr(failures, "_conclude_container", lazy)
+
+
+def _a_doubt_is_not_awaited(patch: pytest.MonkeyPatch) -> None:
+    confirm = failures.confirm
+
+    def careless(turn: Turn, name: str, step: StepState) -> None:
+        confirm(turn, name, step)
+        turn.busy -= 1
+
+    patch.setattr(failures, "confirm", careless)
+
+
+def _retries_are_not_counted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(failures, "_may_retry", lambda turn, name, step, failure: failure.kind in failures.RETRYABLE)
+
+
+def _a_pause_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    def perform(turn: Turn, name: str, step: StepState) -> None:
+        turn.put(name, replace(step, status=StepStatus.RUNNING))
+        turn.commands.append(ev.Perform(name, step.attempt))
+
+    patch.setattr(Turn, "perform", perform)
+
+
+def _reviews_stay_open(patch: pytest.MonkeyPatch) -> None:
+    let_go = failures._let_go
+
+    def careless(turn: Turn, container: str | None) -> None:
+        let_go(turn, container)
+        turn.commands = [one for one in turn.commands if not isinstance(one, ev.CloseReview)]
+
+    patch.setattr(failures, "_let_go", careless)
+
+
+def _a_round_fails_without_its_loop(patch: pytest.MonkeyPatch) -> None:
+    def tolerant(turn: Turn, name: str) -> str | None:
+        for container in turn.ancestors(name):
+            spec = turn.program.node(container).step
+            if isinstance(spec, MapStep) and "#" in container[container.rfind("/") + 1 :]:
+                if spec.on_item_failure == "continue":
+                    return container
+            elif spec.on_failure == "continue":
+                return container
+        return None
+
+    patch.setattr(failures, "_tolerant", tolerant)
+
+
+def _an_item_is_lost(patch: pytest.MonkeyPatch) -> None:
+    item_done = flow.item_done
+
+    def lossy(turn: Turn, frame: str, *, succeeded: bool) -> None:
+        if succeeded:
+            item_done(turn, frame, succeeded=succeeded)
+
+    patch.setattr(failures, "item_done", lossy)
+
+
+def _signals_are_heard_and_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(machine._HANDLERS, ev.SignalReceived, lambda turn, event: True)
+
+
+def _the_state_is_changed_in_place(patch: pytest.MonkeyPatch) -> None:
+    init = Turn.__init__
+
+    def shared(turn: Turn, program: Program, state: RunState, at: float) -> None:
+        init(turn, program, state, at)
+        turn.steps = state.steps  # type: ignore[assignment]
+
+    patch.setattr(Turn, "__init__", shared)
+
+
+def _time_steers(patch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(10**9))
+    patch.setattr(failures, "backoff", lambda *args, **rest: float(next(ticks)))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        _timers_are_kept_at_the_end,
+        _a_stale_attempt_is_accepted,
+        _everything_is_performed_twice,
+        _what_a_fallback_did_is_not_undone,
+        _an_undo_is_skipped,
+        _a_failed_container_is_not_undone,
+        _a_doubt_is_not_awaited,
+        _retries_are_not_counted,
+        _a_pause_is_forgotten,
+        _reviews_stay_open,
+        _a_round_fails_without_its_loop,
+        _an_item_is_lost,
+        _signals_are_heard_and_forgotten,
+        _the_state_is_changed_in_place,
+        _time_steers,
+    ],
+)
+def test_a_broken_machine_is_found_out(fault: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault(monkeypatch)
+    assert _first_problem() is not None
+
+
+def _first_problem() -> Simulated | None:
+    return next((one for seed in range(ENOUGH) if (one := simulate_program(seed)).problem is not None), None)
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_it_did() -> None:
+    result = CliRunner().invoke(cli, ["simulate", "--programs", "200", "--seed", "5"])
+    assert result.exit_code == 0
+    assert result.output.startswith("200 programs, ")
+    assert "programs/s. Every promise held." in result.output
+    assert "outcome lost in a crash" in result.output
+
+
+def test_the_command_stops_when_its_time_is_up() -> None:
+    result = CliRunner().invoke(cli, ["simulate", "--seconds", "0"])
+    assert result.exit_code == 0
+    assert result.output.startswith("1 programs, ")
+
+
+def test_the_command_says_how_to_see_a_failure_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    _what_a_fallback_did_is_not_undone(monkeypatch)
+    found = _first_problem()
+    assert found is not None
+    result = CliRunner().invoke(cli, ["simulate"])
+    assert result.exit_code == 1
+    assert f"seed {found.seed}: {found.problem}" in result.output
+    assert f"interlock simulate --seed {found.seed} --programs 1" in result.output
+    again = CliRunner().invoke(cli, ["simulate", "--seed", str(found.seed), "--programs", "1"])
+    assert again.exit_code == 1
+    assert again.output == result.output
+    assert '"type": "run_started"' in again.output
