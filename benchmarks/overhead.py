@@ -1,4 +1,4 @@
-"""Milliseconds that Interlock adds to a step, beside DBOS, LangGraph and a raw PostgreSQL commit, in the same run.
+"""Milliseconds that Interlock adds to a step, beside DBOS, LangGraph, Temporal, Prefect and a raw commit, in the same run.
 
 python benchmarks/overhead.py                      # everything
 python benchmarks/overhead.py --peers dbos,raw     # some
@@ -132,7 +132,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=_positive, default=3, help="interleaved rounds (default 3)")
     parser.add_argument("--runs", type=_positive, default=200, help="measured runs in each program (default 200)")
     parser.add_argument("--steps", type=_positive, default=10, help="steps in a run (default 10)")
-    parser.add_argument("--concurrency", type=_numbers, default=[1, 16], help="list, default 1,16")
+    parser.add_argument("--concurrency", type=_numbers, default=[1, 16, 64], help="list, default 1,16,64")
     parser.add_argument("--peers", type=_words, default=list(PEERS), help=f"list, default {','.join(PEERS)}")
     parser.add_argument("--json", type=Path, help="file for the JSON (printed when not given)")
     return parser.parse_args()

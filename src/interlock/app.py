@@ -39,6 +39,7 @@ from interlock.runtime.kernel import Kernel
 from interlock.runtime.lookups import Lookups
 from interlock.runtime.project import Project, read_project
 from interlock.runtime.redaction import Redaction
+from interlock.runtime.roster import Roster
 from interlock.runtime.runs import Runs
 from interlock.runtime.versions import Versions
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
@@ -152,17 +153,22 @@ class App:
         return app_url(url, self.master_key)
 
     async def _close(self) -> None:
+        hurry: asyncio.CancelledError | None = None
         try:
             while self._closers:
                 close = self._closers.pop()
                 try:
                     await close()
+                except asyncio.CancelledError as error:
+                    hurry = error  # what is under way is broken off; the rest is closed all the same
                 except Exception as error:  # noqa: BLE001  the others must be closed all the same
                     log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
         finally:
             if self._postgres is not None:
                 await asyncio.to_thread(self._postgres.stop)
                 self._postgres = None
+        if hurry is not None:
+            raise hurry
 
     # -- roles of a process ------------------------------------------------------------------------------------
 
@@ -197,8 +203,13 @@ class App:
             clock=self.clock,
         )
         self._worker = self._engine(services)
+        every = self.settings.worker.lease_seconds / 3
+        self.roster = Roster(self.database, worker_id=self._worker.worker_id, engine=settings.engine, every=every)
         await self._worker.start()
         self._closers.append(self._worker.drain)
+        await self.roster.start()
+        # Closed after the drain: until then it is there.
+        self._closers.insert(-1, self.roster.close)
         self._start_relay()
 
     def _engine(self, services: Services) -> Engine:
@@ -263,6 +274,22 @@ class App:
         if deployed:
             await self._record(principal, "workflow.deployed", "deploy", [f"workflow:{name}" for name in deployed])
         return deployed
+
+    async def roll_back(self, principal: Principal, name: str, version: str) -> tuple[str, bool]:
+        """Makes an older version of a workflow what new runs get, on record; (version, whether that is news)."""
+        principal.require("workflow.deploy")
+        whole, moved = await self.versions.roll_back(principal.org_id, name, version)
+        if moved:
+            await self._record(principal, "workflow.deployed", "roll_back", [f"workflow:{name}@{whole}"])
+        return whole, moved
+
+    async def drain_worker(self) -> None:
+        """Stops driving runs; what else this process does goes on."""
+        if self._worker is not None and self._worker.drain in self._closers:
+            self._closers.remove(self._worker.drain)
+            await self._worker.drain()
+            self._closers.remove(self.roster.close)
+            await self.roster.close()
 
     async def issue_key(self, principal: Principal, user_id: str, roles: frozenset[str]) -> str:
         """A new API key in the principal's organisation, on record."""

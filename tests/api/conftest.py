@@ -98,6 +98,21 @@ output: {value: $input}
 """
 
 
+# A workflow that waits to be told to go on.
+LISTEN = """\
+name: listen
+input: {type: object, properties: {customer: {type: string}}}
+subject: $input.customer
+steps:
+  - id: heard
+    kind: wait
+    signal: go
+    payload: {type: object, properties: {text: {type: string, maxLength: 100}, loud: {type: boolean}}, required: [text]}
+  - {id: approve, kind: review, title: Enough?, show: {text: $steps.heard.text}}
+output: {text: $steps.heard.text, loud: $steps.heard.loud}
+"""
+
+
 @pytest.fixture(autouse=True)
 def log_file(tmp_path: Path) -> Path:
     """The server's log goes to a file, as in production; gives its path."""
@@ -109,6 +124,7 @@ def log_file(tmp_path: Path) -> Path:
 async def serve(app_factory: Callable[..., Awaitable[App]], project: Path) -> AsyncIterator[Serve]:
     """Opens an application and serves it; keywords as for `app_factory`."""
     (project / "workflows" / "anything.yaml").write_text(ANYTHING)
+    (project / "workflows" / "listen.yaml").write_text(LISTEN)
     async with AsyncExitStack() as stack:
 
         async def start(*, worker: bool = False, **settings: Any) -> Served:

@@ -14,6 +14,7 @@ import pytest
 from engines.conftest import Desk, OpenApp, Spawn, faults
 from engines.harness import Bank, Model, Observer, WorkerProcess, clean_environment, until
 from interlock.engines.postgres.driver import RunDriver
+from interlock.engines.postgres.worker import PostgresEngine
 from interlock.identity.principal import Principal
 
 LONG_LEASE = {"concurrency": 8, "lease_seconds": 600}  # nobody can wait for it to run out
@@ -75,6 +76,29 @@ async def test_stopped_before_the_effect(
     seen.story(run)
 
 
+async def test_a_drive_cancelled_before_its_first_step_is_not_renewed_for_ever(
+    desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the process is found to have been stopped in the very moment in which it had claimed the run."""
+    cancelled: list[str] = []
+    original = PostgresEngine._claim
+
+    async def claim_and_cancel(self: PostgresEngine, free: int) -> int:
+        claimed = await original(self, free)
+        if claimed and not cancelled:
+            for run_id, (_, task) in self._drivers.items():
+                cancelled.append(run_id)
+                task.cancel()
+        return claimed
+
+    monkeypatch.setattr(PostgresEngine, "_claim", claim_and_cancel)
+    await open_app(start_worker=True)
+    run = await desk.start("pay_keyed", ticket="a")
+    assert await seen.finished(run) == ["succeeded"]
+    assert cancelled == [run]
+    assert bank.refunds == {"a": 1}
+
+
 async def test_a_run_let_go_is_taken_up_again_by_a_busy_worker(
     desk: Desk, open_app: OpenApp, seen: Observer, model: Model, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +108,7 @@ async def test_a_run_let_go_is_taken_up_again_by_a_busy_worker(
     original = RunDriver._apply
 
     async def break_once(self: RunDriver, outcomes: list[Any]) -> None:
-        run_id = self._ids[0]
+        run_id = self.ids[0]
         if seen.rows("select workflow from runs where run_id = %s", run_id)[0][0] == "pay_keyed" and not broken:
             broken.append(run_id)
             raise RuntimeError("a bug in the driver")

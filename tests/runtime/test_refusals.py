@@ -181,19 +181,21 @@ async def test_parallel_steps_do_not_overspend_together(deploy: Deploy, seen: Ob
 async def test_spending_is_known_before_its_reservation_ends(
     deploy: Deploy, seen: Observer, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`one` is answered while the end of `note` is being written; what follows `note` must know what `one` cost."""
+    """`one` is answered while the end of `note` waits to be written; what follows `note` must know what `one` cost."""
     long = {"verdict": "good", "words": "word " * 60}
     model.answers |= {"one": long, "two": long}
+    first = NOTE.replace("id: note", "id: first")
     both = "- id: both\n  kind: parallel\n  branches:\n    a:\n"
-    both += _indent(think("one")) + "    b:\n" + _indent(NOTE + think("two"))
+    both += _indent(think("one")) + "    b:\n" + _indent(first + NOTE + think("two"))
     model.hold("one")
     desk = await deploy(workflow("w", both, allow="note", extra=budget(125)))
     original = desk.app.committer.submit
 
     async def submit(commit: Commit) -> None:
-        if any(row["event"].get("step") == "note" for row in commit.journal):
-            model.release("one")
+        if any(row["event"].get("step") == "first" for row in commit.journal):
             spans = desk.app.tracing._store.ended
+            await until(lambda: any(span.name == "step note" for span in spans), lambda: "it waits")
+            model.release("one")
             await until(lambda: any(span.name == "step one" for span in spans), lambda: "no answer")
         await original(commit)
 

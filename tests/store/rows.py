@@ -144,6 +144,7 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "values (%(run)s, %(org)s, %(run)s, 'pay', 'step', 'c', 'r')",
         "insert into results (org_id, key, output) values (%(org)s, 'k', %(ref)s)",
         "insert into run_vaults (org_id, run_id, vault) values (%(org)s, %(run)s, %(ref)s)",
+        "insert into run_vaults (org_id, run_id, vault) values (%(org)s, %(run)s, %(ref)s)",
         "insert into spans values (%(run)s, 's', %(org)s, null, 'n', 1, 2, true, %(empty)s)",
     ):
         owner.execute(statement, values)

@@ -38,7 +38,7 @@ def test_any_run_goes_as_the_oracle_says(scenario: Scenario, order: int) -> None
 def test_many_runs_go_as_the_oracle_says() -> None:
     """The same in bulk. The counts show that the scenarios reach what they are there to reach."""
     reached: Counter[str] = Counter()
-    for seed in range(2000):
+    for seed in range(1500):
         rng = random.Random(seed)
         world = World(random_scenario(rng), rng)
         world.run().check()
@@ -76,7 +76,7 @@ def test_many_runs_go_as_the_oracle_says() -> None:
     ]
     containers = ("parallel", "branch", "map", "loop", "subworkflow", "agent")
     wanted += [f"a {kind} {how}" for kind in containers for how in ("succeeded", "failed")]
-    assert {name: reached[name] for name in wanted if reached[name] < 15} == {}
+    assert {name: reached[name] for name in wanted if reached[name] < 12} == {}
 
 
 @examples(40)
@@ -117,7 +117,7 @@ def _bears(program: Program, state: RunState, event: Any) -> RunState:
     return after
 
 
-@examples(150)
+@examples(60)
 @given(scenario=scenarios(), seed=st.integers(0, 2**32))
 def test_any_event_in_any_state(scenario: Scenario, seed: int) -> None:
     """Total: whatever comes, and whatever came of what came before."""

@@ -6,6 +6,7 @@ import pytest
 
 from interlock.workflows import events as ev
 from interlock.workflows.events import Finish, Perform, RunStatus, StartTimer
+from interlock.workflows.machine import MAX_SIGNALS
 from interlock.workflows.state import RunState
 
 from .by_hand import Run
@@ -106,3 +107,12 @@ def test_signals_before_the_start_are_kept() -> None:
     run.state = RunState()
     run.signal("go")
     assert run.tell(ev.RunStarted(run.now, 1)) == [Perform("then", 1)]
+
+
+def test_what_a_caller_can_make_a_run_hold_is_bounded() -> None:
+    run = Run("- {id: first, kind: tool, tool: look}\n" + SIGNAL % "")
+    for number in range(MAX_SIGNALS):
+        run.signal("go", f"{number}")
+    before = run.state
+    assert run.signal("go", "one too many") == []
+    assert run.state is before

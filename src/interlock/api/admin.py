@@ -44,6 +44,15 @@ async def workflows(caller: Caller, services: Services) -> dict[str, Any]:
     return {"workflows": [{**dict(row), "updated_at": row["updated_at"].isoformat()} for row in rows]}
 
 
+@router.get("/workflows/{workflow}/versions")
+async def versions(
+    workflow: str, caller: Caller, services: Services, limit: Annotated[int, Query(ge=1, le=200)] = 50
+) -> dict[str, Any]:
+    """A workflow's versions, newest first, with what they consist of and how many runs are on them."""
+    caller.require("workflow.read")
+    return {"versions": await services.versions.history(caller.org_id, workflow, limit=limit)}
+
+
 @router.get("/me")
 async def me(caller: Caller) -> dict[str, Any]:
     """The principal behind the key."""

@@ -7,10 +7,12 @@ of recovery is therefore too long rather than too short.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any
 
+from interlock.base.errors import Unavailable
 from interlock.store.database import Database
 
 POLL_SECONDS = 0.15
@@ -96,7 +98,8 @@ class Watch:
     async def _look_forever(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            await self.look()
+            with contextlib.suppress(Unavailable):  # it stayed away for long: the stall goes on
+                await self.look()
 
     async def look(self) -> None:
         """Reads how far every unfinished run is."""

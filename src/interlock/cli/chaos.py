@@ -41,6 +41,8 @@ def chaos(
 ) -> None:
     """Kill, stop and partition everything while runs are under way, and count what really happened."""
     chosen = _faults(faults)
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise InvalidInput(f"--json: {json_file.parent} is no directory; make it first")
     problems = asyncio.run(probe_sandbox())
     if problems:
         raise Unavailable(" ".join(problems))
@@ -61,7 +63,11 @@ def chaos(
     )
     where = "the deployment's database" if url else "a private PostgreSQL"
     errors.print(f"{runs} runs, {workers} workers, {seconds:g} s of faults, seed {seed}, on {where}")
-    report = asyncio.run(Drill(plan, lambda line: errors.print(line, style="dim")).run())
+    try:
+        report = asyncio.run(Drill(plan, lambda line: errors.print(line, style="dim")).run())
+    except KeyboardInterrupt:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
     _show(report, json_file)
     if report.exit_code == OK:
         shutil.rmtree(home, ignore_errors=True)

@@ -10,7 +10,21 @@ from typing import NoReturn
 import typer
 
 from interlock.base.errors import InterlockError, Unavailable
-from interlock.cli import audit, chaos, demo, doctor, keys, letters, projects, quotas, reviews, runs, servers, simulate
+from interlock.cli import (
+    audit,
+    chaos,
+    demo,
+    doctor,
+    fleet,
+    keys,
+    letters,
+    projects,
+    quotas,
+    reviews,
+    runs,
+    servers,
+    simulate,
+)
 from interlock.cli.console import errors as console
 
 cli = typer.Typer(
@@ -21,7 +35,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for group in (projects, servers, demo, runs, doctor, chaos, simulate):
+for group in (projects, servers, demo, runs, doctor, fleet, chaos, simulate):
     group.register(cli)
 cli.add_typer(reviews.group, name="review")
 cli.add_typer(letters.group, name="letters")

@@ -66,7 +66,8 @@ def worker(
         async with App(Path.cwd(), settings) as app:
             await app.start_worker()
             errors.print("worker runs; Ctrl-C finishes the steps under way and hands the rest back")
-            await stop.wait()
+            await stop.wait(app.roster.asked)
+            errors.print("stopping: steps under way are finished …; Ctrl-C once more breaks them off")
 
     _run(main(_for_engine(settings_here(), engine, address, unversioned=unversioned)))
 
@@ -84,9 +85,17 @@ def _for_engine(settings: Settings, engine: str | None, address: str | None, *, 
     return settings.model_copy(update={"engine": chosen, "temporal": temporal})
 
 
-def deploy() -> None:
+def deploy(
+    workflow: Annotated[str | None, typer.Argument(help="With --to: the workflow to roll back.")] = None,
+    to: Annotated[str | None, typer.Option(help="A version it had before; `interlock versions` lists them.")] = None,
+) -> None:
     """Make the project in this directory what new runs get. Runs under way keep the version they began with."""
+    if (workflow is None) != (to is None):
+        raise InvalidInput("to roll back give both, --to VERSION and WORKFLOW; to deploy the project neither")
     settings = settings_here()
+    if workflow is not None and to is not None:
+        _roll_back(settings, workflow, to)
+        return
     project = read_project(Path.cwd(), settings)
     logs.configure(level="warning")
 
@@ -97,6 +106,18 @@ def deploy() -> None:
 
     deployed = asyncio.run(main())
     out.print("\n".join(f"deployed {name}" for name in deployed) or "nothing to do: this is what is deployed")
+
+
+def _roll_back(settings: Settings, workflow: str, to: str) -> None:
+    logs.configure(level="warning")
+
+    async def main() -> tuple[str, bool]:
+        async with App(Path.cwd(), settings) as app:
+            principal, _ = await app.local_principal()
+            return await app.roll_back(principal, workflow, to)
+
+    version, moved = asyncio.run(main())
+    out.print(f"new runs get {workflow}@{version}" if moved else f"nothing to do: new runs get {workflow}@{version}")
 
 
 def migrate() -> None:
@@ -135,15 +156,16 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
         state = settings.data_dir / "server.json"
         write_private(state, json.dumps({"url": server.url}))
         errors.print(f"Interlock runs at {server.url} (API documentation at /docs); Ctrl-C stops it")
-        watching = asyncio.create_task(_watch(app, principal)) if reload else None
+        watching = [asyncio.create_task(_watch(app, principal))] if reload else []
+        watching += [asyncio.create_task(_drain_when_asked(app))] if worker else []
         try:
             await stop.wait()
         finally:
             errors.print("stopping: steps under way are finished …")
             state.unlink(missing_ok=True)
-            if watching is not None:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
             await server.stop()
 
 
@@ -158,6 +180,12 @@ async def _deploy(app: App, principal: Principal) -> None:
         errors.print(f"not deployed: {type(error).__name__}: {error}", style="red", soft_wrap=True)
 
 
+async def _drain_when_asked(app: App) -> None:
+    await app.roster.asked.wait()
+    errors.print("asked to drain: runs are handed over, the API stays")
+    await app.drain_worker()
+
+
 async def _watch(app: App, principal: Principal) -> None:
     places = [app.project / name for name in _WATCHED if (app.project / name).is_dir()]
     async for _ in watchfiles.awatch(*places):
@@ -165,26 +193,33 @@ async def _watch(app: App, principal: Principal) -> None:
 
 
 class _Stop:
-    """SIGINT and SIGTERM: they break off a start, and end the waiting of a process that is up."""
+    """SIGINT and SIGTERM: they break off a start, and end the waiting of a process that is up; the second breaks that end off."""
 
     def __init__(self) -> None:
         self._told = asyncio.Event()
-        self._starting = asyncio.current_task()
+        self._main = asyncio.current_task()
+        self._starting = True
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError):
                 loop.add_signal_handler(name, self._signal)
 
     def _signal(self) -> None:
+        again = self._told.is_set()
         self._told.set()
-        if self._starting is not None:
-            self._starting.cancel()
-            self._starting = None
+        if self._main is not None and again is not self._starting:
+            self._main.cancel()
 
-    async def wait(self) -> None:
-        """Until told to stop; from here on nothing is broken off."""
-        self._starting = None
-        await self._told.wait()
+    async def wait(self, *others: asyncio.Event) -> None:
+        """Until told to stop, or until another of these events; what is under way then ends in its own time."""
+        self._starting = False
+        waiting = [asyncio.create_task(event.wait()) for event in (self._told, *others)]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+        self._told.set()
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

@@ -18,7 +18,12 @@ class Engine(Protocol):
 
     `start` begins driving. `drain` finishes the steps under way, hands everything else back and returns; no run is
     lost or has to wait for a lease to expire. Each may be called once.
+
+    Attributes:
+        worker_id: its name in the queue and the table of workers.
     """
+
+    worker_id: str
 
     async def start(self) -> None: ...
 

@@ -11,12 +11,12 @@ from typing import Any, Self
 
 import jsonschema_rs
 
-from interlock.base.errors import NotFound
+from interlock.base.errors import Conflict, NotFound
 from interlock.base.refs import canonical_json
 from interlock.gateway.structured import compile_schema
 from interlock.policy.cedar import CedarPolicy
 from interlock.runtime.agents import answer_schema, checked_schema
-from interlock.store.database import Database
+from interlock.store.database import Database, Row
 from interlock.store.objects import Objects
 from interlock.tools.bundles import unpack
 from interlock.tools.registry import Tool
@@ -146,6 +146,22 @@ class Version:
         )
 
 
+def _described(row: Row) -> dict[str, Any]:
+    data = row["definition"]
+    prompts = {name: hashlib.sha256(canonical_json(spec)).hexdigest() for name, spec in data["prompts"].items()}
+    return {
+        "version": row["version"],
+        "head": row["head"],
+        "deployed_at": row["created_at"].isoformat(),
+        "deployed_by": row["created_by"],
+        "running": row["running"],
+        "prompts": prompts,
+        "tools": {name: tool["bundle"] for name, tool in data["tools"].items()},
+        "models": data["models"],
+        "policy": hashlib.sha256(data["policy"].encode()).hexdigest()[:16],
+    }
+
+
 def _waits(program: Program) -> list[WaitStep]:
     return [node.step for node in program.nodes.values() if isinstance(node.step, WaitStep) and node.step.signal]
 
@@ -172,6 +188,36 @@ class Versions:
         moved = await self._database.execute("set_head", *args, org=org_id) > 0
         await self._database.rows("renew_tool_health", org_id, org=org_id)
         return moved
+
+    async def roll_back(self, org_id: str, name: str, version: str) -> tuple[str, bool]:
+        """(version, whether it is news): makes a version that was deployed before what new runs get.
+
+        Args:
+            version: its hash, or as much of the beginning as is nobody else's.
+
+        Raises:
+            NotFound: there is no such version. Conflict: there are several.
+        """
+        found = await self._database.rows("find_versions", org_id, name, version, org=org_id) if version else []
+        if not found:
+            raise NotFound(f'workflow "{name}" has no version {version}; `interlock versions {name}` lists them')
+        if len(found) > 1:
+            raise Conflict(f'workflow "{name}" has several versions that begin with {version}; give more of it')
+        whole = str(found[0]["version"])
+        moved = await self._database.execute("set_head", org_id, name, whole, org=org_id) > 0
+        await self._database.rows("renew_tool_health", org_id, org=org_id)
+        return whole, moved
+
+    async def history(self, org_id: str, name: str, *, limit: int = 50) -> list[dict[str, Any]]:
+        """A workflow's versions, newest first: when and by whom deployed, what they consist of, runs in flight.
+
+        Raises:
+            NotFound: no such workflow.
+        """
+        rows = await self._database.rows("list_versions", org_id, name, limit, org=org_id)
+        if not rows:
+            raise NotFound(f'workflow "{name}" was never deployed here')
+        return [_described(row) for row in rows]
 
     async def head(self, org_id: str, name: str) -> Version:
         """The version new runs get.

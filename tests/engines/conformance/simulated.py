@@ -31,7 +31,7 @@ class Simulated:
         self.scenario = scenario
         self.program = program
         self.state = RunState()
-        self.now = 1000.0
+        self.now = 1.8e9  # the year 2027, in seconds since the epoch
         self.events: list[Any] = []
         self.commands: list[ev.Command] = []
         self.works: list[str] = []
@@ -63,14 +63,14 @@ class Simulated:
 
     def _enter(self, entry: Entry) -> None:
         self.now += 0.001
-        if entry.verb == "expect":
-            self._expect(entry.target)
-            return
         if entry.verb == "timer":
             self._fire(str(entry.target))
             return
         racing = [key for key, due in self.state.timers.items() if due - self.now < SHORT]
         assert not racing, f"{entry}: {racing} may fire before or after it; put the timer first or make it long"
+        if entry.verb == "expect":
+            self._expect(entry.target)
+            return
         event = self._outcome(entry) if entry.verb in OUTCOMES else self._telling(entry)
         taken = self._apply(event)
         assert taken is not entry.ignored, f"{entry}: the machine {'took' if taken else 'ignored'} it: {self._where()}"

@@ -10,6 +10,7 @@ import pytest
 
 from engines.conftest import Desk, OpenApp, Spawn, faults
 from engines.harness import Bank, Observer, until
+from interlock.engines.temporal import workflow
 from interlock.identity.principal import Principal
 
 
@@ -30,6 +31,19 @@ async def test_many_runs_on_two_workers(
     seen.story(*runs)
     verdict = await desk.app.audit.verify(admin.org_id)
     assert verdict.ok, verdict.problem
+
+
+async def test_one_process_records_and_another_performs(
+    desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process remembers of a run may be older than the journal; here nothing rides along that could tell."""
+    monkeypatch.setattr(workflow, "_CARRIED", 0)
+    for _ in range(2):
+        await open_app(start_worker=True)
+    runs = [await desk.start("think_pay", ticket=f"r{number}") for number in range(8)]
+    assert set(await seen.finished(*runs)) == {"succeeded"}
+    assert bank.refunds == {f"r{number}": 1 for number in range(8)}
+    seen.story(*runs)
 
 
 async def test_a_zombie_never_calls_the_tool(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from functools import partial
 from typing import Any
 
 from interlock.base.errors import InterlockError, LeaseLost, Unavailable
@@ -92,20 +93,22 @@ class PostgresEngine:
             driver = RunDriver(self._services, run_id, row["org_id"], row["fence"])
             task = asyncio.create_task(self._drive(run_id, driver), name=f"drive {run_id}")
             self._drivers[run_id] = (driver, task)
+            # Not in a `finally` of its own: a task that is cancelled before its first step never gets there.
+            task.add_done_callback(partial(self._driven, run_id, driver))
         return len(rows)
 
     async def _drive(self, run_id: str, driver: RunDriver) -> None:
         try:
             await driver.drive()
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # noqa: BLE001  one run's bug must not stop the others; its lease expires and it is tried again
             await self._crashed(driver, error)  # before the lease runs out
             log(names.LOG_INTERNAL, str(error), level="error", run_id=run_id, exc_info=error)
-        finally:
-            if self._drivers.get(run_id, (None,))[0] is driver:
-                del self._drivers[run_id]
-            self._wake.set()
+
+    def _driven(self, run_id: str, driver: RunDriver, _: asyncio.Task[None]) -> None:
+        """No longer renews the lease of a run that nobody drives."""
+        if self._drivers.get(run_id, (None,))[0] is driver:
+            del self._drivers[run_id]
+        self._wake.set()
 
     async def _crashed(self, driver: RunDriver, error: Exception) -> None:
         """Counts it. A run that nobody can drive is put into the dead-letter queue, instead of being tried for ever."""

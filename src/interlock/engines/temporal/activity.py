@@ -92,7 +92,7 @@ class Performer:
                     non_retryable=True,
                 )
             if command is None:
-                await self._record(held, task["events"])
+                await self._record(held, task)
                 return {}
             return await self._command(held, task, command)
 
@@ -127,15 +127,17 @@ class Performer:
 
     # -- recording ---------------------------------------------------------------------------------------------
 
-    async def _record(self, held: _Held, events: list[Recordable], claim: dict[str, Any] | None = None) -> None:
+    async def _record(self, held: _Held, task: Task, claim: dict[str, Any] | None = None) -> None:
         """Makes the events durable that are not yet, and with them the claim.
 
         Raises:
             LeaseLost: the claim is not to be had; nothing was written.
         """
+        events = task["events"]
+        recorded = events[0]["seq"] - 1 if events else task["seq"]
         async with held.lock:
             while True:
-                if events and events[0]["seq"] > held.seq + 1:
+                if held.seq < recorded:  # by another process
                     await self._reload(held)
                 new = [event for event in events if event["seq"] > held.seq]
                 if not new:
@@ -194,9 +196,9 @@ class Performer:
         if info.attempt > 1:
             log(names.LOG_RUN_RESUMED, run_id=held.run.run_id, events=held.seq)
         try:
-            await self._record(held, task["events"], claim)
+            await self._record(held, task, claim)
         except LeaseLost:
-            await self._record(held, task["events"])
+            await self._record(held, task)
             answered = await self._answered(held, name)
             if answered is None:
                 raise

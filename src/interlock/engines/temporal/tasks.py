@@ -71,10 +71,15 @@ class Command(TypedDict):
 
 
 class Task(TypedDict):
-    """Input of an activity: events to put on record first, then at most one command."""
+    """Input of an activity: events to put on record first, then at most one command.
+
+    Attributes:
+        seq: how many events the workflow knows of; those that are not in `events` are in the journal.
+    """
 
     run_id: str
     org_id: str
+    seq: int
     events: list[Recordable]
     command: Command | None
     rebuilt: bool

@@ -189,6 +189,7 @@ class InterlockRun:
         task: Task = {
             "run_id": self._start["run_id"],
             "org_id": self._start["org_id"],
+            "seq": upto,
             "events": list(self._unrecorded),
             "command": command,
             "rebuilt": self._start["rebuilt"],

@@ -52,6 +52,28 @@ select v.version, v.definition from workflow_heads h join workflow_versions v us
 select h.name, h.version, h.updated_at, v.definition -> 'workflow' ->> 'description' as description
     from workflow_heads h join workflow_versions v using (org_id, name, version) order by h.name
 
+-- name: list_versions
+with flying as (select r.version, count(*) as runs from queue q join runs r using (run_id)
+        where q.org_id = $1 and q.workflow = $2 group by r.version)
+select v.version, v.definition, v.created_by, v.created_at, h.version is not null as head, coalesce(f.runs, 0) as running
+    from workflow_versions v left join workflow_heads h using (org_id, name, version) left join flying f on f.version = v.version
+    where v.org_id = $1 and v.name = $2 order by v.created_at desc, v.version limit $3
+
+-- name: find_versions
+select version from workflow_versions where org_id = $1 and name = $2 and starts_with(version, $3) order by version limit 2
+
+-- name: worker_seen
+select worker_seen($1, $2, $3, $4, $5) as draining
+
+-- name: worker_gone
+select worker_gone($1)
+
+-- name: drain_workers
+select drain_workers as worker_id from drain_workers($1)
+
+-- name: list_workers
+select worker_id, host, pid, engine, version, started_at, seen_at, draining, runs, silent from list_workers()
+
 -- name: get_version
 select definition from workflow_versions where org_id = $1 and name = $2 and version = $3
 

@@ -16,6 +16,16 @@ create or replace function worker_gone(claimant text) returns void
     delete from workers where worker_id = claimant
 $$;
 
+-- All of them, with how many runs each holds and for how many seconds it has been silent.
+create or replace function list_workers() returns table (worker_id text, host text, pid integer, engine text, version text,
+        started_at timestamptz, seen_at timestamptz, draining boolean, runs bigint, silent double precision)
+    language sql stable security definer set search_path = public, pg_temp as $$
+    select w.worker_id, w.host, w.pid, w.engine, w.version, w.started_at, w.seen_at, w.draining,
+        (select count(*) from queue q where q.worker = w.worker_id),
+        extract(epoch from now() - w.seen_at)::double precision
+    from workers w order by w.started_at, w.worker_id
+$$;
+
 -- Asks one worker, or with null all that are there now, to finish the steps under way and go. Those that it asked.
 create or replace function drain_workers(claimant text) returns setof text
     language plpgsql security definer set search_path = public, pg_temp as $$

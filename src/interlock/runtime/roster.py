@@ -1,0 +1,101 @@
+"""Who works on this database: each worker says that it is there, and hears when it is asked to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from importlib import metadata
+from typing import Any
+
+from interlock.base.errors import NotFound
+from interlock.store.database import DOWN, Database
+from interlock.telemetry import names
+from interlock.telemetry.logs import log
+
+CHANNEL = "interlock_workers"
+SILENT_SECONDS = 60.0
+"""A worker that said nothing for so long is taken for dead; it says something every third of its lease."""
+_LOOK_SECONDS = 1.0  # how often the listening connection is looked at
+
+
+class Roster:
+    """One worker's place in the table of workers.
+
+    Attributes:
+        asked: set once somebody asks this worker to drain.
+    """
+
+    def __init__(self, database: Database, *, worker_id: str, engine: str, every: float) -> None:
+        self._database = database
+        self._worker_id = worker_id
+        self._engine = engine
+        self._every = every
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._listener: Any = None
+        self.asked = asyncio.Event()
+
+    async def start(self) -> None:
+        await self._say()
+        self._tasks = [
+            asyncio.create_task(self._say_forever(), name="roster"),
+            asyncio.create_task(self._listen_forever(), name="listen for drains"),
+        ]
+
+    async def close(self) -> None:
+        """Leaves the table; to be called when the worker has drained."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._listener is not None:
+            with contextlib.suppress(*DOWN):
+                await asyncio.wait_for(self._listener.close(), 2)
+        await self._database.rows("worker_gone", self._worker_id)
+
+    async def _say(self) -> None:
+        self._wake.clear()
+        version = metadata.version("interlock")
+        args = (self._worker_id, socket.gethostname(), os.getpid(), self._engine, version)
+        row = await self._database.row("worker_seen", *args)
+        if row is not None and row["draining"]:
+            self.asked.set()
+
+    async def _say_forever(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._every)
+            try:
+                await self._say()
+            except Exception as error:  # noqa: BLE001  a worker that nobody can see works all the same
+                log(names.LOG_DATABASE_DOWN, str(error), level="error")
+                await asyncio.sleep(self._every)
+
+    async def _listen_forever(self) -> None:
+        while True:
+            try:
+                self._listener = await self._database.listen(CHANNEL, lambda _: self._wake.set())
+                self._wake.set()
+                while not self._listener.is_closed():  # noqa: ASYNC110  the library has no event for it
+                    await asyncio.sleep(_LOOK_SECONDS)
+            except DOWN:
+                pass  # asking goes on; listening is only the quick way
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def workers(database: Database) -> list[dict[str, Any]]:
+    """All workers of the database, those that fell silent too; `silent` is in seconds, `runs` how many they hold."""
+    return [dict(row) for row in await database.rows("list_workers")]
+
+
+async def drain(database: Database, worker_id: str | None) -> list[str]:
+    """Asks one worker, or all that are there, to finish the steps under way and go; the ids of those asked.
+
+    Raises:
+        NotFound: no such worker.
+    """
+    asked = [str(row["worker_id"]) for row in await database.rows("drain_workers", worker_id)]
+    if not asked and worker_id is not None:
+        raise NotFound(f'no worker "{worker_id}" on this database; `interlock workers` lists them')
+    return sorted(asked)

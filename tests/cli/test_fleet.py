@@ -1,0 +1,112 @@
+"""versions, rolling back, workers, and draining them from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from interlock.testing import answer
+
+from .conftest import QUESTION, Cli, FakeModel
+
+
+def versions(cli: Cli) -> list[str]:
+    """The workflow's versions, the head marked with a star."""
+    return [one["version"] + "*" * one["head"] for one in cli.ok("versions", "answer", "--json").json]
+
+
+def test_versions_and_the_way_back(cli: Cli, model: FakeModel) -> None:
+    cli.ok("deploy")
+    (first,) = versions(cli)
+    old = first.rstrip("*")
+    model.always(answer({"topic": "other", "answer": "?"}))
+    waiting = cli.ok("run", "answer", "-i", QUESTION, "--json").json
+    cli.edit("prompts/answer.yaml", "You answer customers", "You gladly answer customers")
+    assert "deployed answer@" in cli.ok("deploy").out
+    new, was = versions(cli)
+    assert (new[-1], was) == ("*", old)
+    found = cli.ok("versions", "answer", "--json").json
+    assert [one["running"] for one in found] == [0, 1]
+    assert found[0]["deployed_by"] == "local-admin"
+    assert found[0]["prompts"] != found[1]["prompts"]
+    assert found[0]["tools"] == found[1]["tools"]
+    assert found[0]["models"] == {"default": model.pin}
+    assert found[0]["policy"] == found[1]["policy"]
+
+    shown = cli.ok("versions", "answer").out
+    for word in (f"answer@{old}", "1 run in flight", "head: new runs get it", f"default {model.pin}", "policy: "):
+        assert word in shown
+    assert old not in cli.ok("versions").out  # without a name, the heads
+
+    assert f"new runs get answer@{old}" in cli.ok("deploy", "--to", old[:6], "answer").out
+    assert versions(cli)[1] == f"{old}*"
+    assert "nothing to do" in cli.ok("deploy", "--to", old, "answer").out
+    # Runs in flight stay on theirs, and the way back leads on from there.
+    assert cli.ok("show", waiting["run_id"], "--json").json["version"] == old
+    for arguments, code in (
+        (("deploy", "--to", "nosuch", "answer"), 3),
+        (("deploy", "--to", old, "nosuch"), 3),
+        (("deploy", "--to", old), 2),
+        (("deploy", "answer"), 2),
+        (("deploy", "--to", "", "answer"), 3),
+        (("deploy", "--to", "%", "answer"), 3),
+        (("versions", "nosuch"), 3),
+    ):
+        cli.fails(code, *arguments)
+    assert versions(cli)[1] == f"{old}*"
+
+
+def test_workers_are_listed_and_drained_from_outside(cli: Cli, model: FakeModel) -> None:
+    """The step under way is finished, the process ends by itself with code 0, and the others work on."""
+    cli.ok("deploy")
+    assert cli.ok("workers").out == "no worker is there\n"
+    assert cli.ok("drain", "--all").out == "no worker is there\n"
+    first = cli.start("worker")
+    first.says("worker runs")
+    second = cli.start("worker")
+    second.says("worker runs")
+    found = cli.ok("workers", "--json").json
+    assert sorted(one["pid"] for one in found) == sorted([first.pid, second.pid])
+    assert {one["engine"] for one in found} == {"postgres"}
+    assert not any(one["draining"] for one in found)
+    ids = {one["pid"]: one["worker_id"] for one in found}
+    assert f"{ids[first.pid]} has drained" in cli.ok("drain", "--worker", ids[first.pid], "--wait").out
+    done = first.wait()
+    assert (done.code, "Traceback" in done.err) == (0, False)
+    assert [one["worker_id"] for one in cli.ok("workers", "--json").json] == [ids[second.pid]]
+    assert "no worker" in cli.fails(3, "drain", "--worker", ids[first.pid])
+    cli.fails(2, "drain")
+    cli.fails(2, "drain", "--all", "--worker", ids[second.pid])
+    cli.ok("drain", "--all", "--wait")
+    assert second.wait().code == 0
+    assert cli.ok("workers").out == "no worker is there\n"
+
+
+def test_the_second_signal_breaks_the_end_off(cli: Cli, model: FakeModel, data_dir: Path) -> None:
+    cli.ok("deploy")
+    model.always(answer({"topic": "refunds", "answer": "x"}, delay=30.0))
+    dev = cli.start("dev", "--port", "0")
+    dev.says("Interlock runs at ")
+    before = model.count
+    cli.start("run", "answer", "-i", QUESTION)
+    dev.until(lambda: model.count > before)
+    os.kill(dev.pid, signal.SIGTERM)
+    dev.says("stopping: ")
+    time.sleep(0.5)
+    begun = time.monotonic()
+    done = dev.stop(signal.SIGTERM)
+    assert time.monotonic() - begun < 15
+    assert done.code == 130
+    assert "Traceback" not in done.err
+
+
+def test_a_dev_server_that_is_drained_goes_on_serving(cli: Cli, model: FakeModel) -> None:
+    dev = cli.start("dev", "--port", "0")
+    dev.says("Interlock runs at ")
+    cli.ok("drain", "--all", "--wait")
+    dev.says("asked to drain")
+    assert cli.ok("workers").out == "no worker is there\n"
+    assert "answer" in cli.ok("versions").out
+    assert dev.stop().code == 0
