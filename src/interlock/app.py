@@ -28,6 +28,7 @@ from interlock.identity.auth import Authenticator, key_id_of
 from interlock.identity.principal import Principal
 from interlock.review.notify import Webhook, to_log
 from interlock.review.queue import ReviewQueue
+from interlock.runtime.answers import Answers
 from interlock.runtime.deadletter import DeadLetters
 from interlock.runtime.effects import EffectLedger
 from interlock.runtime.engine import Engine, Services
@@ -134,7 +135,13 @@ class App:
             block_injections=settings.guard.on_injection == "block",
         )
         self.runs = Runs(self.database, self.committer, self.versions, self.artifacts, self.clock)
-        self.reviews = ReviewQueue(self.database, self.committer, self.artifacts, self.clock)
+        self.reviews = ReviewQueue(
+            self.database,
+            self.committer,
+            self.artifacts,
+            self.clock,
+            answers=Answers(self.database, self.versions),
+        )
         redaction = Redaction(self.database, self.artifacts, block_injections=settings.guard.on_injection == "block")
         self.inbox = Inbox(self.database, self.committer, self.versions, redaction, self.clock)
         self.letters = DeadLetters(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import Field
 
 from interlock.api.access import Caller, Services
@@ -31,9 +31,12 @@ async def page(
     services: Services,
     status: Literal["open", "approved", "rejected", "closed", "all"] = "open",
     run_id: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> dict[str, Any]:
-    """Reviews, oldest first."""
-    found = await services.reviews.page(caller, status=None if status == "all" else status, run_id=run_id)
+    """Reviews, oldest first; `after` is the last id of the page before."""
+    wanted = None if status == "all" else status
+    found = await services.reviews.page(caller, status=wanted, run_id=run_id, after=after, limit=limit)
     return {"reviews": [_public(review) for review in found]}
 
 

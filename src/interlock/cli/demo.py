@@ -243,10 +243,10 @@ async def _decide(api: Api, runs: dict[str, str]) -> list[str]:
     """
     said = []
     order = {run_id: number for number, run_id in enumerate(runs.values())}
-    for review in (await api.get("/v1/reviews"))["reviews"]:
+    for review in (await api.get("/v1/reviews", limit=200))["reviews"]:
         if review["run_id"] not in order:
             continue
-        decided = (await api.get("/v1/reviews", status="all"))["reviews"]
+        decided = (await api.get("/v1/reviews", status="all", limit=200))["reviews"]
         earlier = [one for one in decided if one["status"] in {"approved", "rejected"} and one["run_id"] in order]
         decision = "reject" if len(earlier) % 2 else "approve"
         await api.post(

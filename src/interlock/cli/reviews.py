@@ -21,13 +21,16 @@ Note = Annotated[str, typer.Option(help="Why; goes on record.")]
 @group.command("list")
 def list_reviews(
     every: Annotated[bool, typer.Option("--all", help="Decided ones too.")] = False,
+    after: Annotated[str | None, typer.Option(help="The last review of the page before.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What waits for a decision, oldest first."""
 
     async def main() -> list[dict[str, Any]]:
         async with connect() as api:
-            return list((await api.get("/v1/reviews", status="all" if every else None))["reviews"])
+            wanted = "all" if every else None
+            return list((await api.get("/v1/reviews", status=wanted, after=after, limit=limit))["reviews"])
 
     found = asyncio.run(main())
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from interlock.audit.log import Entry
 from interlock.base.clock import Clock
@@ -14,25 +14,55 @@ from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 from interlock.workflows.events import ReviewDecided, event_to_json
+from interlock.workflows.facts import Facts
 
 _MAX_NOTE = 4000
+MAX_PAGE = 200
+
+
+class Answers(Protocol):
+    """Knows what tools can have given."""
+
+    async def facts(self, org_id: str, run_id: str, step: str, output: Any) -> Facts:
+        """The facts of a tool's output; raises ContractViolation if the tool cannot have given it."""
+        ...
 
 
 class ReviewQueue:
-    """Open and decided reviews of an organisation."""
+    """Open and decided reviews of an organisation.
 
-    def __init__(self, database: Database, committer: Committer, artifacts: Artifacts, clock: Clock) -> None:
+    Args:
+        answers: checks what a person says that a tool gave; without it that is taken as it is, and has no facts.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        committer: Committer,
+        artifacts: Artifacts,
+        clock: Clock,
+        *,
+        answers: Answers | None = None,
+    ) -> None:
+        self._answers = answers
         self._database = database
         self._committer = committer
         self._artifacts = artifacts
         self._clock = clock
 
     async def page(
-        self, principal: Principal, *, status: str | None = "open", run_id: str | None = None
+        self,
+        principal: Principal,
+        *,
+        status: str | None = "open",
+        run_id: str | None = None,
+        after: str | None = None,
+        limit: int = MAX_PAGE,
     ) -> list[dict[str, Any]]:
-        """Reviews, oldest first, with what the reviewer is to see."""
+        """Reviews, oldest first, with what the reviewer is to see; `after` is the last review of the page before."""
         principal.require("review.read")
-        rows = await self._database.rows("list_reviews", status, run_id, org=principal.org_id)
+        args = (status, run_id, after, max(1, min(limit, MAX_PAGE)))
+        rows = await self._database.rows("list_reviews", *args, org=principal.org_id)
         return [await self._with_values(principal, dict(row)) for row in rows]
 
     async def get(self, principal: Principal, review_id: str) -> dict[str, Any]:
@@ -60,6 +90,7 @@ class ReviewQueue:
 
         Raises:
             NotFound: no such review. Denied: this principal lacks its role. Conflict: it is not open any more.
+            ContractViolation: the tool cannot have given this output.
         """
         principal.require("review.decide")
         if len(note) > _MAX_NOTE:
@@ -74,11 +105,14 @@ class ReviewQueue:
         value = (
             output if review["purpose"] == "confirm" else {"approved": approved, "by": principal.user_id, "note": note}
         )
+        facts: Facts = {}
+        if review["purpose"] == "confirm" and approved and output is not None and self._answers is not None:
+            facts = await self._answers.facts(principal.org_id, review["run_id"], review["step"], output)
         # About the same people as what was shown, so it is erased with them.
         about: Labels = review["labels"]
         labels = Labels(Trust.USER, about.sensitivity, about.subjects, frozenset({"review"}))
         sealed = await self._artifacts.seal(principal.org_id, value, labels)
-        event = ReviewDecided(review["step"], now, approved, sealed.ref)
+        event = ReviewDecided(review["step"], now, approved, sealed.ref, facts)
         run_id = review["run_id"]
         entry = Entry(
             org_id=principal.org_id,

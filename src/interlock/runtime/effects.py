@@ -20,8 +20,9 @@ from interlock.store.commit import Committer
 from interlock.store.database import Database
 from interlock.workflows.spec import ToolStep
 
-# Seconds a sandbox may take to start: a tool's deadline counts from then, the ledger's row is older.
-_START_SECONDS = 1.0
+# Seconds a sandbox is given to start: a tool's deadline counts from then, the ledger's row is older. It takes 0.03 s; on a host in
+# distress it took more than one, and the probe came too early.
+_START_SECONDS = 3.0
 
 EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
 

@@ -15,6 +15,7 @@ from typing import Any
 from interlock.base.errors import InvalidSpec
 from interlock.base.settings import SETTINGS_FILE, Settings
 from interlock.gateway.catalog import parse_pin
+from interlock.identity.principal import ROLES
 from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
 from interlock.runtime.versions import Definition
 from interlock.sandbox.destinations import parse_authority
@@ -69,6 +70,7 @@ def read_project(directory: Path, settings: Settings) -> Project:
             tools={name: contract for name, (contract, _) in contracts.items()},
             models=settings.models,
             workflows=known,
+            roles=ROLES,
         )
         faults += [source.complaint(problem.path, problem.message) for problem in problems]
     if faults:

@@ -47,9 +47,11 @@ def check_workflow(
     tools: Mapping[str, ToolContract],
     models: Iterable[str],
     workflows: Mapping[str, Workflow] | None = None,
+    roles: Iterable[str] | None = None,
 ) -> list[Problem]:
-    """Every fault found, in the order of the file; empty means it can be deployed."""
-    return list(_Checker(workflow, prompts, tools, frozenset(models), workflows or {}).run())
+    """Every fault found, in the order of the file; empty means it can be deployed. `roles` are those that people can have."""
+    known = frozenset(roles) if roles is not None else None
+    return list(_Checker(workflow, prompts, tools, frozenset(models), workflows or {}, known).run())
 
 
 class _Checker:
@@ -60,7 +62,9 @@ class _Checker:
         tools: Mapping[str, ToolContract],
         models: frozenset[str],
         workflows: Mapping[str, Workflow],
+        roles: frozenset[str] | None = None,
     ) -> None:
+        self.roles = roles
         self.workflow = workflow
         self.prompts = prompts
         self.tools = dict(tools)
@@ -118,6 +122,9 @@ class _Checker:
                 yield from self._fallbacks(step, path)
             case ReviewStep():
                 yield from self.view.bindings(step.show, (*path, "show"))
+                if self.roles is not None and step.role not in self.roles:
+                    message = f'step "{step.id}": nobody can have role "{step.role}"; {listed(self.roles, "roles")}'
+                    yield Problem((*path, "role"), message)
             case WaitStep():
                 yield from self._wait(step, path)
             case ParallelStep():

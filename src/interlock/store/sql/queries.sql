@@ -124,7 +124,9 @@ select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id) whe
 
 -- name: list_reviews
 select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id)
-    where ($1::text is null or v.status = $1) and ($2::text is null or v.run_id = $2) order by v.created_at, v.review_id
+    where ($1::text is null or v.status = $1) and ($2::text is null or v.run_id = $2)
+        and ($3::text is null or (v.created_at, v.review_id) > (select p.created_at, p.review_id from reviews p where p.review_id = $3))
+    order by v.created_at, v.review_id limit $4
 
 -- name: get_letter
 select l.*, r.trace_id, r.workflow, r.version from dead_letters l join runs r using (run_id) where l.letter_id = $1
