@@ -8,7 +8,7 @@ import pytest
 
 from engines.conftest import Desk, OpenApp, faults
 from engines.harness import Bank, Observer
-from interlock.base.errors import FailureKind, SandboxError
+from interlock.base.errors import ContractViolation, FailureKind, SandboxError
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.sandbox.environment import Job, Result
 
@@ -86,9 +86,15 @@ async def test_promiseless_tool_is_never_repeated_unasked(
     again = await seen.review(run, "confirm")
     assert again != review
     assert strict.requests == 2
+    # What the tool cannot have given is refused, and changes nothing; what it can have given has facts.
+    for wrong in ({"refund_id": 7}, {}, "yes", [REFUND]):
+        with pytest.raises(ContractViolation, match="refund_blind"):
+            await desk.decide(again, "approve", wrong)
     await desk.decide(again, "approve", REFUND)
     assert await seen.finished(run) == ["succeeded"]
     assert strict.requests == 2
+    decided = [event for event in seen.journal(run) if event["type"] == "review_decided"]
+    assert [event["facts"] for event in decided] == [{}, {"amount": 5}]
 
 
 @faults("strict", "--drop-after-effect-every", "1")

@@ -155,9 +155,7 @@ async def test_the_second_decision_is_a_409(desk: Desk, open_app: OpenApp, seen:
     assert (bank.requests, bank.refunds) == (1, {"a": 1})
 
 
-async def test_a_decision_is_about_the_same_people(
-    desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank
-) -> None:
+async def test_a_decision_is_about_the_same_people(desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank) -> None:
     """What a person said about a customer's case is erased with the customer."""
     await open_app(start_worker=True)
     run = await desk.start("ask_pay", customer="cus-001")

@@ -74,6 +74,11 @@ def review(run: dict[str, Any], review_id: str, step: str = "approve") -> dict[s
     }
 
 
+def letter(run: dict[str, Any], letter_id: str, step: str) -> dict[str, Any]:
+    row = {"letter_id": letter_id, "org_id": run["org_id"], "run_id": run["run_id"], "step": step}
+    return {**row, "purpose": "step", "code": "failed", "reason": "it failed"}
+
+
 def signal(run: dict[str, Any], **event: Any) -> dict[str, Any]:
     return {"org_id": run["org_id"], "run_id": run["run_id"], "event": {"type": "test", **event}}
 

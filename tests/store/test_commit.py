@@ -21,12 +21,14 @@ from interlock.store.database import Database
 
 from .conftest import AUDIT_KEY
 from .rows import (
+    REF,
     artifact,
     claim,
     contents,
     effect,
     entry,
     journal,
+    letter,
     new_run,
     outbox,
     review,
@@ -132,6 +134,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
     org = tenants[0].org_id
     run, other = new_run(org), new_run(org)
     setup = Commit(org, new_runs=[run, other], new_reviews=[review(run, "old", "a"), review(run, "gone", "b")])
+    setup.new_letters = [letter(run, "old", "a"), letter(run, "gone", "b")]
     await committer.submit(setup)
     await committer.submit(Commit(org, new_signals=[signal(run)]))
     claimed = {row["run_id"]: row["fence"] for row in await database.rows("claim_runs", "me", 60.0, 10)}
@@ -145,6 +148,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             fence=(run["run_id"], fence),
             artifacts=[artifact(org, "x")],
             new_runs=[new_run(org, "run_new")],
+            new_vaults=[{"org_id": org, "run_id": run["run_id"], "vault": REF}],
             new_claims=[claim(run, 1)],
             journal=[journal(run, 1)],
             recorded=[journal(run, 2)],
@@ -154,7 +158,15 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             new_reviews=[review(run, "new", "c")],
             closed_reviews=[{"run_id": run["run_id"], "step": "a"}],
             decided_reviews=[{"review_id": "gone", "status": "rejected", "decided_by": "ada", "note": ""}],
+            results=[{"org_id": org, "key": "k", "output": REF}],
+            new_letters=[letter(run, "new", "c")],
+            closed_letters=[{"run_id": run["run_id"], "step": "a"}],
+            decided_letters=[
+                {"letter_id": "gone", "status": "discarded", "decided_by": "ada", "note": "", "new_run": None}
+            ],
             new_signals=[signal(run, kind="second")],
+            crashed=[{"run_id": run["run_id"], "parked": True}],
+            requeued=[{"run_id": run["run_id"]}],
             used_signals=[{"signal_id": signal_id[0]}],
             outbox=[outbox(org)],
             finished=[{"run_id": run["run_id"]}],
@@ -177,6 +189,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
     changed = {table for table in after if after[table] != before[table]}
     assert changed == {
         "artifacts", "runs", "queue", "journal", "effects", "reviews", "signals", "outbox", "audit", "audit_heads",
+        "run_vaults", "results", "dead_letters",
     }  # fmt: skip
 
 

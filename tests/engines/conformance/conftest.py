@@ -22,22 +22,22 @@ Played = Callable[[Scenario], Record]
 """What an engine made of a scenario; fails with the reason if it made nothing of it."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scenarios() -> list[Scenario]:
     return read_scenarios()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def conformance_project(tmp_path_factory: pytest.TempPathFactory, scenarios: list[Scenario]) -> Path:
     return write_project(tmp_path_factory.mktemp("conformance") / "project", scenarios)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def versions(conformance_project: Path) -> dict[str, Version]:
     return compile_versions(conformance_project)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def simulator(versions: dict[str, Version]) -> Played:
     return lambda scenario: Simulated(scenario, versions[scenario.workflow_name].program).play()
 
@@ -72,17 +72,17 @@ def _drive(request: pytest.FixtureRequest, **settings: Any) -> Played:
 
 
 def _selected(request: pytest.FixtureRequest, engine: str) -> list[Scenario]:
-    params = [item.callspec.params for item in request.session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec")]
-    found = [one["scenario"] for one in params if one.get("engine") == engine and "scenario" in one]
+    params = [getattr(item, "callspec", None) for item in request.session.items]
+    found = [one.params["scenario"] for one in params if one is not None and one.params.get("engine") == engine]
     return list({scenario.id: scenario for scenario in found}.values())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def postgres(request: pytest.FixtureRequest) -> Played:
     return _drive(request)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def temporal_engine(request: pytest.FixtureRequest) -> Played:
     server = TemporalServer()
     request.addfinalizer(server.close)

@@ -29,7 +29,7 @@ from .scenario import OUTCOMES, Entry, Record, Scenario, line, normalised, told_
 from .scripted import ScriptedKernel
 from .world import MODELS
 
-PATIENCE = 40.0
+PATIENCE = 60.0
 """Seconds without what a script waits for, until it gives up."""
 
 _LOOK_SECONDS = 0.01

@@ -162,7 +162,8 @@ def told_event(entry: Entry, now: float, seal: Callable[[Any], Ref]) -> Any:
     target, options = entry.target, entry.options
     match entry.verb:
         case "approve" | "reject":
-            return ev.ReviewDecided(str(target), now, entry.verb == "approve", seal(options.get("value")))
+            facts = options.get("facts", {})
+            return ev.ReviewDecided(str(target), now, entry.verb == "approve", seal(options.get("value")), facts)
         case "signal":
             facts = options.get("facts", {})
             return ev.SignalReceived(str(target), options["id"], now, seal({"signal": target, **facts}), facts)

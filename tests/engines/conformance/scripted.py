@@ -99,9 +99,7 @@ class ScriptedKernel:
 def _effect(work: Work, arguments: Sealed) -> Effect:
     assert isinstance(work.step, ToolStep)
     key = idempotency_key(work.run.run_id, work.effect_name, arguments.ref.digest)
-    return Effect(
-        work.run.run_id, work.effect_name, work.run.org_id, work.step.tool, key, work.attempt, arguments.ref
-    )
+    return Effect(work.run.run_id, work.effect_name, work.run.org_id, work.step.tool, key, work.attempt, arguments.ref)
 
 
 def _mutates(work: Work) -> bool:

@@ -35,6 +35,7 @@ class Simulated:
         self.events: list[Any] = []
         self.commands: list[ev.Command] = []
         self.works: list[str] = []
+        self.statuses = {self.state.status}
         self._under_way: dict[tuple[str, str], int] = {}
         self._told: Any = None
         self._people: dict[str, list[list[str]]] = {"reviews": [], "letters": []}
@@ -76,7 +77,10 @@ class Simulated:
         assert taken is not entry.ignored, f"{entry}: the machine {'took' if taken else 'ignored'} it: {self._where()}"
 
     def _outcome(self, entry: Entry) -> Any:
-        key = ("compensate" if entry.verb.startswith("undo") or entry.verb == "undone" else "perform", str(entry.target))
+        key = (
+            "compensate" if entry.verb.startswith("undo") or entry.verb == "undone" else "perform",
+            str(entry.target),
+        )
         assert key in self._under_way, f"{entry}: nobody does that: {self._where()}"
         attempt = self._under_way.pop(key)
         wanted = entry.options.get("attempt", attempt)
@@ -112,6 +116,7 @@ class Simulated:
             return False
         self.events.append(event)
         self.commands += commands
+        self.statuses.add(self.state.status)
         if isinstance(event, ev.ReviewDecided):
             self._settle("reviews", event.step, "approved" if event.approved else "rejected")
         for command in commands:
