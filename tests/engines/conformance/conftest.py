@@ -1,22 +1,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from engines.temporal.conftest import MASTER_KEY, TemporalServer
 from interlock.identity.principal import Principal
 from interlock.runtime.versions import Version
 
-from conftest import AUDIT_KEY, MASTER_KEY, ORG, Server
-from engines.temporal.conftest import TemporalServer
 from .driven import drive
 from .scenario import Record, Scenario, read_scenarios
 from .simulated import Simulated
 from .world import compile_versions, write_project
+
+ORG = "acme"
 
 Played = Callable[[Scenario], Record]
 """What an engine made of a scenario; fails with the reason if it made nothing of it."""
@@ -45,14 +46,14 @@ def simulator(versions: dict[str, Version]) -> Played:
 def _drive(request: pytest.FixtureRequest, **settings: Any) -> Played:
     """Plays all scenarios that this session tests on an engine, side by side, over a database of their own."""
     engine = settings.get("engine", "postgres")
-    server: Server = request.getfixturevalue("server")
+    server = request.getfixturevalue("server")
     project: Path = request.getfixturevalue("conformance_project")
     made: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
     data = made.mktemp(f"data-{engine}")
-    (data / "keys").mkdir(mode=0o700)
-    for name, key in (("master.key", MASTER_KEY), ("audit.key", AUDIT_KEY)):
-        (data / "keys" / name).write_bytes(key)
-        (data / "keys" / name).chmod(0o600)
+    key = data / "keys" / "master.key"
+    key.parent.mkdir(mode=0o700)
+    key.write_bytes(MASTER_KEY)  # the server's roles derive from it
+    key.chmod(0o600)
     url = server.create_database()
     request.addfinalizer(lambda: server.drop_database(url))
     with psycopg.connect(url, autocommit=True) as owner:
@@ -83,9 +84,15 @@ def postgres(request: pytest.FixtureRequest) -> Played:
 
 
 @pytest.fixture(scope="module")
-def temporal_engine(request: pytest.FixtureRequest) -> Played:
+def own_temporal_server() -> Iterator[TemporalServer]:
     server = TemporalServer()
-    request.addfinalizer(server.close)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def temporal_engine(request: pytest.FixtureRequest, own_temporal_server: TemporalServer) -> Played:
     # As for its own tests: this server cannot pin versions, and keeps a task for ever for the worker that had the run.
-    section = {"address": server.address, "task_queue": "conformance", "versioned": False, "cached_runs": 0}
+    address = own_temporal_server.address
+    section = {"address": address, "task_queue": "conformance", "versioned": False, "cached_runs": 0}
     return _drive(request, engine="temporal", temporal=section)

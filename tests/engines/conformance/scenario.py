@@ -112,11 +112,8 @@ class Record:
 
 def read_scenarios() -> list[Scenario]:
     """All of them, by file and place in it."""
-    found = []
-    for path in sorted(DIRECTORY.glob("*.yaml")):
-        for data in YAML(typ="safe").load(path):
-            found.append(_scenario(path.stem, data))
-    return found
+    files = sorted(DIRECTORY.glob("*.yaml"))
+    return [_scenario(path.stem, data) for path in files for data in YAML(typ="safe").load(path)]
 
 
 def _scenario(topic: str, data: dict[str, Any]) -> Scenario:

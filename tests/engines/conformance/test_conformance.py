@@ -20,6 +20,7 @@ from .simulated import Simulated
 
 FIXTURES = {"simulator": "simulator", "postgres": "postgres", "temporal": "temporal_engine"}
 SCENARIOS = read_scenarios()
+BY_ID = {scenario.id: scenario for scenario in SCENARIOS}
 
 # The first test on an engine waits for all of its scenarios, however busy the machine is.
 pytestmark = pytest.mark.timeout(900)
@@ -82,7 +83,7 @@ WRONG: dict[str, tuple[str, Change]] = {
 @pytest.mark.parametrize("engine", FIXTURES)
 @pytest.mark.parametrize(
     ("scenario", "change"),
-    [([one for one in SCENARIOS if one.id == name][0], change) for name, change in WRONG.values()],
+    [(BY_ID[name], change) for name, change in WRONG.values()],
     ids=WRONG.keys(),
 )
 def test_a_wrong_expectation_fails(
@@ -98,7 +99,7 @@ def test_a_wrong_expectation_fails(
 def test_what_a_scenario_does_not_spell_out_is_compared_too(
     field: str, simulator: Callable[[Scenario], Record]
 ) -> None:
-    scenario = next(one for one in SCENARIOS if one.id == "partial-budget_used_up")
+    scenario = BY_ID["partial-budget_used_up"]
     reference, record = simulator(scenario), simulator(scenario)
     if field == "events":
         record.events[-1]["spent"] = {**record.events[-1]["spent"], "usd": 0.02}
@@ -120,7 +121,7 @@ def test_what_a_scenario_does_not_spell_out_is_compared_too(
     ],
 )
 def test_a_script_that_does_not_fit_is_refused(name: str, line: dict[str, Any], versions: dict[str, Version]) -> None:
-    scenario = next(one for one in SCENARIOS if one.id == name)
+    scenario = BY_ID[name]
     wrong = replace(scenario, script=[Entry.read(line), *scenario.script])
     with pytest.raises(AssertionError):
         Simulated(wrong, versions[scenario.workflow_name].program).play()
@@ -153,5 +154,5 @@ def test_everything_is_covered(versions: dict[str, Version]) -> None:
 
 def test_scenarios_are_described_and_named_apart() -> None:
     assert len(SCENARIOS) >= 60
-    assert len({scenario.id for scenario in SCENARIOS}) == len(SCENARIOS)
+    assert len(BY_ID) == len(SCENARIOS)
     assert all(scenario.about.endswith(".") for scenario in SCENARIOS)

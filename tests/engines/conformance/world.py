@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engines.harness import PERMIT_ALL, write
 from interlock.base.settings import Settings
 from interlock.runtime.project import read_project
 from interlock.runtime.versions import Definition, Version
 
-from engines.harness import PERMIT_ALL, write
 from .scenario import Scenario
 
 _RESULT = {"type": "object", "properties": {"ok": {"type": "boolean"}, "n": {"type": "number"}}}
