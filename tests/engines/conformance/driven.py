@@ -25,7 +25,7 @@ from interlock.runtime.engine import Services
 from interlock.store.commit import Commit
 from interlock.workflows.events import event_to_json
 
-from .scenario import OUTCOMES, Entry, Record, Scenario, line, normalised, told_event
+from .scenario import OUTCOMES, TOLD_TYPES, Entry, Record, Scenario, line, normalised, told_event
 from .scripted import ScriptedKernel
 from .world import MODELS
 
@@ -84,7 +84,6 @@ class Run:
     def __init__(self, app: App, kernel: ScriptedKernel, seen: Observer, admin: Principal, scenario: Scenario) -> None:
         self._app, self._kernel, self._seen, self._admin = app, kernel, seen, admin
         self._scenario = scenario
-        self._told: dict[str, Any] = {}
         self._length = 0
         self.run_id = ""
 
@@ -152,34 +151,43 @@ class Run:
     # -- telling -------------------------------------------------------------------------------------------------
 
     async def _tell(self, entry: Entry) -> None:
-        """Through the door where there is one; else as a row of `signals`, which is what every door writes."""
-        app = self._app
-        if entry.verb == "cancel":
-            await app.runs.cancel(self._admin, self.run_id, str(entry.target))
-        elif entry.verb in {"approve", "reject"} and not entry.ignored:
-            rows = await self._seen.rows(
-                "select review_id from reviews where run_id = %s and step = %s and status = 'open'",
-                self.run_id,
-                entry.target,
-            )
-            assert rows, f"{entry}: no open review: {self._where()}"
-            decision: Any = entry.verb
-            await app.reviews.decide(self._admin, rows[0][0], decision, "", entry.options.get("value"))
-        elif entry.verb == "again":
-            await self._submit(self._told, [])
-        else:
-            await self._tell_directly(entry)
-            return
-        if entry.verb != "again":
-            self._told = self._seen.journals.get(self.run_id, [{}])[-1]
+        """Through its door; what no door lets through, because nobody waits for it any more, as a row of `signals`."""
+        app, admin, target = self._app, self._admin, str(entry.target)
+        match entry.verb:
+            case "cancel":
+                await app.runs.cancel(admin, self.run_id, target)
+            case _ if entry.verb == "again" or entry.ignored:
+                await self._tell_directly(entry)
+            case "approve" | "reject":
+                review = await self._open("reviews", "review_id", target)
+                await app.reviews.decide(admin, review, entry.verb, "", entry.options.get("value"))  # type: ignore[arg-type]
+            case "signal":
+                await app.inbox.signal(admin, self.run_id, target, entry.options.get("facts", {}), entry.options["id"])
+            case "pause":
+                await app.inbox.pause(admin, self.run_id, target)
+            case "resume":
+                await app.inbox.resume(admin, self.run_id)
+            case "requeue":
+                letter = await self._open("dead_letters", "letter_id", target)
+                await app.letters.requeue(admin, letter, "", entry.options.get("input"))
+            case _:
+                await app.letters.discard(admin, await self._open("dead_letters", "letter_id", target))
+
+    async def _open(self, table: str, key: str, step: str) -> str:
+        """The open review or letter of a step."""
+        query = f"select {key} from {table} where run_id = %s and step = %s and status = 'open'"
+        rows = await self._seen.rows(query, self.run_id, step)
+        assert len(rows) == 1, f"{len(rows)} open {table} of {step}: {self._where()}"
+        return str(rows[0][0])
 
     async def _tell_directly(self, entry: Entry) -> None:
-        artifacts: list[dict[str, Any]] = []
-        value = entry.options.get("input", entry.options.get("facts", {}))
-        sealed = await self._app.artifacts.seal(self._admin.org_id, value, Labels())
-        artifacts.append(sealed.row)
-        self._told = event_to_json(told_event(entry, self._app.clock.now(), lambda _: sealed.ref))
-        await self._submit(self._told, artifacts)
+        if entry.verb == "again":
+            journal = self._seen.journals[self.run_id]
+            await self._submit(next(event for event in reversed(journal) if event["type"] in TOLD_TYPES), [])
+            return
+        sealed = await self._app.artifacts.seal(self._admin.org_id, entry.options, Labels())
+        event = event_to_json(told_event(entry, self._app.clock.now(), lambda _: sealed.ref))
+        await self._submit(event, [sealed.row])
 
     async def _submit(self, event: dict[str, Any], artifacts: list[dict[str, Any]]) -> None:
         signal = {"org_id": self._admin.org_id, "run_id": self.run_id, "event": event}

@@ -23,6 +23,12 @@ OUTCOMES = {"succeed", "fail", "defer", "undone", "undo_fails"}
 TOLD = {"approve", "reject", "signal", "cancel", "pause", "resume", "requeue", "discard", "again"}
 """Verbs that tell the run something from outside."""
 
+TOLD_TYPES = {
+    *("review_decided", "signal_received", "cancel_requested", "pause_requested", "resume_requested"),
+    *("letter_requeued", "letter_discarded"),
+}
+"""Types of the events that tell the run something from outside."""
+
 VERBS = OUTCOMES | TOLD | {"timer", "expect"}
 _FIELDS = {"name", "about", "workflow", "workflows", "given", "before", "script", "journal", "status", "reason"}
 _FIELDS |= {"reviews", "letters", "effects", "output"}

@@ -16,7 +16,7 @@ from interlock.workflows.machine import advance
 from interlock.workflows.program import Program
 from interlock.workflows.state import RunState
 
-from .scenario import OUTCOMES, Entry, Record, Scenario, normalised, outcome_event, told_event
+from .scenario import OUTCOMES, TOLD_TYPES, Entry, Record, Scenario, normalised, outcome_event, told_event
 
 SHORT = 60.0
 """Seconds. A timer that is due sooner fires during the test; one that is due later does not."""
@@ -37,7 +37,6 @@ class Simulated:
         self.works: list[str] = []
         self.statuses = {self.state.status}
         self._under_way: dict[tuple[str, str], int] = {}
-        self._told: Any = None
         self._people: dict[str, list[list[str]]] = {"reviews": [], "letters": []}
 
     def play(self) -> Record:
@@ -88,9 +87,9 @@ class Simulated:
         return outcome_event(entry, attempt, self.now, _ref())
 
     def _telling(self, entry: Entry) -> Any:
-        if entry.verb != "again":
-            self._told = told_event(entry, self.now, lambda _: _ref())
-        return self._told
+        if entry.verb == "again":
+            return next(event for event in reversed(self.events) if event.type in TOLD_TYPES)
+        return told_event(entry, self.now, lambda _: _ref())
 
     def _fire(self, key: str) -> None:
         timers = self.state.timers
@@ -117,8 +116,11 @@ class Simulated:
         self.events.append(event)
         self.commands += commands
         self.statuses.add(self.state.status)
-        if isinstance(event, ev.ReviewDecided):
-            self._settle("reviews", event.step, "approved" if event.approved else "rejected")
+        match event:  # the door moves these rows together with what it tells the run
+            case ev.ReviewDecided():
+                self._settle("reviews", event.step, "approved" if event.approved else "rejected")
+            case ev.LetterRequeued() | ev.LetterDiscarded():
+                self._settle("letters", event.step, event.type.removeprefix("letter_"))
         for command in commands:
             self._carry_out(command)
         return True
