@@ -273,6 +273,50 @@ async def test_an_erased_person_leaves_only_the_decision(deploy: Deploy, seen: O
     assert letter(seen, again)[0] == "open"
 
 
+async def test_an_edited_effect_is_what_the_ledger_says_it_is(deploy: Deploy, seen: Observer, bank: Bank) -> None:
+    """A person corrects the amount: key and input in the ledger are the corrected call's, and so is what is undone."""
+    refuse = """
+
+
+from interlock_tool import Fail
+
+asked = run
+
+
+def run(context, **given):
+    if given["amount"] == 5:
+        raise Fail("too much")
+    return asked(context=context, **given)
+"""
+    desk = await deploy(
+        {
+            **refund_tool("refund_limited", "bank", "honours_idempotency", "compensate", code=refuse),
+            **workflow(
+                "w",
+                pay("pay", "refund_limited", "bank"),
+                "- {id: sure, kind: review, title: Sure?}\n",
+                allow="refund_limited",
+                extra="on_failure: hold\n",
+            ),
+        }
+    )
+    run = await desk.start("w")
+    letter_id = await letter_of(seen, run)
+    query = "select idempotency_key, input from effects where run_id = %s"
+    before = seen.rows(query, run)[0]
+    shown = await desk.app.letters.get(desk.admin, letter_id)
+    await desk.app.letters.requeue(desk.admin, letter_id, "", {**shown["input"], "amount": 4})
+    review = await seen.review(run)
+    after = seen.rows(query, run)[0]
+    assert before[0] != after[0]
+    assert before[1]["digest"] != after[1]["digest"]
+    assert [row["amount"] for row in bank.rows("refunds")] in ([4], [4.0], ["4"])
+    await desk.decide(review, "reject")
+    assert await seen.finished(run) == ["failed"]
+    assert len(bank.reversed_tickets) == 1
+    assert seen.effect(run) == "compensated"
+
+
 # -- the whole run again -----------------------------------------------------------------------------------------
 
 

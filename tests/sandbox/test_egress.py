@@ -7,12 +7,14 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from interlock.base.clock import since_boot
 from interlock.sandbox import egress as egress_module
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.sandbox.destinations import Allowlist, Destination, Refused
@@ -375,3 +377,54 @@ async def test_a_closed_port_is_a_bad_gateway(tmp_path: Path) -> None:
 def test_the_list_takes_pairs_only(entry: str) -> None:
     with pytest.raises(ValueError, match=r"host:port|no port"):
         Allowlist([entry])
+
+
+# -- the deadline of a call ----------------------------------------------------------------------------------------
+
+
+async def test_nothing_goes_out_after_the_deadline(tmp_path: Path, far: _Far) -> None:
+    """As when this process is woken up late, with the tool's request waiting at the proxy."""
+    late = EgressProxy("probe", (f"127.0.0.1:{far.port}",))
+    late.until = since_boot() - 0.001
+    await late.start(tmp_path / "s")
+    head = f"POST http://127.0.0.1:{far.port}/ HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"
+    answer = await ask(tmp_path / "s", head.encode())
+    await late.close()
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert far.requests == []
+
+
+async def test_a_tunnel_is_cut_at_the_deadline(tmp_path: Path) -> None:
+    received = bytearray()
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                received.extend(data)
+                writer.write(data)
+        ended.set()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        proxy = EgressProxy("probe", (f"127.0.0.1:{port}",))
+        await proxy.start(tmp_path / "s")
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+        writer.write(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\nearly".encode())
+        await reader.readuntil(b"early")
+        proxy.until = since_boot()
+        writer.write(b"late")
+        async with asyncio.timeout(15):
+            await ended.wait()
+        writer.close()
+        await proxy.close()
+    assert received == b"early"
+
+
+async def test_a_job_that_comes_too_late_is_not_begun(sandbox: BubblewrapSandbox, make_job: MakeJob, far: _Far) -> None:
+    granted = f"127.0.0.1:{far.port}"
+    job = make_job(FETCH, {"url": f"http://{granted}/"}, egress=(granted,))
+    result = await sandbox.run(replace(job, until=since_boot() - 1))
+    assert result.ending == "timeout"
+    assert far.requests == []

@@ -5,6 +5,14 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+# Goes on while the machine sleeps, where there is such a clock: what others wait for does, too.
+_SINCE_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def since_boot() -> float:
+    """Seconds on a clock that never steps and does not stop while this process, or the machine, is stopped."""
+    return time.clock_gettime(_SINCE_BOOT)
+
 
 class Clock(Protocol):
     """`now` is seconds since the Unix epoch and may step; `monotonic` is for measuring durations."""

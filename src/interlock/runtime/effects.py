@@ -13,16 +13,19 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from interlock.base.clock import since_boot
 from interlock.base.refs import Ref
 from interlock.runtime.work import Work
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database
+from interlock.workflows.contracts import ToolContract
 from interlock.workflows.spec import ToolStep
 
-# Seconds a sandbox is given to start: a tool's deadline counts from then, the ledger's row is older. It takes 0.03 s; on a host in
-# distress it took more than one, and the probe came too early.
-_START_SECONDS = 3.0
+# Seconds a sandbox is given to start, on top of the tool's own: it takes 0.03 s, on a host in distress more than one.
+_START_SECONDS = 2.0
+# Seconds that a request may be on its way to the tool's far side.
+_FLIGHT_SECONDS = 1.0
 
 EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
 
@@ -80,7 +83,7 @@ class EffectLedger:
         if status == "executing" and row["attempt"] == work.attempt and isinstance(work.step, ToolStep):
             contract = work.run.version.tools[work.step.tool].contract
             if not contract.honours_idempotency:
-                await asyncio.sleep(max(0.0, contract.timeout + _START_SECONDS - row["age"]))
+                await asyncio.sleep(max(0.0, contract.timeout + _START_SECONDS + _FLIGHT_SECONDS - row["age"]))
         return status
 
     async def intend(self, work: Work, effect: Effect, arguments: Sealed) -> None:
@@ -103,3 +106,11 @@ class EffectLedger:
         commit = work.run.commit()
         commit.effects.append(effect.row("executing"))
         await self._committer.submit(commit)
+
+
+def call_ends(contract: ToolContract) -> float:
+    """The moment (`since_boot`) after which a call that is about to be marked as executing sends nothing any more.
+
+    Taken before the mark, so that whoever reads the mark and waits as `status` does cannot be overtaken by the call.
+    """
+    return since_boot() + contract.timeout + _START_SECONDS

@@ -196,21 +196,26 @@ class ToolExecutor:
         result = await self._call(work, "run", prepared.payload, key=None)
         return result.output
 
-    async def execute(self, work: Work, prepared: Prepared, *, key: str | None = None, plan: Any = None) -> Done:
+    async def execute(
+        self, work: Work, prepared: Prepared, *, key: str | None = None, plan: Any = None, until: float | None = None
+    ) -> Done:
         """The call. With an explicit commit it is `commit` with the plan; else `run` with the arguments."""
         step = work.step
         assert isinstance(step, ToolStep)
         if work.run.version.tools[step.tool].contract.commit:
-            result = await self._call(work, "commit", {"plan": plan}, key=key)
+            result = await self._call(work, "commit", {"plan": plan}, key=key, until=until)
         else:
-            result = await self._call(work, "run", prepared.payload, key=key)
+            result = await self._call(work, "run", prepared.payload, key=key, until=until)
         return self._done(work, prepared, result.output, result.start_seconds)
 
-    async def _call(self, work: Work, function: Function, arguments: Any, *, key: str | None) -> Result:
+    async def _call(
+        self, work: Work, function: Function, arguments: Any, *, key: str | None, until: float | None = None
+    ) -> Result:
         step, version = work.step, work.run.version
         assert isinstance(step, ToolStep)
         tool, allowed = version.tools[step.tool], frozenset(version.workflow.allow)
-        result = await self._tools.call(tool, function, arguments, context=_context(work, key), allowed=allowed)
+        context = _context(work, key)
+        result = await self._tools.call(tool, function, arguments, context=context, allowed=allowed, until=until)
         if result.ending != "ok":
             raise error_of(tool.contract, result)
         return result

@@ -21,7 +21,7 @@ from interlock.budget.ledger import Spending
 from interlock.budget.quotas import CallQuotas
 from interlock.guard.injection import scan
 from interlock.health.gate import Health
-from interlock.runtime.effects import Effect, EffectLedger, idempotency_key
+from interlock.runtime.effects import Effect, EffectLedger, call_ends, idempotency_key
 from interlock.runtime.executors import ModelExecutor, Prepared, ToolExecutor
 from interlock.runtime.lookups import Lookups
 from interlock.runtime.passage import Passage, entry_of, failure_of, is_found, mutates, target_of, tokens
@@ -210,11 +210,13 @@ class Kernel:
     async def _hand_over(self, passage: Passage, prepared: Prepared, effect: Effect) -> Any:
         """The call of a mutating tool, ready to be made: planned, and on record that it is being made."""
         work, plan = passage.work, None
-        if work.run.version.tools[effect.tool].contract.commit:
+        contract = work.run.version.tools[effect.tool].contract
+        if contract.commit:
             plan = await self._health.watch(passage.admission, self._tools.plan(work, prepared))
+        until = call_ends(contract)
         await self._effects.executing(work, effect)
         passage.handed_over = True
-        return self._tools.execute(work, prepared, key=effect.idempotency_key, plan=plan)
+        return self._tools.execute(work, prepared, key=effect.idempotency_key, plan=plan, until=until)
 
     # -- settle ------------------------------------------------------------------------------------------------
 

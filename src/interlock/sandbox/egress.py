@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from interlock.base.clock import since_boot
 from interlock.sandbox.destinations import Allowlist, Destination, Refused, parse_authority
 
 OnEvent = Callable[[str, str, int, bool], None]
@@ -35,7 +36,7 @@ _NOT_FORWARDED = frozenset(
     "connection proxy-connection keep-alive proxy-authorization te trailer upgrade host".split()  # noqa: SIM905
 )
 _REASONS = {400: "Bad Request", 403: "Forbidden", 411: "Length Required", 431: "Request Header Fields Too Large"}
-_REASONS |= {500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable"}
+_REASONS |= {500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +67,10 @@ class EgressProxy:
         egress: the `host:port` pairs.
         on_event: see `OnEvent`; an exception from it refuses the connection.
 
+    Attributes:
+        until: nothing goes out after this moment of `base.clock.since_boot`. Looked at before every byte, because this
+            process may be stopped at any point and woken up when somebody else has taken over.
+
     Raises:
         ValueError: an entry is not `host:port`.
     """
@@ -74,6 +79,7 @@ class EgressProxy:
         self._tool = tool
         self._allowlist = Allowlist(egress)
         self._on_event = on_event
+        self.until: float | None = None
         self._server: asyncio.Server | None = None
         self._serving: set[asyncio.Task[None]] = set()
 
@@ -117,7 +123,7 @@ class EgressProxy:
         far_reader, far_writer = await self._connect(destination)
         try:
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            await _Relay().both(reader, writer, far_reader, far_writer)
+            await _Relay(self._in_time).both(reader, writer, far_reader, far_writer)
         finally:
             far_writer.close()
 
@@ -129,9 +135,11 @@ class EgressProxy:
         length = _content_length(request)
         far_reader, far_writer = await self._connect(destination)
         try:
+            if not self._in_time():
+                raise _Answer(504, "the call's deadline has passed")
             far_writer.write(_forwarded_head(request, target["path"] or "/", destination))
             # Exactly the announced body goes out: what follows would be a second request that nobody checked.
-            await _Relay().request(reader, writer, far_reader, far_writer, length)
+            await _Relay(self._in_time).request(reader, writer, far_reader, far_writer, length)
         finally:
             far_writer.close()
         await _linger(reader, writer)
@@ -151,6 +159,9 @@ class EgressProxy:
                     return await asyncio.open_connection(address, destination.port)
         raise _Answer(502, f"{destination} does not accept connections")
 
+    def _in_time(self) -> bool:
+        return self.until is None or since_boot() < self.until
+
     def _report(self, destination: Destination, *, allowed: bool) -> None:
         if self._on_event is None:
             return
@@ -162,9 +173,10 @@ class EgressProxy:
 
 
 class _Relay:
-    """Carries bytes until both sides are done, or nothing moves for `_IDLE_TIMEOUT`."""
+    """Carries bytes until both sides are done, or nothing moves for `_IDLE_TIMEOUT`, or it is too late."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_time: Callable[[], bool]) -> None:
+        self._in_time = in_time
         self._loop = asyncio.get_running_loop()
         self._moved = self._loop.time()
 
@@ -205,6 +217,9 @@ class _Relay:
                 if not data:
                     break
                 length = None if length is None else length - len(data)
+                if not self._in_time():
+                    writer.transport.abort()  # half a request: the far side must not take it for a whole one
+                    return
                 writer.write(data)
                 await writer.drain()
             if length is None:

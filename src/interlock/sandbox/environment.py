@@ -42,6 +42,8 @@ class Job:
         allowed_tools: the workflow's allowlist; a back end refuses a job whose tool is not in it.
         egress: `host:port` pairs the tool may reach; empty means no network at all.
         limits: see `Limits`.
+        until: nothing of it leaves this machine after this moment of `base.clock.since_boot`, however late the job begins or
+            this process is woken up; None does not say. Who takes over waits for it, and then may ask what happened.
     """
 
     bundle: Path
@@ -52,6 +54,7 @@ class Job:
     allowed_tools: frozenset[str]
     egress: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    until: float | None = None
 
 
 Ending = Literal["ok", "raised", "crashed", "timeout", "out_of_memory", "garbage", "too_large"]

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from interlock.base.clock import since_boot
 from interlock.base.errors import FailureKind, SandboxError
 from interlock.sandbox import seccomp
 from interlock.sandbox.answer import ENVELOPE_BYTES, Measured, describe_exit, ended, read_answer
@@ -86,7 +87,9 @@ class Instance:
         line: bytes | None = None
         timed_out = False
         try:
-            async with asyncio.timeout(job.limits.timeout):
+            async with asyncio.timeout(_patience(job)):
+                if self._egress is not None:
+                    self._egress.until = job.until
                 await self._hand_over(job)
                 await self._expect("started")
                 line = await self._read_line(job.limits.output_bytes + ENVELOPE_BYTES)
@@ -306,3 +309,10 @@ def _parent_of(pid: int) -> int:
 def _map_users(pid: int) -> None:
     for name in ("uid_map", "gid_map"):
         Path(f"/proc/{pid}/{name}").write_text(ROOT_MAP)
+
+
+def _patience(job: Job) -> float:
+    """Seconds the job may take."""
+    if job.until is None:
+        return job.limits.timeout
+    return max(0.0, min(job.limits.timeout, job.until - since_boot()))

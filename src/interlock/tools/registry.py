@@ -47,8 +47,9 @@ class Tools:
         *,
         context: Mapping[str, Any],
         allowed: frozenset[str],
+        until: float | None = None,
     ) -> Result:
-        """One call in a fresh sandbox.
+        """One call in a fresh sandbox; nothing of it goes out after `until` (see `Job`).
 
         Raises:
             Denied: the tool is not in the workflow's allowlist.
@@ -65,6 +66,7 @@ class Tools:
             context=context,
             allowed_tools=allowed,
             egress=tuple(contract.egress),
+            until=until,
             limits=Limits(
                 timeout=contract.timeout,
                 cpu_seconds=contract.limits.cpu_seconds,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from functools import partial
 from typing import Any
 
+from interlock.base.clock import since_boot
 from interlock.base.errors import InterlockError, LeaseLost, Unavailable
 from interlock.base.ids import new_id
 from interlock.engines.postgres.driver import RunDriver
@@ -22,8 +22,6 @@ CHANNEL = "interlock_queue"
 MAX_CRASHES = 5
 """Drives of a run that may break off by an error of ours before a person has to look at it."""
 _POLL_SECONDS = 1.0  # the net under LISTEN/NOTIFY, and how late a timer may fire
-# Goes on while the machine sleeps, where there is such a clock; a lease does, too.
-_LEASE_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class PostgresEngine:
@@ -151,10 +149,10 @@ class PostgresEngine:
         reaching a tool a second time. A database that is away is no such case: then nobody else can take the runs either.
         """
         while True:
-            before = time.clock_gettime(_LEASE_CLOCK)
+            before = since_boot()
             await asyncio.sleep(self._lease / 10)
             # Renewed every third of a lease, so at least two thirds were left when the pause began.
-            if time.clock_gettime(_LEASE_CLOCK) - before > self._lease / 2:
+            if since_boot() - before > self._lease / 2:
                 for run_id, (_, task) in self._drivers.items():
                     message = "this process was stopped for so long that the lease may be gone"
                     log(names.LOG_RUN_ABANDONED, message, level="warning", run_id=run_id, reason=LeaseLost.code)

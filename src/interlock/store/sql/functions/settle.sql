@@ -123,6 +123,9 @@ begin
             from jsonb_to_recordset(batch -> 'effects') as e(run_id text, step text, org_id text, tool text,
                 idempotency_key text, status text, attempt integer, input jsonb, output jsonb)
             on conflict (run_id, step) do update set status = excluded.status, attempt = excluded.attempt,
+                -- Intended anew, it may be with other arguments: a person edited them.
+                idempotency_key = case when excluded.status = 'intended' then excluded.idempotency_key else effects.idempotency_key end,
+                input = case when excluded.status = 'intended' then excluded.input else effects.input end,
                 output = coalesce(excluded.output, effects.output), updated_at = now();
     end if;
 
