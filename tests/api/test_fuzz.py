@@ -103,15 +103,16 @@ async def ask(client: httpx.AsyncClient, request: dict[str, Any]) -> httpx.Respo
 async def test_no_request_makes_the_server_fail(working: Served) -> None:
     run_id, over = await working.start("waits"), await working.start("over")
     review = await working.review(run_id)
-    await working.finish(over)
+    rejected = await working.finish(over, "reject")  # what failed is in the dead-letter queue
     spare = (await working.app.authenticator.issue("acme", "spare", frozenset({"viewer"}))).split("_")[1]
     ids = {"run_id": [run_id, over], "review_id": [review], "key_id": [spare]}
+    ids |= {"letter_id": rejected["letters"], "name": ["go", "ask"], "workflow": ["ask", "listen"]}
     document = working.server._server.config.app.openapi()
     client = await working.client()
     seen: dict[int, int] = {}
     loop = asyncio.get_running_loop()
 
-    @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=160, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(requests(document, ids))
     def fuzz(request: dict[str, Any]) -> None:
         response = asyncio.run_coroutine_threadsafe(ask(client, request), loop).result(PATIENCE)

@@ -33,6 +33,7 @@ from interlock.workflows.spec import (
     Workflow,
 )
 from interlock.workflows.visibility import Path, Problem, Seen, View, listed, schema_problems
+from interlock.workflows.walk import reaches, siblings
 
 __all__ = ["Problem", "check_workflow"]
 
@@ -272,7 +273,7 @@ class _Checker:
 
     def _loop(self, step: LoopStep, path: Path) -> Iterator[Problem]:
         outer = self.view
-        self.view = replace(outer, last=frozenset(_ids(step.steps)))
+        self.view = replace(outer, last=frozenset(one.id for one in siblings(step.steps)))
         yield from self._steps(step.steps, (*path, "steps"))
         yield from self.view.condition(step.id, step.until, (*path, "until"))
         self.view = replace(outer, before=self.view.before)  # what follows reads the last round
@@ -287,7 +288,7 @@ class _Checker:
             )
             yield Problem(place, message)
             return
-        if _reaches(child, self.workflow.name, self.workflows):
+        if reaches(child, self.workflow.name, self.workflows):
             yield Problem(
                 place, f'step "{step.id}": workflow "{step.workflow}" leads back here; a workflow cannot contain itself'
             )
@@ -360,46 +361,3 @@ class _Checker:
 
 def _object(**properties: JsonSchema) -> JsonSchema:
     return {"type": "object", "properties": properties, "additionalProperties": False}
-
-
-def _ids(steps: Iterable[Step]) -> Iterator[str]:
-    """Ids of steps and of those in their branches, which share their name space."""
-    for step in steps:
-        yield step.id
-        if isinstance(step, ParallelStep):
-            for part in step.branches.values():
-                yield from _ids(part)
-        elif isinstance(step, BranchStep):
-            for case in step.cases:
-                yield from _ids(case.steps)
-            yield from _ids(step.otherwise)
-
-
-def subworkflows_of(steps: Iterable[Step]) -> Iterator[str]:
-    """Names of the workflows that steps, and the steps inside them, contain."""
-    for step in steps:
-        match step:
-            case SubworkflowStep():
-                yield step.workflow
-            case ParallelStep():
-                for part in step.branches.values():
-                    yield from subworkflows_of(part)
-            case BranchStep():
-                for part in [*(case.steps for case in step.cases), step.otherwise]:
-                    yield from subworkflows_of(part)
-            case MapStep() | LoopStep():
-                yield from subworkflows_of(step.steps)
-            case _:
-                pass
-
-
-def _reaches(workflow: Workflow, target: str, known: Mapping[str, Workflow]) -> bool:
-    ahead, been = [workflow.name], set()
-    while ahead:
-        name = ahead.pop()
-        if name == target:
-            return True
-        if name not in been and name in known:
-            been.add(name)
-            ahead += subworkflows_of(known[name].steps)
-    return False

@@ -29,6 +29,7 @@ from interlock.workflows.spec import (
     ToolStep,
     Workflow,
 )
+from interlock.workflows.walk import branches_of
 
 TURN, CALL = "turn", "call"
 _NUMBER = re.compile(r"#\d+")
@@ -234,16 +235,11 @@ class _Compiler:
 
     def _inside(self, step: Step, path: str, space: str, home: str) -> None:
         match step:
-            case ParallelStep():
-                parts = list(step.branches.values())
+            case ParallelStep() | BranchStep():
+                if isinstance(step, BranchStep):
+                    self.texts[path] = tuple((case.when, home) for case in step.cases)
                 self.scopes[path] = tuple(
-                    self.add(part, owner=path, body=False, space=space, home=home) for part in parts
-                )
-            case BranchStep():
-                parts = [case.steps for case in step.cases] + [step.otherwise]
-                self.texts[path] = tuple((case.when, home) for case in step.cases)
-                self.scopes[path] = tuple(
-                    self.add(part, owner=path, body=False, space=space, home=home) for part in parts
+                    self.add(part, owner=path, body=False, space=space, home=home) for part in branches_of(step)
                 )
             case MapStep() | LoopStep():
                 if isinstance(step, LoopStep):

@@ -1,0 +1,47 @@
+"""Walking through a definition: the steps inside steps, and the workflows inside workflows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from interlock.workflows.spec import BranchStep, LoopStep, MapStep, ParallelStep, Step, SubworkflowStep, Workflow
+
+
+def branches_of(step: Step) -> list[list[Step]]:
+    """The sequences inside a step that share its siblings' names."""
+    match step:
+        case ParallelStep():
+            return list(step.branches.values())
+        case BranchStep():
+            return [*(case.steps for case in step.cases), step.otherwise]
+        case _:
+            return []
+
+
+def siblings(steps: Iterable[Step]) -> Iterator[Step]:
+    """Steps and those in their branches: everything of one name space."""
+    for step in steps:
+        yield step
+        for part in branches_of(step):
+            yield from siblings(part)
+
+
+def every(steps: Iterable[Step]) -> Iterator[Step]:
+    """Steps and all steps inside them, bodies of maps and loops included."""
+    for step in siblings(steps):
+        yield step
+        if isinstance(step, MapStep | LoopStep):
+            yield from every(step.steps)
+
+
+def reaches(workflow: Workflow, target: str, known: Mapping[str, Workflow]) -> bool:
+    """Whether a workflow is, or contains at any depth, the one called `target`."""
+    ahead, been = [workflow.name], set()
+    while ahead:
+        name = ahead.pop()
+        if name == target:
+            return True
+        if name not in been and name in known:
+            been.add(name)
+            ahead += [step.workflow for step in every(known[name].steps) if isinstance(step, SubworkflowStep)]
+    return False
