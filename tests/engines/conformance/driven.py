@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from structlog.testing import capture_logs
 
 from interlock.app import App
 from interlock.base.labels import Labels
@@ -232,18 +233,26 @@ async def drive(
             await run.prepare()
         engine = app._engine(_services(app, kernel))
         watching = asyncio.create_task(seen.watch())
-        await engine.start()
-        try:
-            played = await asyncio.gather(*(run.play() for run in runs.values()), return_exceptions=True)
-        finally:
-            kernel.give_up()
-            await engine.drain()
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+        # Caught, because printing one run's error with all it knew would keep the others waiting.
+        with capture_logs() as logs:
+            await engine.start()
+            try:
+                played = await asyncio.gather(*(run.play() for run in runs.values()), return_exceptions=True)
+            finally:
+                kernel.give_up()
+                await engine.drain()
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
     return {
-        name: "".join(traceback.format_exception(one)) if isinstance(one, BaseException) else one
+        name: _why(one, runs[name].run_id, logs) if isinstance(one, BaseException) else one
         for name, one in zip(runs, played, strict=True)
     }
+
+
+def _why(error: BaseException, run_id: str, logs: list[Any]) -> str:
+    """Why there is no record, with what the engine said about the run."""
+    said = [str(one.get("message")) for one in logs if one["log_level"] == "error" and one.get("run_id") == run_id]
+    return "\n".join([*traceback.format_exception(error), *said[-3:]])
 
 
 def _services(app: App, kernel: Any) -> Services:
