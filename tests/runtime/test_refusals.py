@@ -236,7 +236,7 @@ async def test_an_answer_that_breaks_the_contract(deploy: Deploy, project: Path,
 
     review = await seen.review(mutating, "confirm")
     assert (bank.requests, bank.refunds) == (1, {"a": 1})
-    await desk.decide(review, "approve", {"refund_id": "ref-1"})
+    await desk.decide(review, "approve", {"refund_id": "ref-1", "amount": 5, "currency": "EUR"})
     assert await seen.finished(mutating) == ["succeeded"]
     assert "MARKER" not in seen.everywhere()
 

@@ -15,8 +15,8 @@ from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, Provider, Usage
 from interlock.gateway.structured import complete_structured
 from interlock.policy.decision import Question
-from interlock.runtime.binding import bind
-from interlock.runtime.conversation import asked_for, conversation
+from interlock.runtime.arguments import arguments_of
+from interlock.runtime.conversation import conversation
 from interlock.runtime.work import Work
 from interlock.sandbox.environment import Result
 from interlock.telemetry import names
@@ -92,9 +92,9 @@ class ModelExecutor:
         step = work.step
         assert isinstance(step, ModelStep)
         version, agent = work.run.version, work.node.agent
-        bound = await bind(work.run, step.values, work.state, work.name, now=self._clock.now())
-        values, labels = await _overridden(work, bound.value, bound.labels)
-        turns = version.prompts[step.prompt].render(values)
+        bound = await arguments_of(work, now=self._clock.now())
+        labels = bound.labels
+        turns = version.prompts[step.prompt].render(bound.value)
         if agent is not None:
             spoken, heard = await conversation(work, agent)
             turns, labels = [*turns, *spoken], labels.join(heard)
@@ -174,22 +174,12 @@ class ToolExecutor:
         tool = version.tools.get(step.tool)
         if tool is None:
             raise IntegrityError(f'version {version.version} has no tool "{step.tool}"; deploy the workflow again')
-        stale: list[str] = []
-        if work.node.agent is not None:
-            arguments, labels = await asked_for(work)
-        else:
-            bound = await bind(work.run, step.input, work.state, work.name, now=None if undo else self._clock.now())
-            arguments, labels, stale = bound.value, bound.labels, bound.stale
-        arguments, labels = await _overridden(work, arguments, labels)
-        arguments = {
-            name: value
-            for name, value in arguments.items()
-            if value is not None or name in _required(tool.contract.input)
-        }
+        bound = await arguments_of(work, now=None if undo else self._clock.now())
+        arguments, labels = bound.value, bound.labels
         check_value(version.tool_input_validators[step.tool], arguments, what=f'tool "{step.tool}": arguments')
         attributes = {"effect": tool.contract.effect, "scopes": sorted(tool.contract.scopes)}
         question = _question(work, "call_tool", step.tool, attributes, labels)
-        return Prepared(question, arguments, labels, stale=tuple(stale))
+        return Prepared(question, arguments, labels, stale=tuple(bound.stale))
 
     async def plan(self, work: Work, prepared: Prepared) -> Any:
         """What a tool with an explicit commit means to do: its `run`, which changes nothing."""
@@ -296,14 +286,6 @@ def _context(work: Work, key: str | None) -> dict[str, Any]:
     return context
 
 
-async def _overridden(work: Work, arguments: Any, labels: Labels) -> tuple[Any, Labels]:
-    """What a person put in the place of the arguments when requeueing a dead letter, if anybody did."""
-    override = work.here.override
-    if override is None:
-        return arguments, labels
-    return await work.run.value(override), labels.join(override.labels)
-
-
 def _age(contract: ToolContract, output: Any, now: float) -> float:
     """When the answer was true, seconds since the epoch: as the tool says, else now."""
     said = output.get(contract.as_of) if contract.as_of is not None and isinstance(output, dict) else None
@@ -316,7 +298,3 @@ def _age(contract: ToolContract, output: Any, now: float) -> float:
     if isinstance(said, int | float) and not isinstance(said, bool):
         return float(said)
     return now if contract.as_of is None else 0.0
-
-
-def _required(schema: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(schema.get("required", ()))

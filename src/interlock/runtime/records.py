@@ -10,9 +10,10 @@ from interlock.base.errors import Erased
 from interlock.base.ids import new_id
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
+from interlock.runtime.arguments import arguments_of
 from interlock.runtime.binding import bind
 from interlock.runtime.effects import Effect
-from interlock.runtime.work import Outcome, Run, effect_name
+from interlock.runtime.work import Outcome, Run, Work, effect_name
 from interlock.store.commit import Commit
 from interlock.store.database import Row
 from interlock.telemetry import names
@@ -89,7 +90,7 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
     if command.purpose == "confirm":
         assert isinstance(step, ToolStep)
         title = f'Did "{step.tool}" do its work? It was cut off in the middle; look it up where it acts.'
-        shown, labels = await _bound(run, step.input, state, name)
+        shown, labels = await _given(Work(run, name, step, here.attempt, state))
         role = "reviewer"
     else:
         assert isinstance(step, ReviewStep)
@@ -182,6 +183,15 @@ async def _bound(run: Run, tree: Any, state: RunState, near: str | None) -> tupl
     try:
         bound = await bind(run, tree, state, near, lenient=True)
         return bound.value, bound.labels
+    except Erased:
+        return {}, Labels()
+
+
+async def _given(work: Work) -> tuple[Any, Labels]:
+    """What the call in question was made with, in the same way."""
+    try:
+        given = await arguments_of(work, lenient=True)
+        return given.value, given.labels
     except Erased:
         return {}, Labels()
 

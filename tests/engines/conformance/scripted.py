@@ -50,7 +50,8 @@ class ScriptedKernel:
     def give_up(self) -> None:
         """Nobody will answer any more: engines let go of what is under way."""
         for _, answer in self._answers.values():
-            answer.set_exception(LeaseLost("the scenario is over"))
+            if not answer.done():
+                answer.set_exception(LeaseLost("the scenario is over"))
         self._answers.clear()
 
     async def perform(self, work: Work) -> Outcome:
@@ -80,7 +81,11 @@ class ScriptedKernel:
         assert key not in self._answers, f"{key} is done twice at once"
         answer: asyncio.Future[tuple[Entry, float]] = asyncio.get_running_loop().create_future()
         self._answers[key] = (work.attempt, answer)
-        return await answer
+        try:
+            return await answer
+        finally:
+            if answer.cancelled():  # its worker has let go of the run
+                self._answers.pop(key, None)
 
     async def _begun(self, work: Work) -> Effect:
         """The effect of an attempt, on record as being made."""
