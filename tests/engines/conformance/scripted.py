@@ -113,10 +113,14 @@ def _mutates(work: Work) -> bool:
 
 
 def _value(work: Work, entry: Entry) -> Any:
-    facts = entry.options.get("facts", {})
+    facts, calls = entry.options.get("facts", {}), entry.options.get("calls")
     if "value" in entry.options:
         return entry.options["value"]
-    return list(range(facts.get("count", 0))) if isinstance(work.step, MapStep) else {"step": work.name, **facts}
+    if isinstance(work.step, MapStep):
+        return list(range(facts.get("count", 0)))
+    if calls:  # as a model asks for them: what people are shown of a call in doubt is read from here
+        return {"calls": [{"tool": tool, "arguments": {"step": work.name}} for tool in calls], "answer": None}
+    return {"step": work.name, **facts}
 
 
 def _none() -> Ref:
