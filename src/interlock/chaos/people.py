@@ -13,6 +13,7 @@ from interlock.chaos.project import KINDS
 from interlock.chaos.watch import Watch
 from interlock.identity.principal import Principal
 from interlock.review.queue import ReviewQueue
+from interlock.runtime.answers import Answers
 from interlock.store.commit import Commit
 
 _PAUSE = 0.2  # seconds between two looks at the queue
@@ -108,7 +109,13 @@ class People:
                 await committer.submit(commit)
 
         overheard: Any = Overheard()  # all that the queue asks of a committer
-        reviews = ReviewQueue(self._app.database, overheard, self._app.artifacts, self._app.clock)
+        reviews = ReviewQueue(
+            self._app.database,
+            overheard,
+            self._app.artifacts,
+            self._app.clock,
+            answers=Answers(self._app.database, self._app.versions),
+        )
         await reviews.decide(self._principal, review["review_id"], decision, "", output)
         return sent
 

@@ -16,11 +16,12 @@ from interlock.base.errors import Conflict, ContractViolation, Erased, Interlock
 from interlock.base.refs import Ref
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
-from interlock.runtime.binding import bind
+from interlock.runtime.arguments import arguments_of
 from interlock.runtime.intake import Intake
 from interlock.runtime.loading import run_of
 from interlock.runtime.redaction import Redaction, note_of, vault_of
 from interlock.runtime.versions import Version, Versions
+from interlock.runtime.work import Work
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
@@ -238,29 +239,19 @@ class DeadLetters:
         name, here = letter["step"], state.steps[letter["step"]]
         variant = here.variant if letter["purpose"] == "compensation" else 0
         step = version.program.work(name, variant, here.tool)
+        if not isinstance(step, ModelStep | ToolStep):
+            return {}
+        reading = run_of(run, version, self._artifacts, fence=0)
         try:
-            if here.override is not None:
-                return await self._artifacts.open(run["org_id"], here.override)
-            reading = run_of(run, version, self._artifacts, fence=0)
-            bound = await bind(reading, _bindings(step), state, name, lenient=True)
+            return (await arguments_of(Work(reading, name, step, here.attempt, state), lenient=True)).value
         except (Erased, ContractViolation):
             return None
-        if not isinstance(step, ToolStep) or step.tool not in version.tools:
-            return bound.value
-        required = version.tools[step.tool].contract.input.get("required", ())
-        return {key: value for key, value in bound.value.items() if value is not None or key in required}
 
     async def _opened(self, principal: Principal, ref: Ref) -> Any:
         try:
             return await self._artifacts.open(principal.org_id, ref)
         except Erased:
             return None
-
-
-def _bindings(step: Step) -> dict[str, Any]:
-    if isinstance(step, ToolStep):
-        return step.input
-    return step.values if isinstance(step, ModelStep) else {}
 
 
 def _fits(version: Version, step: Step, arguments: Any) -> None:

@@ -209,8 +209,13 @@ class Run:
         status, reason, output = (await self._seen.rows(query, self.run_id))[0]
         assert status in _ENDINGS, f"the script ends and the run does not: {status}: {self._where()}"
         effects = await self._seen.rows("select step, status from effects where run_id = %s", self.run_id)
-        left = await self._seen.rows("select from queue where run_id = %s", self.run_id)
-        assert not left, f"over, and still in the queue: {self._where()}"
+        # A dead run keeps its claims: it may be taken up again.
+        for table in ("queue", "signals", *(() if status == "dead" else ("claims",))):
+            left = await self._seen.rows(f"select from {table} where run_id = %s", self.run_id)
+            assert not left, f"over, and still in {table}: {self._where()}"
+        query = "select from dead_letters where run_id = %s and purpose = 'run' and status = 'open'"
+        asked = await self._seen.rows(query, self.run_id)
+        assert len(asked) == (status == "failed"), "whether to try the whole of it again is asked of a failed run"
         opened = await self._app.artifacts.open(self._admin.org_id, Ref.from_json(output))
         events = [normalised(event) for event in self._seen.journals[self.run_id]]
         works = sorted(self._kernel.works.get(self.run_id, []))
