@@ -263,7 +263,10 @@ async def test_the_same_pure_call_is_made_once(deploy: Deploy, seen: Observer) -
 async def test_what_is_too_old_is_not_acted_upon(deploy: Deploy, seen: Observer) -> None:
     aged = LOOK["tools/look/tool.yaml"] + "as_of: seen\nmax_age: 3600\n"
     code = "def run(place):\n    return {'place': place, 'seen': 1000.0}\n"
-    steps = "- {id: look, kind: tool, tool: look, input: {place: rome}}\n- {id: note, kind: tool, tool: note, input: {text: $steps.look.place}}\n"
+    steps = (
+        "- {id: look, kind: tool, tool: look, input: {place: rome}}\n"
+        "- {id: note, kind: tool, tool: note, input: {text: $steps.look.place}}\n"
+    )
     desk = await deploy(
         {"tools/look/tool.yaml": aged, "tools/look/main.py": code}, workflow("w", steps, allow="look, note")
     )

@@ -61,7 +61,8 @@ def test_the_whole_language_is_accepted() -> None:
         (
             "kind: parallel",
             "kind: fork",
-            ":16: steps.0: kind 'fork' is not known; use one of 'model', 'agent', 'tool', 'review', 'wait', 'parallel', 'branch', 'map', 'loop', 'subworkflow'",
+            ":16: steps.0: kind 'fork' is not known; use one of 'model', 'agent', 'tool', 'review', 'wait', 'parallel', "
+            "'branch', 'map', 'loop', 'subworkflow'",
         ),
         # wrong type, out of bounds
         ("deadline: 3600", "deadline: soon", ":14: deadline: Input should be a valid number"),
