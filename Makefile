@@ -21,7 +21,7 @@ demo: setup ## run the support-triage example end to end (ARGS="--tickets 60")
 	@$(BIN)/interlock demo $(ARGS)
 
 test: setup ## run the test suite (ARGS="-k name")
-	@$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+	@$(BIN)/python -m pytest -m "not chaos" -n 4 --dist loadfile $(ARGS)
 
 check: setup ## format, lint, types, import contracts, lock files
 	@echo "check: format"

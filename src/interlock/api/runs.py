@@ -172,4 +172,5 @@ async def _follow(
             return
         yield ": still here\n\n"
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), _FOLLOW_SECONDS)
+            async with asyncio.timeout(_FOLLOW_SECONDS):
+                await stopping.wait()

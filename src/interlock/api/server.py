@@ -57,7 +57,8 @@ def create_api(app: App) -> FastAPI:
     async def ready(services: Services) -> dict[str, Any]:
         """Whether it can do its work; 503 if the database is away."""
         try:
-            depth = await asyncio.wait_for(services.database.row("queue_depth"), _READY_SECONDS)
+            async with asyncio.timeout(_READY_SECONDS):
+                depth = await services.database.row("queue_depth")
         except TimeoutError as error:
             raise Unavailable(
                 f"the database did not answer within {_READY_SECONDS:g} s; check that PostgreSQL runs"

@@ -165,7 +165,8 @@ class Fleet:
                 worker.process.terminate()
         for worker in self._workers:
             try:
-                await asyncio.wait_for(worker.process.wait(), 20)
+                async with asyncio.timeout(20):
+                    await worker.process.wait()
             except TimeoutError:
                 worker.process.kill()
                 await worker.process.wait()

@@ -48,7 +48,8 @@ class Watch:
         self._tasks = []
         if self._listener is not None:
             with contextlib.suppress(*DOWN):
-                await asyncio.wait_for(self._listener.close(), 2)
+                async with asyncio.timeout(2):
+                    await self._listener.close()
 
     async def _refresh(self) -> None:
         for refresh in self._refreshes:
@@ -64,7 +65,8 @@ class Watch:
     async def _refresh_forever(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._poll)
+                async with asyncio.timeout(self._poll):
+                    await self._changed.wait()
             self._changed.clear()  # before reading: what changes from here on is read again
             await self._refresh()
 

@@ -51,7 +51,8 @@ class Roster:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._listener is not None:
             with contextlib.suppress(*DOWN):
-                await asyncio.wait_for(self._listener.close(), 2)
+                async with asyncio.timeout(2):
+                    await self._listener.close()
         await self._database.rows("worker_gone", self._worker_id)
 
     async def _say(self) -> None:
@@ -65,7 +66,8 @@ class Roster:
     async def _say_forever(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._every)
+                async with asyncio.timeout(self._every):
+                    await self._wake.wait()
             try:
                 await self._say()
             except Exception as error:  # noqa: BLE001  a worker that nobody can see works all the same

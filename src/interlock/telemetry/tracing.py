@@ -188,7 +188,8 @@ class _SpanStore:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         try:
-            await asyncio.wait_for(self.flush(), 5)
+            async with asyncio.timeout(5):
+                await self.flush()
         except (InterlockError, TimeoutError):
             return  # shutting down without a database: the spans are lost, the record is not
 

@@ -58,7 +58,8 @@ class PostgresEngine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._listener is not None:
             with contextlib.suppress(*DOWN):
-                await asyncio.wait_for(self._listener.close(), 2)
+                async with asyncio.timeout(2):
+                    await self._listener.close()
         with contextlib.suppress(Unavailable):
             await self._services.database.execute("release_leases", self.worker_id)
         log(names.LOG_WORKER_STOPPED, worker=self.worker_id)
@@ -77,7 +78,8 @@ class PostgresEngine:
                     _complain(error)
             if claimed == 0:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
+                    async with asyncio.timeout(_POLL_SECONDS):
+                        await self._wake.wait()
 
     async def _claim(self, free: int) -> int:
         rows = await self._services.database.rows("claim_runs", self.worker_id, self._lease, free)

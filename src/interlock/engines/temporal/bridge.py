@@ -72,7 +72,8 @@ class Bridge:
         await asyncio.gather(listening, return_exceptions=True)
         if self._listener is not None:
             with contextlib.suppress(*DOWN):
-                await asyncio.wait_for(self._listener.close(), 2)
+                async with asyncio.timeout(2):
+                    await self._listener.close()
         with contextlib.suppress(Unavailable):
             await self._services.database.execute("release_leases", self._worker_id)
 
@@ -88,7 +89,8 @@ class Bridge:
                 complain(error)
             if claimed == 0 and not self._stopping:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
+                    async with asyncio.timeout(_POLL_SECONDS):
+                        await self._wake.wait()
 
     async def _claim(self) -> int:
         rows = await self._services.database.rows("claim_runs_of", self._worker_id, _LEASE_SECONDS, _AT_ONCE, ENGINE)

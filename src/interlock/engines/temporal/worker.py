@@ -138,17 +138,15 @@ async def connect(settings: TemporalSettings, master_key: bytes, *, identity: st
         Unavailable: nobody answers at the address, or the namespace is not there.
     """
     try:
-        client = await asyncio.wait_for(
-            Client.connect(
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            client = await Client.connect(
                 settings.address,
                 namespace=settings.namespace,
                 identity=identity,
                 tls=settings.tls,
                 data_converter=sealing_converter(master_key),
                 runtime=_runtime(),
-            ),
-            _CONNECT_SECONDS,
-        )
+            )
         await client.workflow_service.describe_namespace(
             DescribeNamespaceRequest(namespace=settings.namespace), timeout=timedelta(seconds=_CONNECT_SECONDS)
         )
