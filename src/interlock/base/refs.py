@@ -8,6 +8,9 @@ from typing import Any, Self
 
 from interlock.base.labels import Labels
 
+# Made once: `json.dumps` makes one for every call.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Ref:
@@ -42,4 +45,4 @@ def canonical_json(value: Any) -> bytes:
         ValueError: for NaN and infinity.
         TypeError: for what is not JSON.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()

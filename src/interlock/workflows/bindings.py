@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 _INDEX = re.compile(r"[0-9]{1,9}\Z")
@@ -37,6 +38,11 @@ def parse(value: Any) -> Reference | None:
     """
     if not isinstance(value, str) or not value.startswith("$") or value.startswith("$$"):
         return None
+    return _parsed(value)
+
+
+@lru_cache(maxsize=4096)  # definitions are few, and every step reads its bindings twice
+def _parsed(value: str) -> Reference:
     match = _REFERENCE.match(value)
     if match is None:
         raise ValueError(
