@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import textwrap
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from engines.harness import NOTE, Bank, Model, Observer, pay, workflow
 from interlock.base.errors import InvalidSpec
+from interlock.store.commit import Committer
 from interlock.testing import answer, server_error
 from runtime.conftest import Deploy
 
@@ -67,6 +69,24 @@ async def test_an_agent_calls_tools_and_answers(deploy: Deploy, seen: Observer, 
     assert steps[0] == "assist#1/turn"
     assert set(steps[1:3]) == {"assist#1/call#1", "assist#1/call#2"}
     assert steps[3:] == ["assist#2/turn"]
+
+
+async def test_a_turn_is_told_what_is_not_durable_yet(
+    deploy: Deploy, seen: Observer, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model calls go ahead of the transaction before them; what a tool said about its failure must be at hand."""
+    original = Committer._commit
+
+    async def slow(self: Committer, commits: Any) -> None:
+        await asyncio.sleep(0.2)
+        await original(self, commits)
+
+    model.script(calls(("look", {"place": "nowhere"})), said(warm=False))
+    desk = await deploy(LOOK, workflow("w", agent("look"), allow="look", output="{warm: $steps.assist.warm}"))
+    monkeypatch.setattr(Committer, "_commit", slow)
+    run = await desk.start("w", text="Is it warm?")
+    assert await seen.finished(run) == ["succeeded"]
+    assert "there is no such place" in model.requests[1].body["messages"][-1]["content"]
 
 
 async def test_an_agent_cannot_name_a_tool_it_was_not_given(deploy: Deploy, seen: Observer, model: Model) -> None:

@@ -276,10 +276,13 @@ class Kernel:
         if not isinstance(error, StepError) or not error.words or passage.prepared is None:
             return None
         labels = passage.prepared.labels.join(Labels(trust=Trust.TOOL))
+        run = passage.work.run
         try:
-            return await passage.work.run.artifacts.seal(passage.work.run.org_id, error.words, labels)
+            sealed = await run.artifacts.seal(run.org_id, error.words, labels)
         except Erased:
             return None
+        run.remember(sealed.ref, error.words)  # an agent's next turn may read it before it is durable
+        return sealed
 
     # -- compensation ------------------------------------------------------------------------------------------
 
