@@ -26,6 +26,7 @@ from engines.harness import (
     pay,
     refund_tool,
     think,
+    until,
     workflow,
     write,
 )
@@ -217,11 +218,16 @@ class Desk:
         """What the run gave."""
         return await self.app.runs.result(self.admin, run_id)
 
+    async def flush(self) -> None:
+        """All spans, those of finished runs included: they come after the commit in which the run ends."""
+        await until(lambda: not self.app._worker._drivers, lambda: "runs are still driven")  # type: ignore[union-attr]
+        await self.app.tracing.flush()
+
     async def decide(self, review_id: str, decision: Any, output: Any = None) -> None:
         await self.app.reviews.decide(self.admin, review_id, decision, "", output)
 
     async def cancel(self, run_id: str) -> None:
-        await self.app.runs.cancel(self.admin, run_id, "no longer needed")
+        await self.app.inbox.cancel(self.admin, run_id, "no longer needed")
 
 
 @pytest.fixture

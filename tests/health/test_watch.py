@@ -40,7 +40,7 @@ async def test_others_hear_of_it_without_polling(process: Process, database: Dat
     watch = Watch(database, [other.refresh], poll_seconds=3600)
     await watch.start()
     try:
-        await until(lambda: watch._listener is not None, lambda: "it does not listen")
+        await until(lambda: watch._listener.listening, lambda: "it does not listen")
         for _ in range(5):
             await one.report(Admission(ORG, PAY), "failed")
         await until(lambda: other.state(ORG, PAY) == "open", lambda: "nobody told the other process")
@@ -75,7 +75,7 @@ async def test_polling_and_listening_go_on_after_a_restart(private_server: Any) 
         with psycopg.connect(private_server.url, autocommit=True) as owner:
             owner.execute("insert into breakers values (%s, %s, 'open', '{}', now() + interval '1 hour')", (ORG, PAY))
         await until(lambda: breakers.state(ORG, PAY) == "open", lambda: "it is not polled any more")
-        await until(lambda: not watch._listener.is_closed(), lambda: "nobody listens any more")
+        await until(lambda: watch._listener.listening, lambda: "nobody listens any more")
     finally:
         await watch.close()
         await database.close()

@@ -59,7 +59,7 @@ async def test_every_passage_is_on_record(deploy: Deploy, seen: Observer, model:
         (one["step"], one["output"]["digest"]) for one in made
     ]
 
-    await desk.app.tracing.flush()
+    await desk.flush()
     spans = await desk.app.runs.trace(desk.admin, run)
     failed = sorted(span["name"] for span in spans if not span["ok"] and span["name"].startswith("step"))
     assert failed == ["step boom", "step think"]
@@ -118,7 +118,7 @@ async def test_no_value_is_anywhere_in_the_clear(
     run = await desk.start("w", text=f"I am {marked('input')}", customer=marked("customer"))
     await desk.app.reviews.decide(desk.admin, await seen.review(run), "approve", "")
     assert await seen.finished(run) == ["failed"]
-    await desk.app.tracing.flush()
+    await desk.flush()
 
     words = ("input", "model", "output", "noise", "raised", "customer")
     everything = seen.everywhere() + log_file.read_text()
@@ -145,7 +145,7 @@ async def test_no_credential_is_anywhere_in_the_clear(
     run = await desk.start("w")
     assert await seen.finished(run) == ["failed"]
     assert model.requests[0].headers["authorization"] == f"Bearer {secret}"
-    await desk.app.tracing.flush()
+    await desk.flush()
     everything = seen.everywhere() + log_file.read_text()
     assert "s3cr3tv4lue" not in everything
     assert key.split("_")[2] not in everything

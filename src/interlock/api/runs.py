@@ -105,7 +105,7 @@ async def trace(run_id: str, caller: Caller, services: Services) -> dict[str, An
 @router.post("/{run_id}/cancel", status_code=202)
 async def cancel(run_id: str, body: Cancellation, caller: Caller, services: Services) -> dict[str, Any]:
     """Asks a run to stop."""
-    await services.runs.cancel(caller, run_id, body.reason)
+    await services.inbox.cancel(caller, run_id, body.reason)
     return {"run_id": run_id}
 
 

@@ -79,11 +79,6 @@ class Watch:
         return [run_id for run_id, seen in self._seen.items() if seen.driven and seen.status not in TERMINAL]
 
     @property
-    def unrecovered(self) -> list[str]:
-        """Runs whose worker was hit and that have not moved since."""
-        return [run_id for run_id, seen in self._seen.items() if seen.hit_at is not None]
-
-    @property
     def still(self) -> float:
         """Seconds since anything moved; 0 while nothing is to move."""
         return time.monotonic() - self._moved_at if self.unfinished else 0.0

@@ -182,7 +182,7 @@ def claim_only(app: App, org_id: str) -> None:
 
         async def claim() -> list[Any]:
             async with app.database.connection(org_id) as connection:
-                return list(await connection.fetch(_CLAIM, *args))
+                return list(await connection.fetch(_CLAIM, *args[:3]))  # the fourth says which engine
 
         return list(await app.database.retrying(claim))
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from interlock.base.errors import ContractViolation
+from interlock.runtime.loading import folded
 from interlock.runtime.versions import Versions
 from interlock.store.database import Database
 from interlock.tools.registry import check_value
-from interlock.workflows.events import event_from_json
 from interlock.workflows.facts import Facts, facts_of
-from interlock.workflows.machine import advance
 from interlock.workflows.spec import ToolStep
-from interlock.workflows.state import RunState
 
 
 class Answers:
@@ -30,10 +28,7 @@ class Answers:
         """
         run = await self._database.row("get_run", run_id, org=org_id)
         assert run is not None, "a review is about a run"
-        version = await self._versions.get(org_id, run["workflow"], run["version"])
-        state = RunState()
-        for entry in await self._database.rows("get_journal", run_id, 0, org=org_id):
-            state, _ = advance(version.program, state, event_from_json(entry["event"]))
+        version, state = await folded(self._database, self._versions, run)
         here = state.steps[step]
         work = version.program.work(step, here.variant, here.tool)
         if not isinstance(work, ToolStep):

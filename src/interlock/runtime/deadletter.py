@@ -18,7 +18,7 @@ from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.runtime.arguments import arguments_of
 from interlock.runtime.intake import Intake
-from interlock.runtime.loading import run_of
+from interlock.runtime.loading import folded, run_of
 from interlock.runtime.redaction import Redaction, note_of, vault_of
 from interlock.runtime.versions import Version, Versions
 from interlock.runtime.work import Work
@@ -26,8 +26,7 @@ from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
 from interlock.tools.registry import check_value
-from interlock.workflows.events import CancelRequested, LetterDiscarded, LetterRequeued, event_from_json, event_to_json
-from interlock.workflows.machine import advance
+from interlock.workflows.events import CancelRequested, LetterDiscarded, LetterRequeued, event_to_json
 from interlock.workflows.spec import ModelStep, Step, ToolStep
 from interlock.workflows.state import RunState
 
@@ -87,12 +86,11 @@ class DeadLetters:
         principal.require("letter.read")
         letter = await self._row(principal, letter_id)
         run = await self._run(letter)
-        version = await self._versions.get(principal.org_id, run["workflow"], run["version"])
         found = _public(letter) | {"input": None, "words": None, "editable": letter["purpose"] in {"step", "run"}}
         if letter["purpose"] == "run":
             found["input"] = await self._opened(principal, Ref.from_json(run["input"]))
         elif letter["purpose"] in {"step", "compensation"}:
-            state = await self._state(run, version)
+            version, state = await folded(self._database, self._versions, run)
             found["input"] = await self._arguments(run, version, state, letter)
             failure = state.steps[letter["step"]].failure
             if failure is not None and failure.words is not None:
@@ -227,12 +225,6 @@ class DeadLetters:
         row = await self._database.row("get_run", letter["run_id"], org=letter["org_id"])
         assert row is not None, "a letter is about a run"
         return row
-
-    async def _state(self, run: Row, version: Version) -> RunState:
-        state = RunState()
-        for entry in await self._database.rows("get_journal", run["run_id"], 0, org=run["org_id"]):
-            state, _ = advance(version.program, state, event_from_json(entry["event"]))
-        return state
 
     async def _arguments(self, run: Row, version: Version, state: RunState, letter: Row) -> Any:
         """What the step gets if it is tried again; for an undo, what the call to be undone was made with."""

@@ -1,4 +1,5 @@
-"""What people and programs tell a run under way: signals, pause, resume. What they say and the record of it commit together."""
+"""What people and programs tell a run under way: signals, pause, resume, cancel. What they say and the record of it commit
+together."""
 
 from __future__ import annotations
 
@@ -6,20 +7,20 @@ from typing import Any
 
 from interlock.audit.log import Entry
 from interlock.base.clock import Clock
-from interlock.base.errors import Conflict, InvalidInput, NotFound
+from interlock.base.errors import Conflict, NotFound
 from interlock.base.ids import new_id
 from interlock.identity.principal import Principal
+from interlock.runtime.intake import checked_key
 from interlock.runtime.redaction import Redaction, note_of
 from interlock.runtime.runs import is_over
 from interlock.runtime.versions import Versions
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
 from interlock.tools.registry import check_value
-from interlock.workflows.events import PauseRequested, ResumeRequested, SignalReceived, event_to_json
+from interlock.workflows.events import CancelRequested, PauseRequested, ResumeRequested, SignalReceived, event_to_json
 from interlock.workflows.facts import facts_of
 from interlock.workflows.machine import MAX_SIGNALS
 
-_MAX_KEY = 200
 _MAX_REASON = 500
 
 
@@ -48,9 +49,7 @@ class Inbox:
             Erased: a person whom the run is about was erased; nothing more may be stored about them.
         """
         principal.require("run.signal")
-        signal_id = key or new_id("sig")
-        if len(signal_id) > _MAX_KEY or not signal_id.isprintable():
-            raise InvalidInput(f"Idempotency-Key must be 1 to {_MAX_KEY} printable characters")
+        signal_id = checked_key(key) or new_id("sig")
         run = await self._open_run(principal, run_id)
         version = await self._versions.get(run["org_id"], run["workflow"], run["version"])
         spec = version.signals.get(name)
@@ -96,6 +95,17 @@ class Inbox:
         run = await self._open_run(principal, run_id)
         event = ResumeRequested(self._clock.now())
         await self._committer.submit(self._told(principal, run, event, "run.resumed", "resume_run", {}))
+
+    async def cancel(self, principal: Principal, run_id: str, reason: str = "") -> None:
+        """Asks a run to stop: it finishes the step under way, undoes what must be undone, and ends as cancelled.
+
+        Raises:
+            NotFound: no such run. Conflict: it is over.
+        """
+        principal.require("run.cancel")
+        run = await self._open_run(principal, run_id)
+        event = CancelRequested(self._clock.now(), note_of(reason)[:_MAX_REASON] or f"by {principal.user_id}")
+        await self._committer.submit(self._told(principal, run, event, "run.cancel_requested", "cancel_run", {}))
 
     async def _open_run(self, principal: Principal, run_id: str) -> Row:
         row = await self._database.row("get_run", run_id, org=principal.org_id)

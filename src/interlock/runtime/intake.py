@@ -107,9 +107,7 @@ class Intake:
     ) -> tuple[str, Version, list[str]]:
         if not -_MAX_PRIORITY <= priority <= _MAX_PRIORITY:
             raise InvalidInput(f"priority must be -{_MAX_PRIORITY} to {_MAX_PRIORITY}")
-        key = idempotency_key or new_id("once")
-        if len(key) > _MAX_KEY or not key.isprintable():
-            raise InvalidInput(f"Idempotency-Key must be 1 to {_MAX_KEY} printable characters")
+        key = checked_key(idempotency_key) or new_id("once")
         version = await self._versions.head(principal.org_id, workflow)
         check_value(version.input_validator, value, what="input")
         flags = [f"injection:{kind}" for kind in scan(value)]
@@ -199,3 +197,14 @@ class Intake:
                 subjects = frozenset({self._keys.pseudonym(principal.org_id, str(name))})
         sensitivity = Sensitivity.PII if pii or subjects else Sensitivity.INTERNAL
         return Labels(trust=Trust.USER, sensitivity=sensitivity, subjects=subjects, origins=frozenset({"input"}))
+
+
+def checked_key(key: str | None) -> str | None:
+    """An idempotency key as it came; None if there is none.
+
+    Raises:
+        InvalidInput: too long, or not to be printed.
+    """
+    if key and (len(key) > _MAX_KEY or not key.isprintable()):
+        raise InvalidInput(f"Idempotency-Key must be 1 to {_MAX_KEY} printable characters")
+    return key

@@ -9,12 +9,14 @@ from interlock.base.refs import Ref
 from interlock.budget.ledger import RunLedger
 from interlock.identity.principal import Principal
 from interlock.runtime.engine import Services
-from interlock.runtime.versions import Version
+from interlock.runtime.versions import Version, Versions
 from interlock.runtime.work import Run, Work
 from interlock.store.artifacts import Artifacts
-from interlock.store.database import Row
+from interlock.store.database import Database, Row
 from interlock.telemetry.tracing import TraceIds
+from interlock.workflows.events import event_from_json
 from interlock.workflows.facts import Facts, facts_of
+from interlock.workflows.machine import fold
 from interlock.workflows.state import RunState
 
 
@@ -51,6 +53,13 @@ async def input_facts(run: Run) -> Facts:
     except Erased:
         return {}  # the first step that reads the input will end the run
     return facts_of(run.version.workflow.input, value)
+
+
+async def folded(database: Database, versions: Versions, row: Row) -> tuple[Version, RunState]:
+    """How the run of a row of `runs` stands: its version, and its journal folded."""
+    version = await versions.get(row["org_id"], row["workflow"], row["version"])
+    journal = await database.rows("get_journal", row["run_id"], 0, org=row["org_id"])
+    return version, fold(version.program, (event_from_json(entry["event"]) for entry in journal))
 
 
 def seed_of(run_id: str) -> int:

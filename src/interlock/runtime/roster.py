@@ -10,14 +10,14 @@ from importlib import metadata
 from typing import Any
 
 from interlock.base.errors import NotFound
-from interlock.store.database import DOWN, Database
+from interlock.store.database import Database
+from interlock.store.listener import Listener
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
 CHANNEL = "interlock_workers"
 SILENT_SECONDS = 60.0
 """A worker that said nothing for so long is taken for dead; it says something every third of its lease."""
-_LOOK_SECONDS = 1.0  # how often the listening connection is looked at
 
 
 class Roster:
@@ -33,26 +33,21 @@ class Roster:
         self._engine = engine
         self._every = every
         self._wake = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._listener: Any = None
+        self._task: asyncio.Task[None] | None = None
+        self._listener = Listener(database, CHANNEL, lambda _: self._wake.set())
         self.asked = asyncio.Event()
 
     async def start(self) -> None:
         await self._say()
-        self._tasks = [
-            asyncio.create_task(self._say_forever(), name="roster"),
-            asyncio.create_task(self._listen_forever(), name="listen for drains"),
-        ]
+        self._task = asyncio.create_task(self._say_forever(), name="roster")
+        self._listener.start()
 
     async def close(self) -> None:
         """Leaves the table; to be called when the worker has drained."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._listener is not None:
-            with contextlib.suppress(*DOWN):
-                async with asyncio.timeout(2):
-                    await self._listener.close()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._listener.close()
         await self._database.rows("worker_gone", self._worker_id)
 
     async def _say(self) -> None:
@@ -73,17 +68,6 @@ class Roster:
             except Exception as error:  # noqa: BLE001  a worker that nobody can see works all the same
                 log(names.LOG_DATABASE_DOWN, str(error), level="error")
                 await asyncio.sleep(self._every)
-
-    async def _listen_forever(self) -> None:
-        while True:
-            try:
-                self._listener = await self._database.listen(CHANNEL, lambda _: self._wake.set())
-                self._wake.set()
-                while not self._listener.is_closed():  # noqa: ASYNC110  the library has no event for it
-                    await asyncio.sleep(_LOOK_SECONDS)
-            except DOWN:
-                pass  # asking goes on; listening is only the quick way
-            await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def workers(database: Database) -> list[dict[str, Any]]:

@@ -10,15 +10,14 @@ from interlock.base.errors import Conflict, Erased, NotFound
 from interlock.base.refs import Ref
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
+from interlock.runtime.loading import folded
 from interlock.runtime.redaction import vault_of
 from interlock.runtime.standing import waits_for, way_of
-from interlock.runtime.versions import Version, Versions
+from interlock.runtime.versions import Versions
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
-from interlock.workflows.events import TERMINAL, CancelRequested, Failure, RunStatus, event_from_json, event_to_json
-from interlock.workflows.machine import advance
-from interlock.workflows.state import RunState
+from interlock.workflows.events import TERMINAL, Failure, RunStatus
 
 _TERMINAL = frozenset(status.value for status in TERMINAL)
 MAX_PAGE = 200
@@ -59,7 +58,7 @@ class Runs:
             NotFound: no such run in this organisation.
         """
         row = await self._row(principal, run_id)
-        version, state = await self._folded(principal, row)
+        version, state = await folded(self._database, self._versions, row)
         program = version.program
         steps = [
             {
@@ -110,7 +109,7 @@ class Runs:
     async def values(self, principal: Principal, run_id: str) -> dict[str, Any]:
         """Input and step outputs, redacted, by name; for the person who debugs a run."""
         row = await self._row(principal, run_id)
-        _, state = await self._folded(principal, row)
+        _, state = await folded(self._database, self._versions, row)
         opened = {"input": await self._artifacts.open(principal.org_id, Ref.from_json(row["input"]))}
         for name, ref in state.outputs.items():
             opened[name] = await self._artifacts.open(principal.org_id, ref)
@@ -128,21 +127,6 @@ class Runs:
         spans = await self._database.rows("get_spans", row["trace_id"], org=principal.org_id)
         return [dict(span) for span in spans]
 
-    async def cancel(self, principal: Principal, run_id: str, reason: str) -> None:
-        """Asks a run to stop: it finishes the step under way, undoes what must be undone, and ends as cancelled.
-
-        Raises:
-            Conflict: it is over.
-        """
-        principal.require("run.cancel")
-        row = await self._row(principal, run_id)
-        if row["status"] in _TERMINAL:
-            raise Conflict(f"run {run_id} is over ({row['status']}); there is nothing to cancel")
-        event = CancelRequested(self._clock.now(), reason.replace("\0", "")[:500] or f"by {principal.user_id}")
-        entry = self._entry(principal, row, "run.cancel_requested", "cancel_run", {})
-        signal = {"org_id": principal.org_id, "run_id": run_id, "event": event_to_json(event)}
-        await self._committer.submit(Commit(principal.org_id, new_signals=[signal], audit=[entry]))
-
     async def _row(self, principal: Principal, run_id: str) -> Row:
         principal.require("run.read")
         row = await self._database.row("get_run", run_id, org=principal.org_id)
@@ -159,13 +143,6 @@ class Runs:
         except Erased:
             return failure.message
         return f"{failure.message}: {words}"
-
-    async def _folded(self, principal: Principal, row: Row) -> tuple[Version, RunState]:
-        version = await self._versions.get(principal.org_id, row["workflow"], row["version"])
-        state = RunState()
-        for entry in await self._database.rows("get_journal", row["run_id"], 0, org=principal.org_id):
-            state, _ = advance(version.program, state, event_from_json(entry["event"]))
-        return version, state
 
     def _entry(self, principal: Principal, row: Row, event_type: Any, action: str, detail: dict[str, Any]) -> Entry:
         return Entry(

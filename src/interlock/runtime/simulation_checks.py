@@ -12,7 +12,7 @@ from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.runtime.random_programs import Dice
 from interlock.workflows import events as ev
-from interlock.workflows.machine import advance
+from interlock.workflows.machine import advance, fold
 from interlock.workflows.program import Program
 from interlock.workflows.spec import CONTAINERS, MapStep, ModelStep, ToolStep, WaitStep
 from interlock.workflows.state import RunState, StepStatus, state_from_json, state_to_json
@@ -228,12 +228,9 @@ def _failed_around(program: Program, state: RunState, name: str) -> str | None:
 
 def check_fold(program: Program, journal: Iterable[Any], state: RunState, *, text: bool) -> None:
     """The journal, folded, is the state; with `text`, through JSON as the journal is kept. Raises Broken."""
-    folded = RunState()
-    for event in journal:
-        folded, _ = advance(
-            program, folded, ev.event_from_json(json.loads(json.dumps(ev.event_to_json(event)))) if text else event
-        )
-    if folded != state:
+    if text:
+        journal = [ev.event_from_json(json.loads(json.dumps(ev.event_to_json(event)))) for event in journal]
+    if fold(program, journal) != state:
         raise Broken("the journal, folded, gives another state")
     if text and state_from_json(json.loads(json.dumps(state_to_json(state)))) != state:
         raise Broken("the state is not the same after a journey through JSON")

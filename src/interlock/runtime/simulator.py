@@ -20,11 +20,22 @@ _MAX_EVENTS = 100_000  # a program that needs more does not end
 
 @dataclass(slots=True)
 class Trail:
-    """What happened: the final state, every event taken, every command given."""
+    """A run driven in memory: its state, every event taken, every command given."""
 
-    state: RunState
+    program: Program
+    state: RunState = field(default_factory=RunState)
     events: list[Any] = field(default_factory=list)
     commands: list[ev.Command] = field(default_factory=list)
+
+    def tell(self, event: Any) -> list[ev.Command] | None:
+        """The commands an event leads to; None if the machine refuses it, which is not journalled, as in a real driver."""
+        before = self.state
+        self.state, commands = advance(self.program, before, event)
+        if self.state is before:
+            return None
+        self.events.append(event)
+        self.commands += commands
+        return commands
 
 
 def simulate(program: Program, answer: Answer, *, seed: int = 0, facts: dict[str, Any] | None = None) -> Trail:
@@ -33,33 +44,20 @@ def simulate(program: Program, answer: Answer, *, seed: int = 0, facts: dict[str
     Work is answered at once, in the order commanded; timers fire in order of their due times once all work is done.
     """
     now = 0.0
-    trail = Trail(RunState())
+    trail = Trail(program)
     timers: list[tuple[float, int, str]] = []
-    todo: list[ev.Command] = []
-
-    def apply(event: Any) -> None:
-        before = trail.state
-        trail.state, commands = advance(program, before, event)
-        if trail.state is before:
-            return  # as a real driver: what the machine refuses is not journalled, such as a decision after a cancellation
-        trail.events.append(event)
-        trail.commands.extend(commands)
-        todo.extend(commands)
-
-    apply(ev.RunStarted(now, seed, facts or {}))
+    todo = trail.tell(ev.RunStarted(now, seed, facts or {})) or []
     while len(trail.events) < _MAX_EVENTS and not trail.state.over:
         if todo:
             command = todo.pop(0)
             if isinstance(command, ev.StartTimer):
                 heapq.heappush(timers, (command.due, len(trail.events), command.timer))
-                continue
-            event = answer(command, now)
-            if event is not None:
-                apply(event)
+            elif (event := answer(command, now)) is not None:
+                todo += trail.tell(event) or []
         elif timers:
             due, _, timer = heapq.heappop(timers)
             now = max(now, due)
-            apply(ev.TimerFired(timer, now))
+            todo += trail.tell(ev.TimerFired(timer, now)) or []
         else:
             break
     return trail

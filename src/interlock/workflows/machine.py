@@ -6,7 +6,7 @@ end) gives back the very same state and no commands. So duplicated and reordered
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +57,14 @@ def advance(program: Program, state: RunState, event: Any) -> tuple[RunState, li
             conclude(turn)
         if not turn.todo:
             return turn.finish()
+
+
+def fold(program: Program, journal: Iterable[Any], state: RunState | None = None) -> RunState:
+    """The state after a journal: its events in order, upon `state` or from the beginning."""
+    folded = state if state is not None else RunState()
+    for event in journal:
+        folded, _ = advance(program, folded, event)
+    return folded
 
 
 def pending(state: RunState) -> list[Command]:

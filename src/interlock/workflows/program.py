@@ -35,13 +35,10 @@ TURN, CALL = "turn", "call"
 _NUMBER = re.compile(r"#\d+")
 _NONE: Mapping[str, Workflow] = {}
 
-BODIES = (MapStep, LoopStep, SubworkflowStep, AgentStep)
-"""Steps that open a name space."""
-
 _SHARED = tuple(name for name in ModelStep.model_fields if name in AgentStep.model_fields)
 
 FRAMED = (MapStep, LoopStep, AgentStep)
-"""Those of them whose body happens more than once."""
+"""Steps whose body happens more than once."""
 
 
 @lru_cache(maxsize=1 << 14)

@@ -156,7 +156,7 @@ class Run:
         app, admin, target = self._app, self._admin, str(entry.target)
         match entry.verb:
             case "cancel":
-                await app.runs.cancel(admin, self.run_id, target)
+                await app.inbox.cancel(admin, self.run_id, target)
             case _ if entry.verb == "again" or entry.ignored:
                 await self._tell_directly(entry)
             case "approve" | "reject":

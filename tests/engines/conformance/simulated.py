@@ -1,4 +1,4 @@
-"""The first driver: the machine alone, in memory. Time is virtual: a timer fires when the script says so.
+"""The first driver: the in-memory one (`runtime.simulator`). Time is virtual: a timer fires when the script says so.
 
 It is also the judge of the scripts. A line that does not fit what the machine waits for fails, and so does one that would
 depend on the speed of a machine: while a short timer runs, nothing but that timer may come next.
@@ -10,9 +10,9 @@ from typing import Any
 
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
+from interlock.runtime.simulator import Trail
 from interlock.workflows import events as ev
 from interlock.workflows.facts import facts_of
-from interlock.workflows.machine import advance
 from interlock.workflows.program import Program
 from interlock.workflows.state import RunState
 
@@ -29,27 +29,28 @@ class Simulated:
 
     def __init__(self, scenario: Scenario, program: Program) -> None:
         self.scenario = scenario
-        self.program = program
-        self.state = RunState()
+        self.trail = Trail(program)
         self.now = 1.8e9  # the year 2027, in seconds since the epoch
-        self.events: list[Any] = []
-        self.commands: list[ev.Command] = []
         self.works: list[str] = []
         self.statuses = {self.state.status}
         self._under_way: dict[tuple[str, str], int] = {}
         self._people: dict[str, list[list[str]]] = {"reviews": [], "letters": []}
 
+    @property
+    def state(self) -> RunState:
+        return self.trail.state
+
     def play(self) -> Record:
         for entry in self.scenario.before:
             self._enter(entry)
-        facts = facts_of(self.program.workflow.input, self.scenario.given)
+        facts = facts_of(self.trail.program.workflow.input, self.scenario.given)
         self._apply(ev.RunStarted(self.now, _SEED, facts))
         for entry in self.scenario.script:
             self._enter(entry)
         assert self.state.over, f"the script ends and the run does not: {self._where()}"
         assert not self._under_way, f"nobody answered: {self._where()}"
         return Record(
-            [normalised(ev.event_to_json(event)) for event in self.events],
+            [normalised(ev.event_to_json(event)) for event in self.trail.events],
             self.state.status.value,
             self.state.reason,
             sorted(self.works),
@@ -88,7 +89,7 @@ class Simulated:
 
     def _telling(self, entry: Entry) -> Any:
         if entry.verb == "again":
-            return next(event for event in reversed(self.events) if event.type in TOLD_TYPES)
+            return next(event for event in reversed(self.trail.events) if event.type in TOLD_TYPES)
         return told_event(entry, self.now, lambda _: _ref())
 
     def _fire(self, key: str) -> None:
@@ -109,12 +110,9 @@ class Simulated:
     # -- the machine -----------------------------------------------------------------------------------------------
 
     def _apply(self, event: Any) -> bool:
-        before = self.state
-        self.state, commands = advance(self.program, before, event)
-        if self.state is before:
+        commands = self.trail.tell(event)
+        if commands is None:
             return False
-        self.events.append(event)
-        self.commands += commands
         self.statuses.add(self.state.status)
         match event:  # the door moves these rows together with what it tells the run
             case ev.ReviewDecided():

@@ -135,10 +135,10 @@ def test_everything_is_covered(versions: dict[str, Version]) -> None:
         run = Simulated(scenario, program)
         run.play()
         kinds |= {type(node.step) for node in program.nodes.values()}
-        events |= {type(event) for event in run.events}
-        commands |= {type(command) for command in run.commands}
+        events |= {type(event) for event in run.trail.events}
+        commands |= {type(command) for command in run.trail.commands}
         statuses |= run.statuses
-        failures |= {event.failure.kind for event in run.events if hasattr(event, "failure")}
+        failures |= {event.failure.kind for event in run.trail.events if hasattr(event, "failure")}
     assert set(typing.get_args(typing.get_args(ev.Event)[0])) == events
     assert set(typing.get_args(ev.Command)) == commands
     assert {

@@ -21,7 +21,7 @@ from interlock.runtime.work import Outcome, Run
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.workflows import events as ev
-from interlock.workflows.machine import advance, pending
+from interlock.workflows.machine import advance, fold, pending
 from interlock.workflows.spec import ModelStep, ToolStep
 from interlock.workflows.state import RunState
 
@@ -100,8 +100,7 @@ class RunDriver:
         # First of all: a run that was cancelled before it began does not begin.
         self._take_signals(row["signals"])
         journal = row["journal"]
-        for event in journal:
-            self._state, _ = advance(self._run.version.program, self._state, ev.event_from_json(event))
+        self._state = fold(self._run.version.program, map(ev.event_from_json, journal))
         self._seq, self._run.spent = len(journal), self._state.spent
         if journal:
             self._run.resumed = True

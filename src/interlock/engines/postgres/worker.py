@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from typing import Any
 
 from interlock.base.clock import since_boot
 from interlock.base.errors import InterlockError, LeaseLost, Unavailable
@@ -14,10 +13,11 @@ from interlock.engines.postgres.driver import RunDriver
 from interlock.runtime.engine import Services
 from interlock.runtime.records import open_driver_letter
 from interlock.store.commit import Commit
-from interlock.store.database import DOWN
+from interlock.store.listener import Listener
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
+ENGINE = "postgres"
 CHANNEL = "interlock_queue"
 MAX_CRASHES = 5
 """Drives of a run that may break off by an error of ours before a person has to look at it."""
@@ -36,15 +36,15 @@ class PostgresEngine:
         self._wake = asyncio.Event()
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._listener: Any = None
+        self._listener = Listener(services.database, CHANNEL, self._notified)
 
     async def start(self) -> None:
         self._tasks = [
             asyncio.create_task(self._claim_forever(), name="claim"),
             asyncio.create_task(self._renew_forever(), name="renew leases"),
             asyncio.create_task(self._notice_pauses(), name="notice pauses"),
-            asyncio.create_task(self._listen_forever(), name="listen"),
         ]
+        self._listener.start()
         log(names.LOG_WORKER_STARTED, worker=self.worker_id, concurrency=self._concurrency)
 
     async def drain(self) -> None:
@@ -56,10 +56,7 @@ class PostgresEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._listener is not None:
-            with contextlib.suppress(*DOWN):
-                async with asyncio.timeout(2):
-                    await self._listener.close()
+        await self._listener.close()
         with contextlib.suppress(Unavailable):
             await self._services.database.execute("release_leases", self.worker_id)
         log(names.LOG_WORKER_STOPPED, worker=self.worker_id)
@@ -82,7 +79,7 @@ class PostgresEngine:
                         await self._wake.wait()
 
     async def _claim(self, free: int) -> int:
-        rows = await self._services.database.rows("claim_runs", self.worker_id, self._lease, free)
+        rows = await self._services.database.rows("claim_runs", self.worker_id, self._lease, free, ENGINE)
         if self._stopping:
             return 0  # claimed while the drain began; the drain gives them back
         for row in rows:
@@ -159,17 +156,6 @@ class PostgresEngine:
                     message = "this process was stopped for so long that the lease may be gone"
                     log(names.LOG_RUN_ABANDONED, message, level="warning", run_id=run_id, reason=LeaseLost.code)
                     task.cancel()
-
-    async def _listen_forever(self) -> None:
-        while True:
-            try:
-                self._listener = await self._services.database.listen(CHANNEL, self._notified)
-                self._wake.set()
-                while not self._listener.is_closed():  # noqa: ASYNC110  the library has no event for it
-                    await asyncio.sleep(_POLL_SECONDS)
-            except DOWN:
-                pass  # polling goes on; listening is only the quick way
-            await asyncio.sleep(_POLL_SECONDS)
 
     def _notified(self, payload: str) -> None:
         mine = self._drivers.get(payload)

@@ -30,7 +30,7 @@ from interlock.store.commit import Commit
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.workflows import events as ev
-from interlock.workflows.machine import advance
+from interlock.workflows.machine import advance, fold
 from interlock.workflows.state import RunState
 
 _HELD = 256  # runs whose state is kept at hand
@@ -112,9 +112,7 @@ class Performer:
         row = await self._services.database.row("load_run", run_id, org=org_id)
         assert row is not None, "a workflow has a run"
         run = await load_run(self._services, row, fence=0)
-        state = RunState()
-        for event in row["journal"]:
-            state, _ = advance(run.version.program, state, ev.event_from_json(event))
+        state = fold(run.version.program, map(ev.event_from_json, row["journal"]))
         run.spent = state.spent
         return _Held(run, row["created_at"].timestamp(), state, row["journal"])
 

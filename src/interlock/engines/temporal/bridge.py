@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
 
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
@@ -23,12 +22,13 @@ from interlock.runtime.engine import Services
 from interlock.runtime.loading import input_facts, load_run, seed_of
 from interlock.runtime.work import Run
 from interlock.store.commit import Commit
-from interlock.store.database import DOWN, Row
+from interlock.store.database import Row
+from interlock.store.listener import Listener
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.workflows import events as ev
-from interlock.workflows.machine import advance
-from interlock.workflows.state import RunState, state_to_json
+from interlock.workflows.machine import fold
+from interlock.workflows.state import state_to_json
 
 ENGINE = "temporal"
 CHANNEL = "interlock_queue"
@@ -51,29 +51,21 @@ class Bridge:
         self._limits = limits
         self._wake = asyncio.Event()
         self._stopping = False
-        self._tasks: list[asyncio.Task[None]] = []
-        self._listener: Any = None
+        self._claiming: asyncio.Task[None] | None = None
+        self._listener = Listener(services.database, CHANNEL, lambda _: self._wake.set())
 
     def start(self) -> None:
-        self._tasks = [
-            asyncio.create_task(self._claim_forever(), name="bridge"),
-            asyncio.create_task(self._listen_forever(), name="listen"),
-        ]
+        self._claiming = asyncio.create_task(self._claim_forever(), name="bridge")
+        self._listener.start()
 
     async def close(self) -> None:
         """Hands on what it has claimed, and claims no more."""
         self._stopping = True
         self._wake.set()
-        if not self._tasks:
+        if self._claiming is None:
             return
-        claiming, listening = self._tasks
-        await asyncio.gather(claiming, return_exceptions=True)
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
-        if self._listener is not None:
-            with contextlib.suppress(*DOWN):
-                async with asyncio.timeout(2):
-                    await self._listener.close()
+        await asyncio.gather(self._claiming, return_exceptions=True)
+        await self._listener.close()
         with contextlib.suppress(Unavailable):
             await self._services.database.execute("release_leases", self._worker_id)
 
@@ -93,7 +85,7 @@ class Bridge:
                         await self._wake.wait()
 
     async def _claim(self) -> int:
-        rows = await self._services.database.rows("claim_runs_of", self._worker_id, _LEASE_SECONDS, _AT_ONCE, ENGINE)
+        rows = await self._services.database.rows("claim_runs", self._worker_id, _LEASE_SECONDS, _AT_ONCE, ENGINE)
         await asyncio.gather(*(self._hand_on(row["run_id"], row["org_id"], row["fence"]) for row in rows))
         return len(rows)
 
@@ -155,9 +147,8 @@ class Bridge:
 
         A journal without a workflow is a run that Temporal lost, or that somebody ended there: it goes on from its journal.
         """
-        state, program = RunState(), run.version.program
-        for event in row["journal"]:
-            state, _ = advance(program, state, ev.event_from_json(event))
+        program = run.version.program
+        state = fold(program, map(ev.event_from_json, row["journal"]))
         if state.over and not row["signals"]:
             return None
         rebuilt = bool(row["journal"])
@@ -177,19 +168,6 @@ class Bridge:
             "heartbeat": self._heartbeat,
             "limits": self._limits,
         }
-
-    # -- notifications -----------------------------------------------------------------------------------------
-
-    async def _listen_forever(self) -> None:
-        while True:
-            try:
-                self._listener = await self._services.database.listen(CHANNEL, lambda _: self._wake.set())
-                self._wake.set()
-                while not self._listener.is_closed():  # noqa: ASYNC110  the library has no event for it
-                    await asyncio.sleep(_POLL_SECONDS)
-            except DOWN:
-                pass  # polling goes on; listening is only the quick way
-            await asyncio.sleep(_POLL_SECONDS)
 
 
 def complain(error: BaseException, run_id: str | None = None) -> None:

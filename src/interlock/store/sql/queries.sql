@@ -176,9 +176,6 @@ insert into spans (trace_id, span_id, org_id, parent_id, name, start_ns, end_ns,
 select span_id, parent_id, name, start_ns, end_ns, ok, attributes from spans where trace_id = $1 order by start_ns, span_id
 
 -- name: claim_runs
-select run_id, org_id, fence from claim_runs($1, $2, $3)
-
--- name: claim_runs_of
 select run_id, org_id, fence from claim_runs($1, $2, $3, $4)
 
 -- name: renew_leases
