@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from interlock.workflows import events as ev
 from interlock.workflows.program import Program
-from interlock.workflows.spec import ModelStep, ToolStep
+from interlock.workflows.spec import CONTAINERS
 from interlock.workflows.state import RunState, StepStatus
 
 DONE = {
@@ -49,7 +49,7 @@ def counted(program: Program, state: RunState) -> None:
     statuses = [step.status for step in state.steps.values()]
     assert state.working == sum(one in _WORKING for one in statuses)
     assert state.busy == sum(one in _BUSY for one in statuses)
-    work = [name for name in state.steps if isinstance(program.node(name).step, ModelStep | ToolStep)]
+    work = [name for name in state.steps if not isinstance(program.node(name).step, CONTAINERS)]
     assert state.done == sum(state.steps[name].status in DONE for name in work)
     assert set(state.failing) == {name for name, step in state.steps.items() if step.status is StepStatus.ENDING}
 

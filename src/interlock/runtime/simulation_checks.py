@@ -14,7 +14,7 @@ from interlock.runtime.random_programs import Dice
 from interlock.workflows import events as ev
 from interlock.workflows.machine import advance, fold
 from interlock.workflows.program import Program
-from interlock.workflows.spec import CONTAINERS, MapStep, ModelStep, ToolStep, WaitStep
+from interlock.workflows.spec import CONTAINERS, MapStep, ToolStep, WaitStep
 from interlock.workflows.state import RunState, StepStatus, state_from_json, state_to_json
 
 _VALUE = Ref("1" * 64, 1, Labels())
@@ -186,7 +186,7 @@ def _check_counters(program: Program, state: RunState) -> None:
             busy += 1
         elif status is StepStatus.UNDO_RETRYING or status is StepStatus.CONFIRMING:
             busy += 1
-        if status in _DONE and isinstance(program.node(name).step, ModelStep | ToolStep):
+        if status in _DONE and not isinstance(program.node(name).step, CONTAINERS):
             done += 1
     if (state.working, state.busy, state.done) != (working, busy, done):
         raise Broken("the counters are not what a recount gives")

@@ -101,7 +101,7 @@ class RunState:
         completed: undoable instances that succeeded, in the order of their success.
         timers: key → due, seconds since the epoch.
         working, busy: how many instances are in `WORKING` and `BUSY`.
-        done: work steps that succeeded; `approvals`: reviews that were approved.
+        done: steps that succeeded, containers aside; `approvals`: reviews that were approved.
         ending: set when the run can no longer succeed; then nothing new starts.
         failing: containers that failed and are not finished yet → why.
         degraded: why the run will end as partial although it goes on.

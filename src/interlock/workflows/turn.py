@@ -13,7 +13,7 @@ from dataclasses import replace
 from interlock.workflows import events as ev
 from interlock.workflows.events import Command, Failure, RunStatus, Spent
 from interlock.workflows.program import Program
-from interlock.workflows.spec import ModelStep, ToolStep
+from interlock.workflows.spec import CONTAINERS
 from interlock.workflows.state import BUSY, WORKING, Ending, RunState, StepState, StepStatus
 
 Todo = tuple[str, str, Failure | None]
@@ -70,10 +70,9 @@ class Turn:
         """A step is done; what comes after it is entered unless it stands in something that is ending."""
         self.put(name, step if step.status is StepStatus.SUCCEEDED else replace(step, status=StepStatus.SUCCEEDED))
         self.timers.pop(f"limit:{name}", None)
-        if isinstance(self.program.node(name).step, ModelStep | ToolStep):
-            self.done += 1
-            if self.program.undoable(name, step.variant, step.tool):
-                self.completed.append(name)
+        self.done += not isinstance(self.program.node(name).step, CONTAINERS)
+        if self.program.undoable(name, step.variant, step.tool):
+            self.completed.append(name)
         self.todo.append(("leave", name, None))
 
     def fail(self, name: str, step: StepState, failure: Failure) -> None:
