@@ -78,7 +78,10 @@ class BubblewrapSandbox(Sandbox):
     async def close(self) -> None:
         """Kill what runs and what waits. Afterwards `run` refuses."""
         self._closed = True
-        await asyncio.gather(*(instance.close() for instance in self._running), self.pool.close())
+        for instance in self._running:
+            instance.kill()
+        await self.pool.close()
+        await asyncio.gather(*(instance.close() for instance in self._running))
 
     async def _perform(self, instance: Instance, job: Job, start_seconds: float) -> Result:
         self._running.add(instance)
