@@ -28,20 +28,20 @@ from interlock.identity.auth import Authenticator, key_id_of
 from interlock.identity.principal import Principal
 from interlock.review.notify import Webhook, to_log
 from interlock.review.queue import ReviewQueue
-from interlock.runtime.answers import Answers
-from interlock.runtime.deadletter import DeadLetters
+from interlock.runs.answers import Answers
+from interlock.runs.deadletter import DeadLetters
+from interlock.runs.inbox import Inbox
+from interlock.runs.intake import Intake
+from interlock.runs.redaction import Redaction
+from interlock.runs.views import Runs
 from interlock.runtime.effects import EffectLedger
 from interlock.runtime.engine import Engine, Services
 from interlock.runtime.executors import ModelExecutor, Models, ToolExecutor
 from interlock.runtime.health import HealthChecks
-from interlock.runtime.inbox import Inbox
-from interlock.runtime.intake import Intake
 from interlock.runtime.kernel import Kernel
 from interlock.runtime.lookups import Lookups
 from interlock.runtime.project import Project, read_project
-from interlock.runtime.redaction import Redaction
 from interlock.runtime.roster import Roster
-from interlock.runtime.runs import Runs
 from interlock.runtime.versions import Versions
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.store.artifacts import Artifacts

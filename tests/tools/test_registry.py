@@ -13,8 +13,9 @@ from interlock.base.errors import ContractViolation, Denied, FailureKind, Nothin
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.sandbox.environment import Result
 from interlock.tools.bundles import pack, unpack
-from interlock.tools.registry import Tool, Tools, check_value, error_of
+from interlock.tools.registry import Tool, Tools, error_of
 from interlock.workflows.contracts import ToolContract
+from interlock.workflows.schemas import check_value
 
 CONTRACT: dict[str, Any] = {
     "name": "probe",

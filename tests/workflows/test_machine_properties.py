@@ -12,7 +12,7 @@ from typing import Any, get_args
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from interlock.runtime.simulator import Trail, simulate
+from interlock.engines.simulator.driver import Trail, simulate
 from interlock.workflows import events as ev
 from interlock.workflows.machine import advance
 from interlock.workflows.program import Program

@@ -17,7 +17,7 @@ from interlock.api.body import Body, Name
 from interlock.app import App
 from interlock.base.errors import InvalidInput
 from interlock.identity.principal import Principal
-from interlock.runtime.runs import is_over
+from interlock.runs.views import is_over
 from interlock.workflows.events import RunStatus
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])

@@ -13,7 +13,7 @@ from interlock.chaos.project import KINDS
 from interlock.chaos.watch import Watch
 from interlock.identity.principal import Principal
 from interlock.review.queue import ReviewQueue
-from interlock.runtime.answers import Answers
+from interlock.runs.answers import Answers
 from interlock.store.commit import Commit
 
 _PAUSE = 0.2  # seconds between two looks at the queue

@@ -30,7 +30,7 @@ from interlock.base.settings import Settings, load_settings
 from interlock.cli.connection import Api
 from interlock.cli.console import errors, out, seconds, short, status, usd
 from interlock.gateway.weights import ensure_weights
-from interlock.runtime.runs import is_over
+from interlock.runs.views import is_over
 from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
 

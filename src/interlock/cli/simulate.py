@@ -11,7 +11,7 @@ import typer
 from rich.table import Column, Table
 
 from interlock.cli.console import out
-from interlock.runtime.simulation import Simulated, simulate_program
+from interlock.engines.simulator.simulation import Simulated, simulate_program
 from interlock.workflows.events import event_to_json
 
 

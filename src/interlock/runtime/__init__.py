@@ -1,1 +1,1 @@
-"""Floor 5: the choke point and what stands around it: effects, versions, projects, intake, the engine's port."""
+"""Floor 5: the choke point and what stands around it: effects, versions, projects, the port of the engines."""

@@ -20,9 +20,10 @@ from interlock.runtime.conversation import conversation
 from interlock.runtime.work import Work
 from interlock.sandbox.environment import Result
 from interlock.telemetry import names
-from interlock.tools.registry import Function, Tools, check_value, error_of
+from interlock.tools.registry import Function, Tools, error_of
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.events import Spent
+from interlock.workflows.schemas import check_value
 from interlock.workflows.spec import ModelStep, ToolStep
 
 # Characters a token stands for at least, in the scripts and tokenizers we know; for reservations only.

@@ -13,7 +13,7 @@ from interlock.runtime.executors import Done, Prepared
 from interlock.runtime.work import Work
 from interlock.store.artifacts import Sealed
 from interlock.store.database import Database
-from interlock.tools.registry import check_value
+from interlock.workflows.schemas import check_value
 from interlock.workflows.spec import Fallback, MapStep, ModelStep, SubworkflowStep, ToolStep
 
 _COUNT = {"type": "object", "properties": {"count": {"type": "integer"}}}

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import jsonschema_rs
-
 from interlock.base.errors import Conflict, NotFound
 from interlock.base.refs import canonical_json
 from interlock.gateway.structured import compile_schema
@@ -23,6 +21,7 @@ from interlock.tools.registry import Tool
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.program import Program, compile_program
 from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
+from interlock.workflows.schemas import validator_for
 from interlock.workflows.spec import ModelStep, WaitStep, Workflow
 
 _CACHED = 256
@@ -134,15 +133,17 @@ class Version:
             tools=tools,
             models=data["models"],
             policy=CedarPolicy(data["policy"]),
-            input_validator=_validator(workflow.input),
+            input_validator=validator_for(workflow.input),
             answer_schemas={path: answer_schema(node, program.contracts) for path, node in asking.items()},
             output_validators={
                 path: compile_schema(checked_schema(node, program.contracts)) for path, node in asking.items()
             },
-            subworkflow_validators={path: _validator(child.input) for path, child in program.subworkflows.items()},
-            signals={str(step.signal): SignalSpec(step.payload, _validator(step.payload)) for step in _waits(program)},
-            tool_input_validators={name: _validator(tool.contract.input) for name, tool in tools.items()},
-            tool_output_validators={name: _validator(tool.contract.output) for name, tool in tools.items()},
+            subworkflow_validators={path: validator_for(child.input) for path, child in program.subworkflows.items()},
+            signals={
+                str(step.signal): SignalSpec(step.payload, validator_for(step.payload)) for step in _waits(program)
+            },
+            tool_input_validators={name: validator_for(tool.contract.input) for name, tool in tools.items()},
+            tool_output_validators={name: validator_for(tool.contract.output) for name, tool in tools.items()},
         )
 
 
@@ -164,10 +165,6 @@ def _described(row: Row) -> dict[str, Any]:
 
 def _waits(program: Program) -> list[WaitStep]:
     return [node.step for node in program.nodes.values() if isinstance(node.step, WaitStep) and node.step.signal]
-
-
-def _validator(schema: dict[str, Any]) -> Any:
-    return jsonschema_rs.validator_for(schema, offline=True)  # a schema must not make a worker open a connection
 
 
 class Versions:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonschema_rs
-
-from interlock.base.errors import ContractViolation, Denied, FailureKind, NothingHappened, ToolError
+from interlock.base.errors import Denied, FailureKind, NothingHappened, ToolError
 from interlock.sandbox.environment import Job, Limits, Result, Sandbox
 from interlock.workflows.contracts import MIB, ToolContract
 
@@ -76,31 +74,6 @@ class Tools:
             ),
         )
         return await self._sandbox.run(job)
-
-
-def check_value(validator: Any, value: Any, *, what: str) -> None:
-    """Validates against a compiled schema.
-
-    Raises:
-        ContractViolation: naming the first place; the value itself is not repeated.
-    """
-    try:
-        validator.validate(value)
-    except jsonschema_rs.ValidationError as error:
-        place = "/".join(str(part) for part in error.instance_path)
-        where = f"{what}: {place}" if place else what
-        raise ContractViolation(f"{where}: {explain(error)}") from error
-
-
-def explain(error: Any) -> str:
-    """What a schema violation is about, without the value: values may be personal data."""
-    path = [str(part) for part in error.schema_path]
-    keyword = path[-1] if path else "schema"
-    return (
-        str(error.message)
-        if keyword in {"required", "additionalProperties"}
-        else f'does not meet "{keyword}" of its schema'
-    )
 
 
 def error_of(contract: ToolContract, result: Result) -> ToolError:

@@ -10,11 +10,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-import jsonschema_rs
-
 from interlock.workflows.bindings import parse
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import Prompt
+from interlock.workflows.schemas import validator_for
 from interlock.workflows.spec import (
     MAX_STEPS,
     AgentStep,
@@ -242,7 +241,7 @@ class _Checker:
 
     def _fixed(self, step: ModelStep | AgentStep | ToolStep, value: Any, path: Path) -> Iterator[Problem]:
         schema = self._known(step).value
-        error = next(iter(jsonschema_rs.validator_for(schema, offline=True).iter_errors(value)), None)
+        error = next(iter(validator_for(schema).iter_errors(value)), None)
         if error is not None:
             yield Problem(path, f'step "{step.id}": does not fit the step\'s output schema: {error.message}')
 

@@ -11,6 +11,7 @@ import jsonschema_rs
 from interlock.base.errors import InvalidSpec
 from interlock.workflows.bindings import Reference, references
 from interlock.workflows.facts import compile_condition, fact_fields
+from interlock.workflows.schemas import validator_for
 from interlock.workflows.spec import JsonSchema
 
 Path = tuple[str | int, ...]
@@ -143,7 +144,7 @@ class View:
 def schema_problems(schema: JsonSchema, path: Path) -> Iterator[Problem]:
     """What keeps a schema from being one."""
     try:
-        jsonschema_rs.validator_for(schema, offline=True)  # a definition must not make the checker open a connection
+        validator_for(schema)
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
         line = str(getattr(error, "message", error)).splitlines()[0]
         yield Problem(path, f"is not valid JSON Schema: {line}; correct it")

@@ -10,7 +10,7 @@ from typing import Any
 
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
-from interlock.runtime.simulator import Trail
+from interlock.engines.simulator.driver import Trail
 from interlock.workflows import events as ev
 from interlock.workflows.facts import facts_of
 from interlock.workflows.program import Program

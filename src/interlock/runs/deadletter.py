@@ -16,17 +16,17 @@ from interlock.base.errors import Conflict, ContractViolation, Erased, Interlock
 from interlock.base.refs import Ref
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
+from interlock.runs.intake import Intake
+from interlock.runs.redaction import Redaction, note_of, vault_of
 from interlock.runtime.arguments import arguments_of
-from interlock.runtime.intake import Intake
 from interlock.runtime.loading import folded, run_of
-from interlock.runtime.redaction import Redaction, note_of, vault_of
 from interlock.runtime.versions import Version, Versions
 from interlock.runtime.work import Work
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
-from interlock.tools.registry import check_value
 from interlock.workflows.events import CancelRequested, LetterDiscarded, LetterRequeued, event_to_json
+from interlock.workflows.schemas import check_value
 from interlock.workflows.spec import ModelStep, Step, ToolStep
 from interlock.workflows.state import RunState
 

@@ -10,7 +10,7 @@ from typing import Any
 from interlock.base.errors import FailureKind
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
-from interlock.runtime.random_programs import Dice
+from interlock.engines.simulator.programs import Dice
 from interlock.workflows import events as ev
 from interlock.workflows.machine import advance, fold
 from interlock.workflows.program import Program

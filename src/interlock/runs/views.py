@@ -10,9 +10,9 @@ from interlock.base.errors import Conflict, Erased, NotFound
 from interlock.base.refs import Ref
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
+from interlock.runs.redaction import vault_of
+from interlock.runs.standing import waits_for, way_of
 from interlock.runtime.loading import folded
-from interlock.runtime.redaction import vault_of
-from interlock.runtime.standing import waits_for, way_of
 from interlock.runtime.versions import Versions
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer

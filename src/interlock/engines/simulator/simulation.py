@@ -13,8 +13,7 @@ from typing import Any
 from interlock.base.errors import FailureKind
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
-from interlock.runtime.random_programs import BOOK, LOOK, MAX_ITEMS, SEND, SIGNALS, Dice, random_program
-from interlock.runtime.simulation_checks import (
+from interlock.engines.simulator.checks import (
     Books,
     Broken,
     check_end,
@@ -24,6 +23,7 @@ from interlock.runtime.simulation_checks import (
     refuse,
     told,
 )
+from interlock.engines.simulator.programs import BOOK, LOOK, MAX_ITEMS, SEND, SIGNALS, Dice, random_program
 from interlock.workflows import events as ev
 from interlock.workflows.machine import pending
 from interlock.workflows.program import Program, path_of

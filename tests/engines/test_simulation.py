@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from interlock.cli.main import cli
-from interlock.runtime.simulation import Simulated, simulate_program
+from interlock.engines.simulator.simulation import Simulated, simulate_program
 from interlock.workflows import events as ev
 from interlock.workflows import failures, flow, machine
 from interlock.workflows.program import Program
@@ -44,7 +44,7 @@ def test_every_fault_strikes_and_every_kind_of_step_is_there() -> None:
 
 def test_a_seed_is_the_same_run_whatever_the_order_of_hashes() -> None:
     code = (
-        "import hashlib; from interlock.runtime.simulation import simulate_program as s;"
+        "import hashlib; from interlock.engines.simulator.simulation import simulate_program as s;"
         "runs = [s(n) for n in range(60)];"
         "print(hashlib.sha256(repr([(r.journal, r.faults, sorted(r.state.steps.items())) for r in runs]).encode()).hexdigest())"
     )

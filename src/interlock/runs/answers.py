@@ -8,8 +8,8 @@ from interlock.base.errors import ContractViolation
 from interlock.runtime.loading import folded
 from interlock.runtime.versions import Versions
 from interlock.store.database import Database
-from interlock.tools.registry import check_value
 from interlock.workflows.facts import Facts, facts_of
+from interlock.workflows.schemas import check_value
 from interlock.workflows.spec import ToolStep
 
 

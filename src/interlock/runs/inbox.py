@@ -10,16 +10,16 @@ from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, NotFound
 from interlock.base.ids import new_id
 from interlock.identity.principal import Principal
-from interlock.runtime.intake import checked_key
-from interlock.runtime.redaction import Redaction, note_of
-from interlock.runtime.runs import is_over
+from interlock.runs.intake import checked_key
+from interlock.runs.redaction import Redaction, note_of
+from interlock.runs.views import is_over
 from interlock.runtime.versions import Versions
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
-from interlock.tools.registry import check_value
 from interlock.workflows.events import CancelRequested, PauseRequested, ResumeRequested, SignalReceived, event_to_json
 from interlock.workflows.facts import facts_of
 from interlock.workflows.machine import MAX_SIGNALS
+from interlock.workflows.schemas import check_value
 
 _MAX_REASON = 500
 

@@ -20,8 +20,8 @@ from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
 from interlock.store.keys import KeyStore
 from interlock.telemetry.tracing import TraceIds
-from interlock.tools.registry import check_value
 from interlock.workflows.bindings import dig, parse
+from interlock.workflows.schemas import check_value
 
 _MAX_KEY = 200
 _MAX_PRIORITY = 100
