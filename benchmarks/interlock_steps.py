@@ -14,6 +14,7 @@ from typing import Any
 from peers.measure import Load, measure_async, parse_load, report
 
 from interlock.app import App
+from interlock.base import loop
 from interlock.base.settings import DatabaseSettings, SandboxSettings, Settings, WorkerSettings
 from interlock.gateway.provider import ModelRequest, ModelResponse, Provider, Usage
 from interlock.telemetry import logs, names
@@ -131,4 +132,4 @@ async def _breakdown(app: App, principal: Any, load: Load) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(parse_load(__doc__ or "", modes=("model", "tool"))))
+    loop.run(main(parse_load(__doc__ or "", modes=("model", "tool"))))

@@ -6,6 +6,7 @@ master key, and every data directory made here gets a copy of it.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import shutil
@@ -20,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import psycopg
 import pytest
+import uvloop
 
 from interlock.app import App
 from interlock.base.settings import Settings
@@ -53,6 +55,11 @@ output:
 """
 
 AppFactory = Callable[..., Awaitable[App]]
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the event loop that workers and servers run on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 class Server:

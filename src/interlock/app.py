@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from interlock.audit.log import AuditLog, Entry
 from interlock.audit.records import AuditRecords
-from interlock.base.clock import Clock, SystemClock
+from interlock.base.clock import Clock
 from interlock.base.errors import NotFound, Unauthenticated, Unavailable
 from interlock.base.settings import Settings
 from interlock.budget.quotas import CallQuotas, Quota, list_quotas, remove_quota, set_quota
@@ -34,6 +34,7 @@ from interlock.runs.inbox import Inbox
 from interlock.runs.intake import Intake
 from interlock.runs.redaction import Redaction
 from interlock.runs.views import Runs
+from interlock.runtime.batched import BatchedCalls
 from interlock.runtime.effects import EffectLedger
 from interlock.runtime.engine import Engine, Services
 from interlock.runtime.executors import ModelExecutor, Models, ToolExecutor
@@ -41,10 +42,11 @@ from interlock.runtime.health import HealthChecks
 from interlock.runtime.kernel import Kernel
 from interlock.runtime.lookups import Lookups
 from interlock.runtime.project import Project, read_project
-from interlock.runtime.roster import Roster
+from interlock.runtime.roster import Roster, drain
 from interlock.runtime.versions import Versions
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.store.artifacts import Artifacts
+from interlock.store.clock import DatabaseClock
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 from interlock.store.embedded import EmbeddedPostgres
@@ -65,7 +67,7 @@ class App:
 
     Args:
         models: instead of the providers that the settings name; for tests and benchmarks.
-        clock: instead of the machine's; for fault injection.
+        clock: instead of the database's; for tests.
 
     Attributes:
         migrated: migrations that opening applied.
@@ -78,7 +80,8 @@ class App:
         self.project = project
         self.settings = settings
         self.data = settings.data_dir
-        self.clock: Clock = clock or SystemClock()
+        self._clock = clock
+        self.clock: Clock
         self.migrated: list[str] = []
         self._postgres: EmbeddedPostgres | None = None
         self._worker: Engine | None = None
@@ -111,6 +114,7 @@ class App:
         self.database = Database(url, pool_size=settings.database.pool_size)
         await self.database.open()
         self._closers.append(self.database.close)
+        self.clock = self._clock or await self._follow_database()
         audit = AuditLog(load_or_create_secret(self.data / "keys" / "audit.key"))
         self.committer = Committer(self.database, audit.seal)
         self.committer.start()
@@ -147,6 +151,12 @@ class App:
         self.letters = DeadLetters(
             self.database, self.committer, self.versions, self.artifacts, self.intake, redaction, self.clock
         )
+
+    async def _follow_database(self) -> Clock:
+        clock = DatabaseClock(self.database)
+        await clock.open()
+        self._closers.append(clock.close)
+        return clock
 
     def prepare_database(self) -> str:
         """Starts the embedded server if no URL is set, migrates, and returns the unprivileged URL. Blocking."""
@@ -191,7 +201,7 @@ class App:
         tools = Tools(sandbox, self.versions.locate)
         health, quotas = await self._start_health(tools)
         kernel = Kernel(
-            models=ModelExecutor(models, self.clock),
+            models=ModelExecutor(models, BatchedCalls(self.database, self.committer, settings.batch), self.clock),
             lookups=Lookups(self.database, self.clock),
             tools=ToolExecutor(tools, self.clock),
             effects=EffectLedger(self.database, self.committer),
@@ -298,6 +308,24 @@ class App:
             self._closers.remove(self.roster.close)
             await self.roster.close()
 
+    async def ask_to_drain(self, worker_id: str | None, *, login: str) -> list[str]:
+        """Asks one worker, or all that are there, to finish the steps under way and go; the ids of those asked.
+
+        Workers belong to the installation, so this is on record in its own organisation, `local`.
+
+        Args:
+            login: who asks, as the machine they are on knows them: `name@host`.
+
+        Raises:
+            NotFound: no such worker.
+        """
+        asked = await drain(self.database, worker_id)
+        if asked:
+            principal = await self._local_admin()
+            resources = [f"worker:{one}" for one in asked]
+            await self._record(principal, "worker.drain_requested", "drain", resources, {"login": login})
+        return asked
+
     async def issue_key(self, principal: Principal, user_id: str, roles: frozenset[str]) -> str:
         """A new API key in the principal's organisation, on record."""
         principal.require("key.manage")
@@ -331,8 +359,7 @@ class App:
     async def local_principal(self) -> tuple[Principal, str]:
         """The organisation and admin key of a single-machine installation; made on first use, kept in `client.json`."""
         path = self.data / "client.json"
-        await self.authenticator.ensure_org(LOCAL_ORG, "Local")
-        principal = Principal("local-admin", LOCAL_ORG, frozenset({"admin"}))
+        principal = await self._local_admin()
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Unauthenticated):
             # The file may be older than the database, or the key revoked: whoever can read our keys can make another.
             key = str(json.loads(path.read_text())["api_key"])
@@ -342,10 +369,17 @@ class App:
         write_private(path, json.dumps({"api_key": key}))
         return principal, key
 
-    async def _record(self, principal: Principal, event_type: Any, action: str, resources: list[str]) -> None:
-        now = self.clock.now()
+    async def _local_admin(self) -> Principal:
+        """Whoever may open this installation's database, in its own organisation."""
+        await self.authenticator.ensure_org(LOCAL_ORG, "Local")
+        return Principal("local-admin", LOCAL_ORG, frozenset({"admin"}))
+
+    async def _record(
+        self, principal: Principal, event_type: Any, action: str, resources: list[str], detail: Any = None
+    ) -> None:
+        now, actor = self.clock.now(), principal.actor
         entries = [
-            Entry(principal.org_id, event_type, principal.actor, action, resource, now, decision="allow")
+            Entry(principal.org_id, event_type, actor, action, resource, now, decision="allow", detail=detail or {})
             for resource in resources
         ]
         await self.committer.submit(Commit(principal.org_id, audit=entries))

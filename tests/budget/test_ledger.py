@@ -131,3 +131,33 @@ def test_parallel_steps_never_overspend_together(
             ledger.settle(name)
         assert bank.spent[0] + sum(one[0] for one in bank.held.values()) <= tokens
         assert bank.spent[1] + sum((one[1] for one in bank.held.values()), Fraction(0)) <= Fraction(cents, 100)
+
+
+def test_what_is_out_stays_reserved_until_its_call_is_over() -> None:
+    """A call in a provider's hands: the step that waits for it is settled again and again, and the others still see it."""
+    ledger = RunLedger(tokens=100, usd=None)
+    for _ in range(3):
+        ledger.reserve("out", NOTHING, tokens=60, usd=0.0)
+        ledger.hold("out")
+        ledger.settle("out")
+        with pytest.raises(BudgetExceeded, match="60 of the run's 100"):
+            ledger.reserve("other", NOTHING, tokens=41, usd=0.0)
+    ledger.reserve("out", NOTHING, tokens=60, usd=0.0)
+    ledger.use("out", Spending(10, 0.0))
+    ledger.reserve("other", NOTHING, tokens=90, usd=0.0)
+    ledger.settle("out")
+    ledger.reserve("more", NOTHING, tokens=10, usd=0.0)
+
+
+def test_a_reservation_made_elsewhere_is_held() -> None:
+    ledger = RunLedger(tokens=100, usd=1.0)
+    ledger.hold("out", Spending(60, 0.7))
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("other", NOTHING, tokens=0, usd=0.31)
+    ledger.reserve("out", NOTHING, tokens=100, usd=1.0)
+
+
+def test_nothing_is_held_of_what_was_never_reserved() -> None:
+    ledger = RunLedger(tokens=100, usd=None)
+    ledger.hold("nobody")
+    ledger.reserve("other", NOTHING, tokens=100, usd=0.0)

@@ -63,3 +63,11 @@ def test_no_network_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     _per_token.cache_clear()
     assert is_priced("openai", "gpt-4o")
     assert not is_priced("openai", "gpt-of-tomorrow")
+
+
+def test_a_batch_costs_half() -> None:
+    tokens = {"input_tokens": 1000, "output_tokens": 200}
+    whole = (1000 * 0.15 + 200 * 0.6) / 1e6
+    assert cost_usd("openai", "gpt-4o-mini", **tokens, batch=True) == pytest.approx(whole / 2)
+    assert cost_usd("openai", "gpt-nope", **tokens, batch=True) == 0
+    assert cost_usd("local", "anything at all", **tokens, batch=True) == 0

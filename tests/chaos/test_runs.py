@@ -37,7 +37,7 @@ async def test_all_faults_in_a_short_run(tmp_path: Path) -> None:
     assert set(report["strikes"]) == set(FAULTS)
     assert min(report["strikes"].values()) >= 1
     assert (report["duplicate_effects"], report["lost_effects"], report["violations"]) == (0, 0, [])
-    assert report["runs_finished"] == 70
+    assert report["runs_finished"] == report["runs_started"] > 70
     for word in ("recovery", "duplicate effects", "longest stall", "audit"):
         assert word in done.stdout
     assert "Traceback" not in done.stdout + done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import time
 from pathlib import Path
@@ -82,6 +83,15 @@ def test_workers_are_listed_and_drained_from_outside(cli: Cli, model: FakeModel)
     cli.ok("drain", "--all", "--wait")
     assert second.wait().code == 0
     assert cli.ok("workers").out == "no worker is there\n"
+    # Who asked is on record, for each worker that was asked, and nothing where there was nobody to ask.
+    entries = [one["entry"] for one in cli.ok("audit", "list", "--json").json]
+    drains = [one for one in entries if one["event_type"] == "worker.drain_requested"]
+    assert [one["resource"] for one in drains] == [f"worker:{ids[first.pid]}", f"worker:{ids[second.pid]}"]
+    login = f"{pwd.getpwuid(os.getuid()).pw_name}@{os.uname().nodename}"
+    for one in drains:
+        assert (one["actor"], one["action"], one["decision"]) == ("user:local-admin", "drain", "allow")
+        assert one["detail"] == {"login": login}
+    cli.ok("audit", "verify")
 
 
 def test_the_second_signal_breaks_the_end_off(cli: Cli, model: FakeModel, data_dir: Path) -> None:

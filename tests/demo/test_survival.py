@@ -85,6 +85,7 @@ async def test_killed_in_the_middle_it_finishes_and_pays_nobody_twice(
     async with Model() as model:
         wish = {"category": "payments", "urgency": 3, "wants_refund": True, "summary": "Wants the money back."}
         model.answers = {CLASSIFY: wish, REPLY: {"reply": "Thank you for your message, a colleague will write."}}
+        model.hold(REPLY, after=TICKETS - 1)  # so that one run at least is not over, however late we look
         demo = await start(home, model, "--tickets", str(TICKETS))
         reached = {
             "first refund": lambda: len(refunds(home)) >= 1,
@@ -97,7 +98,7 @@ async def test_killed_in_the_middle_it_finishes_and_pays_nobody_twice(
         if database_too:
             kill_database(home)
         before = refunds(home)
-        assert len(before) < TICKETS / 2, "the demo was over already: nothing was interrupted"
+        model.release(REPLY)
 
         resumed = await start(home, model, "--resume")
         output = (await asyncio.wait_for(resumed.communicate(), PATIENCE))[0].decode()

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 from typer.main import get_command
 
 from interlock.base.settings import Settings
@@ -15,6 +16,7 @@ from interlock.cli.main import cli
 from interlock.runtime.project import read_project
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.source import parse_yaml, validate
+from interlock.workflows.spec import Steps
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,6 +39,12 @@ def test_the_contract_in_the_docs_is_one() -> None:
     for text in fenced(ROOT / "docs" / "tools.md", "yaml"):
         contract = validate(ToolContract, parse_yaml(text, "docs/tools.md"))
         assert contract.mutating
+
+
+def test_the_steps_in_the_docs_are_steps() -> None:
+    texts = fenced(ROOT / "docs" / "workflows.md", "yaml")
+    steps = [step for text in texts for step in TypeAdapter(Steps).validate_python(parse_yaml(text, "docs").data)]
+    assert {"agent", "map", "model", "tool"} <= {step.kind for step in steps}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -179,18 +179,28 @@ async def open_app(
 def spawn(
     project: Path, data_dir: Path, database_url: str, settings: dict[str, Any], tmp_path: Path
 ) -> Iterator[Spawn]:
-    """Starts a worker of this test's installation as a process; `crash=(point, runs)` makes it kill itself."""
+    """Starts a worker of this test's installation as a process; `crash=(point, runs)` makes it kill itself.
+
+    For `poison` and `wall`, see `worker_process`.
+    """
     numbers = itertools.count()
     started: list[WorkerProcess] = []
 
-    def start(*, crash: tuple[str, int] | None = None, url: str | None = None, **changes: Any) -> WorkerProcess:
+    def start(
+        *,
+        crash: tuple[str, int] | None = None,
+        poison: str | None = None,
+        wall: float = 0.0,
+        url: str | None = None,
+        **changes: Any,
+    ) -> WorkerProcess:
         given = {
             **settings,
             **changes,
             "data_dir": str(data_dir),
             "database": {"url": url or database_url, "pool_size": 4},
         }
-        config = {"project": str(project), "settings": given, "crash": crash}
+        config = {"project": str(project), "settings": given, "crash": crash, "poison": poison, "wall": wall}
         started.append(WorkerProcess(tmp_path / f"worker{next(numbers)}", config))
         return started[-1]
 

@@ -47,17 +47,18 @@ class Model(FakeProvider):
     def __init__(self) -> None:
         super().__init__()
         self.answers: dict[str, Any] = {}
-        self._gates: dict[str, asyncio.Event] = {}
+        self._gates: dict[str, tuple[int, asyncio.Event]] = {}
 
     @property
     def pin(self) -> str:
         return f"openai:fake@{self.url}"
 
-    def hold(self, title: str) -> None:
-        self._gates[title] = asyncio.Event()
+    def hold(self, title: str, *, after: int = 0) -> None:
+        """From now on, or once so many requests for it have come in."""
+        self._gates[title] = (after, asyncio.Event())
 
     def release(self, title: str) -> None:
-        self._gates.pop(title).set()
+        self._gates.pop(title)[1].set()
 
     def asked(self, title: str) -> int:
         """Requests for this title so far."""
@@ -65,8 +66,8 @@ class Model(FakeProvider):
 
     async def _behave(self, request: web.Request, body: dict[str, Any], behaviour: Behaviour) -> web.StreamResponse:
         title = title_of(body)
-        if title in self._gates:
-            await self._gates[title].wait()
+        if title in self._gates and self.asked(title) > self._gates[title][0]:
+            await self._gates[title][1].wait()
         if behaviour is self._always and title in self.answers:
             behaviour = answer(self.answers[title])
         return await super()._behave(request, body, behaviour)

@@ -1,9 +1,11 @@
 """A worker process for the tests. It kills itself at a chosen point, once enough runs have reached it.
 
-    python worker_process.py '{"project": …, "settings": {…}, "log": …, "ready": …, "crash": [point, runs]}'
+    python worker_process.py '{"project": …, "settings": {…}, "log": …, "ready": …, "crash": [point, runs],
+                               "poison": workflow, "wall": seconds}'
 
 The points are wrapped around the ledger, the committer and the tools from here; the code under test knows nothing of them.
-A run that reaches the point is held there, so that one kill strikes several runs at the same place.
+A run that reaches the point is held there, so that one kill strikes several runs at the same place. `poison` names a workflow
+whose steps end the process, as a library does that runs into a segmentation fault; `wall` is by how much its wall clock is wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from typing import Any
 
 from interlock.app import App
 from interlock.base.settings import Settings
+from interlock.chaos.worker import WallClock
 from interlock.runtime.effects import EffectLedger
+from interlock.runtime.kernel import Kernel
+from interlock.runtime.work import Outcome, Work
 from interlock.store.commit import Committer
 from interlock.telemetry import logs
 from interlock.tools.registry import Tools
@@ -73,9 +78,24 @@ def crash_at(point: str, runs: int) -> None:
     wraps[point]()
 
 
+def die_of(workflow: str) -> None:
+    """Performing a step of this workflow ends the process at once: no exception, no signal that could be handled."""
+    original = Kernel.perform
+
+    async def perform(self: Kernel, work: Work) -> Outcome:
+        if work.run.version.name == workflow:
+            os._exit(139)
+        return await original(self, work)
+
+    setattr(Kernel, "perform", perform)  # noqa: B010  a plain assignment is what mypy refuses
+
+
 async def main(config: dict[str, Any]) -> None:
     if config.get("crash"):
         crash_at(*config["crash"])
+    if config.get("poison"):
+        die_of(config["poison"])
+    WallClock().step(config.get("wall", 0.0))
     logs.configure(level="info", file=Path(config["log"]))
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)

@@ -11,7 +11,7 @@ import pytest
 from interlock.base.errors import FailureKind, InvalidInput, InvalidSpec, ProviderError
 from interlock.gateway.failures import BilledError
 from interlock.gateway.openai import OpenAIProvider
-from interlock.gateway.provider import Usage
+from interlock.gateway.provider import ModelResponse, Usage
 from interlock.gateway.structured import _CACHE_SIZE, _compiled, compile_schema, complete_structured
 from interlock.testing import FakeProvider, answer, invalid_json, rate_limited, refusal, server_error, wrong_schema
 
@@ -183,3 +183,19 @@ async def test_a_reference_elsewhere_is_refused_even_where_it_could_be_fetched(r
 
 def test_formats_are_enforced() -> None:
     assert list(compile_schema({"type": "string", "format": "date"}).iter_errors("tomorrow"))
+
+
+async def test_an_answer_that_is_there_is_the_first_attempt(fake: FakeProvider, openai: OpenAIProvider) -> None:
+    good = ModelResponse('{"category": "fees", "urgency": 2}', "pinned-1", Usage(7, 3))
+    answer = await complete_structured(openai, request(schema=SCHEMA), answered=good)
+    assert (answer.value, answer.attempts, answer.usage, fake.count) == (VALID, 1, Usage(7, 3), 0)
+    bad = ModelResponse("{}", "pinned-1", Usage(7, 3).in_batch())
+    answer = await complete_structured(openai, request(schema=SCHEMA), answered=bad)
+    assert (answer.attempts, fake.count) == (2, 1)
+    assert (answer.usage.batched_input_tokens, answer.usage.batched_output_tokens) == (7, 3)
+    assert answer.usage.input_tokens > 7
+    fake.always(wrong_schema())
+    with pytest.raises(BilledError) as caught:
+        await complete_structured(openai, request(schema=SCHEMA), answered=bad)
+    assert (caught.value.attempts, fake.count) == (3, 3), "two corrections, as ever"
+    assert caught.value.usage.batched_input_tokens == 7

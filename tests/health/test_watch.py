@@ -13,6 +13,7 @@ from interlock.base.clock import SystemClock
 from interlock.base.errors import (
     BudgetExceeded,
     ContractViolation,
+    Deferred,
     Denied,
     FailureKind,
     LeaseLost,
@@ -100,6 +101,21 @@ async def test_polling_and_listening_go_on_after_a_restart(private_server: Any) 
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_only_absence_counts_against_a_target(error: Exception, expected: str) -> None:
+    assert verdict(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        (None, "unused"),
+        (ProviderError("away", kind=FailureKind.TRANSIENT), "failed"),
+        (ProviderError("later", kind=FailureKind.RATE_LIMITED), "answered"),
+        (ValueError("ours"), "unused"),
+    ],
+)
+def test_putting_off_says_what_its_cause_says(cause: Exception | None, expected: str) -> None:
+    error = Deferred("later")
+    error.__cause__ = cause
     assert verdict(error) == expected
 
 

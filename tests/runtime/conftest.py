@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 # The same stage as for the engine's tests, with small workflows of each test's own.
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,12 @@ from engines.conftest import (  # noqa: F401
     open_app,
     seen,
     settings,
+    spawn,
     start_bank,
     strict,
 )
 from engines.harness import BOOM_CODE, BOOM_TOOL, NOTE_CODE, NOTE_TOOL, PERMIT_ALL, PROMPT, refund_tool, write
+from gateway.batch_server import BatchServer
 
 Deploy = Callable[..., Awaitable[Desk]]
 
@@ -52,3 +54,17 @@ async def deploy(project: Path, open_app: OpenApp, admin: object) -> Deploy:  # 
         return Desk(await open_app(start_worker=True, deploy=True, **changes), admin)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+async def provider(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BatchServer]:
+    """A provider with a batch API, in both dialects."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-test-0123456789")
+    async with BatchServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["openai", "anthropic"])
+def pin(provider: BatchServer, request: pytest.FixtureRequest) -> str:
+    """Each of its dialects in turn."""
+    return provider.pin if request.param == "openai" else provider.anthropic_pin

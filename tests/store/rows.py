@@ -148,6 +148,9 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "insert into dead_letters (letter_id, org_id, run_id, step, purpose, code, reason) "
         "values (%(run)s, %(org)s, %(run)s, 'pay', 'step', 'c', 'r')",
         "insert into results (org_id, key, output) values (%(org)s, 'k', %(ref)s)",
+        "insert into batches (batch_id, org_id, pin) values (%(run)s, %(org)s, 'openai:m')",
+        "insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, usd) "
+        "values (%(run)s, %(org)s, %(run)s, 'think', 1, 'openai:m', %(ref)s, 1, 0)",
         "insert into run_vaults (org_id, run_id, vault) values (%(org)s, %(run)s, %(ref)s)",
         "insert into run_vaults (org_id, run_id, vault) values (%(org)s, %(run)s, %(ref)s)",
         "insert into spans values (%(run)s, 's', %(org)s, null, 'n', 1, 2, true, %(empty)s)",

@@ -108,6 +108,7 @@ async def test_only_the_guilty_fail(
         (Commit(org, runs=[run_update(run["run_id"])], fence=(run["run_id"], 7)), LeaseLost),
         (Commit(org, decided_reviews=[decided]), Conflict),
         (Commit(org, outbox=[outbox(org, text="nul \0")]), InvalidInput),
+        (Commit(org, outbox=[outbox(org, text="half \ud800")]), InvalidInput),
         (Commit(org, outbox=[outbox(org, what=object())]), TypeError),
         (Commit("nobody"), NotFound),
         (
@@ -155,6 +156,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             runs=[run_update(run["run_id"])],
             effects=[effect(run, "intended")],
             done_claims=[{"run_id": run["run_id"], "command": "perform:pay:1", "event": {}}],
+            settled_claims=[{"run_id": run["run_id"], "command": "perform:pay:1"}],
             new_reviews=[review(run, "new", "c")],
             closed_reviews=[{"run_id": run["run_id"], "step": "a"}],
             decided_reviews=[{"review_id": "gone", "status": "rejected", "decided_by": "ada", "note": ""}],
@@ -170,6 +172,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             used_signals=[{"signal_id": signal_id[0]}],
             outbox=[outbox(org)],
             finished=[{"run_id": run["run_id"]}],
+            places=[{"run_id": other["run_id"], "held": True}],
             released=[{"run_id": other["run_id"], "wake_at": None}],
             audit=[entry(org)],
         )

@@ -239,6 +239,56 @@ def test_egress_is_host_and_port(directory: Path, place: str) -> None:
     assert fault.startswith("tools/look_up/tool.yaml:4: egress.0: ")
 
 
+PROMISES = {
+    "commit": "effect: mutating\ncommit: true\n",
+    "compensate": "effect: mutating\ncompensate: true\n",
+    "probe": "effect: mutating\nprobe: true\n",
+    "health": "effect: pure\nhealth: {every: 30}\n",
+    "batch": "effect: pure\nbatch: {max: 20}\n",
+}
+
+
+@pytest.mark.parametrize("field", PROMISES)
+def test_a_function_that_the_contract_promises_must_be_there(directory: Path, field: str) -> None:
+    name = "run_batch" if field == "batch" else field
+    edit(directory, "tools/look_up/tool.yaml", "effect: pure\n", PROMISES[field])
+    [fault] = faults(directory)
+    assert fault == f"tools/look_up/tool.yaml:4: {field}: main.py has no function {name}; define it or remove {field}"
+    run = FILES["tools/look_up/main.py"]
+    for code in (
+        f"def {name}(x): pass\n",
+        f"async def {name}(x): pass\n",
+        f"{name} = run\n",
+        f"from json import dumps as {name}\n",
+        "from helpers import *\n",
+        f"try:\n    from fast import {name}\nexcept ImportError:\n    {name} = run\n",
+        "def __getattr__(name): return run\n",
+    ):
+        write(directory, "tools/look_up/main.py", run + code)
+        assert read(directory), code
+    for code in (f"class Tool:\n    def {name}(self): pass\n", f"# def {name}(x)\n", f'"""\ndef {name}(x): pass"""\n'):
+        write(directory, "tools/look_up/main.py", run + code)
+        assert faults(directory) == [fault], code
+
+
+def test_main_must_define_run_and_be_python(directory: Path) -> None:
+    write(directory, "tools/look_up/main.py", "def rum(text): return {}\n")
+    assert faults(directory) == ["tools/look_up/tool.yaml:1: name: main.py has no function run; define it"]
+    for code in (
+        b"def run(text):\n  return {\n",
+        b"def run(text): pass\n\0",
+        b"run = " + b"(" * 9999,
+        b"run = '\xff'\n",
+    ):
+        write(directory, "tools/look_up/main.py", code)
+        [fault] = faults(directory)
+        assert "tools/look_up/main.py" in fault
+        assert "is not Python" in fault
+        assert fault.endswith("; correct it")
+    write(directory, "tools/look_up/main.py", b"# coding: latin-1\ndef run(text): return '\xff\\d'\n")
+    assert read(directory)
+
+
 def test_policies_are_read_file_by_file(directory: Path) -> None:
     write(
         directory, "policies/a.cedar", "permit(principal, action, resource);\n\n\npermit(principal, action, rsource);\n"

@@ -79,8 +79,7 @@ class Language(Worker):
 
     def _for_good(self, step: dict[str, Any], job: Job) -> Any:
         """A generator that ends with whether the job succeeded; a failed one may wait for a person first."""
-        deadline = step.get("deadline")
-        while not (yield from self._do(job, deadline)):
+        while not (yield from self._do(job, step.get("deadline"))):
             held = self.workflow.get("on_failure") == "hold" and job.place.region is self.root
             if step.get("on_failure") == "continue" or not held:
                 self._without(step, job.name, job.place)
@@ -90,7 +89,8 @@ class Language(Worker):
                 if decided.kind != "dropped":
                     self._end("failed")
                 raise Over
-            job.attempt, job.variant, job.tries, job.expired, deadline = job.attempt + 1, 0, 1, False, None
+            job.attempt, job.variant, job.tries, job.expired = job.attempt + 1, 0, 1, False
+            job.begun = job.attempt
         return True
 
     def _review(self, step: dict[str, Any], name: str, place: Place) -> Thread:

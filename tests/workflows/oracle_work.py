@@ -19,6 +19,7 @@ class Job:
         may_call: of an agent's turn, the tools it may ask for, and how many.
         ladder: what is tried in its place, in order: each a tool's name, or None for what cannot be undone.
         doubt: the effect of an earlier attempt may have happened.
+        begun: the attempt with which a person sent it on its way again; 0 before that.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Job:
     tries: int = 1
     doubt: bool = False
     expired: bool = False
+    begun: int = 0
     may_call: tuple[frozenset[str], int] = (frozenset(), 0)
     answer: Answer = field(default_factory=Answer)
 
@@ -93,10 +95,10 @@ class Worker:
             self._no_limit(job)
 
     def _no_limit(self, job: Job) -> None:
-        self.waiting.pop(("limit", job.name, 0), None)
+        self.waiting.pop(("limit", job.name, job.begun), None)
 
     def _limit(self, job: Job) -> Thread:
-        yield ("limit", job.name, 0)
+        yield ("limit", job.name, job.begun)
         idle = [wait for wait in self.waiting if wait[1] == job.name and wait[0] in {"retry", "defer", "paused"}]
         if idle:
             self._resume(self.waiting[idle[0]], EXPIRED)

@@ -283,3 +283,13 @@ def test_a_prompt_with_other_slots() -> None:
     assert _problems(WORKFLOW, prompts=prompts) == [
         'w.yaml:25: steps.0.branches.two.0.values: step "classify": prompt "sort" needs slot "tone"; bind it in values'
     ]
+
+
+def test_a_model_without_a_batch_api_takes_no_batches() -> None:
+    batch = ("prompt: sort\n", "prompt: sort\n          batch: true\n")
+    assert _changed(batch) == []
+    model = next(iter(MODELS))
+    assert _changed(batch, unbatched=[model]) == [
+        f'w.yaml:25: steps.0.branches.two.0.batch: step "classify": the provider of model "{model}" has no batch API; '
+        "remove batch"
+    ]

@@ -46,6 +46,28 @@ def test_requeued_it_begins_anew_with_other_arguments() -> None:
     assert run.done("hotel", 4) == [Perform("mail", 1)]
 
 
+def test_requeued_it_has_its_deadline_anew_from_that_moment() -> None:
+    run = Run("- {id: a, kind: tool, tool: look, deadline: 60}", on_failure="hold")
+    assert run.state.timers == {"limit:a": run.now + 60}
+    run.failed("a")
+    assert run.state.timers == {}
+    run.now += 1000
+    assert run.requeued("a")[1:] == [Perform("a", 2), StartTimer("limit:a:2", run.now + 60)]
+    before = run.state
+    run.tell(ev.TimerFired("limit:a", run.now))
+    assert run.state is before, "the old deadline, told late, is not the new one"
+    assert run.fired("limit:a:2") == []
+    assert run.failed("a", 2, "transient") == [OpenLetter("a", "step")], "its time is up, so it is not tried again"
+
+
+def test_requeued_while_the_run_is_paused_the_deadline_runs_all_the_same() -> None:
+    run = Run("- {id: a, kind: tool, tool: look, deadline: 60}", on_failure="hold")
+    run.failed("a")
+    run.tell(ev.PauseRequested(run.now))
+    assert run.requeued("a") == [CloseLetter("a"), StartTimer("limit:a:2", run.now + 60)]
+    assert run.fired("limit:a:2") == [OpenLetter("a", "step")]
+
+
 def test_discarded_the_run_fails_and_is_undone() -> None:
     run = _held()
     assert run.discarded("hotel") == [CloseLetter("hotel"), Compensate("flight", 1)]

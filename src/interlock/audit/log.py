@@ -32,6 +32,7 @@ EventType = Literal[
     "key.created",
     "key.revoked",
     "quota.changed",
+    "worker.drain_requested",
     "value.revealed",
 ]
 Decision = Literal["allow", "deny", "none"]

@@ -15,7 +15,10 @@ def since_boot() -> float:
 
 
 class Clock(Protocol):
-    """`now` is seconds since the Unix epoch and may step; `monotonic` is for measuring durations."""
+    """`now` is seconds since the Unix epoch, the platform's or a machine's; `monotonic` is for measuring durations.
+
+    Where a database is shared, `now` is that database's: `store.clock.DatabaseClock`.
+    """
 
     def now(self) -> float: ...
 
@@ -23,7 +26,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The machine's own clock, which may step: for what has no database to agree with."""
 
     def now(self) -> float:
         return time.time()

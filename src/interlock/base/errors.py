@@ -19,7 +19,7 @@
     │   ├── SandboxError        the isolation itself could not be set up
     │   ├── TargetDown          a breaker is open: the tool or provider failed too often and was not called
     │   ├── ToolUnhealthy       the tool's own health check says that it cannot work; it was not called
-    │   └── Deferred            a limit has no room now: not called, and no attempt is counted
+    │   └── Deferred            no room now, or no answer yet: later again, and no attempt is counted
     ├── Unavailable             a part Interlock needs is down (database, provider, sandbox)
     ├── LeaseLost               another worker owns the run now; whatever this one knew is void
     ├── IntegrityError          stored data is not what was stored (audit chain, artifact, weights)
@@ -154,9 +154,24 @@ class ToolUnhealthy(StepError):
 
 
 class Deferred(StepError):
-    """A limit has no room for the call. Nothing was tried, so it is no attempt; `retry_after` says when to ask again."""
+    """A limit has no room for the call, or its answer is not there yet. It is no attempt; `retry_after` says when to ask again.
+
+    Args:
+        pending: the call is in somebody's hands and will cost what was reserved for it.
+    """
 
     code = "deferred"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: FailureKind = FailureKind.RATE_LIMITED,
+        retry_after: float | None = None,
+        pending: bool = False,
+    ) -> None:
+        super().__init__(message, kind=kind, retry_after=retry_after)
+        self.pending = pending
 
 
 class Unavailable(InterlockError):

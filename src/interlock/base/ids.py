@@ -9,10 +9,14 @@ import time
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
+# Two characters for each 10 bits.
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+
+
 def new_id(prefix: str) -> str:
     """A fresh id such as `run_01j9z…`: 48 bits of milliseconds, 80 random bits (the ULID layout)."""
     number = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10))
-    return f"{prefix}_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+    return f"{prefix}_" + "".join([_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10)])
 
 
 def random_token(characters: int = 10) -> str:

@@ -115,7 +115,11 @@ class TemporalSettings(_Section):
 
     Attributes:
         address: host:port of its frontend.
-        tls: whether to speak TLS to it.
+        tls: whether to speak TLS to it; if so, never anything else.
+        tls_ca: PEM file with the authority that signed its certificate; without one, those the system trusts.
+        tls_cert, tls_key: PEM files of the client certificate that it wants (mTLS) and its key, without a password.
+        tls_server_name: the name in its certificate, if that is not the address's host.
+            Files are named relative to the project.
         versioned: pins runs to the worker version they began on; needs a server that knows worker deployments (1.29.1). New
             runs go to the build that `temporal worker deployment set-current-version` named; workers log theirs.
         cached_runs: runs whose state a worker keeps between their steps; with 0 each step replays its run's history, for a
@@ -128,10 +132,27 @@ class TemporalSettings(_Section):
     namespace: str = "default"
     task_queue: str = "interlock"
     tls: bool = False
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_server_name: str | None = Field(default=None, min_length=1)
     versioned: bool = True
     cached_runs: int = Field(default=1000, ge=0, le=100_000)
     history_events: int = Field(default=4000, ge=20, le=40_000)
     history_bytes: int = Field(default=2 * 1024 * 1024, ge=64 * 1024, le=40 * 1024 * 1024)
+
+
+class BatchSettings(_Section):
+    """Model calls that go through a batch API.
+
+    Attributes:
+        gather_seconds: for which a call waits for others to go with it.
+        check_seconds, max_check_seconds: between two looks at a batch: a quarter of its age, but at least and at most so long.
+    """
+
+    gather_seconds: float = Field(default=30.0, gt=0, le=86400)
+    check_seconds: float = Field(default=15.0, gt=0, le=86400)
+    max_check_seconds: float = Field(default=900.0, gt=0, le=86400)
 
 
 class Settings(BaseSettings):
@@ -168,6 +189,7 @@ class Settings(BaseSettings):
     sandbox: SandboxSettings = SandboxSettings()
     temporal: TemporalSettings = TemporalSettings()
     breaker: BreakerSettings = BreakerSettings()
+    batch: BatchSettings = BatchSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -211,4 +233,6 @@ def load_settings(project: Path) -> Settings:
         raise InvalidSpec(f'{path}: setting "{key}" is not accepted: {mend}') from error
     if not settings.data_dir.is_absolute():
         settings = settings.model_copy(update={"data_dir": (project / settings.data_dir).resolve()})
-    return settings
+    named = {name: getattr(settings.temporal, name) for name in ("tls_ca", "tls_cert", "tls_key")}
+    files = {name: (project / path).resolve() for name, path in named.items() if path is not None}
+    return settings.model_copy(update={"temporal": settings.temporal.model_copy(update=files)}) if files else settings

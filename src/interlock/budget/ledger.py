@@ -27,6 +27,7 @@ class RunLedger:
         self._tokens = tokens
         self._usd = usd
         self._reserved: dict[str, Spending] = {}
+        self._held: dict[str, Spending] = {}
 
     def reserve(self, key: str, spent: Spending, *, tokens: int, usd: float) -> None:
         """Sets `tokens` and `usd` aside for a call.
@@ -34,8 +35,8 @@ class RunLedger:
         Raises:
             BudgetExceeded: spent, reserved and wanted together are over a limit.
         """
-        held_tokens = sum(one.tokens for name, one in self._reserved.items() if name != key)
-        held_usd = sum(one.usd for name, one in self._reserved.items() if name != key)
+        others = [one for part in (self._reserved, self._held) for name, one in part.items() if name != key]
+        held_tokens, held_usd = sum(one.tokens for one in others), sum(one.usd for one in others)
         if self._tokens is not None and spent.tokens + held_tokens + tokens > self._tokens:
             raise BudgetExceeded(
                 f"the call could need {tokens} tokens, and {spent.tokens + held_tokens} of the run's {self._tokens} are used"
@@ -44,10 +45,22 @@ class RunLedger:
             raise BudgetExceeded(
                 f"the call could cost {usd:.4f} USD, and {spent.usd + held_usd:.4f} of the run's {self._usd:.2f} USD are used"
             )
+        self._held.pop(key, None)
         self._reserved[key] = Spending(tokens, usd)
+
+    def hold(self, key: str, reserved: Spending | None = None) -> None:
+        """The call is in a provider's hands, with nobody waiting for it: `settle` leaves what it reserved where it is.
+
+        Args:
+            reserved: what it had reserved, if another ledger did that; None: what it has reserved here.
+        """
+        reserved = reserved or self._reserved.pop(key, None)
+        if reserved is not None:
+            self._held[key] = reserved
 
     def use(self, key: str, used: Spending) -> None:
         """The call is over and used this much, more or less than was set aside; it counts here until `settle`."""
+        self._held.pop(key, None)
         self._reserved[key] = used
 
     def settle(self, key: str) -> None:

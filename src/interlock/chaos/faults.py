@@ -17,8 +17,8 @@ from interlock.store.embedded import EmbeddedPostgres
 
 ARMED_SECONDS = 5.0  # how long a worker may take to reach a boundary
 SPELL_SECONDS = 1.5  # how long a partition lasts
-# Seconds. Timers follow the clock of the worker that set them, so a step delays a retry by as much as it is long.
-CLOCK_STEPS = (-30.0, -4.0, 4.0)
+# Seconds; an hour is longer than a run may stand still. Timers follow the database's time, so a step changes nothing.
+CLOCK_STEPS = (-3600.0, -30.0, 4.0, 3600.0)
 
 # Boundaries that hardly any run would reach by itself: a call that takes its time, an effect in doubt.
 _NEEDED = {"during call": "slow", "after probe": "drop"}
@@ -46,6 +46,7 @@ class Scene:
     """What faults act on.
 
     Attributes:
+        burst: starts more runs at once than the workers can take.
         calm: while it is not set, no new runs are started: a fault is being prepared, and shall not come too late for them.
         held: seconds for which it was not set so far.
     """
@@ -58,6 +59,7 @@ class Scene:
     random: random.Random
     lease_seconds: float
     postgres: EmbeddedPostgres | None
+    burst: Callable[[], Awaitable[None]]
     boundaries: tuple[str, ...] = BOUNDARIES
     turn: dict[str, int] = field(default_factory=dict)
     calm: asyncio.Event = field(default_factory=asyncio.Event)
@@ -139,7 +141,7 @@ async def drain(scene: Scene) -> Strike | None:
 
 
 async def clock(scene: Scene) -> Strike | None:
-    """A worker's clock steps in the middle of work, and steps back after two seconds."""
+    """A worker's wall clock steps in the middle of work, and steps back after two seconds."""
     seconds = scene.random.choice(CLOCK_STEPS)
     found = await _at_boundary(scene, "clock", seconds=seconds)
     if found is None:
@@ -237,6 +239,17 @@ async def signals(scene: Scene) -> Strike | None:
     return Strike("signals", "twice more, out of order", time.monotonic(), hits=struck) if struck else None
 
 
+async def spike(scene: Scene) -> Strike | None:
+    """A burst of runs, more than all workers together can take: the rest must wait its turn, and get it."""
+    await scene.burst()
+    await asyncio.sleep(1)  # what can be taken up has been
+    waiting = scene.watch.waiting
+    return Strike("spike", f"{waiting} runs had to wait", time.monotonic(), hits=waiting) if waiting else None
+
+
 FAULTS: dict[str, Callable[[Scene], Awaitable[Strike | None]]] = {
-    one.__name__: one for one in (kill, stop, postgres, provider, tool, timeout, signals, drain, clock)
+    one.__name__: one for one in (kill, stop, postgres, provider, tool, timeout, signals, drain, clock, spike)
 }
+
+TURNS = {"spike": 3}
+"""For how many turns of another fault one counts: all its runs have to be finished, too."""

@@ -15,6 +15,9 @@ from interlock.chaos.project import KINDS
 OK, VIOLATED, TOO_FEW = 0, 9, 7  # exit codes: integrity and step_failed, as in base/errors.py
 
 
+_HIT = {"provider": "requests", "tool": "requests", "timeout": "requests", "signals": "signals"}  # all others: runs
+
+
 @dataclass(slots=True)
 class Outcome:
     """One run: what it was, and where it and its effects ended.
@@ -83,9 +86,7 @@ class Report:
         table = Table("", "", box=None, pad_edge=False, show_header=False)
         table.add_row("runs", f"{self.runs_finished} of {self.runs_started} finished in {self.seconds:.0f} s")
         for fault, count in self.strikes.items():
-            unit = "runs" if fault in {"kill", "stop", "postgres", "drain", "clock"} else "requests"
-            unit = "signals" if fault == "signals" else unit
-            table.add_row(f"fault {fault}", f"struck {count} times, hit {self.hits[fault]} {unit}")
+            table.add_row(f"fault {fault}", f"struck {count} times, hit {self.hits[fault]} {_HIT.get(fault, 'runs')}")
         for fault, reason in self.skipped.items():
             table.add_row(f"fault {fault}", f"skipped: {reason}")
         if self.boundaries:

@@ -79,6 +79,11 @@ class Watch:
         return [run_id for run_id, seen in self._seen.items() if seen.driven and seen.status not in TERMINAL]
 
     @property
+    def waiting(self) -> int:
+        """Runs that no worker had taken up yet when we looked last."""
+        return sum(seen.status == "queued" and not seen.driven for seen in self._seen.values())
+
+    @property
     def still(self) -> float:
         """Seconds since anything moved; 0 while nothing is to move."""
         return time.monotonic() - self._moved_at if self.unfinished else 0.0

@@ -15,12 +15,13 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from interlock.app import App
-from interlock.base.clock import SystemClock
+from interlock.base import loop
 from interlock.base.settings import Settings
 from interlock.runtime.effects import EffectLedger
 from interlock.runtime.executors import ToolExecutor
@@ -48,7 +49,7 @@ update queue set worker = $1, fence = queue.fence + 1, lease_until = now() + mak
     where queue.run_id in (
         select q.run_id from queue q where q.available_at <= now() and (q.worker is null or q.lease_until < now())
         order by q.available_at limit $3 for update skip locked)
-    returning queue.run_id, queue.org_id, queue.fence
+    returning queue.run_id, queue.org_id, queue.fence, queue.losses
 """
 
 
@@ -56,17 +57,30 @@ update queue set worker = $1, fence = queue.fence + 1, lease_until = now() + mak
 _INSIDE_SECONDS = 1.0
 
 
-class SteppingClock(SystemClock):
-    """The machine's clock, which may be stepped like one that was set wrong; durations stay true."""
+class WallClock:
+    """This process's wall clock, set wrong as by an operator or a broken NTP: whatever it asks the `time` module is off.
+
+    Durations stay true, as they do where a real clock is stepped.
+    """
 
     def __init__(self) -> None:
-        self._offset = 0.0
+        self._off_ns = 0
+        wall, wall_ns, any_clock = time.time, time.time_ns, time.clock_gettime
 
-    def now(self) -> float:
-        return super().now() + self._offset
+        def clock_gettime(which: int) -> float:
+            return any_clock(which) + (self._off_ns / 1e9 if which == time.CLOCK_REALTIME else 0.0)
+
+        self._strikes = {
+            "time": lambda: wall() + self._off_ns / 1e9,
+            "time_ns": lambda: wall_ns() + self._off_ns,
+            "clock_gettime": clock_gettime,
+        }
 
     def step(self, seconds: float) -> None:
-        self._offset += seconds
+        """Sets it forward, or back, by so much more."""
+        self._off_ns += int(seconds * 1e9)
+        for name, strike in self._strikes.items():
+            setattr(time, name, strike)
 
 
 Act = Literal["kill", "stop", "drain", "clock", "tell"]
@@ -76,7 +90,7 @@ Act = Literal["kill", "stop", "drain", "clock", "tell"]
 class Saboteur:
     """Waits, armed, for the worker to reach a boundary, and strikes there."""
 
-    def __init__(self, runs: Callable[[], list[str]], clock: SteppingClock) -> None:
+    def __init__(self, runs: Callable[[], list[str]], clock: WallClock) -> None:
         self._runs = runs
         self._clock = clock
         self._boundary: str | None = None
@@ -191,8 +205,8 @@ def claim_only(app: App, org_id: str) -> None:
 
 async def main(config: dict[str, Any]) -> None:
     logs.configure(level="info", file=Path(config["log"]))
-    clock, stop = SteppingClock(), asyncio.Event()
-    app = App(Path(config["project"]), Settings(**config["settings"]), clock=clock)
+    clock, stop = WallClock(), asyncio.Event()
+    app = App(Path(config["project"]), Settings(**config["settings"]))
 
     def runs() -> list[str]:
         # The worker's own book of what it drives right now.
@@ -213,7 +227,7 @@ async def main(config: dict[str, Any]) -> None:
     say("gone")
 
 
-async def _take_orders(saboteur: Saboteur, clock: SteppingClock, stop: asyncio.Event) -> None:
+async def _take_orders(saboteur: Saboteur, clock: WallClock, stop: asyncio.Event) -> None:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
@@ -229,4 +243,4 @@ async def _take_orders(saboteur: Saboteur, clock: SteppingClock, stop: asyncio.E
 
 
 if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1])))
+    loop.run(main(json.loads(sys.argv[1])))

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from interlock.api.server import Server
 from interlock.app import App
+from interlock.base import loop
 from interlock.base.errors import IntegrityError, InterlockError, InvalidInput, NotFound, StepError, Unavailable
 from interlock.base.settings import Settings, load_settings
 from interlock.cli.connection import Api
@@ -70,7 +71,7 @@ def demo(
         settings = _settings(prepared)
         if any(pin.startswith("local:") for pin in settings.models.values()):
             _fetch_weights()
-        ok = asyncio.run(_run(prepared, settings))
+        ok = loop.run(_run(prepared, settings))
     except KeyboardInterrupt:
         errors.print("\ninterrupted; `interlock demo --resume` finishes what was begun")
         raise

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -95,7 +98,7 @@ def drain(
         raise InvalidInput("say which: --worker ID, or --all")
 
     async def ask(app: App) -> tuple[list[str], list[str]]:
-        asked = await roster.drain(app.database, worker)
+        asked = await app.ask_to_drain(worker, login=_login())
         return asked, await _left(app, set(asked), time.monotonic() + timeout) if wait else []
 
     asked, left = _opened(ask)
@@ -115,6 +118,15 @@ async def _left(app: App, asked: set[str], deadline: float) -> list[str]:
         if not left or time.monotonic() > deadline:
             return left
         await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _login() -> str:
+    """Who runs this command, as the system knows them: what the environment says anybody can set."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user without a name
+        name = f"uid {os.getuid()}"
+    return f"{name}@{socket.gethostname()}"
 
 
 def _opened(use: Callable[[App], Coroutine[Any, Any, T]]) -> T:

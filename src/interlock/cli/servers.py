@@ -15,6 +15,7 @@ import watchfiles
 
 from interlock.api.server import Server
 from interlock.app import App, write_private
+from interlock.base import loop
 from interlock.base.errors import Conflict, InterlockError, InvalidInput
 from interlock.base.settings import Settings
 from interlock.cli.connection import find_server, settings_here
@@ -199,10 +200,10 @@ class _Stop:
         self._told = asyncio.Event()
         self._main = asyncio.current_task()
         self._starting = True
-        loop = asyncio.get_running_loop()
+        running = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError):
-                loop.add_signal_handler(name, self._signal)
+                running.add_signal_handler(name, self._signal)
 
     def _signal(self) -> None:
         again = self._told.is_set()
@@ -224,6 +225,6 @@ class _Stop:
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
     try:
-        asyncio.run(main)
+        loop.run(main)
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None  # told to stop before it was up

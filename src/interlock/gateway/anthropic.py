@@ -9,8 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from interlock.gateway.batches import AnthropicBatches
 from interlock.gateway.failures import count, not_the_protocol
-from interlock.gateway.http import MAX_BODY, Endpoint, Reply
+from interlock.gateway.http import MAX_BODY, Endpoint
 from interlock.gateway.openai import refused, schema_name
 from interlock.gateway.provider import FinishReason, Message, ModelRequest, ModelResponse, Usage
 
@@ -40,6 +41,9 @@ class AnthropicProvider:
         base_url: the address `/v1/messages` is appended to.
         max_body: bytes of an answer to accept.
 
+    Attributes:
+        batches: the same calls through its batch API.
+
     Raises:
         InvalidInput: the address or the key cannot be used.
     """
@@ -48,15 +52,19 @@ class AnthropicProvider:
         headers = {"x-api-key": api_key, "anthropic-version": API_VERSION}
         self.name = name
         self._endpoint = Endpoint(name, base_url, headers=headers, secret=api_key, max_body=max_body)
+        self.batches = AnthropicBatches(self._endpoint, _body, self._read)
 
     async def complete(self, request: ModelRequest) -> ModelResponse:
         """One call, no retries. Raises as `Provider` promises; a refusal is a `BilledError`, kind PERMANENT."""
         reply = await self._endpoint.post("/v1/messages", _body(request), timeout=request.timeout)
-        return _read(self.name, request, reply)
+        return self._read(request, reply.body, request_id=reply.headers.get("request-id"))
 
     async def close(self) -> None:
         """Close the session; may be called twice."""
         await self._endpoint.close()
+
+    def _read(self, request: ModelRequest, body: Mapping[str, Any], *, request_id: str | None = None) -> ModelResponse:
+        return _read(self.name, request, body, request_id)
 
 
 def _body(request: ModelRequest) -> dict[str, Any]:
@@ -111,8 +119,7 @@ def _input_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**wrapper, "properties": {_WRAPPED: inner}}
 
 
-def _read(name: str, request: ModelRequest, reply: Reply) -> ModelResponse:
-    body = reply.body
+def _read(name: str, request: ModelRequest, body: Mapping[str, Any], request_id: str | None) -> ModelResponse:
     content = body.get("content")
     if not isinstance(content, list):
         raise not_the_protocol(name, "no content list")
@@ -127,7 +134,6 @@ def _read(name: str, request: ModelRequest, reply: Reply) -> ModelResponse:
         text = ""
     if request.schema is not None and finish == "tool_calls":
         finish = "stop"  # the forced call is the answer itself, not a wish to call something
-    request_id = reply.headers.get("request-id")
     if request_id:
         metadata["request_id"] = request_id
     model, response_id = body.get("model"), body.get("id")

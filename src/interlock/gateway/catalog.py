@@ -57,6 +57,11 @@ def parse_pin(text: str) -> Pin:
     return Pin(kind, model, base_url or None)
 
 
+def has_batches(pin: str) -> bool:
+    """Whether the provider of a pin may have a batch API; what an address of your own can do shows only when it is asked."""
+    return parse_pin(pin).kind != "local"
+
+
 class ModelCatalog:
     """Providers by pin, made on first use and shared by every run of the process."""
 

@@ -69,11 +69,44 @@ class Endpoint:
         """Send one JSON request and read the whole answer within `timeout` seconds.
 
         Raises:
-            ProviderError: whatever went wrong on the far side, with the kind `Provider` promises.
+            ProviderError: whatever went wrong on the far side, with the kind `Provider` promises; so for all below.
         """
+        return self._reply(await self._call("POST", path, timeout=timeout, limit=self._max_body, json=body))
+
+    async def upload(
+        self,
+        path: str,
+        fields: Mapping[str, str],
+        content: bytes,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> Reply:
+        """Send form fields and one file of JSON lines."""
+        form = aiohttp.FormData(fields)
+        form.add_field("file", content, filename="calls.jsonl", content_type="application/jsonl")
+        return self._reply(await self._call("POST", path, timeout=timeout, limit=self._max_body, data=form))
+
+    async def get(self, path: str, *, timeout: float) -> Reply:  # noqa: ASYNC109
+        """Read a JSON object."""
+        return self._reply(await self._call("GET", path, timeout=timeout, limit=self._max_body))
+
+    async def download(self, path: str, *, timeout: float, limit: int) -> bytes:  # noqa: ASYNC109
+        """Read a body as it is, at most `limit` bytes."""
+        raw, _ = await self._call("GET", path, timeout=timeout, limit=limit)
+        return raw
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        timeout: float,  # noqa: ASYNC109
+        limit: int,
+        **content: Any,
+    ) -> tuple[bytes, aiohttp.ClientResponse]:
         try:
             async with asyncio.timeout(timeout):
-                return await self._exchange(path, body)
+                return await self._exchange(method, path, limit, content)
         except TimeoutError:
             raise self._transient(f"did not answer within {timeout:g} s") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
@@ -112,20 +145,25 @@ class Endpoint:
                 # The kernel bounds concurrency. A second bound here would queue calls silently and count
                 # the queueing against the provider's deadline.
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-                timeout=aiohttp.ClientTimeout(total=None),  # `post` holds the one deadline
+                timeout=aiohttp.ClientTimeout(total=None),  # `_call` holds the one deadline
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
             )
         return self._session
 
-    async def _exchange(self, path: str, body: Mapping[str, Any]) -> Reply:
+    async def _exchange(
+        self, method: str, path: str, limit: int, content: Mapping[str, Any]
+    ) -> tuple[bytes, aiohttp.ClientResponse]:
         session = self._open()
-        async with session.post(self.base_url + path, json=body, allow_redirects=False) as response:
+        async with session.request(method, self.base_url + path, allow_redirects=False, **content) as response:
             if not 200 <= response.status < 300:
                 raw = await self._read(response, _MAX_ERROR_BODY, cut=True)
                 raise status_error(self.name, response.status, response.headers, _lenient_json(raw), self._secret)
-            raw = await self._read(response, self._max_body, cut=False)
-            return Reply(self._parse(raw, response), response.headers)
+            return await self._read(response, limit, cut=False), response
+
+    def _reply(self, answered: tuple[bytes, aiohttp.ClientResponse]) -> Reply:
+        raw, response = answered
+        return Reply(self._parse(raw, response), response.headers)
 
     async def _read(self, response: aiohttp.ClientResponse, limit: int, *, cut: bool) -> bytes:
         """The body, at most `limit` bytes: longer is cut (errors, where the status says it all) or refused."""

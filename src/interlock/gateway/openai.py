@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from interlock.base.errors import FailureKind
+from interlock.gateway.batches import OpenAIBatches
 from interlock.gateway.failures import BilledError, count, not_the_protocol, scrub
 from interlock.gateway.http import MAX_BODY, Endpoint
 from interlock.gateway.provider import FinishReason, Message, ModelRequest, ModelResponse, Usage
@@ -40,6 +41,9 @@ class OpenAIProvider:
         send_temperature: False for reasoning models, which refuse any temperature but their own.
         max_body: bytes of an answer to accept.
 
+    Attributes:
+        batches: the same calls through its batch API.
+
     Raises:
         InvalidInput: the address or the key cannot be used.
     """
@@ -63,11 +67,12 @@ class OpenAIProvider:
         official = self._endpoint.host == "api.openai.com"
         self._token_field = token_field or ("max_completion_tokens" if official else "max_tokens")
         self._send_temperature = send_temperature
+        self.batches = OpenAIBatches(self._endpoint, self._body, self._read)
 
     async def complete(self, request: ModelRequest) -> ModelResponse:
         """One call, no retries. Raises as `Provider` promises; a refusal is a `BilledError`, kind PERMANENT."""
         reply = await self._endpoint.post("/chat/completions", self._body(request), timeout=request.timeout)
-        return read_completion(self.name, request, reply.body, secret=self._secret)
+        return self._read(request, reply.body)
 
     async def close(self) -> None:
         """Close the session; may be called twice."""
@@ -90,6 +95,9 @@ class OpenAIProvider:
                 "json_schema": {"name": schema_name(request.schema), "schema": dict(request.schema), "strict": strict},
             }
         return body
+
+    def _read(self, request: ModelRequest, body: Mapping[str, Any]) -> ModelResponse:
+        return read_completion(self.name, request, body, secret=self._secret)
 
 
 def wire_messages(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -88,6 +88,7 @@ async def complete_structured(
     *,
     validator: Validator | None = None,
     max_corrections: int = MAX_CORRECTIONS,
+    answered: ModelResponse | None = None,
 ) -> StructuredResponse:
     """Ask for JSON that fits `request.schema`, with at most `max_corrections` further calls to mend it.
 
@@ -96,6 +97,7 @@ async def complete_structured(
         request: must carry a schema.
         validator: compiled by the caller with `compile_schema`; None compiles (or finds) it here.
         max_corrections: further calls after an invalid answer.
+        answered: the answer to `request`, if it is there already; it counts as the first attempt.
 
     Raises:
         InvalidInput: the request carries no schema.
@@ -109,10 +111,13 @@ async def complete_structured(
     spent = Usage()
     problems: list[str] = []
     for attempt in range(1, max_corrections + 2):
-        try:
-            response = await provider.complete(request)
-        except ProviderError as error:
-            raise _with_usage(error, spent, attempt) from error
+        if answered is not None and attempt == 1:
+            response = answered
+        else:
+            try:
+                response = await provider.complete(request)
+            except ProviderError as error:
+                raise _with_usage(error, spent, attempt) from error
         spent += response.usage
         value, problems = _judge(response, validator)
         if not problems:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from interlock.base.errors import ContractViolation, FailureKind, SandboxError, StepError
+from interlock.base.errors import ContractViolation, Deferred, FailureKind, SandboxError, StepError
 from interlock.health.breakers import Admission, Breakers, Reported
 from interlock.health.tools import ToolHealth
 
@@ -68,6 +68,8 @@ def verdict(error: Exception) -> Reported:
     """
     if isinstance(error, ContractViolation):
         return "answered"
+    if isinstance(error, Deferred):  # says nothing itself; what it puts off may
+        return verdict(error.__cause__) if isinstance(error.__cause__, StepError) else "unused"
     if not isinstance(error, StepError) or isinstance(error, SandboxError):
         return "unused"
     return "failed" if error.kind is FailureKind.TRANSIENT else "answered"

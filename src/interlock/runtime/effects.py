@@ -83,7 +83,7 @@ class EffectLedger:
         if status == "executing" and row["attempt"] == work.attempt and isinstance(work.step, ToolStep):
             contract = work.run.version.tools[work.step.tool].contract
             if not contract.honours_idempotency:
-                await asyncio.sleep(max(0.0, contract.timeout + _START_SECONDS + _FLIGHT_SECONDS - row["age"]))
+                await asyncio.sleep(max(0.0, contract.call_seconds + _START_SECONDS + _FLIGHT_SECONDS - row["age"]))
         return status
 
     async def intend(self, work: Work, effect: Effect, arguments: Sealed) -> None:
@@ -113,4 +113,4 @@ def call_ends(contract: ToolContract) -> float:
 
     Taken before the mark, so that whoever reads the mark and waits as `status` does cannot be overtaken by the call.
     """
-    return since_boot() + contract.timeout + _START_SECONDS
+    return since_boot() + contract.call_seconds + _START_SECONDS

@@ -12,6 +12,9 @@ from interlock.store.commit import Committer
 from interlock.store.database import Database
 from interlock.telemetry.tracing import Tracing
 
+HOLD_SECONDS = 5.0
+"""A run whose next timer is nearer than this keeps its place among the runs at once; one that waits longer gives it back."""
+
 
 class Engine(Protocol):
     """Drives runs. An accepted run is in the store's queue, and what people tell it is in its inbox; the engine finds both.

@@ -12,10 +12,11 @@ from interlock.base.errors import FailureKind, IntegrityError, ToolError
 from interlock.base.labels import Labels, Trust
 from interlock.budget.prices import cost_usd, is_priced
 from interlock.gateway.failures import BilledError
-from interlock.gateway.provider import Message, ModelRequest, Provider, Usage
+from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider, Usage
 from interlock.gateway.structured import complete_structured
 from interlock.policy.decision import Question
 from interlock.runtime.arguments import arguments_of
+from interlock.runtime.batched import BatchedCalls, is_batched
 from interlock.runtime.conversation import conversation
 from interlock.runtime.work import Work
 from interlock.sandbox.environment import Result
@@ -85,8 +86,9 @@ class ModelExecutor:
 
     span_name = names.MODEL_CALL
 
-    def __init__(self, models: Models, clock: Clock) -> None:
+    def __init__(self, models: Models, batched: BatchedCalls, clock: Clock) -> None:
         self._models = models
+        self._batched = batched
         self._clock = clock
 
     async def prepare(self, work: Work) -> Prepared:
@@ -112,7 +114,8 @@ class ModelExecutor:
         )
         characters = sum(len(content) for _, content in turns)
         tokens = int(characters / _CHARACTERS_PER_TOKEN) + step.max_tokens
-        usd = cost_usd(provider.name, model, input_tokens=tokens - step.max_tokens, output_tokens=step.max_tokens)
+        incoming, batch = tokens - step.max_tokens, is_batched(work)
+        usd = cost_usd(provider.name, model, input_tokens=incoming, output_tokens=step.max_tokens, batch=batch)
         if version.workflow.budget.usd is not None and not is_priced(provider.name, model):
             raise ToolError(
                 f'model "{model}" has no known price, so a budget in USD cannot hold; use budget.tokens instead',
@@ -127,7 +130,10 @@ class ModelExecutor:
         step = work.step
         assert isinstance(step, ModelStep)
         validator = work.run.version.output_validators[work.path]
-        answer = await complete_structured(provider, request, validator=validator, max_corrections=_CORRECTIONS)
+        answered = await self._answered(work, prepared) if is_batched(work) else None
+        answer = await complete_structured(
+            provider, request, validator=validator, max_corrections=_CORRECTIONS, answered=answered
+        )
         spent = spent_of(provider.name, request.model, answer.usage)
         attributes = {
             names.GEN_AI_OPERATION: "chat",
@@ -141,6 +147,7 @@ class ModelExecutor:
             names.TOKENS_OUTPUT: spent.output_tokens,
             names.COST_USD: spent.usd,
             names.MODEL_ATTEMPTS: answer.attempts,
+            names.MODEL_BATCH: answered is not None,
         }
         # What a model says is as trustworthy as the least trusted thing it read.
         labels = prepared.labels.join(Labels(origins=frozenset({f"model:{request.model}"})))
@@ -149,6 +156,12 @@ class ModelExecutor:
         calls = tuple(call["tool"] for call in answer.value["calls"])
         value = answer.value if calls else answer.value["answer"]
         return Done(value, {} if calls else step.output, labels, spent, attributes, calls)
+
+    async def _answered(self, work: Work, prepared: Prepared) -> ModelResponse:
+        provider, request = prepared.payload
+        return await self._batched.answer(
+            work, provider, request, labels=prepared.labels, tokens=prepared.tokens, usd=prepared.usd
+        )
 
     def spent_in(self, error: Exception, prepared: Prepared) -> Spent:
         """What a failed call cost all the same."""
@@ -257,7 +270,10 @@ class ToolExecutor:
 
 
 def spent_of(provider: str, model: str, usage: Usage) -> Spent:
-    usd = cost_usd(provider, model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
+    incoming, outgoing = usage.batched_input_tokens, usage.batched_output_tokens
+    usd = cost_usd(provider, model, input_tokens=incoming, output_tokens=outgoing, batch=True)
+    incoming, outgoing = usage.input_tokens - incoming, usage.output_tokens - outgoing
+    usd += cost_usd(provider, model, input_tokens=incoming, output_tokens=outgoing)
     return Spent(usage.input_tokens, usage.output_tokens, usd)
 
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 from typing import Any
 
 from interlock.base.clock import Clock
-from interlock.base.errors import Deferred, Denied, Erased, FailureKind, LeaseLost, StepError, Unavailable
+from interlock.base.errors import Deferred, Denied, Erased, FailureKind, LeaseLost, StepError, TargetDown, Unavailable
 from interlock.base.labels import Labels, Trust
 from interlock.budget.ledger import Spending
 from interlock.budget.quotas import CallQuotas
 from interlock.guard.injection import scan
 from interlock.health.gate import Health
+from interlock.runtime.batched import is_batched
 from interlock.runtime.effects import Effect, EffectLedger, call_ends, idempotency_key
 from interlock.runtime.executors import ModelExecutor, Prepared, ToolExecutor
 from interlock.runtime.lookups import Lookups
@@ -69,7 +70,7 @@ class Kernel:
 
     async def perform(self, work: Work) -> Outcome:
         """One attempt at a step."""
-        passage = Passage(work)
+        passage, pending = Passage(work), False
         attributes = {
             **work.run.attributes(),
             names.STEP_ID: work.name,
@@ -90,7 +91,10 @@ class Kernel:
                 raise
             except Deferred as error:
                 delay = error.retry_after if error.retry_after is not None else _ASK_AGAIN
-                outcome = Outcome(StepDeferred(work.name, work.attempt, self._clock.now(), delay))
+                outcome, pending = (
+                    Outcome(StepDeferred(work.name, work.attempt, self._clock.now(), delay)),
+                    error.pending,
+                )
             except Exception as error:  # noqa: BLE001  whatever a step's work can raise becomes an event; a bug must not kill the worker
                 mark_failed(span, error)
                 outcome = await self._failed(passage, error)
@@ -98,6 +102,9 @@ class Kernel:
                 self._health.leave(passage.admission)
                 self._quotas.give_back(passage.slot)
                 span.set_attributes(passage.attributes)
+        if pending:
+            work.run.ledger.hold(work.name)
+            return outcome
         spent = getattr(outcome.event, "spent", Spent())
         work.run.ledger.use(work.name, Spending(spent.input_tokens + spent.output_tokens, spent.usd))
         return outcome
@@ -130,7 +137,12 @@ class Kernel:
             )
         await self._find(passage, prepared)
         if passage.done is None:
-            passage.admission = await self._health.admit(work.run.org_id, *target_of(work))
+            try:
+                passage.admission = await self._health.admit(work.run.org_id, *target_of(work))
+            except TargetDown as error:
+                if not is_batched(work):
+                    raise
+                raise Deferred(error.message, retry_after=error.retry_after, pending=True) from None
 
     async def _find(self, passage: Passage, prepared: Prepared) -> None:
         """An answer that is there already: allowed like the call it saves, but nobody is called."""
@@ -157,6 +169,8 @@ class Kernel:
             tokens=prepared.tokens,
             usd=prepared.usd,
         )
+        if work.run.set_aside is not None:
+            await work.run.set_aside(prepared.tokens, prepared.usd)
         if isinstance(work.step, ToolStep):
             timeout = work.run.version.tools[work.step.tool].contract.timeout
             passage.slot = await self._quotas.take(work.run.org_id, work.step.tool, timeout)

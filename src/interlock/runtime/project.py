@@ -14,12 +14,12 @@ from typing import Any
 
 from interlock.base.errors import InvalidSpec
 from interlock.base.settings import SETTINGS_FILE, Settings
-from interlock.gateway.catalog import parse_pin
+from interlock.gateway.catalog import has_batches, parse_pin
 from interlock.identity.principal import ROLES
 from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
 from interlock.runtime.versions import Definition
 from interlock.sandbox.destinations import parse_authority
-from interlock.tools.bundles import pack
+from interlock.tools.bundles import missing_functions, pack
 from interlock.workflows.check import check_workflow
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
@@ -71,6 +71,7 @@ def read_project(directory: Path, settings: Settings) -> Project:
             models=settings.models,
             workflows=known,
             roles=ROLES,
+            unbatched=[alias for alias, pin in settings.models.items() if not has_batches(pin)],
         )
         faults += [source.complaint(problem.path, problem.message) for problem in problems]
     if faults:
@@ -155,6 +156,7 @@ def _tools(
                 )
             _check_egress(contract, source)
             digest, packed = pack(path.parent)
+            _check_functions(contract, source, path.parent / "main.py")
         except OSError as error:
             faults.append(f"{_name(path, directory)}: its directory cannot be read: {error}")
             continue
@@ -172,6 +174,13 @@ def _check_egress(contract: ToolContract, source: Source) -> None:
             parse_authority(place)
         except ValueError as error:
             raise InvalidSpec(source.complaint(["egress", index], str(error))) from error
+
+
+def _check_functions(contract: ToolContract, source: Source, main: Path) -> None:
+    for name in missing_functions(main, contract.functions):
+        promise = contract.functions[name]
+        mend = "define it" if name == "run" else f"define it or remove {promise}"
+        raise InvalidSpec(source.complaint([promise], f"main.py has no function {name}; {mend}"))
 
 
 def _policy(directory: Path, faults: list[str]) -> str:

@@ -33,12 +33,15 @@ def commit_of(
 ) -> Commit:
     """A commit under the run's lease: the outcomes' rows, their events in the journal, and the run's new row."""
     commit = run.commit()
-    commit.used_signals = [{"signal_id": signal} for signal in used_signals or []]
+    if used_signals:
+        commit.used_signals = [{"signal_id": signal} for signal in used_signals]
     for number, outcome in enumerate(outcomes or []):
         commit.artifacts += outcome.artifacts
-        commit.effects += outcome.effects
         commit.audit += outcome.audit
-        commit.results += outcome.results
+        if outcome.effects:
+            commit.effects += outcome.effects
+        if outcome.results:
+            commit.results += outcome.results
         commit.journal.append(
             {
                 "run_id": run.run_id,

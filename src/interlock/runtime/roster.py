@@ -78,6 +78,8 @@ async def workers(database: Database) -> list[dict[str, Any]]:
 async def drain(database: Database, worker_id: str | None) -> list[str]:
     """Asks one worker, or all that are there, to finish the steps under way and go; the ids of those asked.
 
+    `App.ask_to_drain` does this on record.
+
     Raises:
         NotFound: no such worker.
     """

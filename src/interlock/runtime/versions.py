@@ -226,7 +226,7 @@ class Versions:
         if row is None:
             known = ", ".join(one["name"] for one in await self._database.rows("list_heads", org=org_id)) or "none"
             raise NotFound(f'workflow "{name}" is not deployed; deployed are: {known}')
-        return self._compile(org_id, Definition(row["definition"], row["version"]))
+        return await self.get(org_id, name, row["version"])
 
     async def get(self, org_id: str, name: str, version: str) -> Version:
         """A version by its hash.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ class Run:
         spent: what the run's state says; the driver moves it and ends the reservations it replaces in one go, so that
             spending is never unknown in between.
         resumed: taken over from a worker that may have died in the middle of something.
+        set_aside: reserves tokens and USD where all who work for the run see it; None if this worker is the only one.
     """
 
     run_id: str
@@ -44,6 +46,7 @@ class Run:
     claim: str | None = None
     resumed: bool = False
     spent: Spent = field(default_factory=Spent)
+    set_aside: Callable[[int, float], Awaitable[None]] | None = None
     _values: dict[str, Any] = field(default_factory=dict)
 
     def commit(self) -> Commit:

@@ -36,7 +36,7 @@ class Job:
     Attributes:
         bundle: directory holding the tool's code and files; mounted read-only at `/tool`.
         tool: the tool's name, for messages and for the allowlist.
-        function: name of the function in `main.py` (`run`, `compensate`, `probe`, `health`).
+        function: name of the function in `main.py` (`run`, `run_batch`, `commit`, `compensate`, `probe`, `health`).
         arguments: JSON object, passed as keyword arguments.
         context: JSON object handed to the tool as `context` (idempotency key, run id, attempt, deadline).
         allowed_tools: the workflow's allowlist; a back end refuses a job whose tool is not in it.

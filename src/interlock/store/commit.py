@@ -13,51 +13,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
+from pydantic_core import to_json
 
-from interlock.base.errors import Conflict, LeaseLost, NotFound, Unavailable
+from interlock.base.errors import Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
 from interlock.store.database import DOWN, Connection, Database
 from interlock.store.queries import QUERIES
 
 JsonRow = dict[str, Any]
 
 _SETTLE = "select settle($1)"
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 LEASE_LOST, HEAD_MOVED, NOT_OPEN = "IL001", "IL002", "IL005"
-
-# The parts of a batch that are plain rows; `settle` in sql/functions/settle.sql says what each holds.
-PARTS = (
-    "artifacts",
-    "new_runs",
-    "new_vaults",
-    "new_claims",
-    "journal",
-    "recorded",
-    "runs",
-    "effects",
-    "done_claims",
-    "new_reviews",
-    "closed_reviews",
-    "decided_reviews",
-    "results",
-    "new_letters",
-    "closed_letters",
-    "decided_letters",
-    "new_signals",
-    "crashed",
-    "requeued",
-    "used_signals",
-    "outbox",
-    "finished",
-    "released",
-)
 
 Seal = Callable[[list[Any], int, str], tuple[list[JsonRow], int, str]]
 """Chains audit entries of one organisation: (entries, seq, head) → (rows, seq, head)."""
 
 
-@dataclass(slots=True)
 class Commit:
     """What one run, or one request, wants written together.
+
+    The lists are the parts of a batch; `settle` in sql/functions/settle.sql says what each holds. One that nobody names costs
+    nothing: it is made when it is first asked for.
 
     Attributes:
         fence: (run_id, fence) that must still hold; None for writes that need no lease.
@@ -66,33 +41,56 @@ class Commit:
         audit: entries, not yet chained.
     """
 
-    org_id: str
-    fence: tuple[str, int] | None = None
-    claim: tuple[str, str, int] | None = None
-    artifacts: list[JsonRow] = field(default_factory=list)
-    new_runs: list[JsonRow] = field(default_factory=list)
-    new_vaults: list[JsonRow] = field(default_factory=list)
-    new_claims: list[JsonRow] = field(default_factory=list)
-    journal: list[JsonRow] = field(default_factory=list)
-    recorded: list[JsonRow] = field(default_factory=list)
-    runs: list[JsonRow] = field(default_factory=list)
-    effects: list[JsonRow] = field(default_factory=list)
-    done_claims: list[JsonRow] = field(default_factory=list)
-    new_reviews: list[JsonRow] = field(default_factory=list)
-    closed_reviews: list[JsonRow] = field(default_factory=list)
-    decided_reviews: list[JsonRow] = field(default_factory=list)
-    results: list[JsonRow] = field(default_factory=list)
-    new_letters: list[JsonRow] = field(default_factory=list)
-    closed_letters: list[JsonRow] = field(default_factory=list)
-    decided_letters: list[JsonRow] = field(default_factory=list)
-    new_signals: list[JsonRow] = field(default_factory=list)
-    crashed: list[JsonRow] = field(default_factory=list)
-    requeued: list[JsonRow] = field(default_factory=list)
-    used_signals: list[JsonRow] = field(default_factory=list)
-    outbox: list[JsonRow] = field(default_factory=list)
-    finished: list[JsonRow] = field(default_factory=list)
-    released: list[JsonRow] = field(default_factory=list)
-    audit: list[Any] = field(default_factory=list)
+    artifacts: list[JsonRow]
+    new_runs: list[JsonRow]
+    new_vaults: list[JsonRow]
+    new_claims: list[JsonRow]
+    journal: list[JsonRow]
+    recorded: list[JsonRow]
+    runs: list[JsonRow]
+    effects: list[JsonRow]
+    done_claims: list[JsonRow]
+    settled_claims: list[JsonRow]
+    new_reviews: list[JsonRow]
+    closed_reviews: list[JsonRow]
+    decided_reviews: list[JsonRow]
+    results: list[JsonRow]
+    new_letters: list[JsonRow]
+    closed_letters: list[JsonRow]
+    decided_letters: list[JsonRow]
+    new_signals: list[JsonRow]
+    crashed: list[JsonRow]
+    requeued: list[JsonRow]
+    used_signals: list[JsonRow]
+    outbox: list[JsonRow]
+    finished: list[JsonRow]
+    places: list[JsonRow]
+    released: list[JsonRow]
+
+    def __init__(
+        self,
+        org_id: str,
+        *,
+        fence: tuple[str, int] | None = None,
+        claim: tuple[str, str, int] | None = None,
+        audit: list[Any] | None = None,
+        **parts: list[JsonRow],
+    ) -> None:
+        if not parts.keys() <= PARTS:
+            raise TypeError(f"a commit has no {', '.join(sorted(parts.keys() - PARTS))}")
+        self.org_id, self.fence, self.claim = org_id, fence, claim
+        self.audit = audit if audit is not None else []
+        self.__dict__.update(parts)
+
+    def __getattr__(self, part: str) -> list[JsonRow]:
+        if part not in PARTS:
+            raise AttributeError(part)
+        rows: list[JsonRow] = []
+        self.__dict__[part] = rows
+        return rows
+
+
+PARTS = frozenset(Commit.__annotations__)
 
 
 @dataclass(slots=True)
@@ -301,10 +299,10 @@ class Committer:
 def _batch_of(commits: list[Commit]) -> dict[str, Any]:
     """What `settle` takes: the parts that hold something."""
     batch: dict[str, Any] = {"orgs": ",".join(sorted({commit.org_id for commit in commits}))}
-    for part in PARTS:
-        rows = [row for commit in commits for row in getattr(commit, part)]
-        if rows:
-            batch[part] = rows
+    for commit in commits:
+        for part, rows in vars(commit).items():
+            if rows and part in PARTS:
+                batch.setdefault(part, []).extend(rows)
     fences = [{"run_id": one.fence[0], "fence": one.fence[1]} for one in commits if one.fence]
     if fences:
         batch["fences"] = fences
@@ -312,6 +310,14 @@ def _batch_of(commits: list[Commit]) -> dict[str, Any]:
     if claims:
         batch["claims"] = [{"run_id": run_id, "command": command, "fence": fence} for run_id, command, fence in claims]
     return batch
+
+
+def _encode(batch: dict[str, Any]) -> str:
+    try:
+        return to_json(batch).decode()
+    except ValueError as error:
+        json.dumps(batch)  # a TypeError for what is no JSON at all: that is our own mistake, not the request's
+        raise InvalidInput("a text holds half a character (a lone surrogate); correct the request") from error
 
 
 def _resolve(done: asyncio.Future[None]) -> None:

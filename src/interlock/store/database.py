@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+from pydantic_core import from_json, to_json
 
 from interlock.base.errors import InvalidInput, Unavailable
 from interlock.store.queries import QUERIES
@@ -160,8 +160,8 @@ async def _keep_scope(connection: Connection) -> None:
 
 
 async def _prepare(connection: Connection) -> None:
-    await connection.set_type_codec("jsonb", encoder=_encode, decoder=json.loads, schema="pg_catalog")
+    await connection.set_type_codec("jsonb", encoder=_encode, decoder=from_json, schema="pg_catalog")
 
 
 def _encode(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return value if isinstance(value, str) else to_json(value).decode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 from collections import deque
@@ -12,6 +11,8 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+
+from pydantic_core import to_json
 
 from interlock.base.errors import InterlockError, Unavailable
 from interlock.store.database import Database
@@ -229,17 +230,21 @@ def finished_attributes(span: Span) -> dict[str, Any]:
     }
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
-
-
 def _row(span: Span) -> tuple[Any, ...]:
     attributes = finished_attributes(span)
-    text = _encode(attributes)
-    if "\\u0000" in text or "\\ud" in text:
+    try:
+        text = _encode(attributes)
+    except ValueError:  # half a surrogate pair
+        text = _encode(_storable(attributes))
+    if "\\u0000" in text:
         text = _encode(_storable(attributes))
     org = str(attributes[names.ORG_ID])
     name = str(_storable(span.name))
     return (span.trace_id, span.span_id, org, span.parent_id, name, span.start_ns, span.end_ns, span.ok, text)
+
+
+def _encode(attributes: Any) -> str:
+    return to_json(attributes, fallback=str, bytes_mode="base64", inf_nan_mode="null").decode()
 
 
 def _storable(value: Any) -> Any:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import shutil
+import symtable
+import sys
 import tarfile
 import tempfile
+import warnings
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from interlock.base.errors import IntegrityError, InvalidSpec
@@ -54,6 +59,31 @@ def pack(directory: Path) -> tuple[str, bytes]:
             archive.addfile(info, io.BytesIO(content))
     packed = buffer.getvalue()
     return hashlib.sha256(packed).hexdigest(), packed
+
+
+def missing_functions(main: Path, wanted: Iterable[str]) -> list[str]:
+    """Those of the wanted names that a tool's main.py does not define, as far as that can be seen without running it.
+
+    Raises:
+        InvalidSpec: it is not Python; names the line.
+        OSError: it cannot be read.
+    """
+    source = main.read_bytes()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # how a tool is written is its author's business
+            tree = ast.parse(source)
+            table = symtable.symtable(source, "main.py", "exec")  # type: ignore[arg-type]  # takes bytes, as compile does
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        said = error.msg if isinstance(error, SyntaxError) else str(error) or type(error).__name__
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise InvalidSpec(f"{main}{line}: is not Python {version}: {said}; correct it") from None
+    known = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    imported = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree))
+    if imported or "__getattr__" in known:
+        return []  # what these bring, only running it would tell
+    return [name for name in wanted if name not in known]
 
 
 def unpack(digest: str, packed: bytes, cache: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from interlock.base.errors import Denied, FailureKind, NothingHappened, ToolError
 from interlock.sandbox.environment import Job, Limits, Result, Sandbox
+from interlock.tools.batches import Batches
 from interlock.workflows.contracts import MIB, ToolContract
 
 Function = Literal["run", "commit", "compensate", "probe", "health"]
@@ -31,6 +32,7 @@ class Tools:
 
     def __init__(self, sandbox: Sandbox, locate: Locate) -> None:
         self._sandbox = sandbox
+        self._batches = Batches(sandbox)
         self._locate = locate
 
     @property
@@ -48,6 +50,8 @@ class Tools:
         until: float | None = None,
     ) -> Result:
         """One call in a fresh sandbox; nothing of it goes out after `until` (see `Job`).
+
+        If the contract says so, the call of `run` shares its sandbox with others of the same run (see `Batches`).
 
         Raises:
             Denied: the tool is not in the workflow's allowlist.
@@ -73,6 +77,8 @@ class Tools:
                 processes=contract.limits.processes,
             ),
         )
+        if function == "run" and contract.batch is not None:
+            return await self._batches.run(job, contract.batch)
         return await self._sandbox.run(job)
 
 
@@ -83,7 +89,7 @@ def error_of(contract: ToolContract, result: Result) -> ToolError:
         "crashed": "crashed",
         "timeout": f"did not answer within {contract.timeout:g} s and was killed",
         "out_of_memory": f"needed more than its {contract.limits.memory_mib} MiB of memory",
-        "garbage": "answered with something that is not JSON",
+        "garbage": f"answered with something that is not JSON{', or not what run_batch must return' if contract.batch else ''}",
         "too_large": "answered with more than the limit allows",
     }
     message = f'tool "{contract.name}" {sentences[result.ending]}'

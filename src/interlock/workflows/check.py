@@ -48,10 +48,18 @@ def check_workflow(
     models: Iterable[str],
     workflows: Mapping[str, Workflow] | None = None,
     roles: Iterable[str] | None = None,
+    unbatched: Iterable[str] = (),
 ) -> list[Problem]:
-    """Every fault found, in the order of the file; empty means it can be deployed. `roles` are those that people can have."""
+    """Every fault found, in the order of the file; empty means it can be deployed.
+
+    Args:
+        roles: those that people can have.
+        unbatched: those of `models` whose provider has no batch API.
+    """
     known = frozenset(roles) if roles is not None else None
-    return list(_Checker(workflow, prompts, tools, frozenset(models), workflows or {}, known).run())
+    return list(
+        _Checker(workflow, prompts, tools, frozenset(models), workflows or {}, known, frozenset(unbatched)).run()
+    )
 
 
 class _Checker:
@@ -63,8 +71,10 @@ class _Checker:
         models: frozenset[str],
         workflows: Mapping[str, Workflow],
         roles: frozenset[str] | None = None,
+        unbatched: frozenset[str] = frozenset(),
     ) -> None:
         self.roles = roles
+        self.unbatched = unbatched
         self.workflow = workflow
         self.prompts = prompts
         self.tools = dict(tools)
@@ -163,6 +173,9 @@ class _Checker:
                 f'step "{step.id}": answers at a temperature above 0 differ by intent; remove cache or set it to 0'
             )
             yield Problem((*path, "cache"), message)
+        if isinstance(step, ModelStep) and step.batch and step.model in self.unbatched:
+            message = f'step "{step.id}": the provider of model "{step.model}" has no batch API; remove batch'
+            yield Problem((*path, "batch"), message)
         yield from self._slots(step, path)
         if isinstance(step, AgentStep):
             for index, tool in enumerate(step.tools):

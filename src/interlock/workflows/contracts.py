@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -26,6 +27,20 @@ class Health(Part):
     every: float = Field(default=30.0, ge=5.0, le=3600.0, description="seconds from one check to the next")
 
 
+class Batch(Part):
+    """Calls of one run that are under way together: main.py has `run_batch(calls, context)`, and they share a sandbox.
+
+    `calls` is a list of `{arguments, context}`, each context with its own idempotency key; the answer is a list of the
+    same length and order, of `{output}` or `{error, retryable, retry_after, nothing_happened}`. The contract's timeout and
+    limits are the whole batch's. A single call goes to `run`.
+    """
+
+    max: int = Field(ge=2, le=1000, description="calls in one batch, at most")
+    wait: float = Field(
+        default=0.05, ge=0.0, le=5.0, description="seconds that the first call waits for others of its run"
+    )
+
+
 class ToolContract(Part):
     """`tool.yaml` beside a tool's `main.py`.
 
@@ -45,6 +60,10 @@ class ToolContract(Part):
         default_factory=list, description="host:port pairs the tool may reach; none means no network"
     )
     honours_idempotency: bool = False
+    batch: Batch | None = Field(
+        default=None,
+        description="main.py has run_batch(calls, context) for calls of one run that are under way together",
+    )
     commit: bool = Field(
         default=False,
         description="main.py has commit(plan, context): run(…) only plans, changing nothing, and commit carries its plan out",
@@ -86,6 +105,19 @@ class ToolContract(Part):
         return self
 
     @model_validator(mode="after")
+    def _batches_can_be_repeated(self) -> Self:
+        if self.batch is None:
+            return self
+        if self.commit:
+            raise ValueError("a tool with commit is called one by one, with the plan it made; remove batch or commit")
+        if self.mutating and not self.honours_idempotency:
+            raise ValueError(
+                "when a batch is cut off, only their keys tell which of its calls took place; "
+                "promise honours_idempotency if the far side keeps it, or remove batch"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _context_is_ours(self) -> Self:
         properties = self.input.get("properties")  # whether it is a valid schema is for `check` to say
         if isinstance(properties, dict) and "context" in properties:
@@ -97,3 +129,15 @@ class ToolContract(Part):
     @property
     def mutating(self) -> bool:
         return self.effect == "mutating"
+
+    @property
+    def call_seconds(self) -> float:
+        """Seconds one call may take at most: its wait for company, if it goes in batches, and then the timeout."""
+        return self.timeout + (self.batch.wait if self.batch is not None else 0.0)
+
+    @property
+    def functions(self) -> Mapping[str, str]:
+        """What main.py must define: function → the field that promises it; `run` is in every tool."""
+        fields = ("commit", "compensate", "probe", "health")
+        named = {name: name for name in fields if getattr(self, name)}
+        return {"run": "name", **named, **({"run_batch": "batch"} if self.batch is not None else {})}

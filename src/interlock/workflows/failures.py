@@ -11,7 +11,7 @@ from interlock.workflows.flow import item_done
 from interlock.workflows.program import CALL, path_of
 from interlock.workflows.retry import RETRYABLE, backoff
 from interlock.workflows.spec import CONTAINERS, MapStep, ModelStep, RetryPolicy, ToolStep
-from interlock.workflows.state import BUSY, Ending, StepState, StepStatus
+from interlock.workflows.state import BUSY, Ending, StepState, StepStatus, limit_key
 from interlock.workflows.turn import Turn
 
 REJECTED = "rejected"
@@ -31,7 +31,7 @@ def attempt_failed(turn: Turn, name: str, step: StepState, failure: Failure) -> 
     """An attempt failed: again, another way, ask a person, or for good."""
     if failure.kind is FailureKind.BUDGET and not failure.ambiguous:
         turn.put(name, replace(step, status=StepStatus.FAILED, failure=failure))
-        turn.timers.pop(f"limit:{name}", None)
+        turn.unlimit(name)
         end(turn, RunStatus.PARTIAL, failure.message)
     elif _may_retry(turn, name, step, failure):
         _retry_later(turn, name, step, failure)
@@ -47,7 +47,7 @@ def give_up(turn: Turn, name: str, step: StepState, failure: Failure) -> None:
     ladder = spec.fallback if isinstance(spec, ModelStep | ToolStep) else []
     # A refusal is a decision, not an accident: nothing is tried in its place.
     if step.variant < len(ladder) and failure.kind is not FailureKind.DENIED and not turn.blocked(name):
-        turn.timers.pop(f"limit:{name}", None)
+        turn.unlimit(name)
         fresh = replace(
             step,
             attempt=step.attempt + 1,
@@ -163,7 +163,7 @@ def _let_fail(turn: Turn, container: str, failure: Failure) -> None:
     turn.failing[container] = failure
     state = turn.steps[container]
     turn.put(container, replace(state, status=StepStatus.ENDING, failure=failure))
-    turn.timers.pop(f"limit:{container}", None)
+    turn.unlimit(container)
     _let_go(turn, container)
 
 
@@ -172,7 +172,7 @@ def _let_go(turn: Turn, container: str | None) -> None:
     for name, step in list(turn.steps.items()):
         if step.status not in _IDLE or not turn.inside(name, container):
             continue
-        for key in (f"limit:{name}", f"wait:{name}", f"retry:{name}:{step.attempt}"):
+        for key in (limit_key(name, step), f"wait:{name}", f"retry:{name}:{step.attempt}"):
             turn.timers.pop(key, None)
         turn.timers.pop(f"defer:{name}:{step.attempt}:{step.deferrals}", None)
         waits = step.status in {StepStatus.RETRYING, StepStatus.PAUSED}

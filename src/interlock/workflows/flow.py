@@ -42,17 +42,17 @@ def enter(turn: Turn, name: str) -> None:
     match step:
         case ModelStep() | ToolStep():
             turn.perform(name, StepState(StepStatus.RUNNING))
-            _limit(turn, name, step.deadline)
+            turn.limit(name, step.deadline)
         case MapStep() | SubworkflowStep():
             turn.perform(name, StepState(StepStatus.RUNNING))  # its items or its input have to be looked up
         case AgentStep():
             turn.put(name, StepState(StepStatus.OPEN))
-            _limit(turn, name, step.deadline)
+            turn.limit(name, step.deadline)
             next_turn(turn, name)
         case ReviewStep():
             turn.put(name, StepState(StepStatus.REVIEWING))
             turn.commands.append(ev.OpenReview(name, "approve"))
-            _limit(turn, name, step.deadline)
+            turn.limit(name, step.deadline)
         case WaitStep():
             _wait(turn, name, step)
         case ParallelStep():
@@ -132,11 +132,6 @@ def _all_done(turn: Turn) -> None:
         turn.status, turn.reason = RunStatus.PARTIAL, turn.degraded
     else:
         turn.status = RunStatus.SUCCEEDED
-
-
-def _limit(turn: Turn, name: str, seconds: float | None) -> None:
-    if seconds is not None:
-        turn.timer(f"limit:{name}", turn.at + seconds)
 
 
 # -- branches and conditions ---------------------------------------------------------------------------------------

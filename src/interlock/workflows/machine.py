@@ -142,7 +142,7 @@ def _step_deferred(turn: Turn, event: ev.StepDeferred) -> bool:
     if step is None:
         return False
     if turn.blocked(name):
-        turn.timers.pop(f"limit:{name}", None)
+        turn.unlimit(name)
         if step.failure is not None and step.failure.ambiguous:
             confirm(turn, name, step)  # this attempt did nothing, but an earlier one may have
         else:
@@ -202,7 +202,7 @@ def _doubt_settled(turn: Turn, event: ev.ReviewDecided, step: StepState) -> bool
     step = replace(step, failure=None, facts={}, denials=(*step.denials, event.at))
     if turn.blocked(event.step):
         turn.put(event.step, replace(step, status=StepStatus.FAILED))
-        turn.timers.pop(f"limit:{event.step}", None)
+        turn.unlimit(event.step)
     elif step.expired:
         out_of_time(turn, event.step, step)
     else:
@@ -246,8 +246,10 @@ def _letter_requeued(turn: Turn, event: ev.LetterRequeued) -> bool:
             failure=None,
             override=event.input,
             expired=False,
+            begun=step.attempt + 1,
         )
         turn.perform(event.step, fresh)
+        turn.limit(event.step, getattr(turn.program.node(event.step).step, "deadline", None))
         return True
     if turn.status is RunStatus.DEAD:
         turn.status = RunStatus.COMPENSATING

@@ -99,7 +99,7 @@ class Prompt:
     name: str
     spec: PromptSpec
     digest: str
-    _templates: tuple[tuple[str, jinja2.Template], ...]
+    _templates: tuple[tuple[str, jinja2.Template | str], ...]
     _validator: Any
 
     def render(self, values: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -115,7 +115,10 @@ class Prompt:
             raise ContractViolation(f'prompt "{self.name}": {place}: {error.message}') from error
         try:
             given = {**values, _COUNTER: itertools.count()}
-            return [(role, _bounded(template.generate(given)).strip()) for role, template in self._templates]
+            return [
+                (role, template if isinstance(template, str) else _bounded(template.generate(given)).strip())
+                for role, template in self._templates
+            ]
         except jinja2.TemplateError as error:
             raise ContractViolation(f'prompt "{self.name}" cannot be rendered: {error.message}') from error
         except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
@@ -146,6 +149,14 @@ def _parse(content: str) -> nodes.Template:
     for loop in list(tree.find_all(nodes.For)):
         loop.iter = nodes.Filter(loop.iter, "counted turns", [], [], None, None, lineno=loop.lineno)
     return tree
+
+
+def _fixed(tree: nodes.Template) -> str | None:
+    """What a template without slots says, always; such as many a system turn."""
+    if not all(type(node) in (nodes.Output, nodes.TemplateData) for node in tree.find_all(nodes.Node)):
+        return None
+    text = "".join(node.data for node in tree.find_all(nodes.TemplateData)).strip()
+    return text if len(text) <= MAX_CHARACTERS else None
 
 
 def _refused(node: nodes.Node) -> str | None:
@@ -181,7 +192,7 @@ def compile_prompt(name: str, spec: PromptSpec) -> Prompt:
         try:
             tree = _parse(turn.content)
             used |= meta.find_undeclared_variables(tree)
-            templates.append((turn.role, _ENVIRONMENT.from_string(tree)))
+            templates.append((turn.role, _fixed(tree) or _ENVIRONMENT.from_string(tree)))
         except jinja2.TemplateSyntaxError as error:
             raise InvalidSpec(f'prompt "{name}": messages.{number}: line {error.lineno}: {error.message}') from error
         except (RecursionError, SyntaxError, ValueError, MemoryError) as error:  # Python's own limits

@@ -105,6 +105,10 @@ class ModelStep(_AskingStep):
     cache: Seconds | None = Field(
         default=None, description="seconds for which an answer to the very same request is used again"
     )
+    batch: bool = Field(
+        default=False,
+        description="through the provider's batch API: at half the price, within a day; its fallbacks are called directly",
+    )
 
 
 class AgentStep(_AskingStep):

@@ -56,6 +56,7 @@ class StepState:
         iteration: of a map, the last item started; of a loop or an agent, the round or turn it is in. From 1.
         override: arguments that a person put in the place of the bound ones.
         expired: its deadline passed while it was being performed.
+        begun: the attempt with which it began, or began anew out of the dead-letter queue; its deadline counts from there.
     """
 
     status: StepStatus
@@ -74,6 +75,12 @@ class StepState:
     iteration: int = 0
     override: Ref | None = None
     expired: bool = False
+    begun: int = 1
+
+
+def limit_key(name: str, step: StepState) -> str:
+    """The timer of an instance's deadline. A requeued step's is another one: the old one, told twice, must not end the new."""
+    return f"limit:{name}" if step.begun == 1 else f"limit:{name}:{step.begun}"
 
 
 @dataclass(frozen=True, slots=True)

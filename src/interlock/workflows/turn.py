@@ -14,7 +14,7 @@ from interlock.workflows import events as ev
 from interlock.workflows.events import Command, Failure, RunStatus, Spent
 from interlock.workflows.program import Program
 from interlock.workflows.spec import CONTAINERS
-from interlock.workflows.state import BUSY, WORKING, Ending, RunState, StepState, StepStatus
+from interlock.workflows.state import BUSY, WORKING, Ending, RunState, StepState, StepStatus, limit_key
 
 Todo = tuple[str, str, Failure | None]
 """("enter" | "leave" | "fail", instance, why it failed)."""
@@ -69,7 +69,7 @@ class Turn:
     def succeed(self, name: str, step: StepState) -> None:
         """A step is done; what comes after it is entered unless it stands in something that is ending."""
         self.put(name, step if step.status is StepStatus.SUCCEEDED else replace(step, status=StepStatus.SUCCEEDED))
-        self.timers.pop(f"limit:{name}", None)
+        self.unlimit(name)
         self.done += not isinstance(self.program.node(name).step, CONTAINERS)
         if self.program.undoable(name, step.variant, step.tool):
             self.completed.append(name)
@@ -78,7 +78,7 @@ class Turn:
     def fail(self, name: str, step: StepState, failure: Failure) -> None:
         """A step has failed for good; what that means for what it stands in is for `failures.failed` to say."""
         self.put(name, replace(step, status=StepStatus.FAILED, failure=failure))
-        self.timers.pop(f"limit:{name}", None)
+        self.unlimit(name)
         self.todo.append(("fail", name, failure))
 
     def current(self, name: str, status: StepStatus, attempt: int) -> StepState | None:
@@ -110,6 +110,15 @@ class Turn:
         # Keys name the attempt where there may be several: a timer delivered twice must not cut the next wait short.
         self.timers[key] = due
         self.commands.append(ev.StartTimer(key, due))
+
+    def limit(self, name: str, seconds: float | None) -> None:
+        """Gives a step its deadline, from now on."""
+        if seconds is not None:
+            self.timer(limit_key(name, self.steps[name]), self.at + seconds)
+
+    def unlimit(self, name: str) -> None:
+        """Takes its deadline away."""
+        self.timers.pop(limit_key(name, self.steps[name]), None)
 
     def spend(self, spent: Spent) -> None:
         self.spent = Spent(

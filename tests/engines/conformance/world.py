@@ -49,9 +49,15 @@ def write_project(directory: Path, scenarios: list[Scenario]) -> Path:
         for name, workflow in workflows.items():
             files[f"workflows/{name}.yaml"] = _completed(name, workflow)
     texts = {path: json.dumps(content) for path, content in files.items()}  # JSON is YAML
-    code = {f"tools/{name}/main.py": "def run(context): ...\n" for name in _PROMISES}
+    code = {f"tools/{name}/main.py": _code(promises) for name, promises in _PROMISES.items()}
     write(directory, {**texts, **code, "policies/main.cedar": PERMIT_ALL})
     return directory
+
+
+def _code(promises: dict[str, Any]) -> str:
+    """What keeps the promises in form; nobody runs it."""
+    functions = ["run", *(name for name in ("compensate", "probe") if promises.get(name))]
+    return "".join(f"def {name}(context): ...\n" for name in functions)
 
 
 def _completed(name: str, workflow: dict[str, Any]) -> dict[str, Any]:

@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engines.conftest import Desk, OpenApp
-from engines.harness import PATIENCE, Bank, Observer, clean_environment, until
-from engines.temporal.conftest import TemporalServer
+from engines.harness import Bank, Observer, until
+from engines.temporal.conftest import CLI, Start, TemporalServer, said
 from interlock.base.errors import Unavailable
 from interlock.engines.temporal.worker import build_id
 
-Start = Callable[..., subprocess.Popen[str]]
-CLI = "from interlock.cli.main import main; main()"
 WITHOUT_EXTRA = "import sys; sys.modules['temporalio'] = None; " + CLI
-
-
-@pytest.fixture
-def start(project: Path, data_dir: Path, database_url: str, settings: dict[str, Any]) -> Iterator[Start]:
-    """The command as users start it, in a project directory, configured by the environment."""
-    started: list[subprocess.Popen[str]] = []
-
-    def command(*arguments: str, program: str = CLI) -> subprocess.Popen[str]:
-        environment = clean_environment(
-            INTERLOCK_DATA_DIR=str(data_dir),
-            INTERLOCK_DATABASE__URL=database_url,
-            INTERLOCK_MODELS=json.dumps(settings["models"]),
-            INTERLOCK_VARIABLES=json.dumps(settings["variables"]),
-            INTERLOCK_TEMPORAL__TASK_QUEUE=settings["temporal"]["task_queue"],
-            INTERLOCK_TEMPORAL__CACHED_RUNS="0",
-            INTERLOCK_SANDBOX__WARM="0",
-        )
-        given = [sys.executable, "-c", program, "worker", *arguments]
-        process = subprocess.Popen(
-            given, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        started.append(process)
-        return process
-
-    yield command
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    """Its words on one line, once it has ended."""
-    return " ".join(process.communicate(timeout=PATIENCE)[0].split())
 
 
 async def test_a_worker_from_the_command_line(
@@ -103,6 +64,8 @@ async def test_one_sentence_says_what_to_mend(
 @pytest.mark.parametrize("temporal", [{"versioned": True}], indirect=True)
 async def test_a_server_without_versioning_is_refused(desk: Desk, open_app: OpenApp, temporal: dict[str, Any]) -> None:
     """The test server is one. A run must not move to other code in the middle because nobody noticed."""
+    if os.environ.get("TEMPORAL_TEST_SERVER") == "real":
+        pytest.skip("the real server has versioning")
     with pytest.raises(Unavailable, match="--unversioned"):
         await open_app(start_worker=True)
 

@@ -4,7 +4,7 @@ The state is never stored: it is folded from the journal when a worker takes the
 holds the lease. What acts on the outside world, opens a question or ends the run is carried out only after the transaction
 with the event that caused it is durable. A model call or a pure tool may begin while that transaction is under way: a crash
 repeats it, as it would have anyway. So a run is never more than one transaction ahead of what is durable, and a refused one
-has no successor.
+has no successor. The start of a run is written together with what first comes of it, or soon, if only such work follows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from interlock.base.errors import LeaseLost, Unavailable
-from interlock.runtime.engine import Services
+from interlock.runtime.engine import HOLD_SECONDS, Services
 from interlock.runtime.loading import input_facts, load_run, seed_of, work_of
 from interlock.runtime.records import commit_of, confirmed_effects, emit_run_span, records_of
 from interlock.runtime.work import Outcome, Run
@@ -28,8 +28,9 @@ from interlock.workflows.state import RunState
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-# A run whose next timer is nearer than this stays with its worker; one that waits longer goes back to the queue.
-HOLD_SECONDS = 5.0
+# How long the start of a run may wait for its first outcome, to be written together with it. Nothing has been done by then
+# that would have to be known.
+_START_WAITS = 0.05
 
 # Turns of the event loop from `submit` to the transaction's departure: the task's own and the committer's. Work that has
 # nothing to wait for would otherwise run first, and keep the transaction waiting instead of running beside it.
@@ -54,6 +55,8 @@ class RunDriver:
         self._committing: asyncio.Task[None] | None = None
         self._state = RunState()
         self._seq = 0
+        # The start of the run, while it waits to be written.
+        self._unwritten: list[Outcome] = []
         self._run: Run
 
     def wake(self) -> None:
@@ -194,6 +197,11 @@ class RunDriver:
             events.append(outcome.event)
             commands += given
         used = list(self._used_signals)
+        ahead = bool(commands) and all(self._may_go_ahead(state, command) for command in commands)
+        if ahead and not used and not self._state.steps:
+            self._begin(state, accepted, commands)
+            return
+        accepted, self._unwritten = self._unwritten + accepted, []
         if not accepted and not used:
             return
         await self._durable()
@@ -206,10 +214,10 @@ class RunDriver:
         )
         commit.effects += settled
         await records_of(commit, self._run, state, commands, self._services.clock.now())
-        self._state, self._seq = state, self._seq + len(events)
+        self._state, self._seq = state, self._seq + len(accepted)
         self._used_signals = [signal for signal in self._used_signals if signal not in used]
         self._committing = asyncio.create_task(self._services.committer.submit(commit))
-        if commands and all(self._may_go_ahead(command) for command in commands):
+        if ahead:
             self._committing.add_done_callback(self._told)
             for _ in range(_HANDED_OVER):
                 await asyncio.sleep(0)
@@ -219,6 +227,12 @@ class RunDriver:
         self._issue(commands)
         if state.over:
             self._finished()
+
+    def _begin(self, state: RunState, accepted: list[Outcome], commands: list[ev.Command]) -> None:
+        """The first work of a run begins; its start is written with what comes of it, or soon."""
+        self._state, self._unwritten = state, accepted
+        asyncio.get_running_loop().call_later(_START_WAITS, self._inbox.put_nowait, Outcome(None))
+        self._issue(commands)
 
     async def _durable(self) -> None:
         """Waits until all that was applied is durable; raises what its transaction raised."""
@@ -231,11 +245,11 @@ class RunDriver:
         if not committing.cancelled() and (error := committing.exception()) is not None:
             self._inbox.put_nowait(error)
 
-    def _may_go_ahead(self, command: ev.Command) -> bool:
+    def _may_go_ahead(self, state: RunState, command: ev.Command) -> bool:
         """Whether a command may be carried out before its cause is durable: only work that changes nothing outside."""
         if not isinstance(command, ev.Perform):
             return False
-        step = work_of(self._run, self._state, command.step, command.attempt).step
+        step = work_of(self._run, state, command.step, command.attempt).step
         if isinstance(step, ModelStep):
             return True
         tool = self._run.version.tools.get(step.tool) if isinstance(step, ToolStep) else None

@@ -21,6 +21,9 @@ ENGINE = "postgres"
 CHANNEL = "interlock_queue"
 MAX_CRASHES = 5
 """Drives of a run that may break off by an error of ours before a person has to look at it."""
+MAX_LOSSES = 3
+"""Workers in a row that may die under a run which gets no further; after that it is driven alone, and after one more death
+a person has to look at it. `claim_runs` knows this number, too."""
 _POLL_SECONDS = 1.0  # the net under LISTEN/NOTIFY, and how late a timer may fire
 
 
@@ -35,6 +38,7 @@ class PostgresEngine:
         self._drivers: dict[str, tuple[RunDriver, asyncio.Task[None]]] = {}
         self._wake = asyncio.Event()
         self._stopping = False
+        self._making_room = False
         self._tasks: list[asyncio.Task[None]] = []
         self._listener = Listener(services.database, CHANNEL, self._notified)
 
@@ -66,7 +70,7 @@ class PostgresEngine:
     async def _claim_forever(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            free = self._concurrency - len(self._drivers)
+            free = 0 if self._making_room and self._drivers else self._concurrency - len(self._drivers)
             claimed = 0
             if free > 0:
                 try:
@@ -82,8 +86,12 @@ class PostgresEngine:
         rows = await self._services.database.rows("claim_runs", self.worker_id, self._lease, free, ENGINE)
         if self._stopping:
             return 0  # claimed while the drain began; the drain gives them back
+        self._making_room = False
         for row in rows:
             run_id = row["run_id"]
+            if row["losses"] > MAX_LOSSES:
+                await self._park_deadly(run_id, row["org_id"], row["fence"], row["losses"])
+                continue
             stale = self._drivers.pop(run_id, None)
             if stale is not None:  # our own lease ran out and we were first to take it again: the old drive is void
                 stale[1].cancel()
@@ -114,18 +122,35 @@ class PostgresEngine:
             row = await self._services.database.row("get_crashes", run_id, org=org_id)
             if row is None:
                 return
-            parked = row["crashes"] + 1 >= MAX_CRASHES
-            commit = Commit(org_id, fence=(run_id, fence), crashed=[{"run_id": run_id, "parked": parked}])
-            if parked:
-                run = await self._services.database.row("get_run", run_id, org=org_id)
+            if row["crashes"] + 1 >= MAX_CRASHES:
                 reason = error.message if isinstance(error, InterlockError) else type(error).__name__
-                now = self._services.clock.now()
-                open_driver_letter(commit, run, f"driving it failed {MAX_CRASHES} times: {reason}", now)
-            await self._services.committer.submit(commit)
+                await self._park(run_id, org_id, fence, f"driving it failed {MAX_CRASHES} times: {reason}")
+            else:
+                crashed = [{"run_id": run_id, "parked": False}]
+                await self._services.committer.submit(Commit(org_id, fence=(run_id, fence), crashed=crashed))
         except LeaseLost:
             pass  # somebody else drives it by now, and will count
         except Exception as failure:  # noqa: BLE001  uncounted it is tried again, as it would be anyway
             _complain(failure)
+
+    async def _park_deadly(self, run_id: str, org_id: str, fence: int, losses: int) -> None:
+        """Instead of driving it: its workers died again and again, the last of them with nothing else in its hands."""
+        reason = (
+            f"{losses} workers in a row died while driving it and it got no further, the last one driving nothing else"
+        )
+        log(names.LOG_RUN_ABANDONED, reason, level="error", run_id=run_id, reason="driver_failed")
+        try:
+            await self._park(run_id, org_id, fence, reason)
+        except LeaseLost:
+            pass  # as above
+        except Exception as failure:  # noqa: BLE001  its lease runs out, and the next worker parks it
+            _complain(failure)
+
+    async def _park(self, run_id: str, org_id: str, fence: int, reason: str) -> None:
+        commit = Commit(org_id, fence=(run_id, fence), crashed=[{"run_id": run_id, "parked": True}])
+        run = await self._services.database.row("get_run", run_id, org=org_id)
+        open_driver_letter(commit, run, reason, self._services.clock.now())
+        await self._services.committer.submit(commit)
 
     # -- leases and notifications ------------------------------------------------------------------------------
 
@@ -138,8 +163,17 @@ class PostgresEngine:
                 # By name: a run that its driver let go must run out, or nobody would ever take it up again.
                 driven = list(self._drivers)
                 await self._services.database.rows("renew_leases", self.worker_id, self._lease, driven)
+                await self._make_room()
             except Exception as error:  # noqa: BLE001  as above
                 _complain(error)
+
+    async def _make_room(self) -> None:
+        """Hands over all it drives if a run waits to be driven alone and no idle worker took it: somebody must be idle."""
+        row = await self._services.database.row("make_room", self.worker_id, self._lease, ENGINE)
+        if row is not None and row["chosen"]:
+            self._making_room = True
+            for driver, _ in self._drivers.values():
+                driver.drain()
 
     async def _notice_pauses(self) -> None:
         """Lets go of everything when this process was stopped so long that its leases may have run out meanwhile.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -21,8 +22,9 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from interlock.base.errors import LeaseLost, Unavailable
+from interlock.engines.temporal.reservations import reserving, settled_claims, used_of
 from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Result, Task
-from interlock.runtime.engine import Services
+from interlock.runtime.engine import HOLD_SECONDS, Services
 from interlock.runtime.loading import load_run, work_of
 from interlock.runtime.records import commit_of, confirmed_effects, emit_run_span, records_of
 from interlock.runtime.work import Outcome, Run
@@ -30,7 +32,7 @@ from interlock.store.commit import Commit
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.workflows import events as ev
-from interlock.workflows.machine import advance, fold
+from interlock.workflows.machine import advance, fold, pending
 from interlock.workflows.state import RunState
 
 _HELD = 256  # runs whose state is kept at hand
@@ -78,8 +80,13 @@ class Performer:
         self._runs: OrderedDict[str, _Held] = OrderedDict()
 
     @activity.defn(name=ACTIVITY_TYPE)
-    async def perform(self, task: Task) -> Result:
-        """Records, then performs. What a step does is an event; an error is one of ours, and Temporal tries again."""
+    async def perform(self, given: Any) -> Any:
+        """Records, then performs. What a step does is an event; an error is one of ours, and Temporal tries again.
+
+        Args:
+            given: a `Task`; gives a `Result`. Declared as such, the library would look its types up anew at every step.
+        """
+        task: Task = given
         async with _heartbeats(task["run_id"]):
             held = await self._held(task["run_id"], task["org_id"])
             command = task["command"]
@@ -165,6 +172,9 @@ class Performer:
         # No lease guards this journal: whoever writes an event first has it, and the other one looks again.
         commit.fence, commit.recorded, commit.journal = None, commit.journal, []
         commit.effects += effects
+        if not state.over and not (held.state.status is state.status is ev.RunStatus.RUNNING):
+            commit.places.append({"run_id": run.run_id, "held": _works(state, now)})
+        commit.settled_claims += settled_claims(run, events)
         await records_of(commit, run, state, commands, now)
         if claim is not None:
             commit.new_claims.append(claim)
@@ -204,6 +214,7 @@ class Performer:
         # Only a first attempt of a workflow that was never interrupted knows that nobody was here before.
         resumed = info.attempt > 1 or task["rebuilt"]
         run = replace(held.run, claim=name, fence=fence, resumed=resumed, spent=held.state.spent)
+        run.set_aside = reserving(self._services.database, run)
         held.working.append(run)
         try:
             outcome = await self._through_kernel(held, run, command)
@@ -213,7 +224,9 @@ class Performer:
         commit = commit_of(run, outcomes=[outcome])
         commit.journal = []  # its number is the workflow's to give; the next activity records it
         if not isinstance(outcome.event, ev.StepDeferred):  # then nothing was tried, and the same command comes again
-            commit.done_claims.append({"run_id": run.run_id, "command": name, "event": event})
+            commit.done_claims.append(
+                {"run_id": run.run_id, "command": name, "event": event, **used_of(run, outcome.event)}
+            )
         await self._services.committer.submit(commit)
         return {"event": event}
 
@@ -236,6 +249,15 @@ def _diverged(held: _Held, events: list[Recordable]) -> bool:
     return any(one["seq"] <= held.seq and held.journal[one["seq"] - 1] != one["event"] for one in events)
 
 
+def _works(state: RunState, now: float) -> bool:
+    """Whether a run has a place among those at once: as in the other engine, what waits for longer has none."""
+    if state.status is ev.RunStatus.RUNNING:
+        return True
+    if any(not isinstance(command, ev.StartTimer) for command in pending(state)):
+        return True
+    return min(state.timers.values(), default=math.inf) - now <= HOLD_SECONDS
+
+
 def _fence(scheduled: datetime, attempt: int) -> int:
     """Grows from attempt to attempt, whatever the server's clock does; a command issued anew starts higher."""
     return (int(scheduled.timestamp() * 1000) << _ATTEMPT_BITS) | min(attempt, (1 << _ATTEMPT_BITS) - 1)
@@ -248,9 +270,9 @@ async def _heartbeats(run_id: str) -> AsyncIterator[None]:
     assert timeout is not None
 
     async def beat() -> None:
-        while True:
-            activity.heartbeat()
+        while True:  # the beginning is a sign of life itself, and most steps need no other
             await asyncio.sleep(timeout.total_seconds() / 3)
+            activity.heartbeat()
 
     beating = asyncio.create_task(beat())
     try:

@@ -1,7 +1,9 @@
 """From the queue to Temporal: starts the workflows of new runs and delivers what people tell those under way.
 
-Doors know nothing of engines: they write runs, queue rows and signals. A row of ours that is due is claimed, handed on, and
-put to sleep until the next signal. Signals are deleted only after Temporal has them, so a crash in between delivers them
+Doors know nothing of engines: they write runs, queue rows and signals. A row of ours that is due is claimed, by the rules
+and within the limits of all engines, handed on, and leased to Temporal itself for as long as the run works: so it keeps its
+place among the runs at once, which `Performer` gives up when the run only waits. What a working run is told is claimed
+apart, for it has its place. Signals are deleted only after Temporal has them, so a crash in between delivers them
 again, and the workflow knows their ids. Once claimed, nothing here takes long; a lease is for a bridge that dies.
 """
 
@@ -9,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from temporalio.client import Client
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -38,10 +41,22 @@ _LEASE_SECONDS = 30.0  # a few calls to Temporal and one commit
 
 
 class Bridge:
-    """One of these in every worker process; they share the queue as workers of the PostgreSQL engine do."""
+    """One of these in every worker process; they share the queue as workers of the PostgreSQL engine do.
+
+    Args:
+        blind: makes of an organisation's id what Temporal may know it by.
+    """
 
     def __init__(
-        self, services: Services, client: Client, *, worker_id: str, task_queue: str, heartbeat: float, limits: Limits
+        self,
+        services: Services,
+        client: Client,
+        *,
+        worker_id: str,
+        task_queue: str,
+        heartbeat: float,
+        limits: Limits,
+        blind: Callable[[str], str],
     ) -> None:
         self._services = services
         self._client = client
@@ -49,6 +64,7 @@ class Bridge:
         self._task_queue = task_queue
         self._heartbeat = heartbeat
         self._limits = limits
+        self._blind = blind
         self._wake = asyncio.Event()
         self._stopping = False
         self._claiming: asyncio.Task[None] | None = None
@@ -85,7 +101,7 @@ class Bridge:
                         await self._wake.wait()
 
     async def _claim(self) -> int:
-        rows = await self._services.database.rows("claim_runs", self._worker_id, _LEASE_SECONDS, _AT_ONCE, ENGINE)
+        rows = await self._services.database.rows("claim_kept", self._worker_id, _LEASE_SECONDS, _AT_ONCE, ENGINE)
         await asyncio.gather(*(self._hand_on(row["run_id"], row["org_id"], row["fence"]) for row in rows))
         return len(rows)
 
@@ -93,15 +109,16 @@ class Bridge:
         commit = Commit(org_id, fence=(run_id, fence))
         # Its next attention is a signal's; if handing on fails, the next poll's.
         wake_at: float | None = None
+        kept = False
         try:
             row = await self._services.database.row("load_run", run_id, org=org_id)
             assert row is not None, "a queued run has a row"
-            await self._deliver(row)
+            kept = await self._deliver(row)
             commit.used_signals = [{"signal_id": signal["id"]} for signal in row["signals"]]
         except Exception as error:  # noqa: BLE001  one run's trouble must not stop the others; it is tried again
             complain(error, run_id)
             wake_at = self._services.clock.now() + _POLL_SECONDS
-        commit.released.append({"run_id": run_id, "wake_at": wake_at})
+        commit.released.append({"run_id": run_id, "wake_at": wake_at, "kept": kept})
         try:
             await self._services.committer.submit(commit)
         except LeaseLost:
@@ -111,26 +128,31 @@ class Bridge:
 
     # -- handing on --------------------------------------------------------------------------------------------
 
-    async def _deliver(self, row: Row) -> None:
-        """Starts the run's workflow or signals it, whichever it needs: a crash may have come between any two steps."""
+    async def _deliver(self, row: Row) -> bool:
+        """Starts the run's workflow or signals it, whichever it needs: a crash may have come between any two steps.
+
+        False if the run needs neither: it is over.
+        """
         signals: list[Signal] = row["signals"]
         if row["journal"] and await self._signal(row["run_id"], signals):
-            return
+            return True
         run = await load_run(self._services, row, fence=0)
         start = await self._beginning(run, row)
         if start is None:
-            return
+            return False
         try:
             await self._client.start_workflow(
                 WORKFLOW_TYPE,
                 start,
                 id=run.run_id,
                 task_queue=self._task_queue,
+                priority=Priority(priority_key=_priority_key(row["priority"]), fairness_key=self._blind(run.org_id)),
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
             )
         except WorkflowAlreadyStartedError:
             await self._signal(run.run_id, signals)
+        return True
 
     async def _signal(self, run_id: str, signals: list[Signal]) -> bool:
         """False if no workflow of this run is there to hear it."""
@@ -168,6 +190,11 @@ class Bridge:
             "heartbeat": self._heartbeat,
             "limits": self._limits,
         }
+
+
+def _priority_key(priority: int) -> int:
+    """Of -100 to 100, most urgent first, in Temporal's five: 1 to 5, and 3 for what has none."""
+    return 3 - (priority > 0) - (priority > 50) + (priority < 0) + (priority < -50)
 
 
 def complain(error: BaseException, run_id: str | None = None) -> None:

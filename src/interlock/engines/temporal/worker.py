@@ -6,31 +6,29 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import logging
 from datetime import timedelta
 from importlib import metadata, resources
 from typing import Any
 
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeWorkerDeploymentRequest
+from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
-from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
 
-from interlock.base.errors import InvalidSpec, Unavailable
+from interlock.base.errors import Unavailable
 from interlock.base.ids import new_id
 from interlock.base.settings import TemporalSettings
 from interlock.engines.temporal.activity import Performer
 from interlock.engines.temporal.bridge import Bridge, complain
-from interlock.engines.temporal.codec import sealing_converter
+from interlock.engines.temporal.client import connect
+from interlock.engines.temporal.codec import blinded
 from interlock.engines.temporal.workflow import InterlockRun
 from interlock.runtime.engine import Services
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
 DEPLOYMENT = "interlock"
-_CONNECT_SECONDS = 5.0
 # Workflow tasks that were bound to a worker that left go to the others after this long.
 _STICKY_SECONDS = 2.0
 _PATIENCE = timedelta(days=1)  # for steps under way when a worker drains; their own timeouts end them
@@ -63,7 +61,7 @@ class TemporalEngine:
         self._draining = False
 
     async def start(self) -> None:
-        """Raises Unavailable if the server cannot be reached, has no such namespace, or cannot pin versions."""
+        """Raises as `connect`, and Unavailable if the server cannot pin versions."""
         client = await connect(self._settings, self._master_key, identity=self.worker_id)
         build, note = None, ""
         if self._settings.versioned:
@@ -77,6 +75,7 @@ class TemporalEngine:
             task_queue=self._settings.task_queue,
             heartbeat=self._lease,
             limits={"events": self._settings.history_events, "bytes": self._settings.history_bytes},
+            blind=functools.partial(blinded, self._master_key),
         )
         self._worker = self._make_worker(client)
         self._task = asyncio.create_task(self._run_forever(client), name="temporal worker")
@@ -131,39 +130,6 @@ class TemporalEngine:
         )
 
 
-async def connect(settings: TemporalSettings, master_key: bytes, *, identity: str) -> Client:
-    """A client whose payloads are sealed.
-
-    Raises:
-        Unavailable: nobody answers at the address, or the namespace is not there.
-    """
-    try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            client = await Client.connect(
-                settings.address,
-                namespace=settings.namespace,
-                identity=identity,
-                tls=settings.tls,
-                data_converter=sealing_converter(master_key),
-                runtime=_runtime(),
-            )
-        await client.workflow_service.describe_namespace(
-            DescribeNamespaceRequest(namespace=settings.namespace), timeout=timedelta(seconds=_CONNECT_SECONDS)
-        )
-    except (RuntimeError, TimeoutError, RPCError) as error:
-        if isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND:
-            raise Unavailable(
-                f'the Temporal server at {settings.address} has no namespace "{settings.namespace}"; '
-                "create it, or set temporal.namespace"
-            ) from error
-        raise Unavailable(
-            f"no Temporal server answers at {settings.address}; start it, or set temporal.address", detail=str(error)
-        ) from error
-    except ValueError as error:
-        raise InvalidSpec(f'temporal.address "{settings.address}" is not host:port: {error}') from error
-    return client
-
-
 async def _current_build(client: Client, settings: TemporalSettings) -> str | None:
     """The build that new runs go to; None before an operator has chosen one.
 
@@ -196,13 +162,3 @@ def build_id() -> str:
         for file in sorted(files, key=lambda one: one.name):
             digest.update(f"{package}/{file.name}\0".encode() + file.read_bytes() + b"\0")
     return f"{metadata.version('interlock')}-{digest.hexdigest()[:12]}"
-
-
-@functools.cache
-def _runtime() -> Runtime:
-    # The library's core would print to the terminal; and it would tell the server about this host once a minute.
-    logger = logging.getLogger("temporalio.core")
-    forwarding = LogForwardingConfig(logger)
-    filtering = TelemetryFilter(core_level="ERROR", other_level="ERROR")
-    telemetry = TelemetryConfig(logging=LoggingConfig(filtering, forwarding))
-    return Runtime(telemetry=telemetry, worker_heartbeat_interval=None)

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy, VersioningBehavior
+from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
 from interlock.engines.temporal.tasks import (
@@ -45,7 +45,7 @@ _CARRIED = 16  # unrecorded events that may ride along with a command; more of t
 _REMEMBERED = 1000  # ids of signals
 
 
-@workflow.defn(name=WORKFLOW_TYPE, versioning_behavior=VersioningBehavior.PINNED)
+@workflow.defn(name=WORKFLOW_TYPE)  # pinned by a versioned worker; a server refuses a behavior from one that is not
 class InterlockRun:
     """One run. Ends with the run's status; a cancellation by Temporal's own means is one by the run's."""
 

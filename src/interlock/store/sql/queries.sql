@@ -1,5 +1,8 @@
 -- Every query of the application, by name. Row-level security scopes all of them to the caller's organisation.
 
+-- name: database_time
+select extract(epoch from clock_timestamp())::double precision -- seconds since the epoch
+
 -- name: create_org
 insert into orgs (org_id, name) values ($1, $2) on conflict do nothing
 
@@ -45,8 +48,7 @@ insert into workflow_heads (org_id, name, version) values ($1, $2, $3)
     where workflow_heads.version <> excluded.version
 
 -- name: get_head
-select v.version, v.definition from workflow_heads h join workflow_versions v using (org_id, name, version)
-    where h.org_id = $1 and h.name = $2
+select version from workflow_heads where org_id = $1 and name = $2
 
 -- name: list_heads
 select h.name, h.version, h.updated_at, v.definition -> 'workflow' ->> 'description' as description
@@ -84,7 +86,9 @@ select * from runs where run_id = $1
 select runs.*,
     (select coalesce(jsonb_agg(event order by seq), '[]') from journal where journal.run_id = runs.run_id) as journal,
     (select coalesce(jsonb_agg(jsonb_build_object('id', signal_id, 'event', event) order by signal_id), '[]')
-        from signals where signals.run_id = runs.run_id) as signals
+        from signals where signals.run_id = runs.run_id) as signals,
+    (select coalesce(jsonb_agg(jsonb_build_object('step', step, 'attempt', attempt, 'tokens', tokens, 'usd', usd)), '[]')
+        from batched_calls c where c.run_id = runs.run_id) as batched
     from runs where run_id = $1
 
 -- name: find_run_by_key
@@ -176,7 +180,17 @@ insert into spans (trace_id, span_id, org_id, parent_id, name, start_ns, end_ns,
 select span_id, parent_id, name, start_ns, end_ns, ok, attributes from spans where trace_id = $1 order by start_ns, span_id
 
 -- name: claim_runs
-select run_id, org_id, fence from claim_runs($1, $2, $3, $4)
+select run_id, org_id, fence, losses from claim_runs($1, $2, $3, $4)
+
+-- name: make_room
+select make_room($1, $2, $3) as chosen
+
+-- name: claim_kept
+select run_id, org_id, fence from claim_told($1, $2, $3, $4)
+    union all select run_id, org_id, fence from claim_runs($1, $2, $3, $4)
+
+-- name: reserve_claim
+select fits, used_tokens, used_usd from reserve_claim($1, $2, $3, $4, $5, $6, $7)
 
 -- name: renew_leases
 select renew_leases($1, $2, $3)
@@ -210,6 +224,67 @@ select org_id, tool, bundle, detail from unhealthy_tools()
 
 -- name: list_tool_health
 select tool, bundle, healthy, detail, checked_at, next_at from tool_health order by tool, bundle
+
+-- name: get_batched_call
+select c.call_id, c.attempt, c.request, c.status, c.result, c.batch_id,
+        extract(epoch from b.next_check - clock_timestamp())::double precision as next_in, -- seconds
+        b.taken_until > clock_timestamp() as taken
+    from batched_calls c left join batches b using (batch_id) where c.run_id = $1 and c.step = $2
+
+-- name: put_batched_call
+insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, usd, until)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10::double precision))
+    on conflict (run_id, step) do update set call_id = excluded.call_id, attempt = excluded.attempt, pin = excluded.pin,
+        request = excluded.request, tokens = excluded.tokens, usd = excluded.usd, until = excluded.until,
+        status = 'waiting', batch_id = null, result = null, created_at = now()
+
+-- name: adopt_batched_call
+update batched_calls set attempt = $2, until = to_timestamp($3::double precision) where call_id = $1
+
+-- name: claim_batched_calls
+with locked as materialized (
+    select c.call_id, c.tokens, c.created_at from batched_calls c join runs r using (run_id)
+        where c.org_id = $1 and c.pin = $2 and c.status = 'waiting' and (c.until is null or c.until > now())
+            and r.status in ('queued', 'running', 'waiting')
+        order by c.created_at, c.call_id limit $4 for update of c skip locked
+), picked as (
+    select call_id from (select call_id, sum(tokens) over (order by created_at, call_id) - tokens as before from locked) s
+        where before < $5
+), made as (
+    insert into batches (batch_id, org_id, pin, taken_until)
+        select $3, $1, $2, now() + make_interval(secs => $6) where exists (select from picked)
+)
+update batched_calls c set status = 'handed_in', batch_id = $3 from picked where c.call_id = picked.call_id
+    returning c.call_id
+
+-- name: batch_calls
+select c.call_id, c.request, r.status in ('queued', 'running', 'waiting') as wanted
+    from batched_calls c join runs r using (run_id) where c.batch_id = $1 and c.status = 'handed_in' order by c.call_id
+
+-- name: take_batch
+update batches set taken_until = now() + make_interval(secs => $2)
+    where batch_id = $1 and next_check <= now() and taken_until <= now() and status <> 'ended'
+    returning status, provider_id, calls, extract(epoch from created_at)::double precision as created, -- seconds since the epoch
+        extract(epoch from tried_at)::double precision as tried, extract(epoch from now() - created_at)::double precision as age
+
+-- name: batch_tried
+update batches set tried_at = now(), taken_until = now() + make_interval(secs => $2), calls = $3
+    where batch_id = $1 and status = 'submitting'
+
+-- name: batch_submitted
+update batches set status = 'submitted', provider_id = $2, next_check = now() + make_interval(secs => $3), taken_until = now()
+    where batch_id = $1 and status = 'submitting'
+
+-- name: batch_later
+update batches set next_check = now() + make_interval(secs => $2), taken_until = now() where batch_id = $1 and status <> 'ended'
+
+-- name: batch_ended
+update batches set status = 'ended' where batch_id = $1
+
+-- name: answer_batched_calls
+update batched_calls c set status = 'done', result = nullif(a.result, 'null')
+    from jsonb_to_recordset($2) as a(call_id text, result jsonb)
+    where c.call_id = a.call_id and c.batch_id = $1 and c.status = 'handed_in'
 
 -- name: take_call
 select take_call($1, $2, $3, $4) as wait

@@ -1,20 +1,39 @@
 -- Who drives which run: the queue and its leases.
 -- Run as the schema's owner: they look across organisations and return ids only.
 
+create or replace function journal_length(of_run text) returns integer language sql stable set search_path = public, pg_temp as $$
+    select coalesce(max(seq), 0) from journal where run_id = of_run
+$$;
+
 -- Gives runs to a worker: fairly over organisations, in each fairly over its workflows (the lane with the fewest leased runs comes
 -- first, chance decides between equals), in each by priority, then those already begun, then by age; within the quotas.
 -- Reads the first few rows of each lane, so its cost does not grow with how many wait.
+-- A run with three losses is suspect of killing its workers: whoever gets it holds nothing else (decision 0008). With more of
+-- them it is given like any other, to be parked instead of driven.
 drop function if exists claim_runs(text, double precision, integer);
-create or replace function claim_runs(claimant text, lease_seconds double precision, wanted integer, engine text default 'postgres')
-    returns table (run_id text, org_id text, fence bigint)
+drop function if exists claim_runs(text, double precision, integer, text);
+create function claim_runs(claimant text, lease_seconds double precision, wanted integer, engine text default 'postgres')
+    returns table (run_id text, org_id text, fence bigint, losses smallint)
     language plpgsql security definer set search_path = public, pg_temp as $$
 #variable_conflict use_column
-declare held quotas[]; pool bigint := wanted + 4; missing integer := wanted; got text[]; picked bigint;
+declare held quotas[]; pool bigint := wanted + 4; missing integer := wanted; got text[]; picked bigint; suspect text;
 begin
-    -- Runs whose worker fell silent go back to their lanes. If it is only slow, the fence will stop it.
-    update queue set worker = null, lease_until = null where queue.run_id in (
-        select e.run_id from queue e where e.engine = claim_runs.engine and e.worker is not null and e.lease_until < now()
-        limit wanted for update skip locked);
+    -- Runs whose worker fell silent go back to their lanes. If it is only slow, the fence will stop it. If it died and the run
+    -- had got no further under it, that counts against the run; on other engines the lease is not for driving.
+    with silent as materialized (
+        select e.run_id, e.worker, e.leased_seq < journal_length(e.run_id) as moved,
+            e.engine <> 'postgres' or e.leased_seq is null or exists (select from workers w where w.worker_id = e.worker
+                and w.seen_at > now() - make_interval(secs => lease_seconds / 2)) as lives -- it speaks every third of a lease
+        from queue e where e.engine = claim_runs.engine and e.worker is not null and e.lease_until < now()
+        limit wanted for update of e skip locked)
+    update queue set worker = null, lease_until = null,
+            losses = case when s.moved then 0 when s.lives then queue.losses else queue.losses + 1 end,
+            lost_by = case when s.moved or s.lives then queue.lost_by when queue.losses = 0 then array[s.worker] else queue.lost_by || s.worker end,
+            available_at = case when queue.losses = 2 and not s.moved and not s.lives then now() else queue.available_at end
+        from silent s where queue.run_id = s.run_id;
+    if exists (select from queue h where h.worker = claimant and h.losses = 3 and h.leased_seq = journal_length(h.run_id)) then
+        return; -- alone with it until it has got further
+    end if;
 
     -- Quotas of organisations and workflows with something in the queue. Who holds their locks is alone in counting and taking;
     -- always in this order, so that nobody waits in a circle.
@@ -26,6 +45,21 @@ begin
     if held is not null then
         delete from quota_uses u using unnest(held) h where (u.org_id, u.scope, u.name) = (h.org_id, h.scope, h.name)
             and u.at <= clock_timestamp() - make_interval(secs => h.per_seconds);
+    end if;
+
+    if not exists (select from queue h where h.worker = claimant) then
+        select q.run_id into suspect from queue q
+            where q.engine = claim_runs.engine and q.losses = 3 and q.worker is null and q.available_at <= now()
+                and not exists (select from unnest(held) h where h.org_id = q.org_id and (h.scope = 'org' or h.name = q.workflow)
+                    and h.concurrency <= (select count(*) from queue l where l.worker is not null and l.org_id = h.org_id
+                        and (h.scope = 'org' or l.workflow = h.name)))
+            order by q.available_at limit 1 for update of q skip locked;
+        if found then
+            return query update queue set worker = claimant, fence = queue.fence + 1, leased_seq = journal_length(queue.run_id),
+                    lease_until = now() + make_interval(secs => lease_seconds)
+                where queue.run_id = suspect returning queue.run_id, queue.org_id, queue.fence, queue.losses;
+            return;
+        end if;
     end if;
 
     while missing > 0 loop
@@ -68,7 +102,7 @@ begin
                 select q.run_id, q.available_at from queue q
                 where q.engine = claim_runs.engine and q.org_id = h.org_id and q.workflow = h.workflow and (-q.priority) = h.rank
                     and ((q.fence = 0)::integer) = h.fresh and q.worker is null and q.available_at < 'infinity'
-                    and q.available_at <= now()
+                    and q.available_at <= now() and q.losses <> 3
                 order by q.available_at limit pool) c
         ), in_rate as ( -- the limits one after the other, and places counted anew in between: what one refuses takes no other's room
             select w.*, l.dice, l.load, l.runs, l.starts, sum(w.fresh) over (partition by w.org_id, w.workflow order by w.place) as start
@@ -91,7 +125,8 @@ begin
             select q.run_id from pick p join queue q using (run_id) where q.worker is null and q.available_at <= now()
             order by p.place, p.dice limit missing for update of q skip locked
         ), claimed as (
-            update queue set worker = claimant, fence = queue.fence + 1, lease_until = now() + make_interval(secs => lease_seconds)
+            update queue set worker = claimant, fence = queue.fence + 1, leased_seq = journal_length(queue.run_id),
+                lease_until = now() + make_interval(secs => lease_seconds)
             from taken where queue.run_id = taken.run_id returning queue.run_id, queue.org_id, queue.workflow, queue.fence
         ), started as (
             insert into quota_uses (org_id, scope, name, holder, at)
@@ -100,11 +135,25 @@ begin
         )
         select array_agg(c.run_id), (select count(*) from pick) into got, picked from claimed c;
 
-        return query select q.run_id, q.org_id, q.fence from queue q where q.run_id = any(got);
+        return query select q.run_id, q.org_id, q.fence, q.losses from queue q where q.run_id = any(got);
         missing := missing - coalesce(cardinality(got), 0);
         exit when picked < pool; -- that was everything
         pool := 8 * pool; -- others are claiming the same rows: look further
     end loop;
+end $$;
+
+-- Whether a run has to be driven alone, found no idle worker, and this busy one is to make room for it: one worker for one run.
+create or replace function make_room(claimant text, lease_seconds double precision, engine text) returns boolean
+    language plpgsql security definer set search_path = public, pg_temp as $$
+#variable_conflict use_column
+begin
+    update queue set room_by = claimant, room_until = now() + make_interval(secs => lease_seconds)
+        where queue.run_id = (
+            select q.run_id from queue q where q.engine = make_room.engine and q.losses = 3 and q.worker is null
+                and q.available_at < now() - interval '2 seconds' -- an idle worker looks every second
+                and (q.room_by is null or q.room_by = claimant or q.room_until < now())
+            order by q.available_at limit 1 for update skip locked);
+    return found;
 end $$;
 
 create or replace function renew_leases(claimant text, lease_seconds double precision, driven text[]) returns integer

@@ -26,11 +26,11 @@ begin
                 prev_hash text, hash text, key_id text, signature text);
     end if;
 
-    if batch ?| array['fences', 'new_signals', 'new_claims', 'requeued'] then
+    if batch ?| array['fences', 'new_signals', 'new_claims', 'places', 'requeued'] then
         perform from queue where queue.run_id in (
                 select l.run_id from jsonb_to_recordset(
                     coalesce(batch -> 'fences', '[]') || coalesce(batch -> 'new_signals', '[]')
-                        || coalesce(batch -> 'new_claims', '[]') || coalesce(batch -> 'requeued', '[]')) as l(run_id text))
+                        || coalesce(batch -> 'new_claims', '[]') || coalesce(batch -> 'places', '[]') || coalesce(batch -> 'requeued', '[]')) as l(run_id text))
             order by queue.run_id for update;
     end if;
     if batch ? 'fences' then
@@ -130,8 +130,16 @@ begin
     end if;
 
     if batch ? 'done_claims' then
-        update claims set event = d.event from jsonb_to_recordset(batch -> 'done_claims') as d(run_id text, command text, event jsonb)
+        update claims set event = d.event, tokens = d.tokens, usd = d.usd
+            from jsonb_to_recordset(batch -> 'done_claims') as d(run_id text, command text, event jsonb, tokens bigint, usd double precision)
             where claims.run_id = d.run_id and claims.command = d.command;
+    end if;
+
+    -- Whose outcome is in the run's row now, so it has nothing set aside any more.
+    if batch ? 'settled_claims' then
+        update claims set tokens = null, usd = null
+            from jsonb_to_recordset(batch -> 'settled_claims') as s(run_id text, command text)
+            where claims.run_id = s.run_id and claims.command = s.command and (claims.tokens is not null or claims.usd is not null);
     end if;
 
     if batch ? 'new_reviews' then
@@ -204,9 +212,10 @@ begin
         perform pg_notify('interlock_queue', s.run_id) from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text);
     end if;
 
-    -- Drives that broke off. A parked run is left alone until somebody decides about its letter, or tells it something.
+    -- Drives that broke off. A parked run is left alone until somebody decides about its letter, or tells it something; one that
+    -- killed its workers is still suspect then.
     if batch ? 'crashed' then
-        update queue set crashes = crashes + 1,
+        update queue set crashes = crashes + 1, losses = case when c.parked then least(losses, 3) else losses end,
                 worker = case when c.parked then null else worker end,
                 lease_until = case when c.parked then null else lease_until end,
                 available_at = case when c.parked then 'infinity' else available_at end
@@ -214,7 +223,7 @@ begin
     end if;
 
     if batch ? 'requeued' then
-        update queue set crashes = 0, available_at = least(available_at, now())
+        update queue set crashes = 0, losses = 0, available_at = least(available_at, now())
             from jsonb_to_recordset(batch -> 'requeued') as r(run_id text) where queue.run_id = r.run_id;
         perform pg_notify('interlock_queue', r.run_id) from jsonb_to_recordset(batch -> 'requeued') as r(run_id text);
     end if;
@@ -234,18 +243,37 @@ begin
         -- A dead run may be taken up again, and nobody from before its death may then have a command to himself.
         delete from claims using jsonb_to_recordset(batch -> 'finished') as d(run_id text)
             where claims.run_id = d.run_id and not exists (select from runs where runs.run_id = d.run_id and runs.status = 'dead');
+        -- Answers that still come are nobody's; a batch goes with the last of its calls.
+        with gone as (
+            delete from batched_calls c using jsonb_to_recordset(batch -> 'finished') as d(run_id text)
+                where c.run_id = d.run_id returning c.call_id, c.batch_id)
+        delete from batches b where b.batch_id in (select g.batch_id from gone g) and not exists (
+            select from batched_calls c where c.batch_id = b.batch_id and c.call_id not in (select g.call_id from gone g));
         update dead_letters set status = 'closed', decided_at = now()
             from jsonb_to_recordset(batch -> 'finished') as d(run_id text)
             where dead_letters.run_id = d.run_id and dead_letters.step = '' and dead_letters.purpose = 'driver'
                 and dead_letters.status = 'open';
     end if;
 
-    -- A signal that came in while the run was being put to sleep keeps it awake.
+    -- An engine that keeps its runs itself: whether one has a place among the runs at once. A bridge that has it just now goes first.
+    if batch ? 'places' then
+        update queue set worker = case when p.held then queue.engine end,
+                lease_until = case when p.held then 'infinity'::timestamptz end
+            from jsonb_to_recordset(batch -> 'places') as p(run_id text, held boolean)
+            where queue.run_id = p.run_id and (queue.worker is null or queue.worker = queue.engine);
+    end if;
+
+    -- A signal that came in while the run was being put to sleep keeps it awake. One `kept` by its engine has a place there: for good
+    -- if it works, for a moment if it only waits and was told something, of which nothing may come.
     if batch ? 'released' then
-        update queue set worker = null, lease_until = null, crashes = 0, available_at = case
+        update queue set worker = case when w.kept then queue.engine end,
+                lease_until = case when w.kept then case
+                    when exists (select from runs where runs.run_id = queue.run_id and runs.status in ('queued', 'running'))
+                    then 'infinity' else now() + interval '30 seconds' end end,
+                crashes = 0, losses = 0, available_at = case
                 when exists (select from signals where signals.run_id = queue.run_id) then now()
                 else coalesce(to_timestamp(w.wake_at), 'infinity'::timestamptz) end
-            from jsonb_to_recordset(batch -> 'released') as w(run_id text, wake_at double precision)
+            from jsonb_to_recordset(batch -> 'released') as w(run_id text, wake_at double precision, kept boolean)
             where queue.run_id = w.run_id;
     end if;
 end $$;

@@ -8,6 +8,9 @@ begin
     insert into workers (worker_id, host, pid, engine, version) values (claimant, on_host, process, drives, release)
         on conflict (worker_id) do update set seen_at = now() returning draining into told;
     delete from workers where seen_at < now() - interval '1 day';
+    -- It was only stopped for a while: what was counted as its death was none.
+    perform from queue where losses > 0 and claimant = any(lost_by) order by run_id for update;
+    update queue set losses = losses - 1, lost_by = array_remove(lost_by, claimant) where losses > 0 and claimant = any(lost_by);
     return told;
 end $$;
 

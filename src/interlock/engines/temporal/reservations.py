@@ -1,0 +1,83 @@
+"""A run's budget where activities of one run work in several processes: what each has set aside stands with its claim.
+
+The ledger of a process knows the calls of that process only. So a call of a run with a budget reserves a second time, in
+PostgreSQL, where all of the run's claims are counted under one lock; until the run's row says what it used, its claim does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+
+from interlock.base.errors import LeaseLost
+from interlock.budget.ledger import RunLedger, Spending
+from interlock.runtime.work import Run
+from interlock.store.commit import LEASE_LOST
+from interlock.store.database import Database
+from interlock.workflows import events as ev
+from interlock.workflows.spec import (
+    BranchStep,
+    LoopStep,
+    ModelStep,
+    ReviewStep,
+    SubworkflowStep,
+    ToolStep,
+    WaitStep,
+)
+
+# Steps that begin no two others at once. All else may.
+_ONE_BY_ONE = (ModelStep, ToolStep, ReviewStep, WaitStep, BranchStep, LoopStep, SubworkflowStep)
+
+
+def reserving(database: Database, run: Run) -> Callable[[int, float], Awaitable[None]] | None:
+    """Sets tokens and USD aside for the claim of `run`; None for a run without a budget, or whose steps come one by one.
+
+    The function raises BudgetExceeded if its run has not as much left, LeaseLost if the claim is somebody else's by now.
+    """
+    if not _shared(run):
+        return None
+    budget = run.version.workflow.budget
+
+    async def set_aside(tokens: int, usd: float) -> None:
+        if tokens == 0 and usd == 0:
+            return
+        command = (run.run_id, run.claim, run.fence)
+        try:
+            row = await database.row("reserve_claim", *command, tokens, usd, budget.tokens, budget.usd, org=run.org_id)
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != LEASE_LOST:
+                raise
+            raise LeaseLost("the claim of this step went to another attempt") from error
+        assert row is not None, "a function without a set gives one row"
+        if not row["fits"]:
+            # The sentence is the ledger's.
+            ledger = RunLedger(tokens=budget.tokens, usd=budget.usd)
+            ledger.reserve("", Spending(row["used_tokens"], row["used_usd"]), tokens=tokens, usd=usd)
+
+    return set_aside
+
+
+def used_of(run: Run, event: Any) -> dict[str, Any]:
+    """What a claim that is done still counts for: tokens and USD; nothing if nothing was set aside."""
+    spent = getattr(event, "spent", None)
+    if run.set_aside is None or spent is None:
+        return {}
+    return {"tokens": spent.input_tokens + spent.output_tokens, "usd": spent.usd}
+
+
+def settled_claims(run: Run, events: list[Any]) -> list[dict[str, Any]]:
+    """The claims whose outcomes are among these events; they count no more once the run's row has them."""
+    if not _shared(run):
+        return []
+    ended = [event for event in events if isinstance(event, ev.StepSucceeded | ev.StepFailed)]
+    return [{"run_id": run.run_id, "command": f"perform:{event.step}:{event.attempt}"} for event in ended]
+
+
+def _shared(run: Run) -> bool:
+    """Whether two calls of the run may reserve at once."""
+    budget = run.version.workflow.budget
+    if budget.tokens is None and budget.usd is None:
+        return False
+    return not all(isinstance(node.step, _ONE_BY_ONE) for node in run.version.program.nodes.values())

@@ -1,0 +1,33 @@
+-- Runs that an engine keeps itself (Temporal), leased under its name. `settle` gives and takes their places.
+
+-- To the bridge: such runs that were told something. They have a place already, so no limit applies.
+create or replace function claim_told(claimant text, lease_seconds double precision, wanted integer, engine text)
+    returns table (run_id text, org_id text, fence bigint)
+    language sql security definer set search_path = public, pg_temp as $$
+    with told as materialized (
+        select q.run_id from queue q where q.engine = claim_told.engine and q.worker = q.engine and q.available_at <= now()
+            order by q.available_at limit wanted for update skip locked)
+    update queue q set worker = claimant, fence = q.fence + 1, lease_until = now() + make_interval(secs => lease_seconds)
+        from told where q.run_id = told.run_id returning q.run_id, q.org_id, q.fence
+$$;
+
+-- Sets aside what a command's call may use, unless that is more than its run has left: what is in the run's row, with what its
+-- other commands have set aside, or have used and the row does not yet say. Who holds the row of the queue is alone in counting.
+-- Null in `wanted_*` is nothing, in `limit_*` no limit. Gives what the others have; refuses (IL001) a claim that is not the caller's any more.
+create or replace function reserve_claim(for_run text, for_command text, claimed bigint, wanted_tokens bigint, wanted_usd double precision,
+        limit_tokens bigint, limit_usd double precision, out fits boolean, out used_tokens bigint, out used_usd double precision)
+    language plpgsql as $$
+begin
+    perform from queue where queue.run_id = for_run for update;
+    select r.input_tokens + r.output_tokens + coalesce(sum(c.tokens), 0), r.usd + coalesce(sum(c.usd), 0) into used_tokens, used_usd
+        from runs r left join claims c on c.run_id = r.run_id and c.command <> for_command
+        where r.run_id = for_run group by r.run_id;
+    -- A rounding error of floating point is no overspending.
+    fits := (limit_tokens is null or used_tokens + wanted_tokens <= limit_tokens)
+        and (limit_usd is null or used_usd + wanted_usd <= limit_usd + 1e-9);
+    update claims set tokens = case when fits then wanted_tokens end, usd = case when fits then wanted_usd end
+        where claims.run_id = for_run and claims.command = for_command and claims.fence = claimed and claims.event is null;
+    if not found then
+        raise exception 'claim lost' using errcode = 'IL001', detail = for_run;
+    end if;
+end $$;

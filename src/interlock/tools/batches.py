@@ -1,0 +1,226 @@
+"""Calls of one run that are under way together, handed over to their tool as one batch, in one sandbox.
+
+The first call waits `Batch.wait` seconds for company, or until `Batch.max` have come. What comes of it is sorted out here:
+above, every call is still a call of its own, with its own attempt, key, ledger row, and `Result`.
+
+Only calls of the very same run, code, limits and destinations meet, so that a sandbox serves one run, as ever.
+
+Nothing of a batch goes out after the earliest moment (`Job.until`) that one of its calls was promised. Because a
+contract's `call_seconds` counts the wait in, that moment leaves even the call that waited longest its whole timeout; and nobody
+is misled by the later moment, because whoever takes over a call waits by the same `call_seconds` (`runtime/effects.py`), if
+at all: a mutating tool goes in batches only if it honours its keys, and then the same call twice at once is harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from interlock.sandbox.answer import Measured, ended
+from interlock.sandbox.environment import Job, Limits, Result, Sandbox
+from interlock.workflows.contracts import Batch
+
+_REMEMBERED = 10_000  # calls of broken batches; who is forgotten goes in a batch once more
+_MAX_PAUSE = 24 * 3600.0  # seconds, as for a single call
+_SHAPE = 'must be {"output": …} or {"error": "…"} with retryable, retry_after, nothing_happened if need be'
+
+
+@dataclass(frozen=True, slots=True)
+class _Company:
+    """What calls must have in common to share a sandbox."""
+
+    run_id: str
+    bundle: Path
+    tool: str
+    egress: tuple[str, ...]
+    limits: Limits
+    allowed_tools: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    job: Job
+    answer: asyncio.Future[Result]
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """A batch while it fills and while it is served."""
+
+    calls: list[_Call] = field(default_factory=list)
+    full: asyncio.Event = field(default_factory=asyncio.Event)
+    serving: asyncio.Task[None] | None = None
+
+
+class Batches:
+    """Gathers calls and hands them over.
+
+    A batch that breaks as a whole (a crash, a deadline, an answer of the wrong shape) gives each of its calls that
+    result. When such a call is made again, it goes alone: one that breaks its batch breaks the others' only once.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._gathering: dict[_Company, _Gathering] = {}
+        self._alone: OrderedDict[tuple[_Company, Any], None] = OrderedDict()
+
+    async def run(self, job: Job, terms: Batch) -> Result:
+        """The result of this one call of `run`, whoever shared its sandbox.
+
+        Cancelling it takes the call out of a batch that is still gathering, and leaves a batch under way to the others;
+        with its last caller the sandbox is killed.
+
+        Raises:
+            SandboxError: no sandbox could be had; none of the batch was called.
+        """
+        company = _company(job)
+        if company is None or "context" in job.arguments or self._goes_alone(company, job):
+            return await self._sandbox.run(job)
+        gathering = self._gathering.get(company)
+        if gathering is None:
+            gathering = self._gathering[company] = _Gathering()
+            gathering.serving = asyncio.create_task(self._serve(company, gathering, terms.wait))
+        call = _Call(job, asyncio.get_running_loop().create_future())
+        gathering.calls.append(call)
+        if len(gathering.calls) == terms.max:
+            self._complete(company, gathering)
+        try:
+            return await call.answer
+        except asyncio.CancelledError:
+            await self._leave(company, gathering)
+            raise
+
+    async def _leave(self, company: _Company, gathering: _Gathering) -> None:
+        if not all(call.answer.done() for call in gathering.calls):
+            return
+        self._complete(company, gathering)
+        assert gathering.serving is not None
+        gathering.serving.cancel()
+        await asyncio.wait([gathering.serving])  # until nothing of it is left on this host
+
+    def _complete(self, company: _Company, gathering: _Gathering) -> None:
+        """Nobody joins any more."""
+        if self._gathering.get(company) is gathering:
+            del self._gathering[company]
+        gathering.full.set()
+
+    async def _serve(self, company: _Company, gathering: _Gathering, wait: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await gathering.full.wait()
+        self._complete(company, gathering)
+        calls = [call for call in gathering.calls if not call.answer.done()]
+        try:
+            results = await self._hand_over(company, [call.job for call in calls])
+        except asyncio.CancelledError:
+            for call in calls:
+                call.answer.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001  it is each caller's to judge
+            for call in calls:
+                if not call.answer.done():
+                    call.answer.set_exception(error)
+            return
+        for call, result in zip(calls, results, strict=True):
+            if not call.answer.done():
+                call.answer.set_result(result)
+
+    async def _hand_over(self, company: _Company, jobs: list[Job]) -> list[Result]:
+        if len(jobs) == 1:
+            return [await self._sandbox.run(jobs[0])]
+        calls = [{"arguments": dict(job.arguments), "context": dict(job.context)} for job in jobs]
+        whole = await self._sandbox.run(
+            replace(
+                jobs[0],
+                function="run_batch",
+                arguments={"calls": calls},
+                context={"run_id": company.run_id},
+                until=min((job.until for job in jobs if job.until is not None), default=None),
+            )
+        )
+        results = read_items(whole, len(jobs)) if whole.ending == "ok" else whole
+        if isinstance(results, list):
+            return results
+        if not results.retryable:
+            self._remember(company, jobs)
+        return [results] * len(jobs)
+
+    def _remember(self, company: _Company, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._alone[company, job.context.get("step")] = None
+        while len(self._alone) > _REMEMBERED:
+            self._alone.popitem(last=False)
+
+    def _goes_alone(self, company: _Company, job: Job) -> bool:
+        key = (company, job.context.get("step"))
+        if key not in self._alone:
+            return False
+        del self._alone[key]
+        return True
+
+
+def _company(job: Job) -> _Company | None:
+    """None for a call that says no run: nobody may share its sandbox."""
+    run_id = job.context.get("run_id")
+    if not isinstance(run_id, str) or not run_id:
+        return None
+    return _Company(run_id, job.bundle, job.tool, job.egress, job.limits, job.allowed_tools)
+
+
+def read_items(whole: Result, count: int) -> list[Result] | Result:
+    """The result of each of `count` calls, from what `run_batch` returned, which may be anything.
+
+    Returns:
+        One result a call, or, if the answer has another shape, the failure that is everybody's.
+    """
+    items, measured = whole.output, Measured(whole.stderr, whole.seconds, whole.start_seconds)
+    if not isinstance(items, list):
+        return ended("garbage", measured, "run_batch must return a list, one item for each call")
+    if len(items) != count:
+        return ended(
+            "garbage", measured, f"run_batch returned {len(items)} items for {count} calls; return one for each"
+        )
+    results: list[Result] = []
+    for place, item in enumerate(items):
+        result = _read_item(item, measured)
+        if result is None:
+            return ended("garbage", measured, f"item {place} of what run_batch returned {_SHAPE}")
+        results.append(result)
+    return results
+
+
+def _read_item(item: Any, measured: Measured) -> Result | None:
+    """The result an item stands for; None if it has the wrong shape."""
+    if not isinstance(item, Mapping):
+        return None
+    if set(item) == {"output"}:
+        return ended("ok", measured, output=item["output"])
+    error, pause = item.get("error"), item.get("retry_after")
+    flags = (item.get("retryable", False), item.get("nothing_happened", False))
+    if (
+        not isinstance(error, str)
+        or not set(item) <= {"error", "retryable", "retry_after", "nothing_happened"}
+        or not all(isinstance(flag, bool) for flag in flags)
+        or not (pause is None or _is_pause(pause))
+    ):
+        return None
+    return ended(
+        "raised",
+        measured,
+        # The part before a colon counts as an exception's class, which may be shown; a tool's own words may not.
+        f"ItemError: {error}",
+        retryable=flags[0],
+        nothing_happened=flags[1],
+        retry_after=pause,
+    )
+
+
+def _is_pause(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and 0 <= value <= _MAX_PAUSE

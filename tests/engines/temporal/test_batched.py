@@ -1,0 +1,41 @@
+"""Batched model calls on this engine: the same life, put off by Temporal's timers instead of the queue's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from engines.conftest import Desk, OpenApp
+from engines.harness import Observer, workflow, write
+from gateway.batch_server import BatchServer
+from runtime.batching import WORDS, batched, config
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[BatchServer]:
+    async with BatchServer() as server:
+        yield server
+
+
+@pytest.fixture
+def project(project: Path) -> Path:
+    write(project, workflow("w", batched(), output=WORDS))
+    return project
+
+
+async def test_one_batch_for_many_runs(
+    project: Path, open_app: OpenApp, admin: object, seen: Observer, provider: BatchServer
+) -> None:
+    """Each answer at its own step, handed in once, though each attempt is an activity of its own."""
+    assert project.exists()
+    desk = Desk(await open_app(start_worker=True, deploy=True, **config(provider.pin, gather_seconds=2.0)), admin)  # type: ignore[arg-type]
+    runs = {await desk.start("w", text=f"matter {number}"): f"matter {number}" for number in range(6)}
+    assert set(await seen.finished(*runs)) == {"succeeded"}
+    for run, text in runs.items():
+        assert await desk.result(run) == {"words": text}
+    assert sorted(provider.calls) == sorted(runs.values())
+    assert len(provider.batches) < 6
+    assert seen.rows("select distinct engine from runs") == [("temporal",)]
+    assert seen.rows("select count(*) from batched_calls") == [(0,)]

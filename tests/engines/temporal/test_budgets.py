@@ -1,0 +1,112 @@
+"""A run's budget when its parallel steps work in several processes, none of which knows what the others have reserved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from engines.conftest import Desk, OpenApp
+from engines.harness import ASK, Model, Observer, think, until, workflow, write
+from interlock.store.commit import LEASE_LOST
+
+ONE_STEP = {"concurrency": 1, "lease_seconds": 1}
+SUM = "select sum(tokens), sum(usd) from claims where run_id = %s"
+
+
+def _indent(text: str) -> str:
+    return "".join("      " + line for line in text.splitlines(keepends=True))
+
+
+@pytest.fixture
+def project(project: Path) -> Path:
+    """With runs whose two calls at once fit their budget one by one (100 tokens) or together (1,000)."""
+    both = "- id: both\n  kind: parallel\n  branches:\n    a:\n"
+    both += _indent(think("one")) + "    b:\n" + _indent(think("two"))
+    for name, tokens in (("tight", 100), ("ample", 1000)):
+        write(project, workflow(name, both, ASK, extra=f"budget: {{tokens: {tokens}}}\n"))
+    write(project, workflow("free", both, ASK))
+    return project
+
+
+@pytest.fixture(autouse=True)
+def holding(model: Model) -> None:
+    for title in ("one", "two"):
+        model.answers[title] = {"verdict": "good", "words": "well"}
+        model.hold(title)
+
+
+async def test_steps_in_two_processes_do_not_overspend_together(
+    desk: Desk, open_app: OpenApp, seen: Observer, model: Model
+) -> None:
+    """Each worker has one step; the second is refused while the first is still under way."""
+    workers = [await open_app(start_worker=True, worker=ONE_STEP) for _ in range(2)]
+    run = await desk.start("tight")
+    refused = "select count(*) from claims where run_id = %s and event ->> 'type' = 'step_failed'"
+    await until(lambda: seen.rows(refused, run) == [(1,)], lambda: f"nobody is refused: {model.asked('one')}")
+    assert model.asked("one") + model.asked("two") == 1
+    for title in ("one", "two"):
+        model.release(title)
+    assert await seen.finished(run) == ["partial"]
+    record = seen.run(run)
+    assert "of the run's 100 are used" in record["reason"]
+    assert record["input_tokens"] + record["output_tokens"] <= 100
+    assert model.count == 1
+    assert len(workers) == 2
+
+
+async def test_what_is_set_aside_is_replaced_by_what_was_used(
+    desk: Desk, open_app: OpenApp, seen: Observer, model: Model
+) -> None:
+    for _ in range(2):
+        await open_app(start_worker=True, worker=ONE_STEP)
+    run = await desk.start("ample")
+    await until(lambda: model.count == 2, lambda: "the calls are not under way")
+    reserved, _ = seen.rows(SUM, run)[0]
+    assert reserved > 100, "two times 50 tokens of answer, and the prompts"
+    for title in ("one", "two"):
+        model.release(title)
+    await seen.review(run)
+    assert seen.rows(SUM, run) == [(None, None)], "the run's row has it"
+    assert seen.rows("select count(*) from claims where run_id = %s and event is not null", run) == [(2,)]
+    used = seen.run(run)
+    assert 0 < used["input_tokens"] + used["output_tokens"] < reserved
+
+
+async def test_a_run_without_a_budget_sets_nothing_aside(
+    desk: Desk, open_app: OpenApp, seen: Observer, model: Model
+) -> None:
+    await open_app(start_worker=True)
+    run = await desk.start("free")
+    await until(lambda: model.count == 2, lambda: "the calls are not under way")
+    assert seen.rows(SUM, run) == [(None, None)]
+
+
+async def test_the_rule(desk: Desk, seen: Observer) -> None:
+    """What the row says, what others have, and what is wanted, against the limit; for nobody but the claim's holder."""
+    run = await desk.start("ample")
+    seen.connection.execute(
+        "update runs set input_tokens = 20, output_tokens = 10, usd = 0.1 where run_id = %s", (run,)
+    )
+    seen.connection.execute(
+        "insert into claims (run_id, org_id, command, fence, tokens, usd) "
+        "select run_id, org_id, c.command, 7, c.tokens, c.usd from runs, "
+        "(values ('other', 30, 0.1), ('mine', 500, 9.0)) as c(command, tokens, usd) where run_id = %s",
+        (run,),
+    )
+
+    def reserve(tokens: int, usd: float, fence: int = 7, limit: int | None = 100) -> tuple[object, ...]:
+        query = "select fits, used_tokens, used_usd from reserve_claim(%s, 'mine', %s, %s, %s, %s, 0.3)"
+        return tuple(seen.rows(query, run, fence, tokens, usd, limit)[0])
+
+    mine = "select tokens, usd from claims where run_id = %s and command = 'mine'"
+    assert reserve(40, 0.1) == (True, 60, 0.2), "0.1 three times is a little more than 0.3 in floating point"
+    assert seen.rows(mine, run) == [(40, 0.1)]
+    assert reserve(41, 0.1) == (False, 60, 0.2)
+    assert seen.rows(mine, run) == [(None, None)]
+    assert reserve(40, 0.11) == (False, 60, 0.2)
+    assert reserve(5000, 0.1, limit=None)[0] is True
+    with pytest.raises(psycopg.Error) as caught:
+        reserve(1, 0, fence=6)
+    assert caught.value.sqlstate == LEASE_LOST
