@@ -171,16 +171,12 @@ def _judge(response: ModelResponse, validator: Validator) -> tuple[Any, list[str
 
 def _parse(text: str) -> Any:
     try:
-        return _loads(text)
+        return _STRICT.decode(text)
     except ValueError:
         inner = _unfence(text)
         if inner is None:
             raise
-        return _loads(inner)
-
-
-def _loads(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        return _STRICT.decode(inner)
 
 
 def _unfence(text: str) -> str | None:
@@ -202,6 +198,9 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("an object names the same key twice")
     return result
+
+
+_STRICT = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
 
 
 def _place(path: Sequence[str | int]) -> str:
