@@ -150,6 +150,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             artifacts=[artifact(org, "x")],
             new_runs=[new_run(org, "run_new")],
             new_vaults=[{"org_id": org, "run_id": run["run_id"], "vault": REF}],
+            revived=[{"run_id": run["run_id"]}],
             new_claims=[claim(run, 1)],
             journal=[journal(run, 1)],
             recorded=[journal(run, 2)],

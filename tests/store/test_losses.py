@@ -207,3 +207,31 @@ async def test_the_third_loss_starts_the_time_in_which_an_idle_worker_may_come(q
         (run["run_id"],),
     ).fetchone()
     assert row == (3, None, True)
+
+
+async def test_a_worker_that_lost_a_run_twice_and_speaks_again_is_taken_back_twice(queue: Queue) -> None:
+    run = await queue.add()
+    for losses in range(2):
+        assert await queue.claim("w1") == {run["run_id"]: losses}
+        queue.run_out()
+    assert await queue.claim("w2") == {run["run_id"]: 2}
+    await queue.alive("w1")
+    queue.run_out()
+    await queue.alive("w2")
+    assert await queue.claim("w3") == {run["run_id"]: 0}
+
+
+@pytest.mark.parametrize(("scope", "name"), [("org", ""), ("workflow", "ask")])
+async def test_no_room_is_made_for_a_run_that_a_quota_keeps_back(scope: str, name: str, queue: Queue) -> None:
+    """Else a busy worker would hand everything over for nothing, again and again. Its own runs leave their places."""
+    mine, theirs, run = [await queue.add() for _ in range(3)]
+    queue.set_losses(run, 3)
+    quota = "insert into quotas (org_id, scope, name, concurrency) values (%s, %s, %s, 1)"
+    for worker, held in (("busy", mine), ("other", theirs)):
+        queue.owner.execute(
+            "update queue set worker = %s, lease_until = 'infinity' where run_id = %s", (worker, held["run_id"])
+        )
+    queue.owner.execute(quota, (queue.org, scope, name))
+    assert not await queue.room("busy"), "the other's run has the only place"
+    queue.owner.execute("update queue set worker = null where run_id = %s", (theirs["run_id"],))
+    assert await queue.room("busy")

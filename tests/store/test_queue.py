@@ -15,7 +15,7 @@ from interlock.base.errors import LeaseLost
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 
-from .rows import journal, new_run, signal
+from .rows import journal, new_run, run_update, signal
 from .test_doubt import until_waiting
 
 if TYPE_CHECKING:
@@ -77,9 +77,89 @@ async def test_renewing_keeps_the_leases_of_runs_that_a_worker_still_drives(
     assert (len(mine), len(theirs)) == (3, 1)
     owner.execute("update queue set lease_until = now() - interval '1 second'")
     let_go, *driven = mine
-    renewed = await database.rows("renew_leases", "me", LEASE, [*driven, *theirs])
-    assert renewed[0][0] == 2
+    assert await database.rows("renew_leases", "me", LEASE, [*driven, *theirs]) == []
     assert await claim(database, "third") == dict.fromkeys([let_go, *theirs], 2)
+
+
+async def test_renewing_tells_which_runs_were_told_something(
+    committer: Committer, database: Database, tenants: tuple[Tenant, Tenant]
+) -> None:
+    """Whoever missed the notification hears of it with the next renewal."""
+    runs = await runs_of(committer, tenants, 4)
+    mine = await claim(database, "me", 3)
+    await claim(database, "they", 1)
+    for run in runs:
+        await committer.submit(Commit(run["org_id"], new_signals=[signal(run), signal(run, kind="second")]))
+    told = await database.rows("renew_leases", "me", LEASE, [run["run_id"] for run in runs])
+    assert sorted(row["told"] for row in told) == sorted(mine)
+
+
+async def test_a_dead_run_that_was_told_something_meanwhile_stays_for_the_next(
+    committer: Committer, database: Database, owner: psycopg.Connection[Any], tenants: tuple[Tenant, Tenant]
+) -> None:
+    """The signal came while the run was ending: it may bring the run back, and nobody would send it again."""
+    told, quiet, over = await runs_of(committer, tenants, 3)
+    fences = await claim(database, "me")
+    for run in (told, over):
+        await committer.submit(Commit(run["org_id"], new_signals=[signal(run)]))
+    endings = {told["run_id"]: "dead", quiet["run_id"]: "dead", over["run_id"]: "failed"}
+    for run in (told, quiet, over):
+        commit = Commit(run["org_id"], fence=(run["run_id"], fences[run["run_id"]]))
+        commit.runs = [run_update(run["run_id"], "compensating")]
+        await committer.submit(commit)
+        commit.runs = [run_update(run["run_id"], endings[run["run_id"]], finished=True)]
+        commit.finished = [{"run_id": run["run_id"]}]
+        await committer.submit(commit)
+    assert await claim(database, "they") == {told["run_id"]: 2}
+    assert owner.execute("select run_id from queue").fetchall() == [(told["run_id"],)]
+    assert owner.execute("select run_id from signals").fetchall() == [(told["run_id"],)], "told too late, it goes"
+
+
+async def test_a_failed_hand_on_waits_although_a_signal_is_there(
+    committer: Committer, database: Database, tenants: tuple[Tenant, Tenant]
+) -> None:
+    (run,) = await runs_of(committer, tenants, 1)
+    fences = await claim(database, "me")
+    await committer.submit(Commit(run["org_id"], new_signals=[signal(run)]))
+    commit = Commit(run["org_id"], fence=(run["run_id"], fences[run["run_id"]]))
+    commit.released = [{"run_id": run["run_id"], "wake_at": 4e9, "failed": True}]
+    await committer.submit(commit)
+    assert await claim(database, "me") == {}
+
+
+@pytest.mark.parametrize(("status", "place"), [("running", True), ("compensating", True), ("waiting", False)])
+async def test_a_run_at_work_under_its_own_engine_keeps_its_place(
+    status: str,
+    place: bool,
+    committer: Committer,
+    database: Database,
+    owner: psycopg.Connection[Any],
+    tenants: tuple[Tenant, Tenant],
+) -> None:
+    """Whether it was told something and works, or the bridge that had something to tell it died."""
+    run = new_run(tenants[0].org_id) | {"engine": "temporal"}
+    await committer.submit(Commit(run["org_id"], new_runs=[run]))
+    rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal")
+    assert [row["works"] for row in rows] == [False]
+    statuses = ["running"] if status == "running" else ["running", status]
+    for one in statuses:
+        await committer.submit(Commit(run["org_id"], runs=[run_update(run["run_id"], one)]))
+    commit = Commit(run["org_id"], fence=(run["run_id"], rows[0]["fence"]))
+    commit.released = [{"run_id": run["run_id"], "wake_at": None, "kept": True}]
+    await committer.submit(commit)
+    forever = "select worker, lease_until = 'infinity' from queue"
+    assert owner.execute(forever).fetchall() == [("temporal", place)]
+
+    await committer.submit(Commit(run["org_id"], new_signals=[signal(run)]))
+    rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal")
+    assert [row["works"] for row in rows] == [True]
+    owner.execute("update queue set lease_until = now() - interval '1 second'")
+    rows = await database.rows("claim_kept", "another", LEASE, 10, "temporal")
+    taken = owner.execute(forever).fetchall()
+    assert taken == [("temporal", True)] if place else taken == [("another", False)]
+    if place:
+        rows = await database.rows("claim_kept", "another", LEASE, 10, "temporal")
+        assert [row["works"] for row in rows] == [True]
 
 
 async def test_releasing_makes_a_workers_own_runs_available_at_once(

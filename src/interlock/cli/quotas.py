@@ -29,10 +29,11 @@ def list_quotas() -> None:
             return list((await api.get("/v1/quotas"))["quotas"])
 
     table = Table("scope", "name", "at once", "rate", box=None, pad_edge=False)
-    for one in asyncio.run(main()):
+    found = asyncio.run(main())
+    for one in found:
         rate = "" if one["rate"] is None else f"{one['rate']} in {one['per_seconds']:g} s"
         table.add_row(one["scope"], one["name"], "" if one["concurrency"] is None else str(one["concurrency"]), rate)
-    out.print(table)
+    out.print(table if found else "nothing is limited")
 
 
 @group.command("set")

@@ -128,9 +128,14 @@ def effect_name(name: str, variant: int) -> str:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it: the machine's event, and the rows that must be committed together with it."""
+    """What came of it: the machine's event, and the rows that must be committed together with it.
+
+    Attributes:
+        signal: the row of `signals` that the event came with; it goes when the event is on record, or stale.
+    """
 
     event: Any
+    signal: int | None = None
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     effects: list[dict[str, Any]] = field(default_factory=list)
     audit: list[Entry] = field(default_factory=list)

@@ -84,4 +84,6 @@ class DatabaseClock:
                 await self.measure()
 
     def _at(self, boot: float) -> float:
-        return boot + self._offset + max(0.0, self._lead - (boot - self._since) * _SLEW)
+        # Each grows with `boot` in one term only, so rounding cannot make it go back either.
+        slewed = self._since + self._offset + self._lead + (boot - self._since) * (1 - _SLEW)
+        return max(boot + self._offset, slewed)

@@ -44,6 +44,7 @@ class Commit:
     artifacts: list[JsonRow]
     new_runs: list[JsonRow]
     new_vaults: list[JsonRow]
+    revived: list[JsonRow]
     new_claims: list[JsonRow]
     journal: list[JsonRow]
     recorded: list[JsonRow]

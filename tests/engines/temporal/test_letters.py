@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from engines.conftest import Desk, OpenApp
 from engines.harness import BOOM, Bank, Observer, pay, refund_tool, until, workflow, write
-
-FLAKY = """
-
-undo = compensate
-
-
-def compensate(input, output, context):
-    if context["attempt"] < 3:
-        raise RuntimeError("the bank is closed")
-    return undo(input, output, context)
-"""
-
-
-async def letter_of(seen: Observer, run: str, purpose: str) -> str:
-    query = "select letter_id from dead_letters where run_id = %s and purpose = %s and status = 'open'"
-    await until(lambda: bool(seen.rows(query, run, purpose)), lambda: f"no letter: {seen.run(run)} {seen.kinds(run)}")
-    return str(seen.rows(query, run, purpose)[0][0])
+from engines.letters import FLAKY, FLAKY_TWICE, letter_of
+from interlock.engines.temporal.activity import Performer
 
 
 async def test_a_dead_run_comes_back(project: Path, desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank) -> None:
     write(
         project,
         {
-            **refund_tool("refund_flaky", "bank", "honours_idempotency", "compensate", code=FLAKY),
+            **refund_tool(
+                "refund_flaky", "bank", "honours_idempotency", "compensate", code=FLAKY.replace("< 2", "< 3")
+            ),
             **workflow("w", pay("pay", "refund_flaky", "bank"), BOOM, allow="refund_flaky, boom"),
         },
     )
@@ -58,3 +48,33 @@ async def test_a_held_step_is_requeued_or_given_up(
     await desk.app.letters.discard(desk.admin, await letter_of(seen, run, "step"))
     assert await seen.finished(run) == ["failed"]
     seen.story(run)
+
+
+async def test_a_letter_decided_while_the_run_dies_brings_it_back(
+    project: Path, desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reaches the workflow while the death is being recorded: then the run leaves the queue, and is back in it at once."""
+    write(project, FLAKY_TWICE)
+    committing = Performer._commit
+
+    async def slowly(performer: Performer, held: Any, new: Any, claim: Any) -> bool:
+        if any(one["event"]["type"] == "compensation_failed" and one["event"]["step"] == "pay_a" for one in new):
+            query = "select 1 from dead_letters where step = 'pay_b' and status = 'open'"
+            if seen.rows(query):
+                await desk.app.letters.requeue(
+                    desk.admin, await letter_of(seen, held.run.run_id, "compensation", "pay_b")
+                )
+                await until(lambda: seen.rows("select count(*) from signals") == [(0,)], lambda: "not delivered")
+        return await committing(performer, held, new, claim)
+
+    monkeypatch.setattr(Performer, "_commit", slowly)
+    await open_app(start_worker=True, deploy=True)
+    run = await desk.start("w")
+    await until(
+        lambda: "compensation_succeeded pay_b" in seen.kinds(run), lambda: f"{seen.queue(run)} {seen.kinds(run)}"
+    )
+    assert await seen.finished(run) == ["dead"]
+    await desk.app.letters.requeue(desk.admin, await letter_of(seen, run, "compensation", "pay_a"))
+    await until(lambda: seen.status(run) == "failed", lambda: f"{seen.status(run)} {seen.kinds(run)}")
+    assert sorted(bank.reversed_tickets) == ["first", "second"]
+    assert seen.queue(run) is None

@@ -47,7 +47,6 @@ class RunDriver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._signals = asyncio.Event()
-        self._used_signals: list[int] = []
         # Never shrinks: a query that began before a commit may still bring back what that commit used up.
         self._seen_signals: set[int] = set()
         self._draining = False
@@ -119,10 +118,11 @@ class RunDriver:
         told = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
         outcomes = [one for one in told if isinstance(one, Outcome)]
         program, state = self._run.version.program, self._state
+        heard = len(outcomes)
         if any(advance(program, state, one.event)[0] is not state for one in outcomes):
-            await self._apply(outcomes)
+            heard = await self._apply(outcomes)
         if self._state.over:
-            commit = commit_of(self._run, used_signals=self._used_signals)
+            commit = commit_of(self._run, used_signals=_signals_of(outcomes[:heard]))
             commit.finished.append({"run_id": self._run.run_id})
             await self._durable()
             with contextlib.suppress(LeaseLost):  # it has come to another end, and has left already
@@ -154,7 +154,7 @@ class RunDriver:
         wake_at = min(self._state.timers.values(), default=None)
         if self._draining:
             wake_at = self._services.clock.now()
-        commit = commit_of(self._run, used_signals=self._used_signals)
+        commit = commit_of(self._run)
         commit.released.append({"run_id": self._run.run_id, "wake_at": wake_at})
         await self._durable()
         await self._services.committer.submit(commit)
@@ -177,17 +177,24 @@ class RunDriver:
         for signal in signals:
             if signal["id"] not in self._seen_signals:
                 self._seen_signals.add(signal["id"])
-                self._used_signals.append(signal["id"])
-                self._inbox.put_nowait(Outcome(ev.event_from_json(signal["event"])))
+                self._inbox.put_nowait(Outcome(ev.event_from_json(signal["event"]), signal["id"]))
 
     # -- applying ----------------------------------------------------------------------------------------------
 
-    async def _apply(self, outcomes: list[Outcome]) -> None:
-        """Advances the machine over the outcomes, sends all of it off to be durable, and carries the commands out: see above."""
+    async def _apply(self, outcomes: list[Outcome]) -> int:
+        """Advances the machine over the outcomes, sends all of it off to be durable, and carries the commands out: see above.
+
+        How many it heard: with those that end the run it stops. Its end is recorded by itself; signals that came with it stay
+        where they are, and the run with them, if they may bring it back.
+        """
         state, commands, events = self._state, [], []
         accepted: list[Outcome] = []
         settled: list[dict[str, Any]] = []
+        heard = 0
         for outcome in outcomes:
+            if state.over and state is not self._state:
+                break
+            heard += 1
             before = state
             state, given = advance(self._run.version.program, state, outcome.event)
             if state is before:
@@ -196,14 +203,14 @@ class RunDriver:
             accepted.append(outcome)
             events.append(outcome.event)
             commands += given
-        used = list(self._used_signals)
+        used = _signals_of(outcomes[:heard])
         ahead = bool(commands) and all(self._may_go_ahead(state, command) for command in commands)
         if ahead and not used and not self._state.steps:
             self._begin(state, accepted, commands)
-            return
+            return heard
         accepted, self._unwritten = self._unwritten + accepted, []
         if not accepted and not used:
-            return
+            return heard
         await self._durable()
         commit = commit_of(
             self._run,
@@ -215,7 +222,6 @@ class RunDriver:
         commit.effects += settled
         await records_of(commit, self._run, state, commands, self._services.clock.now())
         self._state, self._seq = state, self._seq + len(accepted)
-        self._used_signals = [signal for signal in self._used_signals if signal not in used]
         self._committing = asyncio.create_task(self._services.committer.submit(commit))
         if ahead:
             self._committing.add_done_callback(self._told)
@@ -227,6 +233,7 @@ class RunDriver:
         self._issue(commands)
         if state.over:
             self._finished()
+        return heard
 
     def _begin(self, state: RunState, accepted: list[Outcome], commands: list[ev.Command]) -> None:
         """The first work of a run begins; its start is written with what comes of it, or soon."""
@@ -311,3 +318,7 @@ class RunDriver:
             return
         self._timers.pop(command.timer, None)
         self._inbox.put_nowait(Outcome(ev.TimerFired(command.timer, self._services.clock.now())))
+
+
+def _signals_of(outcomes: list[Outcome]) -> list[int]:
+    return [outcome.signal for outcome in outcomes if outcome.signal is not None]

@@ -88,19 +88,23 @@ class PostgresEngine:
             return 0  # claimed while the drain began; the drain gives them back
         self._making_room = False
         for row in rows:
-            run_id = row["run_id"]
+            if row["losses"] <= MAX_LOSSES:
+                self._begin(row["run_id"], row["org_id"], row["fence"])
+        # After them: it takes a commit, and what has no driver is neither renewed nor drained.
+        for row in rows:
             if row["losses"] > MAX_LOSSES:
-                await self._park_deadly(run_id, row["org_id"], row["fence"], row["losses"])
-                continue
-            stale = self._drivers.pop(run_id, None)
-            if stale is not None:  # our own lease ran out and we were first to take it again: the old drive is void
-                stale[1].cancel()
-            driver = RunDriver(self._services, run_id, row["org_id"], row["fence"])
-            task = asyncio.create_task(self._drive(run_id, driver), name=f"drive {run_id}")
-            self._drivers[run_id] = (driver, task)
-            # Not in a `finally` of its own: a task that is cancelled before its first step never gets there.
-            task.add_done_callback(partial(self._driven, run_id, driver))
+                await self._park_deadly(row["run_id"], row["org_id"], row["fence"], row["losses"])
         return len(rows)
+
+    def _begin(self, run_id: str, org_id: str, fence: int) -> None:
+        stale = self._drivers.pop(run_id, None)
+        if stale is not None:  # our own lease ran out and we were first to take it again: the old drive is void
+            stale[1].cancel()
+        driver = RunDriver(self._services, run_id, org_id, fence)
+        task = asyncio.create_task(self._drive(run_id, driver), name=f"drive {run_id}")
+        self._drivers[run_id] = (driver, task)
+        # Not in a `finally` of its own: a task that is cancelled before its first step never gets there.
+        task.add_done_callback(partial(self._driven, run_id, driver))
 
     async def _drive(self, run_id: str, driver: RunDriver) -> None:
         try:
@@ -148,8 +152,10 @@ class PostgresEngine:
 
     async def _park(self, run_id: str, org_id: str, fence: int, reason: str) -> None:
         commit = Commit(org_id, fence=(run_id, fence), crashed=[{"run_id": run_id, "parked": True}])
-        run = await self._services.database.row("get_run", run_id, org=org_id)
-        open_driver_letter(commit, run, reason, self._services.clock.now())
+        row = await self._services.database.row("get_crashes", run_id, org=org_id)
+        if row is not None and not row["told"]:  # else its letter lies there from the last time
+            run = await self._services.database.row("get_run", run_id, org=org_id)
+            open_driver_letter(commit, run, reason, self._services.clock.now())
         await self._services.committer.submit(commit)
 
     # -- leases and notifications ------------------------------------------------------------------------------
@@ -162,7 +168,9 @@ class PostgresEngine:
             try:
                 # By name: a run that its driver let go must run out, or nobody would ever take it up again.
                 driven = list(self._drivers)
-                await self._services.database.rows("renew_leases", self.worker_id, self._lease, driven)
+                rows = await self._services.database.rows("renew_leases", self.worker_id, self._lease, driven)
+                for row in rows:  # the net under the notification
+                    self._notified(row["told"])
                 await self._make_room()
             except Exception as error:  # noqa: BLE001  as above
                 _complain(error)

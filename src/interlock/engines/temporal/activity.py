@@ -148,35 +148,43 @@ class Performer:
                 if not new:
                     break
                 try:
-                    await self._commit(held, new, claim)
+                    complete = await self._commit(held, new, claim)
                 except asyncpg.UniqueViolationError:
                     known = held.seq
                     await self._reload(held)
                     if held.seq == known or _diverged(held, new):
                         raise
                 else:
-                    return
+                    if complete:
+                        return
         if claim is not None:
             await self._services.committer.submit(Commit(held.run.org_id, new_claims=[claim]))
 
-    async def _commit(self, held: _Held, new: list[Recordable], claim: dict[str, Any] | None) -> None:
+    async def _commit(self, held: _Held, new: list[Recordable], claim: dict[str, Any] | None) -> bool:
+        """Whether that was all: an end is recorded by itself, also that of a run which is brought back at once."""
         run, state, now = held.run, held.state, self._services.clock.now()
         commands: list[ev.Command] = []
         effects: list[dict[str, Any]] = []
-        events = [ev.event_from_json(event["event"]) for event in new]
-        for event in events:
-            effects += confirmed_effects(run, state, event)
-            state, given = advance(run.version.program, state, event)
+        events: list[Any] = []
+        for one in new:
+            if state.over and state is not held.state:
+                break
+            events.append(ev.event_from_json(one["event"]))
+            effects += confirmed_effects(run, state, events[-1])
+            state, given = advance(run.version.program, state, events[-1])
             commands += given
+        complete, new = len(events) == len(new), new[: len(events)]
         commit = commit_of(run, state=state, outcomes=[Outcome(event) for event in events], first_seq=new[0]["seq"])
         # No lease guards this journal: whoever writes an event first has it, and the other one looks again.
         commit.fence, commit.recorded, commit.journal = None, commit.journal, []
         commit.effects += effects
         if not state.over and not (held.state.status is state.status is ev.RunStatus.RUNNING):
             commit.places.append({"run_id": run.run_id, "held": _works(state, now)})
+        if held.state.over and not state.over:
+            commit.revived.append({"run_id": run.run_id})
         commit.settled_claims += settled_claims(run, events)
         await records_of(commit, run, state, commands, now)
-        if claim is not None:
+        if claim is not None and complete:
             commit.new_claims.append(claim)
         await self._services.committer.submit(commit)
         held.move(state, [one["event"] for one in new])
@@ -186,6 +194,7 @@ class Performer:
             run.forget()
         if state.over:
             self._finished(held)
+        return complete
 
     def _finished(self, held: _Held) -> None:
         run, state = held.run, held.state

@@ -102,23 +102,23 @@ class Bridge:
 
     async def _claim(self) -> int:
         rows = await self._services.database.rows("claim_kept", self._worker_id, _LEASE_SECONDS, _AT_ONCE, ENGINE)
-        await asyncio.gather(*(self._hand_on(row["run_id"], row["org_id"], row["fence"]) for row in rows))
+        await asyncio.gather(*map(self._hand_on, rows))
         return len(rows)
 
-    async def _hand_on(self, run_id: str, org_id: str, fence: int) -> None:
-        commit = Commit(org_id, fence=(run_id, fence))
-        # Its next attention is a signal's; if handing on fails, the next poll's.
-        wake_at: float | None = None
-        kept = False
+    async def _hand_on(self, claimed: Row) -> None:
+        run_id, org_id = claimed["run_id"], claimed["org_id"]
+        commit = Commit(org_id, fence=(run_id, claimed["fence"]))
+        # Its next attention is a signal's; if handing on fails, the next poll's, and a run at work has its place all the same.
+        released = {"run_id": run_id, "wake_at": None, "kept": claimed["works"]}
         try:
             row = await self._services.database.row("load_run", run_id, org=org_id)
             assert row is not None, "a queued run has a row"
-            kept = await self._deliver(row)
+            released["kept"] = await self._deliver(row)
             commit.used_signals = [{"signal_id": signal["id"]} for signal in row["signals"]]
         except Exception as error:  # noqa: BLE001  one run's trouble must not stop the others; it is tried again
             complain(error, run_id)
-            wake_at = self._services.clock.now() + _POLL_SECONDS
-        commit.released.append({"run_id": run_id, "wake_at": wake_at, "kept": kept})
+            released |= {"wake_at": self._services.clock.now() + _POLL_SECONDS, "failed": True}
+        commit.released.append(released)
         try:
             await self._services.committer.submit(commit)
         except LeaseLost:

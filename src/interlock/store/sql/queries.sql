@@ -148,7 +148,8 @@ select 'review' as kind, review_id as id, step from reviews where run_id = $1 an
 select vault from run_vaults where run_id = $1 order by vault_id
 
 -- name: get_crashes
-select crashes from queue where run_id = $1
+select crashes, exists (select from dead_letters l where l.run_id = queue.run_id and l.purpose = 'driver' and l.status = 'open') as told
+    from queue where run_id = $1
 
 -- name: audit_heads
 select org_id, seq, hash from audit_heads where org_id = any($1::text[])
@@ -186,14 +187,14 @@ select run_id, org_id, fence, losses from claim_runs($1, $2, $3, $4)
 select make_room($1, $2, $3) as chosen
 
 -- name: claim_kept
-select run_id, org_id, fence from claim_told($1, $2, $3, $4)
-    union all select run_id, org_id, fence from claim_runs($1, $2, $3, $4)
+select run_id, org_id, fence, true as works from claim_told($1, $2, $3, $4)
+    union all select run_id, org_id, fence, false from claim_runs($1, $2, $3, $4)
 
 -- name: reserve_claim
 select fits, used_tokens, used_usd from reserve_claim($1, $2, $3, $4, $5, $6, $7)
 
 -- name: renew_leases
-select renew_leases($1, $2, $3)
+select renew_leases($1, $2, $3) as told
 
 -- name: release_leases
 select release_leases($1)

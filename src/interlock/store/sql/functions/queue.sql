@@ -22,11 +22,14 @@ begin
     -- had got no further under it, that counts against the run; on other engines the lease is not for driving.
     with silent as materialized (
         select e.run_id, e.worker, e.leased_seq < journal_length(e.run_id) as moved,
+            -- At work under an engine of its own, it has its place, whatever became of the bridge that had something to tell it.
+            e.engine <> 'postgres' and e.worker <> e.engine and exists (select from runs r where r.run_id = e.run_id
+                and r.status in ('running', 'compensating')) as works,
             e.engine <> 'postgres' or e.leased_seq is null or exists (select from workers w where w.worker_id = e.worker
                 and w.seen_at > now() - make_interval(secs => lease_seconds / 2)) as lives -- it speaks every third of a lease
         from queue e where e.engine = claim_runs.engine and e.worker is not null and e.lease_until < now()
         limit wanted for update of e skip locked)
-    update queue set worker = null, lease_until = null,
+    update queue set worker = case when s.works then queue.engine end, lease_until = case when s.works then 'infinity'::timestamptz end,
             losses = case when s.moved then 0 when s.lives then queue.losses else queue.losses + 1 end,
             lost_by = case when s.moved or s.lives then queue.lost_by when queue.losses = 0 then array[s.worker] else queue.lost_by || s.worker end,
             available_at = case when queue.losses = 2 and not s.moved and not s.lives then now() else queue.available_at end
@@ -143,6 +146,7 @@ begin
 end $$;
 
 -- Whether a run has to be driven alone, found no idle worker, and this busy one is to make room for it: one worker for one run.
+-- Not for one that the quotas would keep from being claimed then, when this worker's own runs have left their places.
 create or replace function make_room(claimant text, lease_seconds double precision, engine text) returns boolean
     language plpgsql security definer set search_path = public, pg_temp as $$
 #variable_conflict use_column
@@ -152,19 +156,24 @@ begin
             select q.run_id from queue q where q.engine = make_room.engine and q.losses = 3 and q.worker is null
                 and q.available_at < now() - interval '2 seconds' -- an idle worker looks every second
                 and (q.room_by is null or q.room_by = claimant or q.room_until < now())
+                and not exists (select from quotas k where k.org_id = q.org_id
+                    and (k.scope = 'org' or k.scope = 'workflow' and k.name = q.workflow)
+                    and k.concurrency <= (select count(*) from queue l where l.worker <> claimant and l.org_id = k.org_id
+                        and (k.scope = 'org' or l.workflow = k.name)))
             order by q.available_at limit 1 for update skip locked);
     return found;
 end $$;
 
-create or replace function renew_leases(claimant text, lease_seconds double precision, driven text[]) returns integer
+-- Those of them that were told something: the net under the notification, which may have been missed.
+drop function if exists renew_leases(text, double precision, text[]);
+create function renew_leases(claimant text, lease_seconds double precision, driven text[]) returns setof text
     language plpgsql security definer set search_path = public, pg_temp as $$
-declare renewed integer;
 begin
     perform from queue where worker = claimant and run_id = any(driven) order by run_id for update;
     update queue set lease_until = now() + make_interval(secs => lease_seconds)
         where worker = claimant and run_id = any(driven);
-    get diagnostics renewed = row_count;
-    return renewed;
+    return query select distinct s.run_id from signals s join queue q using (run_id)
+        where q.worker = claimant and s.run_id = any(driven);
 end $$;
 
 create or replace function release_leases(claimant text) returns void

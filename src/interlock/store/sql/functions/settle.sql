@@ -26,11 +26,12 @@ begin
                 prev_hash text, hash text, key_id text, signature text);
     end if;
 
-    if batch ?| array['fences', 'new_signals', 'new_claims', 'places', 'requeued'] then
+    if batch ?| array['fences', 'new_signals', 'new_claims', 'places', 'requeued', 'finished'] then
         perform from queue where queue.run_id in (
                 select l.run_id from jsonb_to_recordset(
-                    coalesce(batch -> 'fences', '[]') || coalesce(batch -> 'new_signals', '[]')
-                        || coalesce(batch -> 'new_claims', '[]') || coalesce(batch -> 'places', '[]') || coalesce(batch -> 'requeued', '[]')) as l(run_id text))
+                    coalesce(batch -> 'fences', '[]') || coalesce(batch -> 'new_signals', '[]') || coalesce(batch -> 'new_claims', '[]')
+                        || coalesce(batch -> 'places', '[]') || coalesce(batch -> 'requeued', '[]')
+                        || coalesce(batch -> 'finished', '[]')) as l(run_id text))
             order by queue.run_id for update;
     end if;
     if batch ? 'fences' then
@@ -54,6 +55,15 @@ begin
             raise exception 'claim lost' using errcode = 'IL001', detail = moved;
         end if;
     end if;
+    -- A run that its engine heard was brought back: dead, it left the queue. Its fence begins above all that it ever had.
+    if batch ? 'revived' then
+        insert into queue (run_id, org_id, workflow, engine, priority, available_at, fence)
+            select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, 'infinity', (extract(epoch from now()) * 1000)::bigint
+            from jsonb_to_recordset(batch -> 'revived') as r(run_id text) join runs using (run_id)
+            where runs.status = 'dead'
+            on conflict (run_id) do nothing;
+    end if;
+
     -- A run that is over has no row in the queue, which is locked above, so its end and a claim never miss each other.
     if batch ? 'new_claims' then
         insert into claims (run_id, command, org_id, fence) select run_id, command, org_id, fence
@@ -239,7 +249,18 @@ begin
     end if;
 
     if batch ? 'finished' then
-        delete from queue using jsonb_to_recordset(batch -> 'finished') as d(run_id text) where queue.run_id = d.run_id;
+        -- A run that is dead and was told something meanwhile, which may bring it back, stays for whoever takes it up next.
+        update queue set available_at = now(),
+                worker = case when queue.engine = 'postgres' or queue.worker = queue.engine then null else worker end,
+                lease_until = case when queue.engine = 'postgres' or queue.worker = queue.engine then null else lease_until end
+            from jsonb_to_recordset(batch -> 'finished') as d(run_id text) join runs using (run_id)
+            where queue.run_id = d.run_id and runs.status = 'dead'
+                and exists (select from signals where signals.run_id = d.run_id);
+        delete from queue using jsonb_to_recordset(batch -> 'finished') as d(run_id text) join runs using (run_id)
+            where queue.run_id = d.run_id
+                and not (runs.status = 'dead' and exists (select from signals where signals.run_id = d.run_id));
+        delete from signals using jsonb_to_recordset(batch -> 'finished') as d(run_id text) join runs using (run_id)
+            where signals.run_id = d.run_id and runs.status <> 'dead'; -- told too late
         -- A dead run may be taken up again, and nobody from before its death may then have a command to himself.
         delete from claims using jsonb_to_recordset(batch -> 'finished') as d(run_id text)
             where claims.run_id = d.run_id and not exists (select from runs where runs.run_id = d.run_id and runs.status = 'dead');
@@ -263,17 +284,17 @@ begin
             where queue.run_id = p.run_id and (queue.worker is null or queue.worker = queue.engine);
     end if;
 
-    -- A signal that came in while the run was being put to sleep keeps it awake. One `kept` by its engine has a place there: for good
-    -- if it works, for a moment if it only waits and was told something, of which nothing may come.
+    -- A signal that came in while the run was being put to sleep keeps it awake, unless handing it on has just `failed`. One `kept` by
+    -- its engine has a place there: for good if it works, for a moment if it only waits and was told something, of which nothing may come.
     if batch ? 'released' then
         update queue set worker = case when w.kept then queue.engine end,
                 lease_until = case when w.kept then case
-                    when exists (select from runs where runs.run_id = queue.run_id and runs.status in ('queued', 'running'))
+                    when exists (select from runs where runs.run_id = queue.run_id and runs.status in ('queued', 'running', 'compensating'))
                     then 'infinity' else now() + interval '30 seconds' end end,
                 crashes = 0, losses = 0, available_at = case
-                when exists (select from signals where signals.run_id = queue.run_id) then now()
+                when w.failed is not true and exists (select from signals where signals.run_id = queue.run_id) then now()
                 else coalesce(to_timestamp(w.wake_at), 'infinity'::timestamptz) end
-            from jsonb_to_recordset(batch -> 'released') as w(run_id text, wake_at double precision, kept boolean)
+            from jsonb_to_recordset(batch -> 'released') as w(run_id text, wake_at double precision, kept boolean, failed boolean)
             where queue.run_id = w.run_id;
     end if;
 end $$;

@@ -10,7 +10,8 @@ begin
     delete from workers where seen_at < now() - interval '1 day';
     -- It was only stopped for a while: what was counted as its death was none.
     perform from queue where losses > 0 and claimant = any(lost_by) order by run_id for update;
-    update queue set losses = losses - 1, lost_by = array_remove(lost_by, claimant) where losses > 0 and claimant = any(lost_by);
+    update queue set losses = greatest(0, losses - cardinality(array_positions(lost_by, claimant))), lost_by = array_remove(lost_by, claimant)
+        where losses > 0 and claimant = any(lost_by);
     return told;
 end $$;
 
