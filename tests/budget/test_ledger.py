@@ -149,6 +149,17 @@ def test_what_is_out_stays_reserved_until_its_call_is_over() -> None:
     ledger.reserve("more", NOTHING, tokens=10, usd=0.0)
 
 
+def test_a_call_that_is_over_elsewhere_leaves_nothing() -> None:
+    """Its answer came in another process: this one only hears that it is over, or that nobody waits for it."""
+    ledger = RunLedger(tokens=100, usd=None)
+    ledger.reserve("out", NOTHING, tokens=60, usd=0.0)
+    ledger.hold("out")
+    assert ledger.held == ["out"]
+    ledger.release("out")
+    assert ledger.held == []
+    ledger.reserve("other", NOTHING, tokens=100, usd=0.0)
+
+
 def test_a_reservation_made_elsewhere_is_held() -> None:
     ledger = RunLedger(tokens=100, usd=1.0)
     ledger.hold("out", Spending(60, 0.7))

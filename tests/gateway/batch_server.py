@@ -232,6 +232,7 @@ class BatchServer:
     async def _message(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.direct.append(body)
+        self._gate("chat")
         return web.json_response(message(body, self.say(body)))
 
     async def _create_messages(self, request: web.Request) -> web.Response:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
-from engines.harness import think
+from engines.harness import BOOM, think
 
 PACE = {"gather_seconds": 0.6, "check_seconds": 0.2, "max_check_seconds": 0.4}
 WORDS = "{words: $steps.think.words}"
@@ -18,3 +19,13 @@ def batched(step: str = "think", *, extra: str = "", **changes: Any) -> str:
 def config(pin: str, **pace: float) -> dict[str, Any]:
     """Settings for one model, at a quick pace."""
     return {"models": {"default": pin}, "batch": {**PACE, **pace}, "worker": {"concurrency": 40, "lease_seconds": 1}}
+
+
+SLOW = {"gather_seconds": 60.0, "check_seconds": 60.0, "max_check_seconds": 60.0}  # never handed in within a test
+LET_GO = (
+    "- id: both\n  kind: parallel\n  on_failure: continue\n  branches:\n    a:\n"
+    + textwrap.indent(batched("think"), "      ")
+    + "    b:\n      - {id: pause, kind: wait, duration: 0.3}\n"
+    + textwrap.indent(BOOM, "      ")
+)
+"""The call waits in one branch while the other fails, and takes it along."""

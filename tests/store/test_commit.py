@@ -172,6 +172,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             requeued=[{"run_id": run["run_id"]}],
             used_signals=[{"signal_id": signal_id[0]}],
             outbox=[outbox(org)],
+            let_go=[{"run_id": run["run_id"], "step": "a"}],
             finished=[{"run_id": run["run_id"]}],
             places=[{"run_id": other["run_id"], "held": True}],
             released=[{"run_id": other["run_id"], "wake_at": None}],

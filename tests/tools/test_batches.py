@@ -250,6 +250,7 @@ GOOD: dict[str, Any] = {"output": {}}
         ([GOOD, {"error": "x", "retry_after": True}], "item 1 "),
         ([GOOD, {"error": "x", "retry_after": -1}], "item 1 "),
         ([GOOD, {"error": "x", "retry_after": 1e9}], "item 1 "),
+        ([GOOD, {"error": "x", "retry_after": 10**400}], "item 1 "),
         ([GOOD, {"error": "x", "status": 500}], "item 1 "),
     ],
 )

@@ -108,9 +108,13 @@ class StepError(InterlockError):
         retry_after: seconds the far side asked us to wait, if it did.
         words: what the far side itself said. It may hold anybody's data, so it is kept as a value is: encrypted, and in no
             journal, audit entry or log.
+
+    Attributes:
+        blames_target: whether it says how the tool or provider is now; not if it was kept, or made by us.
     """
 
     code, http_status, exit_code = "step_failed", 502, 7
+    blames_target: bool = True
 
     def __init__(
         self,

@@ -58,11 +58,21 @@ class RunLedger:
         if reserved is not None:
             self._held[key] = reserved
 
+    @property
+    def held(self) -> list[str]:
+        """The keys for which something is held."""
+        return list(self._held)
+
     def use(self, key: str, used: Spending) -> None:
         """The call is over and used this much, more or less than was set aside; it counts here until `settle`."""
         self._held.pop(key, None)
         self._reserved[key] = used
 
     def settle(self, key: str) -> None:
-        """Releases a reservation; the true usage is in the run's state by then."""
+        """Releases a reservation; the true usage is in the run's state by then. What is held stays."""
         self._reserved.pop(key, None)
+
+    def release(self, key: str) -> None:
+        """Releases all of it: the call is over, or nobody waits for it."""
+        self._reserved.pop(key, None)
+        self._held.pop(key, None)

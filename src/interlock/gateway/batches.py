@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from interlock.base.errors import FailureKind, ProviderError
-from interlock.gateway.failures import kind_of, not_the_protocol, provider_words, status_error
+from interlock.gateway.failures import NotTheProtocol, kind_of, not_the_protocol, provider_words, status_error
 from interlock.gateway.http import Endpoint
 from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
 
@@ -114,7 +114,7 @@ class OpenAIBatches:
             "completion_window": "24h",
             "metadata": {"interlock": name},
         }
-        return _id(self._endpoint, (await self._endpoint.post("/batches", body, timeout=_CREATE_SECONDS)).body)
+        return await _create(self._endpoint, "/batches", body, _CREATE_SECONDS)
 
     async def find(self, name: str, ids: Collection[str], size: int, since: float, until: float) -> str | None:  # noqa: ARG002
         cursor = ""
@@ -185,8 +185,7 @@ class AnthropicBatches:
 
     async def submit(self, name: str, calls: Mapping[str, ModelRequest]) -> str:  # noqa: ARG002  it takes no names
         requests = [{"custom_id": one, "params": self._body(request)} for one, request in calls.items()]
-        reply = await self._endpoint.post("/v1/messages/batches", {"requests": requests}, timeout=SUBMIT_SECONDS)
-        return _id(self._endpoint, reply.body)
+        return await _create(self._endpoint, "/v1/messages/batches", {"requests": requests}, SUBMIT_SECONDS)
 
     async def find(self, name: str, ids: Collection[str], size: int, since: float, until: float) -> str | None:  # noqa: ARG002
         """A batch has no name here, so it is known by its results only: one that is not over may be ours, and is waited for."""
@@ -247,6 +246,14 @@ class AnthropicBatches:
         words = self._endpoint.clean(provider_words(said))
         status = _ANTHROPIC_STATUS.get(str(said.get("type")), 400)
         raise ProviderError(f'provider "{name}" did not make the call: {words}', kind=kind_of(status))
+
+
+async def _create(endpoint: Endpoint, path: str, body: Mapping[str, Any], seconds: float) -> str:
+    """The id of the batch that is made. Where a success cannot be read, it may have been made all the same."""
+    try:
+        return _id(endpoint, (await endpoint.post(path, body, timeout=seconds)).body)
+    except NotTheProtocol as error:
+        raise ProviderError(error.message, kind=FailureKind.TRANSIENT) from error
 
 
 async def _collect(
@@ -324,4 +331,6 @@ _HOW = {"cancelled": "was cancelled there", "expired": "expired", "ended": "ende
 
 
 def _undecided(name: str) -> ProviderError:
-    return ProviderError(f'provider "{name}" cannot yet say whether it has the batch', kind=FailureKind.TRANSIENT)
+    error = ProviderError(f'provider "{name}" cannot yet say whether it has the batch', kind=FailureKind.TRANSIENT)
+    error.blames_target = False
+    return error

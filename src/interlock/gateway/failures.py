@@ -18,6 +18,8 @@ from interlock.gateway.provider import Usage
 MESSAGE_LIMIT = 300
 """Characters of a provider's own words that reach a message: enough for any real one, too few to leak a prompt."""
 
+_LONGEST_PAUSE = 24 * 3600.0  # seconds; whoever asks for more does not mean it
+
 # Providers echo a wrong key back ("Incorrect API key provided: sk-…"), sometimes half masked, so an exact
 # match alone would let the visible half through.
 _KEY_SHAPES = re.compile(r"(?i)\b(?:sk|pk|key|gsk|xai)-[\w*.-]{6,}|\bbearer\s+[^\s\"']+")
@@ -59,23 +61,25 @@ def kind_of(status: int) -> FailureKind:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds the far side asked us to wait: `retry-after-ms`, else `retry-after` (seconds or an HTTP date).
+    """Seconds the far side asked us to wait, at most a day: `retry-after-ms`, else `retry-after` (seconds or an HTTP date).
 
     Source: RFC 9110, 10.2.3; `retry-after-ms` is sent by Azure OpenAI and OpenAI.
     """
     milliseconds = _seconds(headers.get("retry-after-ms"))
     if milliseconds is not None:
-        return milliseconds / 1000
+        return min(milliseconds / 1000, _LONGEST_PAUSE)
     value = headers.get("retry-after")
+    if value is None:
+        return None
     seconds = _seconds(value)
-    if seconds is not None or value is None:
-        return seconds
+    if seconds is not None:
+        return min(seconds, _LONGEST_PAUSE)
     until = _date(value)
     if until is None:
         return None
     # The sender's own clock, where it shows it: ours may be off by more than the wait itself.
     now = _date(headers.get("date", "")) or datetime.now(UTC)
-    return max(0.0, (until - now).total_seconds())
+    return min(max(0.0, (until - now).total_seconds()), _LONGEST_PAUSE)
 
 
 def _seconds(value: str | None) -> float | None:
@@ -99,6 +103,7 @@ def scrub(text: str, secret: str | None) -> str:
 
     Scrubbed before it is cut, so that a cut can never leave the first half of a key standing.
     """
+    text = text.encode(errors="replace").decode()  # half a surrogate pair, which no database takes
     if secret:
         text = text.replace(secret, "[key]")
     text = _KEY_SHAPES.sub("[key]", _CONTROL.sub(" ", text))
@@ -137,9 +142,13 @@ def status_error(name: str, status: int, headers: Mapping[str, str], body: Any, 
     )
 
 
-def not_the_protocol(name: str, what: str) -> ProviderError:
-    """The error for a complete answer that does not speak the dialect: asking again would get the same."""
-    return ProviderError(
+class NotTheProtocol(ProviderError):
+    """A complete answer that does not speak the dialect: asking again would get the same."""
+
+
+def not_the_protocol(name: str, what: str) -> NotTheProtocol:
+    """The error for such an answer; `what` is wrong with it."""
+    return NotTheProtocol(
         f'provider "{name}" sent an answer that is not its protocol ({what}); check base_url and the dialect',
         kind=FailureKind.PERMANENT,
     )

@@ -70,6 +70,6 @@ def verdict(error: Exception) -> Reported:
         return "answered"
     if isinstance(error, Deferred):  # says nothing itself; what it puts off may
         return verdict(error.__cause__) if isinstance(error.__cause__, StepError) else "unused"
-    if not isinstance(error, StepError) or isinstance(error, SandboxError):
+    if not isinstance(error, StepError) or isinstance(error, SandboxError) or not error.blames_target:
         return "unused"
     return "failed" if error.kind is FailureKind.TRANSIENT else "answered"

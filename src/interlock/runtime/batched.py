@@ -14,8 +14,7 @@ in again; a batch that was handed in twice all the same costs money, never a wro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from interlock.base.errors import (
     Deferred,
@@ -23,7 +22,6 @@ from interlock.base.errors import (
     FailureKind,
     IntegrityError,
     NotFound,
-    PayloadTooLarge,
     ProviderError,
 )
 from interlock.base.ids import new_id
@@ -31,10 +29,9 @@ from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.settings import BatchSettings
 from interlock.gateway.batches import SUBMIT_SECONDS, Answer, Batches, batches_of
-from interlock.gateway.failures import BilledError
-from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider, Usage
+from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
+from interlock.runtime.batch_values import Call, delivered, plain_of, request_of, seal_answer
 from interlock.runtime.work import Work
-from interlock.store.artifacts import Sealed
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
 from interlock.telemetry import names
@@ -51,20 +48,10 @@ _LOOK_SECONDS = 240.0  # that looking after a batch may take, before somebody el
 _RECOVER_SECONDS = SUBMIT_SECONDS + 60.0  # until a batch that nobody says was handed in is looked for
 # A batch lives for 24 hours at both providers; what has not come after twice that time never will.
 _LOST_SECONDS = 48 * 3600.0
+# How much longer one that is out there, and may be over, is asked about although the provider cannot be asked.
+_GRACE_SECONDS = 24 * 3600.0
+_MAX_PAUSE_SECONDS = 3600.0  # however long a provider says that it is busy; unless `batch.max_check_seconds` is more
 _STORED_AT_ONCE = 50
-
-
-def is_batched(work: Work) -> bool:
-    """Whether the work is a call through a batch API; a fallback never is."""
-    return isinstance(work.step, ModelStep) and work.step.batch and work.fallback is None
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A call of a batch, of whichever run."""
-
-    request: ModelRequest
-    labels: Labels
 
 
 class BatchedCalls:
@@ -110,7 +97,12 @@ class BatchedCalls:
             raise Deferred("the batch is not done", retry_after=self._wait(work, call), pending=True)
         if call["result"] is None:
             raise Erased("the call's subject was erased; nobody can read it again")
-        return _delivered(await work.run.artifacts.open(work.run.org_id, Ref.from_json(call["result"])))
+        return delivered(await work.run.artifacts.open(work.run.org_id, Ref.from_json(call["result"])))
+
+    async def standing(self, work: Work) -> str | None:
+        """The status of the call that this attempt waits for; None if there is none yet."""
+        row = await self._row(work)
+        return str(row["status"]) if row is not None and _is_waited_for(row, work) else None
 
     # -- one call ----------------------------------------------------------------------------------------------
 
@@ -120,14 +112,12 @@ class BatchedCalls:
     async def _find(self, work: Work, request: ModelRequest, labels: Labels, tokens: int, usd: float) -> Row | None:
         """The call that this attempt waits for; None if it was only now made."""
         run, row = work.run, await self._row(work)
-        sealed = await run.artifacts.seal(run.org_id, _plain(request), labels)
-        if row is not None and row["request"]["digest"] == sealed.ref.digest:
-            if row["attempt"] == work.attempt:
-                return row
-            if row["status"] != "done":  # an earlier attempt failed over something else; the call goes on
+        sealed = await run.artifacts.seal(run.org_id, plain_of(request), labels)
+        if row is not None and _is_waited_for(row, work) and row["request"]["digest"] == sealed.ref.digest:
+            if row["attempt"] != work.attempt:
                 adopted = (row["call_id"], work.attempt, _until(work))
                 await self._database.execute("adopt_batched_call", *adopted, org=run.org_id)
-                return row
+            return row
         commit = run.commit()  # whoever has lost the run makes no calls for it
         commit.artifacts.append(sealed.row)
         await self._committer.submit(commit)
@@ -151,35 +141,38 @@ class BatchedCalls:
         org, batch_id = work.run.org_id, new_id("batch")
         values = (org, _pin(work), batch_id, _MAX_CALLS, _MAX_TOKENS, _RECOVER_SECONDS)
         if await self._database.rows("claim_batched_calls", *values, org=org):
-            await self._submit(work, batches, batch_id)
+            await self._submit(work, batches, batch_id, age=0.0)
 
-    async def _submit(self, work: Work, batches: Batches, batch_id: str) -> None:
+    async def _submit(self, work: Work, batches: Batches, batch_id: str, *, age: float) -> None:
         org, calls = work.run.org_id, await self._calls(work, batch_id)
         if not calls:
             await self._database.execute("batch_ended", batch_id, org=org)
             return
-        await self._database.execute("batch_tried", batch_id, _RECOVER_SECONDS, len(calls), org=org)
+        if not await self._database.execute("batch_tried", batch_id, _RECOVER_SECONDS, len(calls), org=org):
+            return  # this process was stopped for so long that somebody else has handed it in
         try:
             named = await batches.submit(batch_id, {one: call.request for one, call in calls.items()})
         except ProviderError as error:
-            if error.kind is FailureKind.TRANSIENT:
-                await self._put_off(work, batch_id, _RECOVER_SECONDS, error)
-            if error.kind in RETRYABLE:
-                # Refused, so there is nothing to look for before the next try.
-                await self._database.execute("batch_tried", batch_id, _RECOVER_SECONDS, 0, org=org)
-                await self._put_off(work, batch_id, self._settings.check_seconds, error)
-            await self._store(work, batch_id, calls, dict.fromkeys(calls, error))
+            if error.kind in RETRYABLE and age <= _LOST_SECONDS:
+                pause = max(self._pause(age), _RECOVER_SECONDS)
+                if error.kind is not FailureKind.TRANSIENT:
+                    # Refused, so there is nothing to look for before the next try.
+                    await self._database.execute("batch_tried", batch_id, _RECOVER_SECONDS, 0, org=org)
+                    pause = self._pause(age)
+                await self._put_off(work, batch_id, pause, error)
+            given = _lost(error) if error.kind in RETRYABLE else error
+            await self._store(work, batch_id, calls, dict.fromkeys(calls, given))
             return
         await self._database.execute("batch_submitted", batch_id, named, self._settings.check_seconds, org=org)
         log(names.LOG_BATCH_SUBMITTED, org_id=org, batch=batch_id, provider_id=named, calls=len(calls))
 
-    async def _calls(self, work: Work, batch_id: str) -> dict[str, _Call]:
+    async def _calls(self, work: Work, batch_id: str) -> dict[str, Call]:
         """The calls of a batch whose answers somebody waits for; the others are done with."""
         org, found, lost = work.run.org_id, {}, []
         for row in await self._database.rows("batch_calls", batch_id, org=org):
             ref = Ref.from_json(row["request"])
             try:
-                request = _request(await work.run.artifacts.open(org, ref)) if row["wanted"] else None
+                request = request_of(await work.run.artifacts.open(org, ref)) if row["wanted"] else None
             except Erased:
                 request = None
             except (IntegrityError, NotFound) as error:
@@ -188,7 +181,7 @@ class BatchedCalls:
             if request is None:
                 lost.append({"call_id": row["call_id"], "result": None})
             else:
-                found[row["call_id"]] = _Call(request, ref.labels)
+                found[row["call_id"]] = Call(request, ref.labels)
         if lost:
             await self._database.execute("answer_batched_calls", batch_id, lost, org=org)
         return found
@@ -206,11 +199,13 @@ class BatchedCalls:
             else:
                 await self._collect(work, batches, batch_id, row)
         except ProviderError as error:
-            if row["age"] > _LOST_SECONDS:
-                calls = await self._calls(work, batch_id)
-                await self._store(work, batch_id, calls, dict.fromkeys(calls, _lost(error)))
+            # One that is out may be over, with its answers waiting: it is asked about for a day more than it can last.
+            submitted = row["status"] == "submitted"
+            age = row["out"] if submitted else row["age"]
+            if age > _LOST_SECONDS + (_GRACE_SECONDS if submitted else 0.0):
+                await self._give_up(work, batch_id, error)
             else:
-                await self._put_off(work, batch_id, self._pause(row["age"]), error)
+                await self._put_off(work, batch_id, self._pause(age), error)
 
     async def _recover(self, work: Work, batches: Batches, batch_id: str, row: Row) -> None:
         """Nobody wrote down that the batch was handed in: it is found at the provider, or handed in again."""
@@ -221,7 +216,7 @@ class BatchedCalls:
             window = (row["created"], row["tried"] + SUBMIT_SECONDS)
             named = await batches.find(batch_id, ids, row["calls"], *window)
         if named is None:
-            await self._submit(work, batches, batch_id)
+            await self._submit(work, batches, batch_id, age=row["age"])
         else:
             await self._database.execute("batch_submitted", batch_id, named, 0.0, org=work.run.org_id)
             log(names.LOG_BATCH_SUBMITTED, org_id=work.run.org_id, batch=batch_id, provider_id=named, found=True)
@@ -229,24 +224,37 @@ class BatchedCalls:
     async def _collect(self, work: Work, batches: Batches, batch_id: str, row: Row) -> None:
         ended = await batches.look(row["provider_id"])
         if ended is None:
-            if row["age"] > _LOST_SECONDS:
-                raise ProviderError("its time is over", kind=FailureKind.TRANSIENT)
-            await self._database.execute("batch_later", batch_id, self._pause(row["age"]), org=work.run.org_id)
+            if row["out"] > _LOST_SECONDS:
+                await self._give_up(work, batch_id, ProviderError("its time is over", kind=FailureKind.TRANSIENT))
+            else:
+                await self._database.execute("batch_later", batch_id, self._pause(row["out"]), org=work.run.org_id)
             return
+        if ended.error.kind is FailureKind.RATE_LIMITED and row["age"] <= _LOST_SECONDS:
+            await self._make_smaller(work, batch_id, ended.error)
         calls = await self._calls(work, batch_id)
         answers = await batches.fetch(ended, {one: call.request for one, call in calls.items()})
         await self._store(work, batch_id, calls, {one: answers.get(one, ended.error) for one in calls})
 
-    async def _store(
-        self, work: Work, batch_id: str, calls: Mapping[str, _Call], answers: Mapping[str, Answer]
-    ) -> None:
+    async def _give_up(self, work: Work, batch_id: str, error: ProviderError) -> None:
+        calls = await self._calls(work, batch_id)
+        await self._store(work, batch_id, calls, dict.fromkeys(calls, _lost(error)))
+
+    async def _make_smaller(self, work: Work, batch_id: str, error: ProviderError) -> NoReturn:
+        """It was more than the account may queue now, which no call is to blame for: half of it is tried again later, and the
+        other half goes with whatever is handed in next."""
+        calls, org = sorted(await self._calls(work, batch_id)), work.run.org_id
+        pause = error.retry_after or self._settings.max_check_seconds
+        await self._database.execute("unsubmit_batch", batch_id, calls[(len(calls) + 1) // 2 :], pause, org=org)
+        await self._put_off(work, batch_id, pause, error)
+
+    async def _store(self, work: Work, batch_id: str, calls: Mapping[str, Call], answers: Mapping[str, Answer]) -> None:
         """Keeps every call's answer for the step that waits for it, and ends the batch."""
         org = work.run.org_id
         ids = list(calls)
         for start in range(0, len(ids), _STORED_AT_ONCE):
             commit, rows = Commit(org), []
             for one in ids[start : start + _STORED_AT_ONCE]:
-                sealed = await _seal(work, calls[one], answers[one])
+                sealed = await seal_answer(work, calls[one], answers[one])
                 commit.artifacts += [sealed.row] if sealed else []
                 rows.append({"call_id": one, "result": sealed.ref.to_json() if sealed else None})
             await self._committer.submit(commit)
@@ -262,7 +270,8 @@ class BatchedCalls:
 
     async def _put_off(self, work: Work, batch_id: str, seconds: float, error: ProviderError) -> NoReturn:
         """The provider cannot be asked now; the batch is there all the same, or will be."""
-        wait = max(seconds, error.retry_after or 0.0)
+        longest = max(_MAX_PAUSE_SECONDS, self._settings.max_check_seconds)
+        wait = min(max(seconds, error.retry_after or 0.0), longest)
         await self._database.execute("batch_later", batch_id, wait, org=work.run.org_id)
         log(
             names.LOG_BATCH_DELAYED,
@@ -273,6 +282,11 @@ class BatchedCalls:
             seconds=wait,
         )
         raise Deferred(error.message, retry_after=wait, pending=True) from error
+
+
+def _is_waited_for(row: Row, work: Work) -> bool:
+    """Whether this attempt waits for the call: it made it, or the attempt before it failed over something else and left it out."""
+    return bool(row["attempt"] == work.attempt or row["status"] != "done")
 
 
 def _pin(work: Work) -> str:
@@ -289,54 +303,3 @@ def _until(work: Work) -> float | None:
 
 def _lost(error: ProviderError) -> ProviderError:
     return ProviderError(f"the batch was given up after two days: {error.message}", kind=FailureKind.TRANSIENT)
-
-
-# -- what is sealed ------------------------------------------------------------------------------------------------
-
-
-def _plain(request: ModelRequest) -> dict[str, Any]:
-    return {
-        "model": request.model,
-        "messages": [[turn.role, turn.content] for turn in request.messages],
-        "max_tokens": request.max_tokens,
-        "schema": request.schema,
-        "temperature": request.temperature,
-        "seed": request.seed,
-    }
-
-
-def _request(plain: Mapping[str, Any]) -> ModelRequest:
-    return ModelRequest(**{**plain, "messages": [Message(role, content) for role, content in plain["messages"]]})
-
-
-async def _seal(work: Work, call: _Call, answer: Answer) -> Sealed | None:
-    """A call's answer as a value about the same people as the call; None if one of them was erased."""
-    labels = call.labels.join(Labels(origins=frozenset({f"model:{call.request.model}"})))
-    try:
-        try:
-            return await work.run.artifacts.seal(work.run.org_id, _kept(answer), labels)
-        except PayloadTooLarge as error:
-            refused = ProviderError(error.message, kind=FailureKind.PERMANENT)
-            return await work.run.artifacts.seal(work.run.org_id, _kept(refused), labels)
-    except Erased:
-        return None
-
-
-def _kept(answer: Answer) -> dict[str, Any]:
-    usage = answer.usage if isinstance(answer, ModelResponse | BilledError) else None
-    kept: dict[str, Any] = {"usage": [usage.input_tokens, usage.output_tokens, usage.cached_tokens] if usage else None}
-    if isinstance(answer, ProviderError):
-        return {**kept, "error": answer.message, "kind": answer.kind.value, "retry_after": answer.retry_after}
-    said = {"text": answer.text, "model": answer.model, "finish_reason": answer.finish_reason}
-    return {**kept, **said, "response_id": answer.response_id}
-
-
-def _delivered(kept: Mapping[str, Any]) -> ModelResponse:
-    usage = Usage(*kept["usage"]).in_batch() if kept["usage"] is not None else Usage()
-    if "error" not in kept:
-        said = {name: kept[name] for name in ("text", "model", "finish_reason", "response_id")}
-        return ModelResponse(usage=usage, **said)
-    kind = FailureKind(kept["kind"])
-    if usage.total:
-        raise BilledError(kept["error"], kind=kind, usage=usage, retry_after=kept["retry_after"])
-    raise ProviderError(kept["error"], kind=kind, retry_after=kept["retry_after"])

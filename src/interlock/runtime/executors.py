@@ -16,8 +16,9 @@ from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Pro
 from interlock.gateway.structured import complete_structured
 from interlock.policy.decision import Question
 from interlock.runtime.arguments import arguments_of
-from interlock.runtime.batched import BatchedCalls, is_batched
+from interlock.runtime.batched import BatchedCalls
 from interlock.runtime.conversation import conversation
+from interlock.runtime.outstanding import is_batched
 from interlock.runtime.work import Work
 from interlock.sandbox.environment import Result
 from interlock.telemetry import names
@@ -50,6 +51,7 @@ class Prepared:
         tokens: worst case of the call, reserved from the budget.
         usd: likewise.
         stale: steps whose values are older than their tools allow, and may be used all the same.
+        answered: the answer is in the store; nobody outside is asked.
     """
 
     question: Question
@@ -59,6 +61,7 @@ class Prepared:
     usd: float = 0.0
     request: Any = None
     stale: tuple[str, ...] = ()
+    answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,10 @@ class ModelExecutor:
         step = work.step
         assert isinstance(step, ModelStep)
         version, agent = work.run.version, work.node.agent
-        bound = await arguments_of(work, now=self._clock.now())
+        batch = is_batched(work)
+        # What a call under way was made with was fresh then.
+        out = await self._batched.standing(work) if batch else None
+        bound = await arguments_of(work, now=self._clock.now() if out is None else None)
         labels = bound.labels
         turns = version.prompts[step.prompt].render(bound.value)
         if agent is not None:
@@ -114,7 +120,7 @@ class ModelExecutor:
         )
         characters = sum(len(content) for _, content in turns)
         tokens = int(characters / _CHARACTERS_PER_TOKEN) + step.max_tokens
-        incoming, batch = tokens - step.max_tokens, is_batched(work)
+        incoming = tokens - step.max_tokens
         usd = cost_usd(provider.name, model, input_tokens=incoming, output_tokens=step.max_tokens, batch=batch)
         if version.workflow.budget.usd is not None and not is_priced(provider.name, model):
             raise ToolError(
@@ -123,7 +129,8 @@ class ModelExecutor:
             )
         question = _question(work, "call_model", step.model, {"provider": provider.name, "model": model}, labels)
         plain = {"messages": turns, "schema": schema, "max_tokens": step.max_tokens}
-        return Prepared(question, (provider, request), labels, tokens, usd, plain, tuple(bound.stale))
+        stale, answered = tuple(bound.stale), out == "done"
+        return Prepared(question, (provider, request), labels, tokens, usd, plain, stale, answered)
 
     async def execute(self, work: Work, prepared: Prepared, *, key: str | None = None) -> Done:  # noqa: ARG002  a model call has no key
         provider, request = prepared.payload

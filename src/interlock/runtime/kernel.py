@@ -21,10 +21,10 @@ from interlock.budget.ledger import Spending
 from interlock.budget.quotas import CallQuotas
 from interlock.guard.injection import scan
 from interlock.health.gate import Health
-from interlock.runtime.batched import is_batched
 from interlock.runtime.effects import Effect, EffectLedger, call_ends, idempotency_key
 from interlock.runtime.executors import ModelExecutor, Prepared, ToolExecutor
 from interlock.runtime.lookups import Lookups
+from interlock.runtime.outstanding import is_batched
 from interlock.runtime.passage import Passage, entry_of, failure_of, is_found, mutates, target_of, tokens
 from interlock.runtime.work import Outcome, Work
 from interlock.store.artifacts import Sealed
@@ -136,7 +136,7 @@ class Kernel:
                 f"policy {passage.answer.version} denies {question.action} {question.resource}: {passage.answer.reasons[0]}"
             )
         await self._find(passage, prepared)
-        if passage.done is None:
+        if passage.done is None and not prepared.answered:
             try:
                 passage.admission = await self._health.admit(work.run.org_id, *target_of(work))
             except TargetDown as error:

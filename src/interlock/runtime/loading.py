@@ -6,7 +6,7 @@ import hashlib
 
 from interlock.base.errors import Erased
 from interlock.base.refs import Ref
-from interlock.budget.ledger import RunLedger, Spending
+from interlock.budget.ledger import RunLedger
 from interlock.identity.principal import Principal
 from interlock.runtime.engine import Services
 from interlock.runtime.versions import Version, Versions
@@ -19,22 +19,15 @@ from interlock.workflows.facts import Facts, facts_of
 from interlock.workflows.machine import fold
 from interlock.workflows.state import RunState
 
-_SETTLING = {"step_succeeded", "step_failed"}
-
 
 async def load_run(services: Services, row: Row, *, fence: int) -> Run:
-    """The run of a row of `runs`, with its version compiled, and what its calls in a batch have reserved.
+    """The run of a row of `runs`, with its version compiled.
 
     Raises:
         NotFound: its version was never deployed here.
     """
     version = await services.versions.get(row["org_id"], row["workflow"], row["version"])
-    run = run_of(row, version, services.artifacts, fence=fence)
-    settled = {(one["step"], one["attempt"]) for one in row.get("journal", ()) if one["type"] in _SETTLING}
-    for call in row.get("batched", ()):
-        if (call["step"], call["attempt"]) not in settled:
-            run.ledger.hold(call["step"], Spending(call["tokens"], call["usd"]))
-    return run
+    return run_of(row, version, services.artifacts, fence=fence)
 
 
 def run_of(row: Row, version: Version, artifacts: Artifacts, *, fence: int) -> Run:

@@ -93,6 +93,7 @@ class Version:
         answer_schemas: path of a model step, or of an agent's turn, → the schema its answers must fit.
         output_validators: the same, compiled; `subworkflow_validators` by path of the subworkflow step.
         signals: name → what may come with it.
+        batches: whether a step of it goes through a batch API.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Version:
     signals: Mapping[str, SignalSpec]
     tool_input_validators: Mapping[str, Any]
     tool_output_validators: Mapping[str, Any]
+    batches: bool
 
     @classmethod
     def compile(cls, definition: Definition) -> Self:
@@ -144,6 +146,7 @@ class Version:
             },
             tool_input_validators={name: validator_for(tool.contract.input) for name, tool in tools.items()},
             tool_output_validators={name: validator_for(tool.contract.output) for name, tool in tools.items()},
+            batches=any(isinstance(node.step, ModelStep) and node.step.batch for node in asking.values()),
         )
 
 

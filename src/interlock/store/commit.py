@@ -64,6 +64,7 @@ class Commit:
     requeued: list[JsonRow]
     used_signals: list[JsonRow]
     outbox: list[JsonRow]
+    let_go: list[JsonRow]
     finished: list[JsonRow]
     places: list[JsonRow]
     released: list[JsonRow]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -222,5 +221,4 @@ def _read_item(item: Any, measured: Measured) -> Result | None:
 
 
 def _is_pause(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and 0 <= value <= _MAX_PAUSE
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_PAUSE

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from engines.conftest import Desk, OpenApp
-from engines.harness import Observer, workflow, write
+from engines.harness import Observer, think, workflow, write
 from gateway.batch_server import BatchServer
-from runtime.batching import WORDS, batched, config
+from runtime.batching import LET_GO, SLOW, WORDS, batched, config
 
 
 @pytest.fixture
@@ -39,3 +39,26 @@ async def test_one_batch_for_many_runs(
     assert len(provider.batches) < 6
     assert seen.rows("select distinct engine from runs") == [("temporal",)]
     assert seen.rows("select count(*) from batched_calls") == [(0,)]
+
+
+async def test_what_one_process_put_off_another_may_end(
+    project: Path, open_app: OpenApp, admin: object, seen: Observer, provider: BatchServer
+) -> None:
+    """Whoever hears of the answer gives back what was reserved, wherever that was: 60 of 200 tokens a call."""
+    write(project, workflow("twice", batched(), think("after"), extra="budget: {tokens: 200}\n"))
+    slowly = {**config(provider.pin), "worker": {"concurrency": 1, "lease_seconds": 1}}
+    desk = Desk(await open_app(start_worker=True, deploy=True, **slowly), admin)  # type: ignore[arg-type]
+    await open_app(start_worker=True, **slowly)
+    runs = [await desk.start("twice", text=f"matter {number}") for number in range(12)]
+    assert set(await seen.finished(*runs)) == {"succeeded"}, [seen.run(run)["reason"] for run in runs]
+
+
+async def test_nothing_stays_reserved_for_a_call_that_was_let_go(
+    project: Path, open_app: OpenApp, admin: object, seen: Observer, provider: BatchServer
+) -> None:
+    write(project, workflow("late", LET_GO, think("after"), allow="boom", extra="budget: {tokens: 100}\n"))
+    desk = Desk(await open_app(start_worker=True, deploy=True, **config(provider.pin, **SLOW)), admin)  # type: ignore[arg-type]
+    run = await desk.start("late")
+    assert await seen.finished(run) == ["partial"]
+    assert "of the run's 100" not in seen.run(run)["reason"]
+    assert (len(provider.batches), len(provider.direct)) == (0, 1)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from interlock.base.errors import LeaseLost, Unavailable
 from interlock.runtime.engine import HOLD_SECONDS, Services
 from interlock.runtime.loading import input_facts, load_run, seed_of, work_of
+from interlock.runtime.outstanding import hold_reserved, let_go, release_reserved
 from interlock.runtime.records import commit_of, confirmed_effects, emit_run_span, records_of
 from interlock.runtime.work import Outcome, Run
 from interlock.telemetry import names
@@ -104,6 +105,7 @@ class RunDriver:
         journal = row["journal"]
         self._state = fold(self._run.version.program, map(ev.event_from_json, journal))
         self._seq, self._run.spent = len(journal), self._state.spent
+        hold_reserved(self._run, self._state, row)
         if journal:
             self._run.resumed = True
             log(names.LOG_RUN_RESUMED, run_id=run_id, events=len(journal))
@@ -220,6 +222,7 @@ class RunDriver:
             used_signals=used,
         )
         commit.effects += settled
+        let_go(commit, self._run, self._state, state)
         await records_of(commit, self._run, state, commands, self._services.clock.now())
         self._state, self._seq = state, self._seq + len(accepted)
         self._committing = asyncio.create_task(self._services.committer.submit(commit))
@@ -265,8 +268,11 @@ class RunDriver:
     def _settle_budget(self, events: list[Any]) -> None:
         self._run.spent = self._state.spent
         for event in events:
-            if isinstance(event, ev.StepSucceeded | ev.StepFailed | ev.StepDeferred):
+            if isinstance(event, ev.StepSucceeded | ev.StepFailed):
+                self._run.ledger.release(event.step)
+            elif isinstance(event, ev.StepDeferred):
                 self._run.ledger.settle(event.step)
+        release_reserved(self._run, self._state)
 
     def _finished(self) -> None:
         services, run, state = self._services, self._run, self._state

@@ -26,6 +26,7 @@ from interlock.engines.temporal.reservations import reserving, settled_claims, u
 from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Result, Task
 from interlock.runtime.engine import HOLD_SECONDS, Services
 from interlock.runtime.loading import load_run, work_of
+from interlock.runtime.outstanding import hold_reserved, let_go, release_reserved
 from interlock.runtime.records import commit_of, confirmed_effects, emit_run_span, records_of
 from interlock.runtime.work import Outcome, Run
 from interlock.store.commit import Commit
@@ -37,7 +38,7 @@ from interlock.workflows.state import RunState
 
 _HELD = 256  # runs whose state is kept at hand
 _ATTEMPT_BITS = 16
-_SPENDING = {"step_succeeded", "step_failed", "step_deferred"}
+_OVER = {"step_succeeded", "step_failed"}
 
 
 @dataclass(slots=True)
@@ -68,8 +69,11 @@ class _Held:
         for run in self.working:
             run.spent = state.spent
         for event in events:
-            if event["type"] in _SPENDING:
+            if event["type"] in _OVER:
+                self.run.ledger.release(event["step"])
+            elif event["type"] == "step_deferred":
                 self.run.ledger.settle(event["step"])
+        release_reserved(self.run, state)
 
 
 class Performer:
@@ -121,6 +125,7 @@ class Performer:
         run = await load_run(self._services, row, fence=0)
         state = fold(run.version.program, map(ev.event_from_json, row["journal"]))
         run.spent = state.spent
+        hold_reserved(run, state, row)
         return _Held(run, row["created_at"].timestamp(), state, row["journal"])
 
     async def _reload(self, held: _Held) -> None:
@@ -182,7 +187,7 @@ class Performer:
             commit.places.append({"run_id": run.run_id, "held": _works(state, now)})
         if held.state.over and not state.over:
             commit.revived.append({"run_id": run.run_id})
-        commit.settled_claims += settled_claims(run, events)
+        commit.settled_claims += settled_claims(run, events) + let_go(commit, run, held.state, state)
         await records_of(commit, run, state, commands, now)
         if claim is not None and complete:
             commit.new_claims.append(claim)

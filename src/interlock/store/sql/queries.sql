@@ -238,12 +238,16 @@ insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request,
     on conflict (run_id, step) do update set call_id = excluded.call_id, attempt = excluded.attempt, pin = excluded.pin,
         request = excluded.request, tokens = excluded.tokens, usd = excluded.usd, until = excluded.until,
         status = 'waiting', batch_id = null, result = null, created_at = now()
+    where batched_calls.call_id <> excluded.call_id -- else it was made before, and only the answer was lost
 
 -- name: adopt_batched_call
 update batched_calls set attempt = $2, until = to_timestamp($3::double precision) where call_id = $1
 
 -- name: claim_batched_calls
-with locked as materialized (
+with tidied as ( -- of which nothing is left that anybody could look for
+    delete from batches b where b.org_id = $1 and b.status = 'ended' and b.created_at < now() - interval '3 days'
+        and not exists (select from batched_calls c where c.batch_id = b.batch_id)
+), locked as materialized (
     select c.call_id, c.tokens, c.created_at from batched_calls c join runs r using (run_id)
         where c.org_id = $1 and c.pin = $2 and c.status = 'waiting' and (c.until is null or c.until > now())
             and r.status in ('queued', 'running', 'waiting')
@@ -253,7 +257,7 @@ with locked as materialized (
         where before < $5
 ), made as (
     insert into batches (batch_id, org_id, pin, taken_until)
-        select $3, $1, $2, now() + make_interval(secs => $6) where exists (select from picked)
+        select $3, $1, $2, now() + make_interval(secs => $6) where exists (select from picked) on conflict do nothing
 )
 update batched_calls c set status = 'handed_in', batch_id = $3 from picked where c.call_id = picked.call_id
     returning c.call_id
@@ -266,7 +270,8 @@ select c.call_id, c.request, r.status in ('queued', 'running', 'waiting') as wan
 update batches set taken_until = now() + make_interval(secs => $2)
     where batch_id = $1 and next_check <= now() and taken_until <= now() and status <> 'ended'
     returning status, provider_id, calls, extract(epoch from created_at)::double precision as created, -- seconds since the epoch
-        extract(epoch from tried_at)::double precision as tried, extract(epoch from now() - created_at)::double precision as age
+        extract(epoch from tried_at)::double precision as tried, extract(epoch from now() - created_at)::double precision as age,
+        extract(epoch from now() - tried_at)::double precision as out -- seconds since it was handed in
 
 -- name: batch_tried
 update batches set tried_at = now(), taken_until = now() + make_interval(secs => $2), calls = $3
@@ -275,6 +280,12 @@ update batches set tried_at = now(), taken_until = now() + make_interval(secs =>
 -- name: batch_submitted
 update batches set status = 'submitted', provider_id = $2, next_check = now() + make_interval(secs => $3), taken_until = now()
     where batch_id = $1 and status = 'submitting'
+
+-- name: unsubmit_batch
+with back as (
+    update batched_calls set status = 'waiting', batch_id = null where batch_id = $1 and call_id = any($2::text[]) and status = 'handed_in')
+update batches set status = 'submitting', provider_id = null, calls = 0, next_check = now() + make_interval(secs => $3), taken_until = now()
+    where batch_id = $1 and status = 'submitted'
 
 -- name: batch_later
 update batches set next_check = now() + make_interval(secs => $2), taken_until = now() where batch_id = $1 and status <> 'ended'

@@ -248,6 +248,15 @@ begin
             from jsonb_to_recordset(batch -> 'outbox') as o(org_id text, topic text, payload jsonb);
     end if;
 
+    -- Calls in a batch that nobody waits for: what is not handed in by now never is; the others cost their money all the same.
+    if batch ? 'let_go' then
+        with gone as (
+            delete from batched_calls c using jsonb_to_recordset(batch -> 'let_go') as l(run_id text, step text)
+                where c.run_id = l.run_id and c.step = l.step and c.status <> 'handed_in' returning c.call_id, c.batch_id)
+        delete from batches b where b.batch_id in (select g.batch_id from gone g) and not exists (
+            select from batched_calls c where c.batch_id = b.batch_id and c.call_id not in (select g.call_id from gone g));
+    end if;
+
     if batch ? 'finished' then
         -- A run that is dead and was told something meanwhile, which may bring it back, stays for whoever takes it up next.
         update queue set available_at = now(),
