@@ -13,7 +13,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from interlock.store.database import Database
 from interlock.telemetry import names
-from interlock.telemetry.tracing import TraceIds, Tracing
+from interlock.telemetry.spans import TraceIds
+from interlock.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
     from conftest import Tenant

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from interlock.store.database import Database
 from interlock.telemetry import logs, names
 from interlock.telemetry.logs import log, scrub
-from interlock.telemetry.tracing import Tracing, current_ids
+from interlock.telemetry.spans import current_ids
+from interlock.telemetry.tracing import Tracing
 
 Lines = Callable[[], list[dict[str, Any]]]
 

@@ -14,7 +14,8 @@ from interlock.store import database as database_module
 from interlock.store.database import Database
 from interlock.store.migrate import app_url
 from interlock.telemetry import names
-from interlock.telemetry.tracing import TraceIds, Tracing, current_ids
+from interlock.telemetry.spans import TraceIds, current_ids
+from interlock.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
     from conftest import Server, Tenant

@@ -19,7 +19,7 @@ from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
 from interlock.store.keys import KeyStore
-from interlock.telemetry.tracing import TraceIds
+from interlock.telemetry.spans import TraceIds
 from interlock.workflows.bindings import dig, parse
 from interlock.workflows.schemas import check_value
 

@@ -29,7 +29,8 @@ from interlock.runtime.passage import Passage, entry_of, failure_of, is_found, m
 from interlock.runtime.work import Outcome, Work
 from interlock.store.artifacts import Sealed
 from interlock.telemetry import names
-from interlock.telemetry.tracing import Tracing, mark_failed
+from interlock.telemetry.spans import mark_failed
+from interlock.telemetry.tracing import Tracing
 from interlock.workflows.events import (
     CompensationFailed,
     CompensationSucceeded,

@@ -13,7 +13,7 @@ from interlock.runtime.versions import Version, Versions
 from interlock.runtime.work import Run, Work
 from interlock.store.artifacts import Artifacts
 from interlock.store.database import Database, Row
-from interlock.telemetry.tracing import TraceIds
+from interlock.telemetry.spans import TraceIds
 from interlock.workflows.events import event_from_json
 from interlock.workflows.facts import Facts, facts_of
 from interlock.workflows.machine import fold

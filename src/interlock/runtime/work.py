@@ -14,7 +14,7 @@ from interlock.runtime.versions import Version
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit
 from interlock.telemetry import names
-from interlock.telemetry.tracing import TraceIds
+from interlock.telemetry.spans import TraceIds
 from interlock.workflows.events import Spent
 from interlock.workflows.program import Node, path_of
 from interlock.workflows.spec import Fallback, Step

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from interlock.telemetry.tracing import current_ids
+from interlock.telemetry.spans import current_ids
 
 # Whatever looks like a credential, wherever it stands: ours (il_…), providers' (sk-…, AWS, GitHub, Slack), bearer tokens,
 # URL passwords.
