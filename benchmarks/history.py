@@ -43,8 +43,8 @@ async def measure(load: Load, runs: int) -> list[tuple[Tenth, Tenth]]:
             data_dir=project / "data", database=DatabaseSettings(url=load.url), sandbox=SandboxSettings(warm=0)
         )
         async with App(project, settings, models=InstantModel()) as app:
-            principal, _ = await app.local_principal()
-            await app.deploy(principal, app.read_project())
+            principal, _ = await app.admin.local_principal()
+            await app.admin.deploy(principal, app.read_project())
             await app.start_worker()
             durable: list[Tenth] = []
             original = app.committer.submit

@@ -84,8 +84,8 @@ async def main(load: Load) -> None:
             sandbox=SandboxSettings(warm=2),
         )
         async with App(project, settings, models=InstantModel()) as app:
-            principal, _ = await app.local_principal()
-            await app.deploy(principal, app.read_project())
+            principal, _ = await app.admin.local_principal()
+            await app.admin.deploy(principal, app.read_project())
             await app.start_worker()
             over = _watch(app)
 

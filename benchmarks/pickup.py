@@ -29,9 +29,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from interlock.app import LOCAL_ORG, App
+from interlock.app import App
 from interlock.base.settings import DatabaseSettings, SandboxSettings, Settings, WorkerSettings
 from interlock.identity.principal import Principal
+from interlock.runs.administration import LOCAL_ORG
 from interlock.store.database import Database
 from interlock.telemetry import logs
 
@@ -121,8 +122,8 @@ async def accept_and_wait(
     claims: dict[str, float] = {}
     times = []
     async with App(project, settings(project, url)) as app:
-        principal, _ = await app.local_principal()
-        await app.deploy(principal, app.read_project())
+        principal, _ = await app.admin.local_principal()
+        await app.admin.deploy(principal, app.read_project())
         await fill(app, principal, url, asleep)
         async with worker(app, where, project, url, claims):
             for number in range(WARM_UP + runs):

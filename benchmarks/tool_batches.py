@@ -86,8 +86,8 @@ async def measure(url: str, items: int, most: int, rounds: int) -> list[dict[str
             sandbox=SandboxSettings(warm=2),
         )
         async with App(project, settings) as app:
-            principal, _ = await app.local_principal()
-            await app.deploy(principal, app.read_project())
+            principal, _ = await app.admin.local_principal()
+            await app.admin.deploy(principal, app.read_project())
             await app.start_worker()
             for number in range(rounds + 1):
                 for way in WAYS:

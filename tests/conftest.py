@@ -275,7 +275,7 @@ async def app_factory(
         opened.append(app)
         if deploy:
             for tenant in tenants:
-                await app.deploy(tenant.admin, app.read_project())
+                await app.admin.deploy(tenant.admin, app.read_project())
         if worker:
             await app.start_worker()
         return app

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
-import json
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from interlock.audit.log import AuditLog, Entry
+from interlock.audit.log import AuditLog
 from interlock.audit.records import AuditRecords
 from interlock.base.clock import Clock
-from interlock.base.errors import NotFound, Unauthenticated, Unavailable
+from interlock.base.errors import Unavailable
 from interlock.base.settings import Settings
-from interlock.budget.quotas import CallQuotas, Quota, list_quotas, remove_quota, set_quota
+from interlock.budget.quotas import CallQuotas
 from interlock.engines.postgres.worker import PostgresEngine
 from interlock.gateway.catalog import ModelCatalog
 from interlock.health.breakers import Breakers
 from interlock.health.gate import Health
 from interlock.health.tools import Poller, ToolHealth
 from interlock.health.watch import Watch
-from interlock.identity.auth import Authenticator, key_id_of
-from interlock.identity.principal import Principal
+from interlock.identity.auth import Authenticator
 from interlock.review.notify import Webhook, to_log
 from interlock.review.queue import ReviewQueue
+from interlock.runs.administration import Administration
 from interlock.runs.answers import Answers
 from interlock.runs.deadletter import DeadLetters
 from interlock.runs.inbox import Inbox
@@ -42,12 +40,12 @@ from interlock.runtime.health import HealthChecks
 from interlock.runtime.kernel import Kernel
 from interlock.runtime.lookups import Lookups
 from interlock.runtime.project import Project, read_project
-from interlock.runtime.roster import Roster, drain
+from interlock.runtime.roster import Roster
 from interlock.runtime.versions import Versions
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.store.artifacts import Artifacts
 from interlock.store.clock import DatabaseClock
-from interlock.store.commit import Commit, Committer
+from interlock.store.commit import Committer
 from interlock.store.database import Database
 from interlock.store.embedded import EmbeddedPostgres
 from interlock.store.keys import KeyStore, load_or_create_secret
@@ -58,8 +56,6 @@ from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.telemetry.tracing import Tracing
 from interlock.tools.registry import Tools
-
-LOCAL_ORG = "local"
 
 
 class App:
@@ -148,6 +144,9 @@ class App:
         )
         redaction = Redaction(self.database, self.artifacts, block_injections=settings.guard.on_injection == "block")
         self.inbox = Inbox(self.database, self.committer, self.versions, redaction, self.clock)
+        self.admin = Administration(
+            self.database, self.committer, self.versions, self.authenticator, self.clock, data=self.data
+        )
         self.letters = DeadLetters(
             self.database, self.committer, self.versions, self.artifacts, self.intake, redaction, self.clock
         )
@@ -280,26 +279,6 @@ class App:
         """The project directory, read and checked; raises InvalidSpec with every fault."""
         return read_project(self.project, self.settings)
 
-    async def deploy(self, principal: Principal, project: Project) -> list[str]:
-        """Deploys every workflow of a project; returns `name@version` of those that are new."""
-        principal.require("workflow.deploy")
-        deployed = [
-            f"{definition.name}@{definition.version}"
-            for definition in project.definitions.values()
-            if await self.versions.deploy(principal.org_id, definition, project.bundles, by=principal.user_id)
-        ]
-        if deployed:
-            await self._record(principal, "workflow.deployed", "deploy", [f"workflow:{name}" for name in deployed])
-        return deployed
-
-    async def roll_back(self, principal: Principal, name: str, version: str) -> tuple[str, bool]:
-        """Makes an older version of a workflow what new runs get, on record; (version, whether that is news)."""
-        principal.require("workflow.deploy")
-        whole, moved = await self.versions.roll_back(principal.org_id, name, version)
-        if moved:
-            await self._record(principal, "workflow.deployed", "roll_back", [f"workflow:{name}@{whole}"])
-        return whole, moved
-
     async def drain_worker(self) -> None:
         """Stops driving runs; what else this process does goes on."""
         if self._worker is not None and self._worker.drain in self._closers:
@@ -307,93 +286,6 @@ class App:
             await self._worker.drain()
             self._closers.remove(self.roster.close)
             await self.roster.close()
-
-    async def ask_to_drain(self, worker_id: str | None, *, login: str) -> list[str]:
-        """Asks one worker, or all that are there, to finish the steps under way and go; the ids of those asked.
-
-        Workers belong to the installation, so this is on record in its own organisation, `local`.
-
-        Args:
-            login: who asks, as the machine they are on knows them: `name@host`.
-
-        Raises:
-            NotFound: no such worker.
-        """
-        asked = await drain(self.database, worker_id)
-        if asked:
-            principal = await self._local_admin()
-            resources = [f"worker:{one}" for one in asked]
-            await self._record(principal, "worker.drain_requested", "drain", resources, {"login": login})
-        return asked
-
-    async def issue_key(self, principal: Principal, user_id: str, roles: frozenset[str]) -> str:
-        """A new API key in the principal's organisation, on record."""
-        principal.require("key.manage")
-        key = await self.authenticator.issue(principal.org_id, user_id, roles)
-        await self._record(principal, "key.created", "create_key", [f"key:{key_id_of(key)}"])
-        return key
-
-    async def revoke_key(self, principal: Principal, key_id: str) -> None:
-        principal.require("key.manage")
-        await self.authenticator.revoke(principal.org_id, key_id)
-        await self._record(principal, "key.revoked", "revoke_key", [f"key:{key_id}"])
-
-    async def quotas(self, principal: Principal) -> list[Quota]:
-        """The organisation's quotas."""
-        principal.require("quota.manage")
-        return await list_quotas(self.database, principal.org_id)
-
-    async def set_quota(self, principal: Principal, quota: Quota) -> None:
-        """Sets or replaces a quota, on record."""
-        principal.require("quota.manage")
-        await set_quota(self.database, principal.org_id, quota)
-        await self._record(principal, "quota.changed", "set_quota", [f"quota:{quota.scope}:{quota.name}"])
-
-    async def remove_quota(self, principal: Principal, scope: str, name: str) -> None:
-        """Removes a quota, on record; raises NotFound if there is none."""
-        principal.require("quota.manage")
-        if not await remove_quota(self.database, principal.org_id, scope, name):
-            raise NotFound(f'there is no quota for {scope} "{name}"; `interlock quota list` shows them')
-        await self._record(principal, "quota.changed", "remove_quota", [f"quota:{scope}:{name}"])
-
-    async def local_principal(self) -> tuple[Principal, str]:
-        """The organisation and admin key of a single-machine installation; made on first use, kept in `client.json`."""
-        path = self.data / "client.json"
-        principal = await self._local_admin()
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Unauthenticated):
-            # The file may be older than the database, or the key revoked: whoever can read our keys can make another.
-            key = str(json.loads(path.read_text())["api_key"])
-            await self.authenticator.authenticate(key)
-            return principal, key
-        key = await self.issue_key(principal, principal.user_id, principal.roles)
-        write_private(path, json.dumps({"api_key": key}))
-        return principal, key
-
-    async def _local_admin(self) -> Principal:
-        """Whoever may open this installation's database, in its own organisation."""
-        await self.authenticator.ensure_org(LOCAL_ORG, "Local")
-        return Principal("local-admin", LOCAL_ORG, frozenset({"admin"}))
-
-    async def _record(
-        self, principal: Principal, event_type: Any, action: str, resources: list[str], detail: Any = None
-    ) -> None:
-        now, actor = self.clock.now(), principal.actor
-        entries = [
-            Entry(principal.org_id, event_type, actor, action, resource, now, decision="allow", detail=detail or {})
-            for resource in resources
-        ]
-        await self.committer.submit(Commit(principal.org_id, audit=entries))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner can read, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _log_undelivered(error: Exception) -> None:

@@ -33,8 +33,8 @@ async def test_while_the_database_is_away_callers_are_told_and_afterwards_nothin
     monkeypatch.setattr(database, "_WAITS", (0.01,) * 10)  # how long it is patient is not the question here
     settings = Settings(database={"url": private_server.url, "pool_size": 4}, data_dir=data_dir)  # type: ignore[arg-type]
     async with App(project, settings) as app:
-        principal, key = await app.local_principal()
-        await app.deploy(principal, app.read_project())
+        principal, key = await app.admin.local_principal()
+        await app.admin.deploy(principal, app.read_project())
         server = Server(app, host="127.0.0.1", port=0)
         await server.start()
         headers = {"Authorization": f"Bearer {key}"}

@@ -165,7 +165,7 @@ async def open_app(
         await app.__aenter__()
         opened.append(app)
         if deploy:
-            await app.deploy(admin, app.read_project())
+            await app.admin.deploy(admin, app.read_project())
         if start_worker:
             await app.start_worker()
         return app

@@ -76,7 +76,7 @@ async def test_runs_in_flight_stay_on_their_version(
             **workflow("slow", think(), NOTE, allow="note", output=output.removeprefix("output: ").strip()),
         },
     )
-    await desk.app.deploy(desk.admin, desk.app.read_project())
+    await desk.app.admin.deploy(desk.admin, desk.app.read_project())
     new = await desk.start("slow", ticket="b")
     assert await seen.finished(new) == ["succeeded"]
     await desk.decide(review, "approve")
@@ -122,7 +122,7 @@ async def test_the_database_restarts_under_the_runs(
     given = {**settings, "database": {"url": private_server.url, "pool_size": 4}, "data_dir": data_dir}
     async with App(project, Settings(**given)) as app:
         await app.authenticator.ensure_org("acme", "Acme")
-        await app.deploy(admin, app.read_project())
+        await app.admin.deploy(admin, app.read_project())
         await app.start_worker()
         desk = Desk(app, admin)
         with psycopg.connect(private_server.url, autocommit=True) as connection:
@@ -159,7 +159,7 @@ async def test_the_database_crashes_again_and_again(
     given = {**settings, "database": {"url": private_server.url, "pool_size": 4}, "data_dir": data_dir}
     async with App(project, Settings(**given)) as app:
         await app.authenticator.ensure_org("acme", "Acme")
-        await app.deploy(admin, app.read_project())
+        await app.admin.deploy(admin, app.read_project())
         await app.start_worker()
         desk = Desk(app, admin)
         kinds = ("think_pay", "pay_keyed", "pay_probed")

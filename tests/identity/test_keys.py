@@ -132,9 +132,9 @@ async def test_an_organisation_is_made_once(authenticator: Authenticator, owner:
 async def test_the_secret_is_stored_nowhere(
     app: App, owner: psycopg.Connection[Any], tmp_path_factory: pytest.TempPathFactory, admin: Principal
 ) -> None:
-    key = await app.issue_key(admin, "eve", ROLES)
+    key = await app.admin.issue_key(admin, "eve", ROLES)
     await app.authenticator.authenticate(key)
-    await app.revoke_key(admin, key_id_of(key))
+    await app.admin.revoke_key(admin, key_id_of(key))
     tables = owner.execute(
         "select format('%I.%I', n.nspname, relname) from pg_class c join pg_namespace n on n.oid = relnamespace "
         "where relkind = 'r' and nspname = 'public'"
@@ -150,8 +150,8 @@ async def test_the_secret_is_stored_nowhere(
 
 
 async def test_issuing_and_revoking_are_on_record(app: App, admin: Principal, other_admin: Principal) -> None:
-    key = await app.issue_key(admin, "eve", ROLES)
-    await app.revoke_key(admin, key_id_of(key))
+    key = await app.admin.issue_key(admin, "eve", ROLES)
+    await app.admin.revoke_key(admin, key_id_of(key))
     rows = [row["entry"] async for row in app.audit.all(admin.org_id)]
     recorded = [(row["event_type"], row["actor"], row["resource"]) for row in rows if "key" in row["event_type"]]
     resource = f"key:{key_id_of(key)}"
@@ -160,18 +160,18 @@ async def test_issuing_and_revoking_are_on_record(app: App, admin: Principal, ot
 
 
 async def test_only_an_admin_manages_keys(app: App, admin: Principal) -> None:
-    key = await app.issue_key(admin, "eve", frozenset({"developer", "operator", "reviewer", "viewer"}))
+    key = await app.admin.issue_key(admin, "eve", frozenset({"developer", "operator", "reviewer", "viewer"}))
     eve = await app.authenticator.authenticate(key)
     with pytest.raises(Denied):
-        await app.issue_key(eve, "eve", frozenset({"admin"}))
+        await app.admin.issue_key(eve, "eve", frozenset({"admin"}))
     with pytest.raises(Denied):
-        await app.revoke_key(eve, key_id_of(key))
+        await app.admin.revoke_key(eve, key_id_of(key))
     assert (await app.authenticator.authenticate(key)).user_id == "eve"
 
 
 async def test_the_local_key_is_made_once_and_private(app_factory: AppFactory) -> None:
     app = await app_factory()
-    principal, key = await app.local_principal()
+    principal, key = await app.admin.local_principal()
     assert principal.roles == {"admin"}
     assert await app.authenticator.authenticate(key) == principal
     path = app.data / "client.json"

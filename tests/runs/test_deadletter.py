@@ -328,7 +328,7 @@ async def test_a_failed_run_starts_again_on_the_head_version(deploy: Deploy, see
     letter_id = await letter_of(seen, run, "run")
     mended = PICKY["tools/picky/main.py"].replace('"bad" in text', "False")
     (project / "tools" / "picky" / "main.py").write_text(mended)
-    await desk.app.deploy(desk.admin, desk.app.read_project())
+    await desk.app.admin.deploy(desk.admin, desk.app.read_project())
     shown = await desk.app.letters.get(desk.admin, letter_id)
     assert shown["input"]["text"].startswith("bad email_")
     answers = await asyncio.gather(

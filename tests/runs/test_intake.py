@@ -42,7 +42,7 @@ async def test_a_key_is_its_organisation_s_own(
     deploy: Deploy, seen: Observer, admin: Principal, other_admin: Principal
 ) -> None:
     desk = await deploy(ECHO)
-    await desk.app.deploy(other_admin, desk.app.read_project())
+    await desk.app.admin.deploy(other_admin, desk.app.read_project())
     ours, _ = await desk.app.intake.accept(admin, "w", {"ticket": "a"}, "key-1")
     theirs, new = await desk.app.intake.accept(other_admin, "w", {"ticket": "b"}, "key-1")
     assert new

@@ -209,7 +209,7 @@ async def test_a_provider_without_a_batch_api(
     )
     plain = Unbatched(f"{provider.url}/v1")
     async with App(project, settings, models=plain) as app:  # type: ignore[arg-type]
-        await app.deploy(admin, app.read_project())  # type: ignore[arg-type]
+        await app.admin.deploy(admin, app.read_project())  # type: ignore[arg-type]
         await app.start_worker()
         run = await Desk(app, admin).start("w")  # type: ignore[arg-type]
         assert await seen.finished(run) == ["failed"]

@@ -112,13 +112,13 @@ async def test_an_unhealthy_tool_is_not_called_until_it_recovers(
     assert "no paper" in failures[0]["message"]
 
     write(project, frail(True))  # other code is another tool: it has not been found wanting
-    await desk.app.deploy(desk.admin, desk.app.read_project())
+    await desk.app.admin.deploy(desk.admin, desk.app.read_project())
     run = await desk.start("w")
     assert await seen.finished(run) == ["succeeded"]
     await until(lambda: seen.rows("select bad, healthy from tool_health where checked_at is not null") == [(0, True)],
                 lambda: "the new one is not asked, or the old one still is")  # fmt: skip
     write(project, workflow("w", NOTE, allow="note"))
-    await desk.app.deploy(desk.admin, desk.app.read_project())
+    await desk.app.admin.deploy(desk.admin, desk.app.read_project())
     assert seen.rows("select * from tool_health") == []
 
 

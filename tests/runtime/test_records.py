@@ -141,7 +141,7 @@ async def test_no_credential_is_anywhere_in_the_clear(
     monkeypatch.setenv("OPENAI_API_KEY", secret)
     model.script(status(401, f"Incorrect API key provided: {secret}"))
     desk = await deploy(workflow("w", think()))
-    key = await desk.app.issue_key(desk.admin, "rita", frozenset({"viewer"}))
+    key = await desk.app.admin.issue_key(desk.admin, "rita", frozenset({"viewer"}))
     run = await desk.start("w")
     assert await seen.finished(run) == ["failed"]
     assert model.requests[0].headers["authorization"] == f"Bearer {secret}"

@@ -62,7 +62,7 @@ async def me(caller: Caller) -> dict[str, Any]:
 @router.post("/keys", status_code=201)
 async def create_key(body: NewKey, caller: Caller, services: Services) -> dict[str, Any]:
     """A new key in the caller's organisation; the only time it is shown."""
-    key = await services.issue_key(caller, body.user_id, frozenset(body.roles))
+    key = await services.admin.issue_key(caller, body.user_id, frozenset(body.roles))
     return {"key_id": key_id_of(key), "api_key": key}
 
 
@@ -82,19 +82,19 @@ async def keys(caller: Caller, services: Services) -> dict[str, Any]:
 @router.delete("/keys/{key_id}", status_code=204)
 async def revoke_key(key_id: str, caller: Caller, services: Services) -> None:
     """Revokes a key."""
-    await services.revoke_key(caller, key_id)
+    await services.admin.revoke_key(caller, key_id)
 
 
 @router.get("/quotas")
 async def quotas(caller: Caller, services: Services) -> dict[str, Any]:
     """The organisation's quotas."""
-    return {"quotas": [asdict(quota) for quota in await services.quotas(caller)]}
+    return {"quotas": [asdict(quota) for quota in await services.admin.quotas(caller)]}
 
 
 @router.put("/quotas", status_code=204)
 async def set_quota(body: NewQuota, caller: Caller, services: Services) -> None:
     """Sets or replaces the quota of a scope and name."""
-    await services.set_quota(caller, Quota(**body.model_dump()))
+    await services.admin.set_quota(caller, Quota(**body.model_dump()))
 
 
 @router.delete("/quotas", status_code=204)
@@ -105,7 +105,7 @@ async def remove_quota(
     name: Annotated[str, Query(max_length=200)] = "",
 ) -> None:
     """Removes a quota."""
-    await services.remove_quota(caller, scope, name)
+    await services.admin.remove_quota(caller, scope, name)
 
 
 @router.get("/audit")

@@ -160,7 +160,7 @@ class Drill:
             given["breaker"] = {"open_seconds": 1.0}
         self._app = await stack.enter_async_context(App(home / "project", Settings(**given)))
         await self._app.authenticator.ensure_org(ORG, "Chaos")
-        await self._app.deploy(PRINCIPAL, self._app.read_project())
+        await self._app.admin.deploy(PRINCIPAL, self._app.read_project())
         watch = Watch(self._app.database, ORG)
         stack.push_async_callback(watch.close)
         people = People(self._app, PRINCIPAL, oracle, watch, self._state.orders, plan.seed)

@@ -132,9 +132,9 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
     project = read_project(Path.cwd(), settings) if worker else None
     logs.configure(level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl")
     async with App(Path.cwd(), settings) as app:
-        principal, key = await app.local_principal()
+        principal, key = await app.admin.local_principal()
         if project is not None:
-            await app.deploy(principal, project)
+            await app.admin.deploy(principal, project)
             await app.start_worker()
         transport = httpx.ASGITransport(create_api(app))
         async with httpx.AsyncClient(

@@ -98,7 +98,7 @@ def drain(
         raise InvalidInput("say which: --worker ID, or --all")
 
     async def ask(app: App) -> tuple[list[str], list[str]]:
-        asked = await app.ask_to_drain(worker, login=_login())
+        asked = await app.admin.ask_to_drain(worker, login=_login())
         return asked, await _left(app, set(asked), time.monotonic() + timeout) if wait else []
 
     asked, left = _opened(ask)

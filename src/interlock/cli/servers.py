@@ -14,13 +14,14 @@ import typer
 import watchfiles
 
 from interlock.api.server import Server
-from interlock.app import App, write_private
+from interlock.app import App
 from interlock.base import loop
 from interlock.base.errors import Conflict, InterlockError, InvalidInput
 from interlock.base.settings import Settings
 from interlock.cli.connection import find_server, settings_here
 from interlock.cli.console import errors, out
 from interlock.identity.principal import Principal
+from interlock.runs.administration import write_private
 from interlock.runtime.project import read_project, require_project
 from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
@@ -102,8 +103,8 @@ def deploy(
 
     async def main() -> list[str]:
         async with App(Path.cwd(), settings) as app:
-            principal, _ = await app.local_principal()
-            return await app.deploy(principal, project)
+            principal, _ = await app.admin.local_principal()
+            return await app.admin.deploy(principal, project)
 
     deployed = asyncio.run(main())
     out.print("\n".join(f"deployed {name}" for name in deployed) or "nothing to do: this is what is deployed")
@@ -114,8 +115,8 @@ def _roll_back(settings: Settings, workflow: str, to: str) -> None:
 
     async def main() -> tuple[str, bool]:
         async with App(Path.cwd(), settings) as app:
-            principal, _ = await app.local_principal()
-            return await app.roll_back(principal, workflow, to)
+            principal, _ = await app.admin.local_principal()
+            return await app.admin.roll_back(principal, workflow, to)
 
     version, moved = asyncio.run(main())
     out.print(f"new runs get {workflow}@{version}" if moved else f"nothing to do: new runs get {workflow}@{version}")
@@ -149,7 +150,7 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
     errors.print("starting PostgreSQL …" if settings.database.url is None else "connecting …")
     async with App(Path.cwd(), settings) as app:
         server = Server(app, host=settings.server.host, port=settings.server.port if port is None else port)
-        principal, _ = await app.local_principal()
+        principal, _ = await app.admin.local_principal()
         if worker:
             await _deploy(app, principal)
             await app.start_worker()
@@ -172,7 +173,7 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
 
 async def _deploy(app: App, principal: Principal) -> None:
     try:
-        for name in await app.deploy(principal, app.read_project()):
+        for name in await app.admin.deploy(principal, app.read_project()):
             errors.print(f"deployed {name}", style="green")
     except InterlockError as error:
         # Runs keep the version they have; the author sees what to mend.

@@ -231,7 +231,7 @@ async def drive(
     worker = {"concurrency": 500, "lease_seconds": 60}
     given = Settings(database=database, data_dir=data_dir, models=MODELS, worker=worker, **settings)
     async with App(project, given) as app, await psycopg.AsyncConnection.connect(owner_url, autocommit=True) as owner:
-        await app.deploy(admin, app.read_project())
+        await app.admin.deploy(admin, app.read_project())
         kernel, seen = ScriptedKernel(app.database, app.committer), Observer(owner)
         runs = {scenario.id: Run(app, kernel, seen, admin, scenario) for scenario in scenarios}
         for run in runs.values():

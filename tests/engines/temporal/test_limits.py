@@ -25,7 +25,7 @@ async def passed(desk: Desk, seen: Observer) -> None:
 async def test_no_more_runs_at_once_than_the_quota(
     desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, model: Model
 ) -> None:
-    await desk.app.set_quota(desk.admin, Quota("workflow", "only_think", concurrency=2))
+    await desk.app.admin.set_quota(desk.admin, Quota("workflow", "only_think", concurrency=2))
     model.hold("think")
     for _ in range(2):
         await open_app(start_worker=True)
@@ -45,7 +45,7 @@ async def test_no_more_runs_at_once_than_the_quota(
 async def test_a_run_that_waits_for_a_person_leaves_its_place(
     desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank
 ) -> None:
-    await desk.app.set_quota(desk.admin, Quota("org", concurrency=1))
+    await desk.app.admin.set_quota(desk.admin, Quota("org", concurrency=1))
     await open_app(start_worker=True)
     asking = [await desk.start("ask_pay") for _ in range(2)]
     reviews = [await seen.review(run) for run in asking]
@@ -61,7 +61,7 @@ async def test_a_run_that_waits_for_a_person_leaves_its_place(
 async def test_what_wakes_by_a_decision_waits_for_a_place_and_what_works_is_told_at_once(
     desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, model: Model
 ) -> None:
-    await desk.app.set_quota(desk.admin, Quota("workflow", "ask_beside_think", concurrency=1))
+    await desk.app.admin.set_quota(desk.admin, Quota("workflow", "ask_beside_think", concurrency=1))
     await open_app(start_worker=True)
     waiting = await desk.start("ask_beside_think")
     review = await seen.review(waiting)
@@ -105,7 +105,7 @@ async def test_a_place_is_free_again_when_nothing_comes_of_what_a_run_was_told(
 
 
 async def test_the_more_urgent_run_is_next(desk: Desk, open_app: OpenApp, seen: Observer, model: Model) -> None:
-    await desk.app.set_quota(desk.admin, Quota("workflow", "only_think", concurrency=1))
+    await desk.app.admin.set_quota(desk.admin, Quota("workflow", "only_think", concurrency=1))
     model.hold("think")
     await open_app(start_worker=True)
     first = await desk.start("only_think")
