@@ -176,4 +176,4 @@ async def test_the_local_key_is_made_once_and_private(app_factory: AppFactory) -
     assert await app.authenticator.authenticate(key) == principal
     path = app.data / "client.json"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert (await (await app_factory()).local_principal())[1] == key
+    assert (await (await app_factory()).admin.local_principal())[1] == key

@@ -1,1 +1,1 @@
-"""Floor 6: what owners do with runs (start, tell, pause, look, answer, clear away) and with their installation. What a step does is runtime's."""
+"""Floor 6: what owners do with runs (start, tell, pause, look, answer, clear away) and their installation. Steps are runtime's."""
