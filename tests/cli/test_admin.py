@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psycopg
@@ -242,6 +243,27 @@ def test_what_a_dead_server_left_behind_does_not_matter(cli: Cli, data_dir: Path
     for left in ('{"url": "http://127.0.0.1:1"}', '{"url": "http://[x"}', "[]"):
         (data_dir / "server.json").write_text(left)
         assert cli.ok("runs").out == "no runs yet\n", left
+
+
+def test_whoever_has_a_dead_servers_port_is_not_shown_the_key(cli: Cli, data_dir: Path) -> None:
+    cli.ok("migrate")
+    cli.ok("runs")
+    assert (data_dir / "client.json").exists()
+    asked: list[str | None] = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Authorization"))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"runs": []}')
+
+    with HTTPServer(("127.0.0.1", 0), Stranger) as stranger:
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        (data_dir / "server.json").write_text(json.dumps({"url": f"http://127.0.0.1:{stranger.server_port}"}))
+        assert cli.ok("runs").out == "no runs yet\n"
+        stranger.shutdown()
+    assert asked == []
 
 
 # -- stopping ----------------------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ import psycopg
 import pytest
 
 from interlock.base.clock import SystemClock
-from interlock.base.errors import FailureKind, TargetDown
+from interlock.base.errors import FailureKind, TargetDown, ToolError
 from interlock.base.settings import BreakerSettings
 from interlock.health.breakers import Admission, Breakers
+from interlock.health.gate import Health
+from interlock.health.tools import ToolHealth
 from interlock.store.database import Database
 from interlock.store.migrate import app_url
 
@@ -275,3 +277,52 @@ async def test_moves_are_logged_once(process: Process, monkeypatch: pytest.Monke
     await one.report(probe, "answered")
     await other.refresh()
     assert logged == [("closed", "open"), ("open", "half_open"), ("half_open", "closed")]
+
+
+async def test_a_plan_that_succeeds_does_not_hide_a_commit_that_fails(process: Process, database: Database) -> None:
+    """What is asked of a target ahead of the call says nothing about the call."""
+    health = Health(process(), ToolHealth(database))
+
+    async def good() -> int:
+        return 1
+
+    async def bad() -> int:
+        raise ToolError("it did not answer", kind=FailureKind.TRANSIENT)
+
+    for _ in range(5):
+        admission = await health.admit(ORG, PAY)
+        assert await health.ask(admission, good()) == 1
+        with pytest.raises(ToolError):
+            await health.watch(admission, bad())
+    with pytest.raises(TargetDown):
+        await health.admit(ORG, PAY)
+
+
+async def test_a_plan_that_fails_counts(process: Process, database: Database) -> None:
+    health = Health(process(), ToolHealth(database))
+
+    async def bad() -> int:
+        raise ToolError("it did not answer", kind=FailureKind.TRANSIENT)
+
+    for _ in range(5):
+        with pytest.raises(ToolError):
+            await health.ask(await health.admit(ORG, PAY), bad())
+    with pytest.raises(TargetDown):
+        await health.admit(ORG, PAY)
+
+
+async def test_a_trial_call_has_its_own_time(
+    database: Database, tenants: object, owner: psycopg.Connection[Any]
+) -> None:
+    """One that may take longer than a dead worker is waited for is not given to another meanwhile, and counts."""
+    breakers = Breakers(database, BreakerSettings.model_validate({"probes": 1}), SystemClock(), probe_seconds=0.1)
+    for _ in range(5):
+        await breakers.report(await breakers.admit(ORG, PAY), "failed")
+    owner.execute("update breakers set open_until = now() - interval '1 second'")
+    await breakers.refresh()
+    trial = await breakers.admit(ORG, PAY, seconds=60)
+    await asyncio.sleep(0.3)
+    with pytest.raises(TargetDown):
+        await breakers.admit(ORG, PAY, seconds=60)
+    await breakers.report(trial, "answered")
+    assert breakers.state(ORG, PAY) == "closed"

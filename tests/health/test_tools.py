@@ -167,3 +167,26 @@ async def test_what_a_check_may_return(
     add(owner, "pay")
     assert await Poller(database, ask).poll() == 1
     assert owner.execute("select bad from tool_health").fetchone() == (int(not healthy),), "every verdict can be kept"
+
+
+async def test_a_slow_check_keeps_no_other_waiting(database: Database, owner: psycopg.Connection[Any]) -> None:
+    add(owner, "slow")
+    add(owner, "quick")
+    released, quick = asyncio.Event(), 0
+
+    async def ask(check: Check) -> Verdict:
+        nonlocal quick
+        if check.tool == "slow":
+            await released.wait()
+        else:
+            quick += 1
+        return Verdict(healthy=True)
+
+    poller = Poller(database, ask, poll_seconds=0.01)
+    poller.start()
+    async with asyncio.timeout(30):
+        while quick < 5:
+            owner.execute("update tool_health set next_at = now() where tool = 'quick'")
+            await asyncio.sleep(0.05)
+    released.set()
+    await poller.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,41 @@ async def test_the_same_key_and_input_are_the_same_run(deploy: Deploy, seen: Obs
     assert await accept(desk.admin, "w", value, "key-1") == (first, False)
     assert seen.rows("select count(*) from runs") == [(1,)]
     assert model.count == 1
+
+
+async def test_the_same_request_is_the_same_run_whatever_was_deployed_since(
+    deploy: Deploy, project: Path, seen: Observer
+) -> None:
+    """Another subject, a stricter schema: that holds for new runs, not for one that was accepted."""
+    desk = await deploy(ECHO)
+    value = {"ticket": "t-1", "customer": "c-1", "text": "x"}
+    first, _ = await desk.app.intake.accept(desk.admin, "w", value, "key-1")
+    file = project / "workflows" / "w.yaml"
+    for before, after in (("subject: $input.customer\n", ""), ("required: [ticket]", "required: [ticket, amount]")):
+        text = file.read_text()
+        assert before in text
+        file.write_text(text.replace(before, after))
+        await desk.app.admin.deploy(desk.admin, desk.app.read_project())
+        assert await desk.app.intake.accept(desk.admin, "w", value, "key-1") == (first, False)
+    with pytest.raises(ContractViolation):
+        await desk.app.intake.accept(desk.admin, "w", value, "key-2")
+    with pytest.raises(Conflict):
+        await desk.app.intake.accept(desk.admin, "w", {**value, "text": "y"}, "key-1")
+    assert seen.rows("select count(*) from runs") == [(1,)]
+
+
+async def test_one_key_is_one_signal(deploy: Deploy, seen: Observer) -> None:
+    """The same key for another signal is a mistake, and not to be swallowed: the run would wait for it for ever."""
+    waits = "- {id: a, kind: wait, signal: go}\n- {id: b, kind: wait, signal: come}\n"
+    desk = await deploy(workflow("w", waits))
+    run = await desk.start("w")
+    tell = desk.app.inbox.signal
+    assert await tell(desk.admin, run, "come", {}, "key-1") == ("key-1", True)
+    assert await tell(desk.admin, run, "come", {}, "key-1") == ("key-1", False)
+    with pytest.raises(Conflict, match='was used for signal "come"'):
+        await tell(desk.admin, run, "go", {}, "key-1")
+    assert await tell(desk.admin, run, "go", {}, "key-2") == ("key-2", True)
+    assert await seen.finished(run) == ["succeeded"]
 
 
 async def test_the_same_key_with_another_input_is_a_conflict(deploy: Deploy, seen: Observer) -> None:

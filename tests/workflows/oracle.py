@@ -161,6 +161,7 @@ class Oracle(Language):
 
     def _fail_region(self, region: Region, *, rejected: bool = False) -> None:
         region.failed, region.rejected = True, rejected
+        self._degrade(region.name, rejected=rejected)
         self.failing.append(region)
         self._drop(IDLE, region)
 
@@ -194,7 +195,6 @@ class Oracle(Language):
                 self._spawn(self._undo(left[-1]), None)
             else:
                 self.failing.remove(region)
-                self._degrade(region.name, rejected=region.rejected)
                 assert region.thread is not None
                 self._resume(region.thread, Answer())
             return True

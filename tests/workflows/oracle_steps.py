@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from .oracle_threads import Fork, Frame, Home, Over, Place, Region, Thread
+from .oracle_threads import Fork, Frame, Home, Over, Place, Region, Thread, Wait
 from .oracle_work import Job, Worker
 
 CONTAINERS = {"parallel", "branch", "map", "loop", "subworkflow", "agent"}
@@ -74,6 +74,7 @@ class Language(Worker):
         job = Job(name, place, step.get("tool"), step.get("retry", {}).get("max_attempts", 3), ladder)
         if (yield from self._for_good(step, job)):
             place.frame.facts[step["id"]] = job.answer.facts
+            self.told[name] = (place.frame, step["id"])
 
     _model = _tool
 
@@ -84,6 +85,8 @@ class Language(Worker):
             if step.get("on_failure") == "continue" or not held:
                 self._without(step, job.name, job.place)
                 return False
+            if job.agent is not None:
+                self.waiting.pop(self._agent_wait(job.agent), None)  # its time stands still
             decided = yield ("letter", job.name, 0)
             if not decided.ok:
                 if decided.kind != "dropped":
@@ -91,6 +94,9 @@ class Language(Worker):
                 raise Over
             job.attempt, job.variant, job.tries, job.expired = job.attempt + 1, 0, 1, False
             job.begun = job.attempt
+            if job.agent is not None and job.limited:
+                self.agent_begun[job.agent] = self.agent_begun.get(job.agent, 1) + 1
+                self._spawn(self._agent_limit(job.agent, job.place), job.place.region)
         return True
 
     def _review(self, step: dict[str, Any], name: str, place: Place) -> Thread:
@@ -171,7 +177,6 @@ class Language(Worker):
         if not (yield from self._do(job)):
             self._fail(place)
             raise Over
-        place.frame.facts[step["id"]] = job.answer.facts
         if self._blocked(place.region):
             raise Over
         return job.answer.facts
@@ -181,7 +186,7 @@ class Language(Worker):
         if count is None or count > step.get("max_items", 1000):
             self._fail(place)
             raise Over
-        facts = place.frame.facts[step["id"]] = {"count": count, "succeeded": 0, "failed": 0}
+        facts = {"count": count, "succeeded": 0, "failed": 0}
 
         def over(succeeded: bool) -> None:
             facts["succeeded" if succeeded else "failed"] += 1
@@ -196,6 +201,7 @@ class Language(Worker):
                 over(succeeded=True)
 
         yield Fork(((item(number), place.region) for number in range(1, count + 1)), step.get("concurrency", 8))
+        place.frame.facts[step["id"]] = facts
 
     def _subworkflow(self, step: dict[str, Any], name: str, place: Place) -> Thread:
         facts = yield from self._looked_up(step, name, place)
@@ -218,16 +224,21 @@ class Language(Worker):
             self._fail(place)
             raise Over
         finally:
-            self.waiting.pop(("agent_limit", name, 0), None)
+            self.waiting.pop(self._agent_wait(name), None)
+
+    def _agent_wait(self, name: str) -> Wait:
+        begun = self.agent_begun.get(name, 0)
+        return ("agent_limit", name, begun)
 
     def _agent_limit(self, name: str, place: Place) -> Thread:
-        if (yield ("agent_limit", name, 0)).ok:
+        if (yield self._agent_wait(name)).ok:
             self._fail(place)
 
     def _turn(self, step: dict[str, Any], name: str, place: Place) -> Any:
         tries = step.get("retry", {}).get("max_attempts", 3)
         job = Job(name, place, None, tries, [None for _ in step.get("fallback", [])])
         job.may_call = (frozenset(step["tools"]), step.get("max_calls", 8))
+        job.agent, job.limited = name[: name.rfind("#")], "deadline" in step
         yield from self._for_good({}, job)
         if self._blocked(place.region):
             raise Over

@@ -16,7 +16,8 @@ class Job:
     """One instance of a step being worked on.
 
     Attributes:
-        may_call: of an agent's turn, the tools it may ask for, and how many.
+        may_call: of an agent's turn, the tools it may ask for, and how many; `agent` is its name, `limited` whether that
+            has a deadline.
         ladder: what is tried in its place, in order: each a tool's name, or None for what cannot be undone.
         doubt: the effect of an earlier attempt may have happened.
         begun: the attempt with which a person sent it on its way again; 0 before that.
@@ -34,6 +35,8 @@ class Job:
     expired: bool = False
     begun: int = 0
     may_call: tuple[frozenset[str], int] = (frozenset(), 0)
+    agent: str | None = None
+    limited: bool = False
     answer: Answer = field(default_factory=Answer)
 
     @property
@@ -76,6 +79,8 @@ class Worker:
         self.kept: dict[str, list[Answer]] = {}
         self.signal_names: dict[str, str] = {}
         self.degraded: tuple[str, bool] | None = None
+        self.told: dict[str, tuple[Any, str]] = {}  # where the facts of what can be undone are seen
+        self.agent_begun: dict[str, int] = {}  # how often its deadline was set, if more than once
         self.ending: str | None = None
         self.status: str | None = None
         self.paused = False
@@ -191,6 +196,9 @@ class Worker:
     def _undo(self, name: str, attempt: int = 1) -> Thread:
         self.handled.add(name)
         self.undoing.add(name)
+        if name in self.told:
+            frame, seen_as = self.told[name]
+            frame.facts[seen_as] = {}
         while True:
             answer = yield ("undo", name, attempt)
             if answer.ok:

@@ -32,8 +32,9 @@ NAMED = {
     "required": ["name"],
     "additionalProperties": False,
 }
+LOOKED = {**NAMED, "properties": {"name": {"type": "string"}, "found": {"type": "boolean"}}}
 TOOLS = {
-    "look": ToolContract(name="look", description="", effect="pure", input=NAMED, output=NAMED),
+    "look": ToolContract(name="look", description="", effect="pure", input=NAMED, output=LOOKED),
     "pay": ToolContract(name="pay", description="", effect="mutating", input=ANYTHING, output=ANYTHING),
     "other": ToolContract(name="other", description="", effect="pure", input=ANYTHING, output=ANYTHING),
 }
@@ -65,7 +66,7 @@ def problems(steps: str, *others: str, tail: str = "") -> list[str]:
 AGENT = "{id: a, kind: agent, prompt: think, values: {text: $input.text}, output: {type: object}, tools: [look]"
 MODEL = "{id: m, kind: model, prompt: think, values: {text: $input.text}, output: {type: object}"
 EACH = "- id: each\n  kind: map\n  items: $input.places\n  steps: [{id: look, kind: tool, tool: look, input: {name: $item.name}}]\n"
-AGAIN = "- id: again\n  kind: loop\n  until: look.name == 'x'\n  max_iterations: 3\n  steps: [" + LOOK + "]\n"
+AGAIN = "- id: again\n  kind: loop\n  until: look.found\n  max_iterations: 3\n  steps: [" + LOOK + "]\n"
 INNER = "- {id: inner, kind: subworkflow, workflow: child, input: {ticket: $input.text}}\n"
 
 
@@ -113,7 +114,7 @@ def test_nothing_is_wrong(steps: str) -> None:
         (f"- {LOOK.replace('name: x', 'name: $index')}\n", "there is no index outside map and loop steps"),
         (f"- {LOOK.replace('name: x', 'name: $last.look.name')}\n", "there is no round before outside a loop step"),
         (AGAIN.replace("name: x", "name: $last.draft.name"), 'the loop has no step "draft"; known steps: look'),
-        (AGAIN.replace("look.name == 'x'", "other.met"), 'condition reads "other", which is no earlier step'),
+        (AGAIN.replace("look.found", "other.met"), 'condition reads "other", which is no earlier step'),
         (INNER.replace("child", "nephew"), 'workflow "nephew" does not exist; known workflows: child, w'),
         (INNER.replace("child", "w"), "a workflow cannot contain itself"),
         (INNER.replace("ticket: $input.text", ""), 'workflow "child" needs "ticket"; bind it in input'),
@@ -172,3 +173,35 @@ def test_a_circle_of_workflows_is_found() -> None:
 def test_the_shape_of_a_step(step: str, complaint: str) -> None:
     with pytest.raises(InvalidSpec, match=complaint):
         problems(f"- {step}\n")
+
+
+@pytest.mark.parametrize(
+    ("steps", "complaint"),
+    [
+        (AGAIN.replace("look.found", "look.name == 'x'"), 'reads "look.name", which is no fact; known facts: found'),
+        (AGAIN.replace("look.found", "has(look.lost)"), 'reads "look.lost", which is no fact'),
+        (AGAIN.replace("look.found", "input.text == 'look.found'"), 'reads "input.text", which is no fact'),
+        ("- {id: w, kind: wait, signal: go, payload: {properties: {received: {type: string}}}}\n", "call that field"),
+        ("- {id: w, kind: wait, signal: go, payload: {properties: 5}}\n", "is not of type"),
+    ],
+)
+def test_what_can_never_be_known_is_named(steps: str, complaint: str) -> None:
+    found = problems(steps, CHILD)
+    assert len(found) == 1, found
+    assert complaint in found[0]
+
+
+def test_what_stands_in_quotes_is_no_reference_and_a_signal_may_bring_anything() -> None:
+    assert problems(AGAIN.replace("look.found", "look.found && 'look.lost' != \"a.b\"")) == []
+    assert (
+        problems("- {id: w, kind: wait, signal: go}\n- {id: l, kind: tool, tool: look, input: {name: $steps.w.who}}\n")
+        == []
+    )
+
+
+def test_one_signal_means_one_thing_through_all_workflows() -> None:
+    child = CHILD.replace("steps: [", "steps: [{id: w, kind: wait, signal: go, payload: {type: object}}, ")
+    wait = "- {id: w1, kind: wait, signal: go, payload: {properties: {a: {type: integer}}}}\n"
+    (found,) = problems(wait + INNER, child)
+    assert 'workflow "child" waits for signal "go" with another payload' in found
+    assert problems(wait.replace("go", "come") + INNER, child) == []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -18,6 +19,7 @@ from interlock.app import App
 from interlock.base import errors
 from interlock.base.errors import InterlockError, InvalidInput, Unavailable
 from interlock.base.settings import Settings, load_settings
+from interlock.runs.administration import write_private
 from interlock.runtime.project import read_project
 from interlock.telemetry import logs
 
@@ -143,10 +145,26 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
             yield Api(client, url=None)
 
 
+@contextlib.contextmanager
+def announced(settings: Settings, url: str) -> Iterator[None]:
+    """Says in the data directory where this process serves, for as long as it does and lives."""
+    state = settings.data_dir / "server.json"
+    write_private(state, json.dumps({"url": url}))
+    with state.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            state.unlink(missing_ok=True)
+
+
 async def find_server(settings: Settings) -> tuple[str, str] | None:
     """(url, key) of the server that `interlock dev` or `interlock serve` runs over this data directory, if it answers."""
     try:
-        url = str(json.loads((settings.data_dir / "server.json").read_text())["url"])
+        with (settings.data_dir / "server.json").open("rb") as file:
+            url = str(json.load(file)["url"])
+            if _is_free(file):
+                return None  # left by a dead one: whoever answers there now must not be shown the key
         key = str(json.loads((settings.data_dir / "client.json").read_text())["api_key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -155,6 +173,14 @@ async def find_server(settings: Settings) -> tuple[str, str] | None:
             if (await client.get("/healthz", timeout=3)).status_code == 200:
                 return url, key
     return None
+
+
+def _is_free(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _client(url: str, key: str) -> httpx.AsyncClient:

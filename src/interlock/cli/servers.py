@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
@@ -18,10 +17,9 @@ from interlock.app import App
 from interlock.base import loop
 from interlock.base.errors import Conflict, InterlockError, InvalidInput
 from interlock.base.settings import Settings
-from interlock.cli.connection import find_server, settings_here
+from interlock.cli.connection import announced, find_server, settings_here
 from interlock.cli.console import errors, out
 from interlock.identity.principal import Principal
-from interlock.runs.administration import write_private
 from interlock.runtime.project import read_project, require_project
 from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
@@ -155,16 +153,14 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
             await _deploy(app, principal)
             await app.start_worker()
         await server.start()
-        state = settings.data_dir / "server.json"
-        write_private(state, json.dumps({"url": server.url}))
         errors.print(f"Interlock runs at {server.url} (API documentation at /docs); Ctrl-C stops it")
         watching = [asyncio.create_task(_watch(app, principal))] if reload else []
         watching += [asyncio.create_task(_drain_when_asked(app))] if worker else []
         try:
-            await stop.wait()
+            with announced(settings, server.url):
+                await stop.wait()
         finally:
             errors.print("stopping: steps under way are finished …")
-            state.unlink(missing_ok=True)
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)

@@ -26,7 +26,7 @@ from interlock.telemetry.logs import log
 State = Literal["closed", "open", "half_open"]
 Reported = Literal["failed", "answered", "unused"]
 
-PROBE_SECONDS = 60.0  # after which a probe whose worker died is given to another
+PROBE_SECONDS = 60.0  # after the time it may take, until a probe whose worker died is given to another
 _PROBING_SECONDS = 5.0  # how long whoever gets no probe is told to wait: others are trying right now
 _PATIENCE = 2.0  # seconds for the database to answer; a step must not wait longer for a breaker
 
@@ -58,7 +58,7 @@ class Breakers:
     """The breakers of all organisations, keyed by (org_id, target); a target is `tool:<name>` or `provider:<pin>`.
 
     Args:
-        probe_seconds: after which a probe nobody reported on is given out again.
+        probe_seconds: after the call's own time, until a probe nobody reported on is given out again.
     """
 
     def __init__(
@@ -75,8 +75,11 @@ class Breakers:
         known = self._known.get((org_id, target))
         return known.state if known is not None else "closed"
 
-    async def admit(self, org_id: str, target: str) -> Admission:
+    async def admit(self, org_id: str, target: str, *, seconds: float = 0.0) -> Admission:
         """Leave for one call, whose outcome is to be reported.
+
+        Args:
+            seconds: that it may take; a trial call is not given to another before.
 
         Raises:
             TargetDown: the breaker is open, or half open with all probes taken; `retry_after` in seconds.
@@ -89,7 +92,8 @@ class Breakers:
             raise _down(target, wait)
         probe = new_id("prb")
         settings = self._settings
-        row = await self._ask("breaker_enter", org_id, target, probe, settings.probes, self._probe_seconds)
+        taken = self._probe_seconds + seconds
+        row = await self._ask("breaker_enter", org_id, target, probe, settings.probes, taken)
         if row is None:
             raise _down(target, _PROBING_SECONDS)
         self._learn(org_id, target, row)

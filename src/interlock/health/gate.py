@@ -25,11 +25,14 @@ class Health:
         """Waits for what is still to be given back."""
         await asyncio.gather(*self._leaving, return_exceptions=True)
 
-    async def admit(self, org_id: str, target: str, tool: tuple[str, str] | None = None) -> Admission:
+    async def admit(
+        self, org_id: str, target: str, tool: tuple[str, str] | None = None, *, seconds: float = 0.0
+    ) -> Admission:
         """Leave for one call; follow it with `watch`, or with `leave` if the call is not made after all.
 
         Args:
             tool: name and bundle, if the target is one.
+            seconds: that the call may take.
 
         Raises:
             ToolUnhealthy: the tool said twice in a row that it cannot work.
@@ -37,7 +40,7 @@ class Health:
         """
         if tool is not None:
             self._tools.check(org_id, *tool)  # first: it takes no probe
-        return await self._breakers.admit(org_id, target)
+        return await self._breakers.admit(org_id, target, seconds=seconds)
 
     async def watch(self, admission: Admission | None, call: Awaitable[T]) -> T:
         """Awaits the call and reports how it ended; raises what the call raises and nothing else."""
@@ -50,6 +53,16 @@ class Health:
         if admission is not None:
             await self._breakers.report(admission, "answered")
         return result
+
+    async def ask(self, admission: Admission | None, question: Awaitable[T]) -> T:
+        """As `watch`, for what is asked of the target ahead of the call (what it means to do, whether it has done it): an answer
+        says nothing about the call itself, a failure does."""
+        try:
+            return await question
+        except Exception as error:
+            if admission is not None and verdict(error) == "failed":
+                await self._breakers.report(admission, "failed")
+            raise
 
     def leave(self, admission: Admission | None) -> None:
         """Gives back an admission that came to nothing. Does not wait: its caller may be cancelled at this moment."""

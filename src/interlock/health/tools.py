@@ -83,6 +83,7 @@ class Poller:
         self._poll = poll_seconds
         self._task: asyncio.Task[None] | None = None
         self._id = new_id("pol")
+        self._checks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="poll tool health")
@@ -93,23 +94,33 @@ class Poller:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        for check in self._checks:
+            check.cancel()
+        await asyncio.gather(*self._checks, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
-            asked = 0
             try:
-                asked = await self.poll()
+                for check in await self._begin(_AT_ONCE - len(self._checks)):
+                    check.add_done_callback(_complain)
             except Exception as error:  # noqa: BLE001  a poller that died would leave every tool as it was
-                level = "warning" if isinstance(error, Unavailable) else "error"
-                log(names.LOG_HEALTH_UNKNOWN, str(error), level=level)
-            if asked < _AT_ONCE:
-                await asyncio.sleep(self._poll)
+                _log(error)
+            await asyncio.sleep(self._poll)
 
     async def poll(self) -> int:
-        """Asks the tools whose turn it is; returns how many."""
-        rows = await self._database.rows("claim_tool_checks", _AT_ONCE, _LEASE_SECONDS)
-        await asyncio.gather(*(self._check(row) for row in rows))
-        return len(rows)
+        """Asks the tools whose turn it is, and waits for their answers; returns how many."""
+        checks = await self._begin(_AT_ONCE)
+        await asyncio.gather(*checks)
+        return len(checks)
+
+    async def _begin(self, wanted: int) -> list[asyncio.Task[None]]:
+        """One that takes its time keeps no other waiting."""
+        rows = await self._database.rows("claim_tool_checks", wanted, _LEASE_SECONDS) if wanted > 0 else []
+        checks = [asyncio.create_task(self._check(row)) for row in rows]
+        for check in checks:
+            self._checks.add(check)
+            check.add_done_callback(self._checks.discard)
+        return checks
 
     async def _check(self, row: Any) -> None:
         check = Check(row["org_id"], row["tool"], row["bundle"], row["contract"])
@@ -126,3 +137,13 @@ class Poller:
                 healthy=moved["healthy"],
                 detail=given[1],
             )
+
+
+def _complain(check: asyncio.Task[None]) -> None:
+    if not check.cancelled() and (error := check.exception()) is not None:
+        _log(error)
+
+
+def _log(error: BaseException) -> None:
+    level = "warning" if isinstance(error, Unavailable) else "error"
+    log(names.LOG_HEALTH_UNKNOWN, str(error), level=level)

@@ -59,7 +59,11 @@ class Inbox:
         check_value(spec.validator, payload, what="payload")
         told = await self._database.row("count_signals", run_id, signal_id, org=principal.org_id)
         assert told is not None, "a count is always there"
-        if told["known"]:
+        if told["known"] is not None:
+            if told["known"] != name:
+                raise Conflict(
+                    f'Idempotency-Key "{signal_id}" was used for signal "{told["known"]}" of run {run_id}; choose a new key'
+                )
             return signal_id, False
         if told["total"] >= MAX_SIGNALS:
             raise Conflict(f"run {run_id} has been sent {MAX_SIGNALS} signals, and takes no more")

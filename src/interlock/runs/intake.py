@@ -66,16 +66,18 @@ class Intake:
             Denied: the role may not, or the input holds an injected order and the settings say `block`.
         """
         principal.require("run.start")
+        if checked_key(idempotency_key):
+            # First: what was accepted once is not held against what has been deployed since.
+            existing = await self._existing(principal, workflow, str(idempotency_key), value)
+            if existing is not None:
+                return existing, False
         key, version, flags = await self._checked(principal, workflow, value, idempotency_key, priority)
-        existing = await self._existing(principal, version, key, value) if idempotency_key else None
-        if existing is not None:
-            return existing, False
         try:
             run_id, commit = await self._proposed(principal, version, value, key, flags, priority)
             await self._committer.submit(commit)
         except asyncpg.UniqueViolationError:
             # The same request twice at the same moment: the other one won.
-            existing = await self._existing(principal, version, key, value)
+            existing = await self._existing(principal, workflow, key, value)
             assert existing is not None
             return existing, False
         return run_id, True
@@ -117,10 +119,11 @@ class Intake:
             )
         return key, version, flags
 
-    async def _existing(self, principal: Principal, version: Version, key: str, value: Any) -> str | None:
-        row = await self._database.row("find_run_by_key", principal.org_id, version.name, key, org=principal.org_id)
+    async def _existing(self, principal: Principal, workflow: str, key: str, value: Any) -> str | None:
+        row = await self._database.row("find_run_by_key", principal.org_id, workflow, key, org=principal.org_id)
         if row is None:
             return None
+        version = await self._versions.get(principal.org_id, workflow, row["version"])
         # Compared by the keyed digest of the raw input, which the vault holds: redacted inputs differ in their tokens.
         probe = await self._artifacts.seal(principal.org_id, value, self._labels(principal, version, value, pii=False))
         if row["vault"]["raw_digest"] != probe.ref.digest:

@@ -24,13 +24,14 @@ def answer_schema(node: Node, contracts: Mapping[str, ToolContract]) -> Schema:
         assert isinstance(node.step, ModelStep)
         return node.step.output
     agent = node.agent
-    call = {"anyOf": [_call(contracts[tool]) for tool in agent.tools]}
+    place = "/properties/calls/items/anyOf"
+    call = {"anyOf": [_call(contracts[tool], f"{place}/{number}") for number, tool in enumerate(agent.tools)]}
     return {
         "title": f"{agent.id}_turn",
         "type": "object",
         "properties": {
             "calls": {"type": "array", "items": call, "maxItems": agent.max_calls},
-            "answer": {"anyOf": [agent.output, {"type": "null"}]},
+            "answer": {"anyOf": [_put_at("/properties/answer/anyOf/0", agent.output), {"type": "null"}]},
         },
         "required": ["calls", "answer"],
         "additionalProperties": False,
@@ -43,14 +44,28 @@ def checked_schema(node: Node, contracts: Mapping[str, ToolContract]) -> Schema:
     if node.agent is None:
         return schema
     calls = {"properties": {"calls": {"minItems": 1}, "answer": {"type": "null"}}}
-    answers = {"properties": {"calls": {"maxItems": 0}, "answer": node.agent.output}}
+    answer = _put_at("/anyOf/1/properties/answer", node.agent.output)
+    answers = {"properties": {"calls": {"maxItems": 0}, "answer": answer}}
     return {**schema, "anyOf": [calls, answers]}
 
 
-def _call(contract: ToolContract) -> dict[str, Any]:
+def _put_at(place: str, schema: Any) -> Any:
+    """A schema of its own as part of another one: what it refers to in itself (`#/$defs/…`) is below `place` there."""
+    if isinstance(schema, Mapping):
+        return {
+            key: f"#{place}{value[1:]}"
+            if key == "$ref" and isinstance(value, str) and value.startswith("#")
+            else _put_at(place, value)
+            for key, value in schema.items()
+        }
+    return [_put_at(place, one) for one in schema] if isinstance(schema, list) else schema
+
+
+def _call(contract: ToolContract, place: str) -> dict[str, Any]:
+    arguments = _put_at(f"{place}/properties/arguments", contract.input)
     return {
         "type": "object",
-        "properties": {"tool": {"const": contract.name}, "arguments": contract.input},
+        "properties": {"tool": {"const": contract.name}, "arguments": arguments},
         "required": ["tool", "arguments"],
         "additionalProperties": False,
     }

@@ -11,8 +11,8 @@ from interlock.base.refs import Ref
 from interlock.runtime.work import Run
 from interlock.workflows.bindings import Reference, dig, references, resolve
 from interlock.workflows.program import path_of
-from interlock.workflows.spec import LoopStep, MapStep, SubworkflowStep, ToolStep
-from interlock.workflows.state import RunState, StepState, StepStatus
+from interlock.workflows.spec import LoopStep, MapStep, SubworkflowStep, ToolStep, WaitStep
+from interlock.workflows.state import UNDO, RunState, StepState, StepStatus, is_told
 
 
 class Stale(ContractViolation):
@@ -114,11 +114,17 @@ class _Reader:
         step = str(reference.step)
         path = self._program.ids.get((home, step), step)
         name = self._program.instance(near or "", path, self._state.steps)
-        return await self._of(name, path, reference, absent_is_null=absent_is_null)
+        return await self._of(name, path, reference, near, absent_is_null=absent_is_null)
 
-    async def _of(self, name: str, path: str, reference: Reference, *, absent_is_null: bool) -> Any:
+    async def _of(self, name: str, path: str, reference: Reference, near: str | None, *, absent_is_null: bool) -> Any:
         state = self._state.steps.get(name)
         spec = self._program.nodes[path].step
+        if state is not None and not self._is_told(state, spec, near):
+            if self._lenient or absent_is_null or spec.on_failure == "continue" or state.status in UNDO:
+                return None
+            state = None
+        if isinstance(spec, WaitStep) and state is not None and reference.path == ("received",):
+            return state.facts.get("received")
         if state is not None and state.status is StepStatus.SUCCEEDED:
             if isinstance(spec, SubworkflowStep):
                 return await self._child(name, path, reference)
@@ -135,6 +141,12 @@ class _Reader:
         raise ContractViolation(
             f'"{reference.text}": step "{step_id(path)}" did not run in this run; guard this step with the same branch'
         )
+
+    def _is_told(self, state: StepState, spec: Any, near: str | None) -> bool:
+        reader = self._state.steps.get(near) if near is not None else None
+        if reader is not None and reader.status in UNDO and state.status in UNDO:
+            return True  # undoing is told what the call was made with, whatever became of that since
+        return is_told(state, opens_body=isinstance(spec, MapStep | SubworkflowStep))
 
     async def _child(self, name: str, path: str, reference: Reference) -> Any:
         """A field of what a subworkflow gave: its output's binding, read inside it."""

@@ -30,7 +30,8 @@ from interlock.workflows.spec import ModelStep, ToolStep
 
 # Characters a token stands for at least, in the scripts and tokenizers we know; for reservations only.
 _CHARACTERS_PER_TOKEN = 2.5
-_CORRECTIONS = 2  # the seed document's number (R8)
+_CLOCKS_APART = 60.0  # seconds by which the clock of a far side may be ahead
+CORRECTIONS = 2  # the seed document's number (R8)
 
 
 class Models(Protocol):
@@ -139,7 +140,7 @@ class ModelExecutor:
         validator = work.run.version.output_validators[work.path]
         answered = await self._answered(work, prepared) if is_batched(work) else None
         answer = await complete_structured(
-            provider, request, validator=validator, max_corrections=_CORRECTIONS, answered=answered
+            provider, request, validator=validator, max_corrections=CORRECTIONS, answered=answered
         )
         spent = spent_of(provider.name, request.model, answer.usage)
         attributes = {
@@ -201,6 +202,11 @@ class ToolExecutor:
         attributes = {"effect": tool.contract.effect, "scopes": sorted(tool.contract.scopes)}
         question = _question(work, "call_tool", step.tool, attributes, labels)
         return Prepared(question, arguments, labels, stale=tuple(bound.stale))
+
+    async def fetch(self, work: Work) -> None:
+        """Makes sure that the tool's code is at hand."""
+        assert isinstance(work.step, ToolStep)
+        await self._tools.fetch(work.run.version.tools[work.step.tool])
 
     async def plan(self, work: Work, prepared: Prepared) -> Any:
         """What a tool with an explicit commit means to do: its `run`, which changes nothing."""
@@ -315,10 +321,13 @@ def _age(contract: ToolContract, output: Any, now: float) -> float:
     said = output.get(contract.as_of) if contract.as_of is not None and isinstance(output, dict) else None
     if isinstance(said, str):
         try:
-            moment = datetime.fromisoformat(said)
+            moment: datetime | None = datetime.fromisoformat(said)
         except ValueError:
-            return 0.0  # it does not say when: older than anything may be
-        return moment.timestamp() if moment.tzinfo is not None else 0.0
-    if isinstance(said, int | float) and not isinstance(said, bool):
-        return float(said)
-    return now if contract.as_of is None else 0.0
+            moment = None
+        when = moment.timestamp() if moment is not None and moment.tzinfo is not None else 0.0
+    elif isinstance(said, int | float) and not isinstance(said, bool):
+        when = float(said)
+    else:
+        when = now if contract.as_of is None else 0.0
+    # What says no moment, or one to come (milliseconds, say), is older than anything may be, not fresh for ever.
+    return min(when, now) if when <= now + _CLOCKS_APART else 0.0

@@ -25,7 +25,7 @@ from interlock.runtime.effects import Effect, EffectLedger, call_ends, idempoten
 from interlock.runtime.executors import ModelExecutor, Prepared, ToolExecutor
 from interlock.runtime.lookups import Lookups
 from interlock.runtime.outstanding import is_batched
-from interlock.runtime.passage import Passage, entry_of, failure_of, is_found, mutates, target_of, tokens
+from interlock.runtime.passage import Passage, entry_of, failure_of, is_found, longest, mutates, target_of, tokens
 from interlock.runtime.work import Outcome, Work
 from interlock.store.artifacts import Sealed
 from interlock.telemetry import names
@@ -92,10 +92,8 @@ class Kernel:
                 raise
             except Deferred as error:
                 delay = error.retry_after if error.retry_after is not None else _ASK_AGAIN
-                outcome, pending = (
-                    Outcome(StepDeferred(work.name, work.attempt, self._clock.now(), delay)),
-                    error.pending,
-                )
+                event = StepDeferred(work.name, work.attempt, self._clock.now(), delay, passage.in_doubt)
+                outcome, pending = Outcome(event), error.pending
             except Exception as error:  # noqa: BLE001  whatever a step's work can raise becomes an event; a bug must not kill the worker
                 mark_failed(span, error)
                 outcome = await self._failed(passage, error)
@@ -113,7 +111,7 @@ class Kernel:
     async def _look_back(self, passage: Passage) -> None:
         """Whether an earlier attempt left the effect in doubt: known before anything of this one can fail."""
         work = passage.work
-        if mutates(work) and (work.attempt > 1 or work.run.resumed):
+        if mutates(work) and (work.attempt > 1 or work.run.resumed or work.here.deferrals):
             passage.in_doubt = await self._effects.status(work) == "executing"
 
     # -- admit -------------------------------------------------------------------------------------------------
@@ -139,7 +137,8 @@ class Kernel:
         await self._find(passage, prepared)
         if passage.done is None and not prepared.answered:
             try:
-                passage.admission = await self._health.admit(work.run.org_id, *target_of(work))
+                target, tool = target_of(work)
+                passage.admission = await self._health.admit(work.run.org_id, target, tool, seconds=longest(work))
             except TargetDown as error:
                 if not is_batched(work):
                     raise
@@ -173,8 +172,7 @@ class Kernel:
         if work.run.set_aside is not None:
             await work.run.set_aside(prepared.tokens, prepared.usd)
         if isinstance(work.step, ToolStep):
-            timeout = work.run.version.tools[work.step.tool].contract.timeout
-            passage.slot = await self._quotas.take(work.run.org_id, work.step.tool, timeout)
+            passage.slot = await self._quotas.take(work.run.org_id, work.step.tool, longest(work))
             if mutates(work):
                 await self._intend(passage, work.step, prepared)
 
@@ -203,7 +201,7 @@ class Kernel:
                 kind=FailureKind.PERMANENT,
             )
         probing = self._tools.probe(passage.work, prepared, key)
-        passage.done = await self._health.watch(passage.admission, probing)
+        passage.done = await self._health.ask(passage.admission, probing)
         passage.in_doubt = passage.done is not None
 
     # -- execute -----------------------------------------------------------------------------------------------
@@ -227,7 +225,8 @@ class Kernel:
         work, plan = passage.work, None
         contract = work.run.version.tools[effect.tool].contract
         if contract.commit:
-            plan = await self._health.watch(passage.admission, self._tools.plan(work, prepared))
+            plan = await self._health.ask(passage.admission, self._tools.plan(work, prepared))
+        await self._tools.fetch(work)  # what is not there is no call that was cut off
         until = call_ends(contract)
         await self._effects.executing(work, effect)
         passage.handed_over = True

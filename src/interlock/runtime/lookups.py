@@ -34,7 +34,7 @@ class Lookups:
         """
         step, version = work.step, work.run.version
         if isinstance(step, MapStep):
-            bound = await bind(work.run, step.items, work.state, work.name)
+            bound = await bind(work.run, step.items, work.state, work.name, now=self._clock.now())
             if not isinstance(bound.value, list):
                 raise ContractViolation(f'"{step.items}" is no list, so step "{work.name}" has no items')
             if len(bound.value) > step.max_items:
@@ -43,7 +43,7 @@ class Lookups:
                 )
             return Done(bound.value, _COUNT, bound.labels, facts={"count": len(bound.value)})
         assert isinstance(step, SubworkflowStep)
-        bound = await bind(work.run, step.input, work.state, work.name)
+        bound = await bind(work.run, step.input, work.state, work.name, now=self._clock.now())
         child = version.program.subworkflows[work.path]
         required = set(child.input.get("required", ()))
         value = {name: one for name, one in bound.value.items() if one is not None or name in required}
@@ -72,7 +72,11 @@ class Lookups:
     async def cached(self, work: Work, prepared: Prepared) -> Done | None:
         """The answer to the very same call, if its contract or step lets it be used again and it is young enough."""
         seconds = cache_seconds(work)
-        return None if seconds is None else await self._kept(work, prepared, max_age=seconds)
+        if seconds is None:
+            return None
+        if work.fallback is not None and work.fallback.max_age is not None:
+            seconds = min(seconds, work.fallback.max_age)
+        return await self._kept(work, prepared, max_age=seconds)
 
     async def _kept(self, work: Work, prepared: Prepared, *, max_age: float | None) -> Done | None:
         key = (await self._key(work, prepared)).ref.digest

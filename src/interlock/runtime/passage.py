@@ -22,7 +22,7 @@ from interlock.budget.quotas import Slot
 from interlock.health.breakers import Admission
 from interlock.policy.decision import Answer
 from interlock.runtime.effects import Effect
-from interlock.runtime.executors import Done, Prepared
+from interlock.runtime.executors import CORRECTIONS, Done, Prepared
 from interlock.runtime.work import Work
 from interlock.store.artifacts import Sealed
 from interlock.telemetry import names
@@ -72,6 +72,15 @@ def target_of(work: Work) -> tuple[str, tuple[str, str] | None]:
         return f"provider:{work.run.version.models[work.step.model]}", None
     assert isinstance(work.step, ToolStep)
     return f"tool:{work.step.tool}", (work.step.tool, work.run.version.tools[work.step.tool].bundle)
+
+
+def longest(work: Work) -> float:
+    """Seconds that the work may take outside: a call with its corrections, or all that may be asked of its tool in turn."""
+    if isinstance(work.step, ModelStep):
+        return work.step.timeout * (1 + CORRECTIONS)
+    assert isinstance(work.step, ToolStep)
+    contract = work.run.version.tools[work.step.tool].contract
+    return contract.call_seconds * (1 + contract.commit + contract.probe)
 
 
 def failure_of(passage: Passage, error: Exception, words: Ref | None) -> Failure:

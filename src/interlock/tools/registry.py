@@ -39,6 +39,10 @@ class Tools:
     def sandbox_name(self) -> str:
         return self._sandbox.name
 
+    async def fetch(self, tool: Tool) -> None:
+        """Brings a tool's code here, if it is not; raises as `locate` does."""
+        await self._locate(tool.bundle)
+
     async def call(
         self,
         tool: Tool,

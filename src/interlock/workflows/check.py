@@ -32,7 +32,7 @@ from interlock.workflows.spec import (
     Workflow,
 )
 from interlock.workflows.visibility import Path, Problem, Seen, View, listed, schema_problems
-from interlock.workflows.walk import reaches, siblings
+from interlock.workflows.walk import reaches, siblings, signal_waits
 
 __all__ = ["Problem", "check_workflow"]
 
@@ -305,6 +305,13 @@ class _Checker:
                 place, f'step "{step.id}": workflow "{step.workflow}" leads back here; a workflow cannot contain itself'
             )
             return
+        for wait in signal_waits(child, self.workflows):
+            if self.payloads.setdefault(str(wait.signal), wait.payload) != wait.payload:
+                message = (
+                    f'step "{step.id}": workflow "{child.name}" waits for signal "{wait.signal}" with another payload than '
+                    "an earlier step; make them equal, or call one of the signals something else"
+                )
+                yield Problem(place, message)
         for tool in sorted(set(child.allow) - set(self.workflow.allow)):
             yield Problem(
                 place, f'step "{step.id}": workflow "{child.name}" uses tool "{tool}", which is not in allow; add it'
@@ -321,6 +328,9 @@ class _Checker:
 
     def _wait(self, step: WaitStep, path: Path) -> Iterator[Problem]:
         yield from schema_problems(step.payload, (*path, "payload"))
+        if "received" in _properties(step.payload):
+            message = f'step "{step.id}": received says whether the signal came; call that field of the payload something else'
+            yield Problem((*path, "payload"), message)
         if step.signal is not None and self.payloads.setdefault(step.signal, step.payload) != step.payload:
             message = (
                 f'step "{step.id}": another step waits for signal "{step.signal}" with another payload; make them equal'
@@ -347,6 +357,12 @@ class _Checker:
 
     # -- what later steps see ----------------------------------------------------------------------------------
 
+    def _heard(self, step: WaitStep) -> Seen:
+        """What comes with a signal; anything, if its payload is not said."""
+        known = _properties(step.payload)
+        seen = _object(**(known | {"received": _FLAG})) if step.signal else _object()
+        return Seen.of(seen) if known or step.signal is None else Seen({}, seen)
+
     def _known(self, step: Step) -> Seen:
         match step:
             case ModelStep() | AgentStep():
@@ -356,8 +372,7 @@ class _Checker:
             case ReviewStep():
                 return Seen.of(_object(approved=_FLAG, by={"type": "string"}, note={"type": "string"}))
             case WaitStep():
-                properties = step.payload.get("properties", {})
-                return Seen.of(_object(**properties, **({"received": _FLAG} if step.signal else {})))
+                return self._heard(step)
             case BranchStep():
                 return Seen.of(_object(case=_NUMBER))
             case LoopStep():
@@ -369,6 +384,11 @@ class _Checker:
                 return Seen.of(_object(**{name: {} for name in child.output}) if child is not None else {})
             case _:
                 return Seen.of(_object())
+
+
+def _properties(schema: JsonSchema) -> dict[str, Any]:
+    found = schema.get("properties")
+    return found if isinstance(found, dict) and not any(schema_problems(schema, ())) else {}
 
 
 def _object(**properties: JsonSchema) -> JsonSchema:

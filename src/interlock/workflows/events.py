@@ -103,12 +103,17 @@ class StepFailed:
 
 @dataclass(frozen=True, slots=True)
 class StepDeferred:
-    """Nothing was tried, for want of a slot or a place in a rate limit: the same attempt again after `delay` seconds."""
+    """Nothing was tried, for want of a slot or a place in a rate limit: the same attempt again after `delay` seconds.
+
+    Attributes:
+        ambiguous: the attempt had begun before, in a worker that was lost: its effect may have happened.
+    """
 
     step: str
     attempt: int
     at: float
     delay: float
+    ambiguous: bool = False
     type: Literal["step_deferred"] = "step_deferred"
 
 

@@ -56,6 +56,8 @@ def give_up(turn: Turn, name: str, step: StepState, failure: Failure) -> None:
             deferrals=0,
             failure=failure,
             expired=False,
+            # What a person put in the place of the step's arguments is not for a tool that is given its own.
+            override=None if ladder[step.variant].input is not None else step.override,
         )
         turn.perform(name, fresh)
     else:
@@ -133,6 +135,8 @@ def failed(turn: Turn, name: str, failure: Failure) -> None:
     elif turn.program.workflow.on_failure == "hold" and isinstance(spec, ModelStep | ToolStep):
         turn.put(name, replace(turn.steps[name], status=StepStatus.HELD))
         turn.commands.append(ev.OpenLetter(name, "step"))
+        if (agent := turn.agent_of(name)) is not None:
+            turn.unlimit(agent)
     else:
         end(turn, RunStatus.FAILED, _reason(name, failure))
 
@@ -161,6 +165,7 @@ def _reason(name: str, failure: Failure) -> str:
 
 def _let_fail(turn: Turn, container: str, failure: Failure) -> None:
     turn.failing[container] = failure
+    _degrade(turn, container, failure)
     state = turn.steps[container]
     turn.put(container, replace(state, status=StepStatus.ENDING, failure=failure))
     turn.unlimit(container)
@@ -199,28 +204,30 @@ def end(turn: Turn, status: RunStatus, reason: str) -> bool:
 
 def conclude(turn: Turn) -> None:
     """Finishes what is ending and has nothing under way inside any more: first containers, then the run."""
-    if turn.failing:
-        # The innermost first: it stands later in the alphabet of its own prefix, and must be over before what holds it.
-        for container in sorted(turn.failing, key=lambda one: -sum(1 for _ in turn.ancestors(one))):
+    # Only where something changed: a thousand items that fail are looked at a thousand times, not a million.
+    while turn.failing and turn.changed:
+        around = {one for name in turn.changed for one in (name, *turn.ancestors(name)) if one in turn.failing}
+        turn.changed.clear()
+        # The innermost first: it must be over before what holds it.
+        for container in sorted(around, key=lambda one: (-sum(1 for _ in turn.ancestors(one)), one)):
             _conclude_container(turn, container)
     if turn.ending is not None and not turn.busy and not turn.failing:
         _conclude_run(turn, turn.ending)
 
 
 def _conclude_container(turn: Turn, container: str) -> None:
-    inside = [(name, step) for name, step in turn.steps.items() if turn.inside(name, container)]
-    if any(step.status in BUSY or step.status is StepStatus.ENDING for _, step in inside):
+    if any(
+        (step.status in BUSY or step.status is StepStatus.ENDING) and turn.inside(name, container)
+        for name, step in turn.steps.items()
+    ):
         return
-    names = {name for name, _ in inside}
-    remaining = [
-        name for name in reversed(turn.completed) if name in names and turn.steps[name].status is StepStatus.SUCCEEDED
-    ]
-    if remaining:
-        undo(turn, remaining[0], turn.steps[remaining[0]])
-        return
-    failure = turn.failing.pop(container)
+    for name in reversed(turn.completed):
+        step = turn.steps[name]
+        if step.status is StepStatus.SUCCEEDED and turn.inside(name, container):
+            undo(turn, name, step)
+            return
+    del turn.failing[container]
     turn.put(container, replace(turn.steps[container], status=StepStatus.FAILED))
-    _degrade(turn, container, failure)
     if isinstance(turn.program.node(container).step, MapStep) and "#" in container[container.rfind("/") + 1 :]:
         item_done(turn, container, succeeded=False)
     elif not turn.blocked(container):  # asked now: what is around it may be concluded before the leaving's turn comes

@@ -25,7 +25,7 @@ from interlock.workflows.spec import (
     ToolStep,
     WaitStep,
 )
-from interlock.workflows.state import Ending, StepState, StepStatus
+from interlock.workflows.state import Ending, StepState, StepStatus, is_told
 from interlock.workflows.turn import Turn
 
 _LAST_MOMENT = 253_402_300_800.0
@@ -161,8 +161,14 @@ def _facts(turn: Turn, path: str | None, near: str) -> Facts:
         if not home:
             return turn.input_facts
         path = home[:-1]  # the facts of an open subworkflow are those of its input
+        caller = turn.steps.get(turn.program.instance(near, path, turn.steps))
+        return caller.facts if caller is not None else {}
     step = turn.steps.get(turn.program.instance(near, path, turn.steps))
-    return step.facts if step is not None else {}
+    if step is None or not is_told(
+        step, opens_body=isinstance(turn.program.nodes[path].step, MapStep | SubworkflowStep)
+    ):
+        return {}
+    return step.facts
 
 
 # -- loops ---------------------------------------------------------------------------------------------------------
@@ -254,7 +260,9 @@ def next_turn(turn: Turn, name: str) -> None:
     turn.put(name, replace(state, iteration=state.iteration + 1))
     frame = f"{name}#{state.iteration + 1}"
     turn.put(frame, StepState(StepStatus.OPEN))
-    turn.perform(f"{frame}/{TURN}", StepState(StepStatus.RUNNING))
+    # What a person put in the place of the prompt's values holds for the turns that follow, too.
+    before = turn.steps.get(f"{name}#{state.iteration}/{TURN}")
+    turn.perform(f"{frame}/{TURN}", StepState(StepStatus.RUNNING, override=before.override if before else None))
 
 
 def next_calls(turn: Turn, frame: str) -> None:

@@ -141,6 +141,10 @@ def _step_deferred(turn: Turn, event: ev.StepDeferred) -> bool:
     step = turn.current(name, StepStatus.RUNNING, event.attempt)
     if step is None:
         return False
+    if event.ambiguous:
+        message = "it was cut off, and then had to wait"
+        failure = Failure(FailureKind.RATE_LIMITED, "deferred", message, ambiguous=True)
+        step = replace(step, failure=failure)
     if turn.blocked(name):
         turn.unlimit(name)
         if step.failure is not None and step.failure.ambiguous:
@@ -244,12 +248,17 @@ def _letter_requeued(turn: Turn, event: ev.LetterRequeued) -> bool:
             tries=1,
             deferrals=0,
             failure=None,
-            override=event.input,
+            override=event.input if event.input is not None else step.override,
             expired=False,
             begun=step.attempt + 1,
         )
         turn.perform(event.step, fresh)
         turn.limit(event.step, getattr(turn.program.node(event.step).step, "deadline", None))
+        agent = turn.agent_of(event.step)
+        if agent is not None:  # its time stood still
+            around = turn.steps[agent]
+            turn.put(agent, replace(around, begun=around.begun + 1))
+            turn.limit(agent, getattr(turn.program.node(agent).step, "deadline", None))
         return True
     if turn.status is RunStatus.DEAD:
         turn.status = RunStatus.COMPENSATING

@@ -35,6 +35,16 @@ class StepStatus(StrEnum):
 
 # What a worker does now.
 WORKING = frozenset({StepStatus.RUNNING, StepStatus.UNDOING})
+# What was done and is to be, is being, or was taken back; also what could not be.
+UNDO = frozenset(
+    {
+        StepStatus.UNDOING,
+        StepStatus.UNDO_RETRYING,
+        StepStatus.UNDONE,
+        StepStatus.UNDO_FAILED,
+        StepStatus.UNDO_GIVEN_UP,
+    }
+)
 # Work whose end must be awaited before what it stands in may end: an effect may be happening.
 BUSY = WORKING | {StepStatus.UNDO_RETRYING, StepStatus.CONFIRMING}
 
@@ -76,6 +86,15 @@ class StepState:
     override: Ref | None = None
     expired: bool = False
     begun: int = 1
+
+
+def is_told(step: StepState, *, opens_body: bool) -> bool:
+    """Whether the result of a step may be read: not that of one that was taken back.
+
+    Args:
+        opens_body: of a map or a subworkflow, which while it is open keeps its items' counts, or its input's facts, there.
+    """
+    return step.status is StepStatus.SUCCEEDED if opens_body else step.status not in UNDO
 
 
 def limit_key(name: str, step: StepState) -> str:

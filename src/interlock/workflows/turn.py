@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from interlock.workflows import events as ev
 from interlock.workflows.events import Command, Failure, RunStatus, Spent
-from interlock.workflows.program import Program
+from interlock.workflows.program import Program, space_of
 from interlock.workflows.spec import CONTAINERS
 from interlock.workflows.state import BUSY, WORKING, Ending, RunState, StepState, StepStatus, limit_key
 
@@ -45,6 +45,7 @@ class Turn:
         self.seed, self.input_facts = state.seed, state.input_facts
         self.commands: list[Command] = []
         self.todo: list[Todo] = []
+        self.changed: set[str] = set()  # steps that were put in this turn, and are still to be looked at by `conclude`
 
     # -- steps -------------------------------------------------------------------------------------------------
 
@@ -57,6 +58,7 @@ class Turn:
         self.working += step.status in WORKING
         self.busy += step.status in BUSY
         self.steps[name] = step
+        self.changed.add(name)
 
     def perform(self, name: str, step: StepState) -> None:
         """Has a step's work done, now or once the run is resumed."""
@@ -97,6 +99,13 @@ class Turn:
 
     def inside(self, name: str, container: str | None) -> bool:
         return container is None or container in self.ancestors(name)
+
+    def agent_of(self, name: str) -> str | None:
+        """The agent whose turn or call this is."""
+        if self.program.node(name).agent is None:
+            return None
+        frame = space_of(name)[:-1]
+        return frame[: frame.rfind("#")]
 
     def blocked(self, name: str) -> bool:
         """Whether nothing new may start at this place, because the run or something around it is ending."""

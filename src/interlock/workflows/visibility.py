@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,15 @@ from interlock.workflows.schemas import validator_for
 from interlock.workflows.spec import JsonSchema
 
 Path = tuple[str | int, ...]
+
+
+_TEXT = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'")
+_READ = re.compile(r"(?<![\w.])([A-Za-z_]\w*)\.([A-Za-z_]\w*)(?!\w*\s*\()")
+
+
+def _fields_read(expression: str) -> set[tuple[str, str]]:
+    """(name, field) of every `name.field` in a condition; what stands in quotes is text, and `name.size()` no field."""
+    return set(_READ.findall(_TEXT.sub("''", expression)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,15 @@ class View:
             if name not in known:
                 message = (
                     f'step "{step_id}": condition reads "{name}", which is no earlier step; {listed(known, "names")}'
+                )
+                yield Problem(path, message)
+        for name, read in sorted(_fields_read(expression)):
+            schema = self.input if name == "input" else self.before[name].facts if name in self.before else {}
+            facts = fact_fields(schema)
+            if schema and read not in facts:
+                message = (
+                    f'step "{step_id}": condition reads "{name}.{read}", which is no fact; {listed(facts, "facts")}, '
+                    "and only numbers, booleans and enums are facts"
                 )
                 yield Problem(path, message)
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from interlock.workflows.spec import BranchStep, LoopStep, MapStep, ParallelStep, Step, SubworkflowStep, Workflow
+from interlock.workflows.spec import (
+    BranchStep,
+    LoopStep,
+    MapStep,
+    ParallelStep,
+    Step,
+    SubworkflowStep,
+    WaitStep,
+    Workflow,
+)
 
 
 def branches_of(step: Step) -> list[list[Step]]:
@@ -45,3 +54,12 @@ def reaches(workflow: Workflow, target: str, known: Mapping[str, Workflow]) -> b
             been.add(name)
             ahead += [step.workflow for step in every(known[name].steps) if isinstance(step, SubworkflowStep)]
     return False
+
+
+def signal_waits(workflow: Workflow, known: Mapping[str, Workflow]) -> Iterator[WaitStep]:
+    """The waits for signals of a workflow and of those in it."""
+    for step in every(workflow.steps):
+        if isinstance(step, WaitStep) and step.signal is not None:
+            yield step
+        elif isinstance(step, SubworkflowStep) and step.workflow in known:
+            yield from signal_waits(known[step.workflow], known)

@@ -107,7 +107,7 @@ select signal_id, event from signals where run_id = $1 order by signal_id
 -- name: count_signals
 with told as (select event from journal where run_id = $1 and event ->> 'type' = 'signal_received'
         union all select event from signals where run_id = $1 and event ->> 'type' = 'signal_received')
-select count(*) as total, coalesce(bool_or(event ->> 'signal_id' = $2), false) as known from told
+select count(*) as total, max(event ->> 'name') filter (where event ->> 'signal_id' = $2) as known from told -- its name
 
 -- name: get_effect
 select idempotency_key, tool, status, attempt, input, output,
