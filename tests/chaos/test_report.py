@@ -29,12 +29,15 @@ GOOD = Report(
     audit_entries=1,
     violations=[],
     missing=[],
+    spared=[],
     skipped={},
 )
 
 
 def outcome(kind: str, **changes: Any) -> Outcome:
-    given = Outcome("run_1", kind, "o-1", KINDS[kind].end, {"pay": "succeeded"}, [{"type": "run_started"}])
+    status = "succeeded" if KINDS[kind].reject is None else "compensated"
+    ledger = dict.fromkeys(KINDS[kind].items, status)
+    given = Outcome("run_1", kind, "o-1", KINDS[kind].end, ledger, [{"type": "run_started"}])
     return replace(given, **changes)
 
 
@@ -50,6 +53,8 @@ def test_nothing_wrong() -> None:
     assert judge([outcome("keyed")], book("o-1/pay")).violations == []
     undone = judge([outcome("undone")], book("o-1/one", "o-1/two", reversals=(2, 1)))
     assert (undone.violations, undone.duplicates, undone.lost) == ([], 0, 0)
+    forward = judge([outcome("undone")], book("o-1/one", "o-1/two", reversals=(1, 2)))
+    assert "taken back in the order o-1/one, o-1/two" in forward.violations[0]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +82,8 @@ def test_what_the_counter_must_not_show(kind: str, seen: Any, duplicates: int, l
         ({"journal": []}, "it began 0 times"),
         ({"journal": [{"type": "run_started"}] * 2}, "it began 2 times"),
         ({"ledger": {"pay": "executing"}}, "still says"),
+        ({"ledger": {}}, "its ledger does not say that pay succeeded"),
+        ({"ledger": {"pay": "failed"}}, "its ledger does not say that pay succeeded"),
         (
             {"journal": [{"type": "run_started"}, *[{"type": "step_failed", "step": "pay", "attempt": 1}] * 2]},
             "an attempt ended twice",

@@ -36,6 +36,7 @@ ORG = "chaos"
 PRINCIPAL = Principal("chaos", ORG, frozenset({"admin"}))
 LEASE_SECONDS = 2.0
 STALL_SECONDS = 30.0  # nothing moves for so long, and no fault holds it: a violation
+FINISH_SECONDS = 180.0  # runs that write and write and do not end are a violation, too
 FAULT_SECONDS = 40.0  # what a single fault may take, its clearing up included
 _LOAD_SHARE = 0.85  # of the time in which faults strike, runs are started in this part
 
@@ -80,9 +81,10 @@ class Plan:
     kinds: tuple[str, ...] = tuple(KINDS)
     lying: bool = False
 
-    @property
-    def required(self) -> int:
-        return max(1, min(5, self.runs // 60)) if self.least is None else self.least
+    def required(self, fault: str) -> int:
+        """How often it must have struck."""
+        least = max(1, min(5, self.runs // 60)) if self.least is None else self.least
+        return max(1, int(least / max(1.0, TURNS.get(fault, 1))))
 
 
 @dataclass(slots=True)
@@ -148,6 +150,7 @@ class Drill:
         data = plan.data_dir or home / "data"
         postgres, url = await stack.enter_async_context(_database(plan.url, data))
         given: dict[str, Any] = {
+            "engine": "postgres",  # whatever the environment says: its workers are the ones that are struck
             "models": {"default": f"openai:fake@{provider.url}"},
             "variables": {"counter": oracle.address},
             "worker": {"concurrency": _CONCURRENCY, "lease_seconds": LEASE_SECONDS},
@@ -249,9 +252,15 @@ class Drill:
         return {}
 
     async def _finish(self) -> None:
-        """Waits for the end of all runs, or until nothing moves any more."""
-        watch = self._scene.watch
+        """Waits for the end of all runs, or until nothing moves any more, or what moves gets nowhere."""
+        watch, began = self._scene.watch, time.monotonic()
         while watch.unfinished:
+            if time.monotonic() - began > FINISH_SECONDS:
+                runs = watch.unfinished
+                self._state.violations.append(
+                    f"{len(runs)} runs are unfinished {FINISH_SECONDS:g} s after the last fault, such as {runs[0]}"
+                )
+                return
             if watch.still > STALL_SECONDS:
                 runs = watch.unfinished
                 self._state.violations.append(
@@ -268,6 +277,9 @@ class Drill:
         book = await scene.oracle.book()
         outcomes = await self._outcomes()
         verdict = judge(outcomes, book)
+        for run_id in sorted(state.orders.keys() - {outcome.run_id for outcome in outcomes}):
+            verdict.lost += 1
+            verdict.violations.append(f"{run_id} was accepted and is not there any more")
         audit = await self._app.audit.verify(ORG)
         if not audit.ok:
             verdict.violations.append(f"audit: {audit.problem}")
@@ -276,8 +288,10 @@ class Drill:
         faults = [fault for fault in plan.faults if fault not in self._skipped()]
         strikes, hits, boundaries = counts_of(state.strikes, faults)
         recoveries = scene.watch.recoveries
+        if recoveries and max(recoveries) > STALL_SECONDS:
+            verdict.violations.append(f"a run stood still for {max(recoveries):.0f} s after a fault")
         return Report(
-            runs_started=len(outcomes),
+            runs_started=len(state.orders),
             runs_finished=sum(outcome.status in TERMINAL for outcome in outcomes),
             seconds=round(time.monotonic() - state.began, 1),
             strikes=strikes,
@@ -294,7 +308,8 @@ class Drill:
             longest_stall=round(max(scene.watch.longest_stall, scene.watch.still), 2),
             audit_entries=audit.verified,
             violations=state.violations + verdict.violations,
-            missing=[fault for fault in faults if strikes[fault] < plan.required],
+            missing=[fault for fault in faults if strikes[fault] < plan.required(fault)],
+            spared=[one for one in plan.boundaries if "kill" in faults and f"kill {one}" not in boundaries],
             skipped=self._skipped(),
         )
 

@@ -20,6 +20,8 @@ SPELL_SECONDS = 1.5  # how long a partition lasts
 # Seconds; an hour is longer than a run may stand still. Timers follow the database's time, so a step changes nothing.
 CLOCK_STEPS = (-3600.0, -30.0, 4.0, 3600.0)
 
+# Where nobody can know whether the effect happened, or whether that was written down.
+_DEAREST = frozenset({"during call", "after call", "after probe", "after undo"})
 # Boundaries that hardly any run would reach by itself: a call that takes its time, an effect in doubt.
 _NEEDED = {"during call": "slow", "after probe": "drop"}
 
@@ -61,7 +63,7 @@ class Scene:
     postgres: EmbeddedPostgres | None
     burst: Callable[[], Awaitable[None]]
     boundaries: tuple[str, ...] = BOUNDARIES
-    turn: dict[str, int] = field(default_factory=dict)
+    met: dict[tuple[str, str], float] = field(default_factory=dict)
     calm: asyncio.Event = field(default_factory=asyncio.Event)
     held: float = 0.0
 
@@ -76,9 +78,13 @@ class Scene:
             self.calm.set()
 
     def next_boundary(self, act: str) -> str:
-        """Boundaries in turn, so that a long run meets all of them equally often."""
-        number = self.turn[act] = self.turn.get(act, -1) + 1
-        return self.boundaries[number % len(self.boundaries)]
+        """The one met least by this act: those around the call itself first, and again before long if nobody got there."""
+        order = sorted(self.boundaries, key=lambda one: (one not in _DEAREST, self.boundaries.index(one)))
+        return min(order, key=lambda one: self.met.get((act, one), 0.0))
+
+    def note(self, act: str, boundary: str, *, struck: bool) -> None:
+        """What came of it."""
+        self.met[act, boundary] = self.met.get((act, boundary), 0.0) + (1.0 if struck else 0.4)
 
 
 async def _at_boundary(scene: Scene, act: str, *, seconds: float = 0.0) -> tuple[list[Worker], Strike] | None:
@@ -103,6 +109,7 @@ async def _at_boundary(scene: Scene, act: str, *, seconds: float = 0.0) -> tuple
         struck += [(waiting[task], said) for task in done if (said := task.result())]
     for task in left:
         task.cancel()
+    scene.note(act, boundary, struck=bool(struck))
     if not struck:
         return None
     runs = [run_id for _, said in struck for run_id in said.runs]
@@ -251,5 +258,5 @@ FAULTS: dict[str, Callable[[Scene], Awaitable[Strike | None]]] = {
     one.__name__: one for one in (kill, stop, postgres, provider, tool, timeout, signals, drain, clock, spike)
 }
 
-TURNS = {"spike": 3}
-"""For how many turns of another fault one counts: all its runs have to be finished, too."""
+TURNS = {"spike": 3, "kill": 0.4, "stop": 0.7}
+"""For how many turns of another fault one counts: a spike's runs have to be finished, too; workers are struck at many places."""

@@ -48,6 +48,7 @@ class Report:
         resolved: effects that were in doubt and were settled: by repeating the `key`, by `probe`, by a `person`.
         violations: one sentence each; none may be there.
         missing: faults that were asked for and struck too seldom.
+        spared: boundaries at which no worker was killed; a longer run meets more of them.
         skipped: faults that cannot be had here, with the reason.
     """
 
@@ -69,6 +70,7 @@ class Report:
     audit_entries: int
     violations: list[str]
     missing: list[str]
+    spared: list[str]
     skipped: dict[str, str]
 
     @property
@@ -92,6 +94,8 @@ class Report:
         if self.boundaries:
             met = ", ".join(f"{name} {count}" for name, count in sorted(self.boundaries.items()))
             table.add_row("boundaries", met)
+        if self.spared:
+            table.add_row("never killed at", ", ".join(self.spared))
         table.add_row("effects", f"{self.effects} at the counter, {self.reversals} taken back")
         table.add_row("duplicate effects", str(self.duplicate_effects))
         table.add_row("lost effects", str(self.lost_effects))
@@ -134,6 +138,8 @@ def judge(outcomes: list[Outcome], book: dict[str, list[dict[str, Any]]]) -> Ver
             name = f"{outcome.order}/{item}"
             expected.add(name)
             _judge_item(verdict, name, done[name], undone[name], reversed_=kind.reject is not None)
+        if kind.reject is not None:
+            verdict.violations += _order(outcome, book, business)
         verdict.violations += _story(outcome)
     for name in sorted(done.keys() - expected):
         verdict.duplicates += done[name]
@@ -157,6 +163,17 @@ def _judge_item(verdict: Verdict, name: str, done: int, undone: int, *, reversed
         verdict.violations.append(f"effect {name} was taken back {undone} times, not {wanted}")
 
 
+def _order(outcome: Outcome, book: dict[str, list[dict[str, Any]]], business: dict[Any, str]) -> list[str]:
+    """What is taken back is taken back in reverse: the counter numbers effects and reversals as they come."""
+    mine = {number for number, name in business.items() if name.startswith(f"{outcome.order}/")}
+    done = sorted(mine)
+    undone = [one["effect"] for one in book["reversals"] if one["effect"] in mine]
+    if len(set(undone)) == len(undone) == len(done) and undone != done[::-1]:
+        names = ", ".join(business[number] for number in undone)
+        return [f"{outcome.run_id} ({outcome.kind}): taken back in the order {names}"]
+    return []
+
+
 def _story(outcome: Outcome) -> list[str]:
     """A journal judged by rules of its own: no gap, one beginning, no attempt that ends twice, no step done twice."""
     problems = []
@@ -176,8 +193,14 @@ def _story(outcome: Outcome) -> list[str]:
         steps = Counter(event["step"] for event in outcome.journal if event["type"] == kind)
         problems += [f"{step}: {kind} {count} times" for step, count in steps.items() if count > 1]
     open_ = {step: status for step, status in outcome.ledger.items() if status in {"intended", "executing", "unknown"}}
-    if open_ and outcome.status == KINDS[outcome.kind].end:
-        problems.append(f"it is over and its ledger still says {open_}")
+    promised = KINDS[outcome.kind]
+    if outcome.status == promised.end:
+        if open_:
+            problems.append(f"it is over and its ledger still says {open_}")
+        wanted = "succeeded" if promised.reject is None else "compensated"
+        wrong = [item for item in promised.items if outcome.ledger.get(item) not in {wanted, *open_.values()}]
+        if wrong:
+            problems.append(f"it is over and its ledger does not say that {', '.join(wrong)} {wanted}")
     return [f"{outcome.run_id} ({outcome.kind}): {problem}" for problem in problems]
 
 
