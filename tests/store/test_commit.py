@@ -171,6 +171,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             crashed=[{"run_id": run["run_id"], "parked": True}],
             requeued=[{"run_id": run["run_id"]}],
             used_signals=[{"signal_id": signal_id[0]}],
+            handed_on=[{"signal_id": signal_id[0]}],
             outbox=[outbox(org)],
             let_go=[{"run_id": run["run_id"], "step": "a"}],
             finished=[{"run_id": run["run_id"]}],

@@ -63,6 +63,7 @@ class Commit:
     crashed: list[JsonRow]
     requeued: list[JsonRow]
     used_signals: list[JsonRow]
+    handed_on: list[JsonRow]
     outbox: list[JsonRow]
     let_go: list[JsonRow]
     finished: list[JsonRow]

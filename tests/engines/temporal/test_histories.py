@@ -115,3 +115,25 @@ async def test_histories_replay(
     )
     for run in (*runs, cancelled):
         await replayer.replay_workflow(await histories.fetch(run))
+
+
+async def test_what_a_run_was_told_outlives_its_workflow(
+    desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, histories: Histories
+) -> None:
+    """Temporal has it, nobody has recorded it yet, and the workflow goes: it is told again, and the run begins from its journal."""
+    app = await open_app(start_worker=True)
+    run = await desk.start("ask_pay", ticket="a")
+    review = await seen.review(run)
+    await seen.asleep(run)
+    app._worker._draining = True
+    await app._worker._worker.shutdown()  # nobody takes its tasks, as for a build without workers; the bridge lives
+    await desk.decide(review, "approve")
+    told = "select count(*) from signals where handed_on is not null"
+    await until(lambda: seen.rows(told) == [(1,)], lambda: "not handed on")
+    await histories.handle(run).terminate()
+    await open_app(start_worker=True)
+    seen.connection.execute("update queue set available_at = now() where run_id = %s", (run,))  # the minute passes
+    assert await seen.finished(run) == ["succeeded"]
+    assert bank.refunds == {"a": 1}
+    assert seen.rows("select count(*) from signals") == [(0,)]
+    seen.story(run)

@@ -57,15 +57,16 @@ async def test_a_letter_decided_while_the_run_dies_brings_it_back(
     write(project, FLAKY_TWICE)
     committing = Performer._commit
 
-    async def slowly(performer: Performer, held: Any, new: Any, claim: Any) -> bool:
+    async def slowly(performer: Performer, held: Any, new: Any, *rest: Any) -> bool:
         if any(one["event"]["type"] == "compensation_failed" and one["event"]["step"] == "pay_a" for one in new):
             query = "select 1 from dead_letters where step = 'pay_b' and status = 'open'"
             if seen.rows(query):
                 await desk.app.letters.requeue(
                     desk.admin, await letter_of(seen, held.run.run_id, "compensation", "pay_b")
                 )
-                await until(lambda: seen.rows("select count(*) from signals") == [(0,)], lambda: "not delivered")
-        return await committing(performer, held, new, claim)
+                told = "select count(*) from signals where handed_on is not null"
+                await until(lambda: seen.rows(told) == [(1,)], lambda: "not delivered")
+        return await committing(performer, held, new, *rest)
 
     monkeypatch.setattr(Performer, "_commit", slowly)
     await open_app(start_worker=True, deploy=True)

@@ -130,10 +130,12 @@ class Performer:
 
     async def _reload(self, held: _Held) -> None:
         """What other processes have recorded meanwhile."""
-        fresh = await self._load(held.run.run_id, held.run.org_id)
-        if fresh.seq > held.seq:
-            held.run.forget()
-            held.move(fresh.state, fresh.journal[held.seq :])
+        run = held.run
+        rows = await self._services.database.rows("get_journal", run.run_id, held.seq, org=run.org_id)
+        new = [row["event"] for row in rows]
+        if new:
+            run.forget()
+            held.move(fold(run.version.program, map(ev.event_from_json, new), held.state), new)
 
     # -- recording ---------------------------------------------------------------------------------------------
 
@@ -143,17 +145,24 @@ class Performer:
         Raises:
             LeaseLost: the claim is not to be had; nothing was written.
         """
-        events = task["events"]
+        events, heard = task["events"], [{"signal_id": signal} for signal in task["heard"]]
         recorded = events[0]["seq"] - 1 if events else task["seq"]
         async with held.lock:
             while True:
                 if held.seq < recorded:  # by another process
                     await self._reload(held)
+                if held.seq < recorded:
+                    raise ApplicationError(
+                        f"the run's journal has {held.seq} events where there were {recorded}: was the database set back? "
+                        "told anything, the run goes on from its journal",
+                        type="diverged",
+                        non_retryable=True,
+                    )
                 new = [event for event in events if event["seq"] > held.seq]
                 if not new:
                     break
                 try:
-                    complete = await self._commit(held, new, claim)
+                    complete = await self._commit(held, new, claim, heard)
                 except asyncpg.UniqueViolationError:
                     known = held.seq
                     await self._reload(held)
@@ -162,10 +171,13 @@ class Performer:
                 else:
                     if complete:
                         return
-        if claim is not None:
-            await self._services.committer.submit(Commit(held.run.org_id, new_claims=[claim]))
+        if claim is not None or heard:
+            claims = [claim] if claim is not None else []
+            await self._services.committer.submit(Commit(held.run.org_id, new_claims=claims, used_signals=heard))
 
-    async def _commit(self, held: _Held, new: list[Recordable], claim: dict[str, Any] | None) -> bool:
+    async def _commit(
+        self, held: _Held, new: list[Recordable], claim: dict[str, Any] | None, heard: list[dict[str, Any]]
+    ) -> bool:
         """Whether that was all: an end is recorded by itself, also that of a run which is brought back at once."""
         run, state, now = held.run, held.state, self._services.clock.now()
         commands: list[ev.Command] = []
@@ -179,6 +191,7 @@ class Performer:
             state, given = advance(run.version.program, state, events[-1])
             commands += given
         complete, new = len(events) == len(new), new[: len(events)]
+        told = [{"signal_id": one["signal"]} for one in new if "signal" in one]
         commit = commit_of(run, state=state, outcomes=[Outcome(event) for event in events], first_seq=new[0]["seq"])
         # No lease guards this journal: whoever writes an event first has it, and the other one looks again.
         commit.fence, commit.recorded, commit.journal = None, commit.journal, []
@@ -189,6 +202,7 @@ class Performer:
             commit.revived.append({"run_id": run.run_id})
         commit.settled_claims += settled_claims(run, events) + let_go(commit, run, held.state, state)
         await records_of(commit, run, state, commands, now)
+        commit.used_signals += told + heard  # now that what came of them is on record
         if claim is not None and complete:
             commit.new_claims.append(claim)
         await self._services.committer.submit(commit)

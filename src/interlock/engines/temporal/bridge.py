@@ -3,8 +3,9 @@
 Doors know nothing of engines: they write runs, queue rows and signals. A row of ours that is due is claimed, by the rules
 and within the limits of all engines, handed on, and leased to Temporal itself for as long as the run works: so it keeps its
 place among the runs at once, which `Performer` gives up when the run only waits. What a working run is told is claimed
-apart, for it has its place. Signals are deleted only after Temporal has them, so a crash in between delivers them
-again, and the workflow knows their ids. Once claimed, nothing here takes long; a lease is for a bridge that dies.
+apart, for it has its place. Signals are deleted only when what came of them is on record, by whoever records it; until
+then they are delivered again after a minute, and the workflow knows their ids. Once claimed, nothing here takes long; a
+lease is for a bridge that dies.
 """
 
 from __future__ import annotations
@@ -113,8 +114,11 @@ class Bridge:
         try:
             row = await self._services.database.row("load_run", run_id, org=org_id)
             assert row is not None, "a queued run has a row"
-            released["kept"] = await self._deliver(row)
-            commit.used_signals = [{"signal_id": signal["id"]} for signal in row["signals"]]
+            if row["signals"] or not row["journal"]:
+                released["kept"] = await self._deliver(row)
+            else:  # all it was told is on record by now
+                released["kept"] = claimed["works"] or row["status"] in {"running", "compensating"}
+            commit.handed_on = [{"signal_id": signal["id"]} for signal in row["signals"]]
         except Exception as error:  # noqa: BLE001  one run's trouble must not stop the others; it is tried again
             complain(error, run_id)
             released |= {"wake_at": self._services.clock.now() + _POLL_SECONDS, "failed": True}

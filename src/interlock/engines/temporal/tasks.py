@@ -17,10 +17,11 @@ class Signal(TypedDict):
 
 
 class Recordable(TypedDict):
-    """An event and its place in the run's journal."""
+    """An event and its place in the run's journal, and the signal that it came with, if one did."""
 
     seq: int
     event: dict[str, Any]
+    signal: NotRequired[int]
 
 
 class Limits(TypedDict):
@@ -75,12 +76,14 @@ class Task(TypedDict):
 
     Attributes:
         seq: how many events the workflow knows of; those that are not in `events` are in the journal.
+        heard: signals of which nothing came.
     """
 
     run_id: str
     org_id: str
     seq: int
     events: list[Recordable]
+    heard: list[int]
     command: Command | None
     rebuilt: bool
 

@@ -57,7 +57,8 @@ class InterlockRun:
         self._seq = start["seq"]
         self._unrecorded: deque[Recordable] = deque(start["unrecorded"])
         self._seen: dict[int, None] = dict.fromkeys(start["seen"])
-        self._inbox: list[Any] = []
+        self._inbox: list[tuple[Any, int | None]] = []  # events, and the signals that they came with
+        self._heard: list[int] = []  # signals of which nothing came, to be cleared away
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.Task[None]] = {}
         self._held_back = False
@@ -71,7 +72,7 @@ class InterlockRun:
         for signal in signals:
             if signal["id"] not in self._seen:
                 self._seen[signal["id"]] = None
-                self._inbox.append(ev.event_from_json(signal["event"]))
+                self._inbox.append((ev.event_from_json(signal["event"]), signal["id"]))
 
     @workflow.run
     async def run(self, start: Start) -> str:
@@ -79,14 +80,14 @@ class InterlockRun:
         self.deliver(start["signals"])
         if start["begin"] is not None:
             begin = start["begin"]
-            self._inbox.append(ev.RunStarted(workflow.time(), begin["seed"], begin["facts"]))
+            self._inbox.append((ev.RunStarted(workflow.time(), begin["seed"], begin["facts"]), None))
         else:
             self._issue(pending(self._state))
         while not self._ended_elsewhere:
             try:
                 await workflow.wait_condition(self._awake)
             except asyncio.CancelledError:
-                self._inbox.append(ev.CancelRequested(workflow.time(), "cancelled in Temporal"))
+                self._inbox.append((ev.CancelRequested(workflow.time(), "cancelled in Temporal"), None))
             if self._broken is not None:
                 raise self._broken
             if self._inbox:
@@ -109,16 +110,20 @@ class InterlockRun:
         commands: list[ev.Command] = []
         known = self._seq
         events, self._inbox = self._inbox, []
-        for event in events:
+        for event, signal in events:
             before = self._state
             self._state, given = advance(self._program, before, event)
-            if self._state is before:
-                continue  # stale: a duplicate delivery, or a decision nobody waits for
+            if self._state is before:  # stale: a duplicate delivery, or a decision nobody waits for
+                self._heard += [signal] if signal is not None else []
+                continue
             self._seq += 1
-            self._unrecorded.append({"seq": self._seq, "event": ev.event_to_json(event)})
+            recordable: Recordable = {"seq": self._seq, "event": ev.event_to_json(event)}
+            if signal is not None:
+                recordable["signal"] = signal
+            self._unrecorded.append(recordable)
             commands += given
         self._held_back = self._held_back or self._heavy()
-        if not self._issue(commands) and self._seq > known:
+        if not self._issue(commands) and (self._seq > known or self._heard):
             self._spawn(self._record())
 
     def _heavy(self) -> bool:
@@ -168,7 +173,7 @@ class InterlockRun:
     async def _wait(self, command: ev.StartTimer) -> None:
         await asyncio.sleep(max(0.0, command.due - workflow.time()))
         self._timers.pop(command.timer, None)
-        self._inbox.append(ev.TimerFired(command.timer, workflow.time()))
+        self._inbox.append((ev.TimerFired(command.timer, workflow.time()), None))
 
     def _cancel_timers(self, keys: Any) -> None:
         for key in sorted(keys):  # in an order that replays
@@ -181,16 +186,17 @@ class InterlockRun:
 
     async def _record(self) -> None:
         async with self._recording:
-            if self._unrecorded:
+            if self._unrecorded or self._heard:
                 await self._activity(None)
 
     async def _activity(self, command: Command | None) -> None:
-        upto = self._seq
+        upto, heard = self._seq, list(self._heard)
         task: Task = {
             "run_id": self._start["run_id"],
             "org_id": self._start["org_id"],
             "seq": upto,
             "events": list(self._unrecorded),
+            "heard": heard,
             "command": command,
             "rebuilt": self._start["rebuilt"],
         }
@@ -209,10 +215,11 @@ class InterlockRun:
             return
         while self._unrecorded and self._unrecorded[0]["seq"] <= upto:
             self._unrecorded.popleft()
+        self._heard = [signal for signal in self._heard if signal not in heard]
         if result.get("over"):
             self._ended_elsewhere = True
         elif "event" in result:
-            self._inbox.append(ev.event_from_json(result["event"]))
+            self._inbox.append((ev.event_from_json(result["event"]), None))
 
 
 @functools.lru_cache(maxsize=256)

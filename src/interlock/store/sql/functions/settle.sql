@@ -243,6 +243,12 @@ begin
             where signals.signal_id = s.signal_id;
     end if;
 
+    -- Told to an engine that keeps its runs itself; the row goes with the record of it, and until then it is told again now and then.
+    if batch ? 'handed_on' then
+        update signals set handed_on = now() from jsonb_to_recordset(batch -> 'handed_on') as h(signal_id bigint)
+            where signals.signal_id = h.signal_id;
+    end if;
+
     if batch ? 'outbox' then
         insert into outbox (org_id, topic, payload) select org_id, topic, payload
             from jsonb_to_recordset(batch -> 'outbox') as o(org_id text, topic text, payload jsonb);
@@ -301,7 +307,10 @@ begin
                     when exists (select from runs where runs.run_id = queue.run_id and runs.status in ('queued', 'running', 'compensating'))
                     then 'infinity' else now() + interval '30 seconds' end end,
                 crashes = 0, losses = 0, available_at = case
-                when w.failed is not true and exists (select from signals where signals.run_id = queue.run_id) then now()
+                when w.failed is not true and exists (
+                    select from signals where signals.run_id = queue.run_id and signals.handed_on is null) then now()
+                when w.failed is not true and exists (select from signals where signals.run_id = queue.run_id)
+                    then now() + interval '60 seconds'
                 else coalesce(to_timestamp(w.wake_at), 'infinity'::timestamptz) end
             from jsonb_to_recordset(batch -> 'released') as w(run_id text, wake_at double precision, kept boolean, failed boolean)
             where queue.run_id = w.run_id;
