@@ -74,16 +74,18 @@ class EffectLedger:
 
         If somebody else was in the middle of this very attempt, their call may still be under way, at a worker that lost
         the run or on the network, and neither a probe nor a person could see it. So this waits until the tool's own
-        deadline for that call has passed; only a tool that honours its key has no need to.
+        deadline for that call has passed. Of an earlier attempt that has ended, only what was on its way may still arrive: the
+        far side may be slow to do what its caller gave up on. Only a tool that honours its key has no need to wait.
         """
         row = await self._database.row("get_effect", work.run.run_id, work.effect_name, org=work.run.org_id)
         if row is None:
             return None
         status: EffectStatus = row["status"]
-        if status == "executing" and row["attempt"] == work.attempt and isinstance(work.step, ToolStep):
+        if status == "executing" and isinstance(work.step, ToolStep):
             contract = work.run.version.tools[work.step.tool].contract
             if not contract.honours_idempotency:
-                await asyncio.sleep(max(0.0, contract.call_seconds + _START_SECONDS + _FLIGHT_SECONDS - row["age"]))
+                left = contract.call_seconds + _START_SECONDS + _FLIGHT_SECONDS - row["age"]
+                await asyncio.sleep(max(0.0, left if row["attempt"] == work.attempt else min(left, _FLIGHT_SECONDS)))
         return status
 
     async def intend(self, work: Work, effect: Effect, arguments: Sealed) -> None:
