@@ -112,12 +112,9 @@ async def test_a_pause_of_ages_is_not_taken_at_its_word(
     await until(lambda: provider.hits["look"] > before, lambda: "nobody looks")
     pause = "select extract(epoch from next_check - now())::int between 3000 and 3600 from batches"
     await until(lambda: seen.rows(pause) == [(True,)], lambda: str(seen.rows("select next_check from batches")))
-    assert seen.status(run) == "waiting"
-    provider._gate, provider.ready = gate, True  # type: ignore[method-assign]
-    await until(lambda: (seen.queue(run) or {}).get("worker") is None, lambda: "not asleep")
-    owner.execute("update batches set next_check = now()")
-    # Its own timer is an hour away, too; nobody but time can move that.
+    await seen.asleep(run)  # for as long: nobody but time can move its timer
     assert seen.kinds(run)[-1] == "step_deferred think"
+    provider._gate = gate  # type: ignore[method-assign]
 
 
 async def test_a_success_that_cannot_be_read_may_be_one(

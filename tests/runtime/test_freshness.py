@@ -86,3 +86,31 @@ async def test_a_fallbacks_own_limit_holds_for_what_is_cached_too(deploy: Deploy
     run = await desk.start("w")
     assert await seen.finished(run) == ["failed"]
     assert "as a fallback it may be 60 s" in seen.run(run)["reason"]
+
+
+async def test_an_answer_is_as_old_as_its_own_call(deploy: Deploy, seen: Observer) -> None:
+    """What it was asked with is two hours old, and its tool says that an answer is good for a minute: this one is new."""
+    files = {
+        **look("time.time() - 7200", LOOK.replace("max_age: 3600", "max_age: 100000")),
+        "tools/ask/tool.yaml": LOOK.replace("name: look", "name: ask").replace(
+            "as_of: seen\nmax_age: 3600", "max_age: 60"
+        ),
+        "tools/ask/main.py": "def run(items):\n    return {'items': items}\n",
+    }
+    steps = (
+        ASK
+        + "- {id: ask, kind: tool, tool: ask, input: {items: $steps.look.items}}\n"
+        + THROUGH["tool"].replace("$steps.look", "$steps.ask")
+    )
+    desk = await deploy(files, workflow("w", steps, allow="look, ask, note"))
+    run = await desk.start("w")
+    assert await seen.finished(run) == ["succeeded"], seen.run(run)["reason"]
+
+
+async def test_a_fixed_answer_needs_no_arguments(deploy: Deploy, seen: Observer) -> None:
+    """The value that the step would act upon is stale: that is what the fallback is for."""
+    step = "- {id: note, kind: tool, tool: note, input: {text: $steps.look.items.0.t}, fallback: [{value: {text: none}}]}\n"
+    desk = await deploy(look("1000.0"), workflow("w", ASK + step, allow="look, note", output="{t: $steps.note.text}"))
+    run = await desk.start("w")
+    assert await seen.finished(run) == ["succeeded"], seen.run(run)["reason"]
+    assert await desk.result(run) == {"t": "none"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -244,7 +244,9 @@ class ToolExecutor:
         contract = version.tools[step.tool].contract
         check_value(version.tool_output_validators[step.tool], output, what=f'tool "{step.tool}": its answer')
         as_of = _age(contract, output, self._clock.now())
-        labels = prepared.labels.join(Labels(trust=Trust.TOOL, origins=frozenset({f"tool:{step.tool}"}), as_of=as_of))
+        labels = prepared.labels.join(Labels(trust=Trust.TOOL, origins=frozenset({f"tool:{step.tool}"})))
+        # As old as the tool says, else as the call: how old its arguments were was looked at when it was made.
+        labels = replace(labels, as_of=as_of)
         most = work.fallback.max_age if work.fallback is not None else None
         if most is not None and self._clock.now() - as_of > most:
             raise ToolError(

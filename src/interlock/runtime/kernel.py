@@ -15,7 +15,17 @@ from __future__ import annotations
 from typing import Any
 
 from interlock.base.clock import Clock
-from interlock.base.errors import Deferred, Denied, Erased, FailureKind, LeaseLost, StepError, TargetDown, Unavailable
+from interlock.base.errors import (
+    ContractViolation,
+    Deferred,
+    Denied,
+    Erased,
+    FailureKind,
+    LeaseLost,
+    StepError,
+    TargetDown,
+    Unavailable,
+)
 from interlock.base.labels import Labels, Trust
 from interlock.budget.ledger import Spending
 from interlock.budget.quotas import CallQuotas
@@ -120,7 +130,13 @@ class Kernel:
         work = passage.work
         if isinstance(work.step, ToolStep) and work.step.tool not in work.run.version.workflow.allow:
             raise Denied(f'tool "{work.step.tool}" is not in this workflow\'s allow list')
-        prepared = passage.prepared = await self._executor(work).prepare(work)
+        try:
+            prepared = passage.prepared = await self._executor(work).prepare(work)
+        except (StepError, ContractViolation):
+            if work.fallback is None or work.fallback.value is None:
+                raise
+            passage.done, passage.reused = self._lookups.fixed(work, work.fallback.value), "value"
+            return  # a fixed answer needs no arguments, whatever is wrong with them
         if prepared.stale:
             passage.attributes[names.STALE_STEPS] = list(prepared.stale)
         passage.answer = work.run.version.policy.decide(prepared.question)

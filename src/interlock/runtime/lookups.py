@@ -58,9 +58,8 @@ class Lookups:
         Raises:
             StepError: there is none, or none young enough.
         """
-        schema = schema_of(work)
         if fallback.value is not None:
-            return Done(fallback.value, schema, Labels())
+            return self.fixed(work, fallback.value)
         done = await self._kept(work, prepared, max_age=fallback.max_age)
         if done is None:
             raise StepError(
@@ -68,6 +67,10 @@ class Lookups:
                 kind=FailureKind.PERMANENT,
             )
         return done
+
+    def fixed(self, work: Work, value: dict[str, Any]) -> Done:
+        """An answer that was declared; it asks nobody and needs nothing."""
+        return Done(value, schema_of(work), Labels())
 
     async def cached(self, work: Work, prepared: Prepared) -> Done | None:
         """The answer to the very same call, if its contract or step lets it be used again and it is young enough."""

@@ -29,6 +29,8 @@ from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
 DEPLOYMENT = "interlock"
+# What decides, beside our own code, how a history is replayed.
+_REPLAYED_THROUGH = ("temporalio", "common-expression-language", "pydantic", "jsonschema-rs")
 # Workflow tasks that were bound to a worker that left go to the others after this long.
 _STICKY_SECONDS = 2.0
 _PATIENCE = timedelta(days=1)  # for steps under way when a worker drains; their own timeouts end them
@@ -161,4 +163,6 @@ def build_id() -> str:
         files = [file for file in resources.files(package).iterdir() if file.name.endswith(".py")]
         for file in sorted(files, key=lambda one: one.name):
             digest.update(f"{package}/{file.name}\0".encode() + file.read_bytes() + b"\0")
+    for library in _REPLAYED_THROUGH:
+        digest.update(f"{library} {metadata.version(library)}\0".encode())
     return f"{metadata.version('interlock')}-{digest.hexdigest()[:12]}"
