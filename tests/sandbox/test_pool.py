@@ -206,6 +206,10 @@ def _descriptors() -> Counter[str]:
 
 
 def _grandparent(pid: int) -> int:
-    for _ in range(2):
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    """0 if one of them is gone by now; another test's may come and go meanwhile."""
+    try:
+        for _ in range(2):
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except FileNotFoundError:
+        return 0
     return pid

@@ -153,11 +153,11 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
             await _deploy(app, principal)
             await app.start_worker()
         await server.start()
-        errors.print(f"Interlock runs at {server.url} (API documentation at /docs); Ctrl-C stops it")
         watching = [asyncio.create_task(_watch(app, principal))] if reload else []
         watching += [asyncio.create_task(_drain_when_asked(app))] if worker else []
         try:
             with announced(settings, server.url):
+                errors.print(f"Interlock runs at {server.url} (API documentation at /docs); Ctrl-C stops it")
                 await stop.wait()
         finally:
             errors.print("stopping: steps under way are finished …")
