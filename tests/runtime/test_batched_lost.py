@@ -264,3 +264,25 @@ async def test_batches_of_which_nothing_is_left_are_cleared_away(
     old(73)
     assert await seen.finished(await desk.start("w", text="y")) == ["succeeded"]
     assert seen.rows("select count(*) from batches") == [(0,)]
+
+
+async def test_whoever_is_broken_off_while_looking_leaves_it_to_the_next(
+    deploy: Deploy, seen: Observer, provider: BatchServer, pin: str
+) -> None:
+    """A late heartbeat, a lost lease: not four minutes of silence over it."""
+    looking = asyncio.Event()
+
+    async def slow_once() -> None:
+        if not looking.is_set():
+            looking.set()
+            await asyncio.sleep(60)
+
+    provider.during_look = slow_once
+    desk = await deploy(workflow("w", batched(), output=WORDS), **config(pin))
+    run = await desk.start("w", text="matter")
+    async with asyncio.timeout(30):
+        await looking.wait()
+    _, drive = desk.app._worker._drivers[run]  # type: ignore[union-attr]
+    drive.cancel()
+    assert await seen.finished(run) == ["succeeded"]
+    assert await desk.result(run) == {"words": "matter"}

@@ -13,6 +13,7 @@ in again; a batch that was handed in twice all the same costs money, never a wro
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -198,6 +199,11 @@ class BatchedCalls:
                 await self._recover(work, batches, batch_id, row)
             else:
                 await self._collect(work, batches, batch_id, row)
+        except asyncio.CancelledError:
+            if row["status"] == "submitted":  # reading harms nobody: whoever comes next may do it at once
+                later = self._database.execute("batch_later", batch_id, 0.0, org=work.run.org_id)
+                await asyncio.shield(asyncio.ensure_future(later))
+            raise
         except ProviderError as error:
             # One that is out may be over, with its answers waiting: it is asked about for a day more than it can last.
             submitted = row["status"] == "submitted"

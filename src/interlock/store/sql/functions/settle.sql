@@ -254,11 +254,16 @@ begin
             from jsonb_to_recordset(batch -> 'outbox') as o(org_id text, topic text, payload jsonb);
     end if;
 
-    -- Calls in a batch that nobody waits for: what is not handed in by now never is; the others cost their money all the same.
-    if batch ? 'let_go' then
-        with gone as (
-            delete from batched_calls c using jsonb_to_recordset(batch -> 'let_go') as l(run_id text, step text)
-                where c.run_id = l.run_id and c.step = l.step and c.status <> 'handed_in' returning c.call_id, c.batch_id)
+    -- Calls in a batch that nobody waits for, one by one or with their whole run: what is not handed in by now never is, answers that
+    -- still come are nobody's. A batch goes with the last of its calls.
+    if batch ?| array['let_go', 'finished'] then
+        with nobodys as (
+            select l.run_id, l.step from jsonb_to_recordset(coalesce(batch -> 'let_go', '[]')) as l(run_id text, step text)
+            union all select d.run_id, null from jsonb_to_recordset(coalesce(batch -> 'finished', '[]')) as d(run_id text)
+        ), gone as (
+            delete from batched_calls c using nobodys n
+                where c.run_id = n.run_id and (n.step is null or c.step = n.step and c.status <> 'handed_in')
+                returning c.call_id, c.batch_id)
         delete from batches b where b.batch_id in (select g.batch_id from gone g) and not exists (
             select from batched_calls c where c.batch_id = b.batch_id and c.call_id not in (select g.call_id from gone g));
     end if;
@@ -279,12 +284,6 @@ begin
         -- A dead run may be taken up again, and nobody from before its death may then have a command to himself.
         delete from claims using jsonb_to_recordset(batch -> 'finished') as d(run_id text)
             where claims.run_id = d.run_id and not exists (select from runs where runs.run_id = d.run_id and runs.status = 'dead');
-        -- Answers that still come are nobody's; a batch goes with the last of its calls.
-        with gone as (
-            delete from batched_calls c using jsonb_to_recordset(batch -> 'finished') as d(run_id text)
-                where c.run_id = d.run_id returning c.call_id, c.batch_id)
-        delete from batches b where b.batch_id in (select g.batch_id from gone g) and not exists (
-            select from batched_calls c where c.batch_id = b.batch_id and c.call_id not in (select g.call_id from gone g));
         update dead_letters set status = 'closed', decided_at = now()
             from jsonb_to_recordset(batch -> 'finished') as d(run_id text)
             where dead_letters.run_id = d.run_id and dead_letters.step = '' and dead_letters.purpose = 'driver'
