@@ -69,6 +69,8 @@ def run_batch(calls):
     return [{"output": {**run(**call["arguments"]), "shared": len(calls)}} for call in calls]
 """,
 }
+# On a busy machine a worker with a short lease may lose it, and a call that is made again comes out of another sandbox.
+PATIENT = {"worker": {"concurrency": 8, "lease_seconds": 30}}
 BOTH = """\
 - id: both
   kind: parallel
@@ -163,7 +165,7 @@ def effects(seen: Observer, run: str) -> Counter[str]:
 async def test_a_map_makes_few_sandboxes_and_every_effect_once(
     desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, admin: Principal
 ) -> None:
-    await open_app(start_worker=True)
+    await open_app(start_worker=True, **PATIENT)
     run = await desk.start("pay_named", items=items("t"))
     assert await seen.finished(run) == ["succeeded"]
     assert bank.refunds == {f"t-{number}": 1 for number in range(ITEMS)}
@@ -182,7 +184,7 @@ async def test_a_map_makes_few_sandboxes_and_every_effect_once(
 
 
 async def test_a_bad_item_fails_alone(desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank) -> None:
-    await open_app(start_worker=True)
+    await open_app(start_worker=True, **PATIENT)
     given = items("t", 10)
     given[3]["currency"] = "E7R"  # for the bank to refuse
     run = await desk.start("pay_named", items=given)
@@ -195,7 +197,7 @@ async def test_a_bad_item_fails_alone(desk: Desk, open_app: OpenApp, seen: Obser
 
 
 async def test_runs_at_once_never_share_a_sandbox(desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank) -> None:
-    await open_app(start_worker=True)
+    await open_app(start_worker=True, **PATIENT)
     runs = [await desk.start("pay_named", items=items(f"run{number}", 8)) for number in range(4)]
     assert await seen.finished(*runs) == ["succeeded"] * 4
     found = sandboxes(bank)
@@ -210,7 +212,7 @@ async def test_a_worker_killed_in_the_middle_of_a_batch_leaves_nothing_doubled_a
     desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, bank: Bank, admin: Principal
 ) -> None:
     run = await _killed_in_the_middle(desk, spawn, seen, bank, "pay_keyed")
-    await open_app(start_worker=True)
+    await open_app(start_worker=True, **PATIENT)
     assert await seen.finished(run) == ["succeeded"]
     assert bank.refunds == {f"t-{number}": 1 for number in range(ITEMS)}
     assert bank.requests > ITEMS, "some were asked for twice, with the same key"
@@ -225,7 +227,7 @@ async def test_the_bank_would_show_what_a_batch_doubled(
 ) -> None:
     """The control: the same before a bank that does not look at keys."""
     run = await _killed_in_the_middle(desk, spawn, seen, strict, "pay_liar")
-    await open_app(start_worker=True)
+    await open_app(start_worker=True, **PATIENT)
     assert await seen.finished(run) == ["succeeded"]
     assert len(strict.refunds) == ITEMS
     assert max(strict.refunds.values()) > 1
@@ -245,7 +247,7 @@ async def _killed_in_the_middle(desk: Desk, spawn: Spawn, seen: Observer, bank: 
 async def test_parallel_steps_and_an_agents_calls_meet_too(
     desk: Desk, open_app: OpenApp, seen: Observer, model: Model
 ) -> None:
-    await open_app(start_worker=True)
+    await open_app(start_worker=True, **PATIENT)
     both = await desk.start("both")
     assert await seen.finished(both) == ["succeeded"]
     result = await desk.result(both)
