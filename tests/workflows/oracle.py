@@ -160,7 +160,7 @@ class Oracle(Language):
         self._drop(IDLE, self.root)
 
     def _fail_region(self, region: Region, *, rejected: bool = False) -> None:
-        region.failed, region.rejected = True, rejected
+        region.failed = True
         self._degrade(region.name, rejected=rejected)
         self.failing.append(region)
         self._drop(IDLE, region)

@@ -46,7 +46,6 @@ class Region:
     def __init__(self, name: str, around: Region | None) -> None:
         self.name, self.around = name, around
         self.failed, self.alive = False, True
-        self.rejected = False
         self.thread: Thread | None = None
 
     def chain(self) -> Iterator[Region]:
