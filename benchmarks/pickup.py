@@ -32,7 +32,7 @@ from rich.table import Table
 from interlock.app import App
 from interlock.base.settings import DatabaseSettings, SandboxSettings, Settings, WorkerSettings
 from interlock.identity.principal import Principal
-from interlock.runs.administration import LOCAL_ORG
+from interlock.services.administration import LOCAL_ORG
 from interlock.store.database import Database
 from interlock.telemetry import logs
 

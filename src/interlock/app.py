@@ -10,39 +10,38 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from interlock.admission.breakers import Breakers
+from interlock.admission.gate import Health
+from interlock.admission.quotas import CallQuotas
+from interlock.admission.refresh import Watch
+from interlock.admission.tool_health import Poller, ToolHealth
 from interlock.audit.log import AuditLog
 from interlock.audit.records import AuditRecords
 from interlock.base.clock import Clock
 from interlock.base.errors import Unavailable
 from interlock.base.settings import Settings
-from interlock.budget.quotas import CallQuotas
+from interlock.definitions.project import Project, read_project
+from interlock.definitions.versions import Versions
 from interlock.engines.postgres.worker import PostgresEngine
+from interlock.execution.batch.calls import BatchedCalls
+from interlock.execution.effects import EffectLedger
+from interlock.execution.engine import Engine, Services
+from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
+from interlock.execution.kernel import Kernel
+from interlock.execution.lookups import Lookups
+from interlock.fleet.workers import Roster
 from interlock.gateway.catalog import ModelCatalog
-from interlock.health.breakers import Breakers
-from interlock.health.gate import Health
-from interlock.health.tools import Poller, ToolHealth
-from interlock.health.watch import Watch
 from interlock.identity.auth import Authenticator
-from interlock.review.notify import Webhook, to_log
-from interlock.review.queue import ReviewQueue
-from interlock.runs.administration import Administration
-from interlock.runs.answers import Answers
-from interlock.runs.deadletter import DeadLetters
-from interlock.runs.inbox import Inbox
-from interlock.runs.intake import Intake
-from interlock.runs.redaction import Redaction
-from interlock.runs.views import Runs
-from interlock.runtime.batched import BatchedCalls
-from interlock.runtime.effects import EffectLedger
-from interlock.runtime.engine import Engine, Services
-from interlock.runtime.executors import ModelExecutor, Models, ToolExecutor
-from interlock.runtime.health import HealthChecks
-from interlock.runtime.kernel import Kernel
-from interlock.runtime.lookups import Lookups
-from interlock.runtime.project import Project, read_project
-from interlock.runtime.roster import Roster
-from interlock.runtime.versions import Versions
+from interlock.notify.webhook import Webhook, to_log
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
+from interlock.services.administration import Administration
+from interlock.services.dead_letters import DeadLetters
+from interlock.services.ingest import Redaction
+from interlock.services.reviews import ReviewQueue
+from interlock.services.runs import Runs
+from interlock.services.signals import Inbox
+from interlock.services.submit import Intake
+from interlock.services.tool_answers import Answers
 from interlock.store.artifacts import Artifacts
 from interlock.store.clock import DatabaseClock
 from interlock.store.commit import Committer
@@ -55,6 +54,7 @@ from interlock.store.outbox import Relay, Sink
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.telemetry.tracing import Tracing
+from interlock.tools.health_check import HealthChecks
 from interlock.tools.registry import Tools
 
 

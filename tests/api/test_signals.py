@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from interlock.workflows import machine
+from interlock.machine import machine
 
 from .conftest import Served, problem_of
 
@@ -114,7 +114,7 @@ async def test_an_injected_order_is_blocked_where_inputs_are(serve: Any) -> None
 
 
 async def test_a_run_takes_so_many_and_no_more(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interlock.runs.inbox.MAX_SIGNALS", 3)
+    monkeypatch.setattr("interlock.services.signals.MAX_SIGNALS", 3)
     assert machine.MAX_SIGNALS >= 3
     run_id = await listen(served)
     for number in range(3):

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from interlock.base.errors import Conflict, InvalidSpec
 from interlock.base.settings import load_settings
 from interlock.cli import main
-from interlock.runtime.project import read_project
+from interlock.definitions.project import read_project
 
 from .conftest import Cli, Command
 

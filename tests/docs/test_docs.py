@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from interlock.base.settings import Settings
 from interlock.cli.main import cli
-from interlock.runtime.project import read_project
+from interlock.definitions.project import read_project
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.source import parse_yaml, validate
 from interlock.workflows.spec import Steps

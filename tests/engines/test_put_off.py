@@ -9,7 +9,7 @@ import pytest
 
 from engines.conftest import Desk, OpenApp, Spawn
 from engines.harness import Bank, Observer, pay, until, workflow, write
-from interlock.budget.quotas import Quota
+from interlock.admission.quotas import Quota
 
 
 @pytest.mark.parametrize(("kind", "tool"), [("pay_blind", "refund_blind"), ("pay_keyed", "refund_keyed")])

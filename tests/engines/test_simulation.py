@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from interlock.cli.main import cli
 from interlock.engines.simulator.simulation import Simulated, simulate_program
-from interlock.workflows import events as ev
-from interlock.workflows import failures, flow, machine
-from interlock.workflows.program import Program
+from interlock.machine import events as ev
+from interlock.machine import failures, flow, machine
+from interlock.machine.program import Program
+from interlock.machine.state import RunState, StepState, StepStatus
+from interlock.machine.transition import Turn
 from interlock.workflows.spec import MapStep
-from interlock.workflows.state import RunState, StepState, StepStatus
-from interlock.workflows.turn import Turn
 
 ENOUGH = 3000
 

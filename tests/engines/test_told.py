@@ -14,10 +14,10 @@ from engines.harness import Bank, Model, Observer, until, write
 from engines.letters import FLAKY_TWICE, letter_of
 from interlock.engines.postgres.driver import RunDriver
 from interlock.engines.postgres.worker import MAX_LOSSES, PostgresEngine
+from interlock.machine import events as ev
 from interlock.store.commit import Commit
 from interlock.store.database import Database
 from interlock.store.listener import Listener
-from interlock.workflows import events as ev
 
 
 async def test_a_driven_run_hears_what_was_said_while_nobody_listened(

@@ -22,9 +22,9 @@ from typing import Any
 from interlock.app import App
 from interlock.base.settings import Settings
 from interlock.chaos.worker import WallClock
-from interlock.runtime.effects import EffectLedger
-from interlock.runtime.kernel import Kernel
-from interlock.runtime.work import Outcome, Work
+from interlock.execution.effects import EffectLedger
+from interlock.execution.kernel import Kernel
+from interlock.execution.work import Outcome, Work
 from interlock.store.commit import Committer
 from interlock.telemetry import logs
 from interlock.tools.registry import Tools

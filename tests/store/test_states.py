@@ -9,9 +9,9 @@ import asyncpg
 import psycopg
 import pytest
 
-from interlock.runtime.effects import EffectStatus
+from interlock.execution.effects import EffectStatus
+from interlock.machine.events import RUN_MOVES, TERMINAL, RunStatus
 from interlock.store.commit import Commit, Committer
-from interlock.workflows.events import RUN_MOVES, TERMINAL, RunStatus
 
 from .rows import contents, effect, entry, journal, new_run, populate, run_update
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from interlock.base.clock import since_boot
 from interlock.base.errors import FailureKind, NothingHappened, SandboxError
-from interlock.runtime.effects import call_ends
+from interlock.execution.effects import call_ends
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.sandbox.environment import Result
 from interlock.tools.bundles import pack, unpack

@@ -12,7 +12,7 @@ import pytest
 
 from interlock.base.errors import InvalidSpec
 from interlock.base.settings import Settings, load_settings
-from interlock.runtime.project import Project, read_project
+from interlock.definitions.project import Project, read_project
 from interlock.workflows.spec import Workflow
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "support_triage"

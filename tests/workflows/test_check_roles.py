@@ -8,8 +8,8 @@ import pytest
 
 from interlock.base.errors import InvalidSpec
 from interlock.base.settings import Settings
+from interlock.definitions.project import read_project
 from interlock.identity.principal import ROLES
-from interlock.runtime.project import read_project
 
 WORKFLOW = """\
 name: ask

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from interlock.base.errors import InvalidSpec
 from interlock.base.refs import canonical_json
+from interlock.machine.program import compile_program
 from interlock.workflows.check import check_workflow
 from interlock.workflows.contracts import ToolContract
-from interlock.workflows.program import compile_program
 from interlock.workflows.prompts import PromptSpec, compile_prompt
 from interlock.workflows.source import Source, parse_yaml, validate
 from interlock.workflows.spec import Workflow

@@ -1,1 +1,1 @@
-"""A door: the HTTP API."""
+"""Entry point: the HTTP API."""

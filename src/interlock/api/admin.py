@@ -11,9 +11,9 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
+from interlock.admission.quotas import Quota, Scope
 from interlock.api.access import Caller, Services
 from interlock.api.body import Body, Name
-from interlock.budget.quotas import Quota, Scope
 from interlock.identity.auth import key_id_of
 
 router = APIRouter(prefix="/v1", tags=["admin"])

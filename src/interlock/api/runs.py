@@ -17,8 +17,8 @@ from interlock.api.body import Body, Name
 from interlock.app import App
 from interlock.base.errors import InvalidInput
 from interlock.identity.principal import Principal
-from interlock.runs.views import is_over
-from interlock.workflows.events import RunStatus
+from interlock.machine.events import RunStatus
+from interlock.services.runs import is_over
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 

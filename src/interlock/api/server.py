@@ -12,7 +12,8 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from interlock.api import admin, errors, letters, reviews, runs
+from interlock.api import admin, errors, reviews, runs
+from interlock.api import dead_letters as letters
 from interlock.api.access import Services
 from interlock.api.limits import NoNul, PayloadLimit
 from interlock.app import App

@@ -1,1 +1,1 @@
-"""Floor 0: the words every other floor speaks — errors, ids, clock, labels, refs, settings."""
+"""Types every package uses: errors, ids, clock, labels, refs, settings."""

@@ -1,1 +1,1 @@
-"""Controls: what things cost, and what a run may spend."""
+"""Controls: prices, and the budget of a run."""

@@ -1,1 +1,1 @@
-"""Fault injection: a real deployment, real faults, and a counter outside that says what really happened."""
+"""Fault injection into a real deployment, judged by a counter outside it."""

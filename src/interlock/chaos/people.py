@@ -12,8 +12,8 @@ from interlock.chaos.oracle import Oracle
 from interlock.chaos.project import KINDS
 from interlock.chaos.watch import Watch
 from interlock.identity.principal import Principal
-from interlock.review.queue import ReviewQueue
-from interlock.runs.answers import Answers
+from interlock.services.reviews import ReviewQueue
+from interlock.services.tool_answers import Answers
 from interlock.store.commit import Commit
 
 _PAUSE = 0.2  # seconds between two looks at the queue

@@ -23,9 +23,9 @@ from typing import Any, Literal
 from interlock.app import App
 from interlock.base import loop
 from interlock.base.settings import Settings
-from interlock.runtime.effects import EffectLedger
-from interlock.runtime.executors import ToolExecutor
-from interlock.runtime.work import Work
+from interlock.execution.effects import EffectLedger
+from interlock.execution.executors import ToolExecutor
+from interlock.execution.work import Work
 from interlock.store.commit import Commit, Committer
 from interlock.telemetry import logs
 from interlock.workflows.spec import ToolStep

@@ -1,1 +1,1 @@
-"""A door: the command line. Commands speak to the HTTP API, over the network or inside this process."""
+"""Entry point: the command line. Commands call the HTTP API, over the network or in this process."""

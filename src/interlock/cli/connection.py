@@ -19,8 +19,8 @@ from interlock.app import App
 from interlock.base import errors
 from interlock.base.errors import InterlockError, InvalidInput, Unavailable
 from interlock.base.settings import Settings, load_settings
-from interlock.runs.administration import write_private
-from interlock.runtime.project import read_project
+from interlock.definitions.project import read_project
+from interlock.services.administration import write_private
 from interlock.telemetry import logs
 
 _CODES: dict[str, type[InterlockError]] = {

@@ -31,8 +31,8 @@ from interlock.base.settings import Settings, load_settings
 from interlock.cli.connection import Api
 from interlock.cli.console import errors, out, seconds, short, status, usd
 from interlock.gateway.weights import ensure_weights
-from interlock.runs.views import is_over
 from interlock.sandbox.check import probe_sandbox
+from interlock.services.runs import is_over
 from interlock.telemetry import logs
 
 WORKFLOW = "support_triage"

@@ -19,10 +19,10 @@ from interlock.base.errors import InterlockError, Unavailable
 from interlock.base.settings import Settings
 from interlock.cli.connection import find_server, settings_here
 from interlock.cli.console import out
+from interlock.definitions.project import read_project
 from interlock.gateway.catalog import parse_pin
 from interlock.gateway.weights import verify as verify_weights
 from interlock.gateway.weights import weights_path
-from interlock.runtime.project import read_project
 from interlock.sandbox.check import probe_sandbox
 
 _FREE_BYTES = 1024**3

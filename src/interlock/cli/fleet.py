@@ -19,7 +19,7 @@ from interlock.app import App
 from interlock.base.errors import InvalidInput, Unavailable
 from interlock.cli.connection import connect, segment, settings_here
 from interlock.cli.console import out, print_json
-from interlock.runtime import roster
+from interlock.fleet import workers as roster
 from interlock.telemetry import logs
 
 _LOOK_SECONDS = 0.2

@@ -10,21 +10,8 @@ from typing import NoReturn
 import typer
 
 from interlock.base.errors import InterlockError, Unavailable
-from interlock.cli import (
-    audit,
-    chaos,
-    demo,
-    doctor,
-    fleet,
-    keys,
-    letters,
-    projects,
-    quotas,
-    reviews,
-    runs,
-    servers,
-    simulate,
-)
+from interlock.cli import audit, chaos, demo, doctor, fleet, keys, projects, quotas, reviews, runs, servers, simulate
+from interlock.cli import dead_letters as letters
 from interlock.cli.console import errors as console
 
 cli = typer.Typer(

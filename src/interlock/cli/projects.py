@@ -15,10 +15,10 @@ from rich.table import Table
 from interlock.base.errors import Conflict, InvalidInput, StepError
 from interlock.cli.connection import Api, connect, settings_here
 from interlock.cli.console import out, print_json, status
-from interlock.cli.standing import needs_somebody
+from interlock.cli.waiting import needs_somebody
+from interlock.definitions.project import read_project
 from interlock.evals.suite import Report, read_suites, run_case
-from interlock.runs.views import is_over
-from interlock.runtime.project import read_project
+from interlock.services.runs import is_over
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import PromptSpec
 from interlock.workflows.spec import Workflow

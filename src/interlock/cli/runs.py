@@ -16,8 +16,8 @@ from interlock.api.body import check
 from interlock.base.errors import InvalidInput, StepError
 from interlock.cli.connection import Api, connect, segment
 from interlock.cli.console import out, print_json, seconds, status, usd, visible
-from interlock.cli.standing import MAX_LINES, needs_somebody, print_steps, print_value, print_waits, wait_text
-from interlock.runs.views import is_over
+from interlock.cli.waiting import MAX_LINES, needs_somebody, print_steps, print_value, print_waits, wait_text
+from interlock.services.runs import is_over
 
 _POLL_SECONDS = 0.15
 

@@ -19,8 +19,8 @@ from interlock.base.errors import Conflict, InterlockError, InvalidInput
 from interlock.base.settings import Settings
 from interlock.cli.connection import announced, find_server, settings_here
 from interlock.cli.console import errors, out
+from interlock.definitions.project import read_project, require_project
 from interlock.identity.principal import Principal
-from interlock.runtime.project import read_project, require_project
 from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
 

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from interlock.cli.console import out
 from interlock.engines.simulator.simulation import Simulated, simulate_program
-from interlock.workflows.events import event_to_json
+from interlock.machine.events import event_to_json
 
 
 def register(cli: typer.Typer) -> None:

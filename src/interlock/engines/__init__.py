@@ -1,1 +1,1 @@
-"""Floor 6: drivers of the machine. They translate its commands and nothing else."""
+"""Drivers of the state machine on PostgreSQL, on Temporal and in memory. They translate its commands and nothing else."""

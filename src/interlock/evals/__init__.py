@@ -1,1 +1,1 @@
-"""Floor 7: evaluation of workflows on recorded cases."""
+"""Evaluation of workflows on recorded cases."""

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from interlock.base.errors import InvalidSpec
-from interlock.workflows.events import RunStatus
+from interlock.machine.events import RunStatus
 from interlock.workflows.source import parse_yaml, validate
 from interlock.workflows.spec import Identifier, Part
 

@@ -1,1 +1,1 @@
-"""The model gateway: one protocol for every provider, structured output on top. Reached only from the kernel."""
+"""The model gateway: one protocol for all providers, structured output. Called by `execution` only."""

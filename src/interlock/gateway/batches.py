@@ -28,7 +28,7 @@ SUBMIT_SECONDS = 180.0
 """What handing in takes at most, all its requests together."""
 
 _UPLOAD_SECONDS, _CREATE_SECONDS, _LOOK_SECONDS, _FETCH_SECONDS = 120.0, 60.0, 30.0, 90.0
-_MAX_RESULTS = 128 * 1024 * 1024  # bytes; see `runtime/batched.py` for how much a batch asks for
+_MAX_RESULTS = 128 * 1024 * 1024  # bytes; see `execution/batch/calls.py` for how much a batch asks for
 _PAGES = 10  # of a hundred batches, newest first
 _FULL_SECONDS = 900.0  # until a provider whose queue is full for us is asked again; it does not say when that helps
 _SLACK_SECONDS = 60.0  # by which the provider's clock and ours may differ

@@ -1,1 +1,1 @@
-"""Controls: what may not pass in either direction — personal data, secrets, injected orders."""
+"""Controls: detectors for personal data, secrets and prompt injection."""

@@ -1,1 +1,1 @@
-"""Controls: who is calling, and what they may do."""
+"""Controls: authentication, roles and permissions."""

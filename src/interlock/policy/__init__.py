@@ -1,1 +1,1 @@
-"""Controls: policy as code. Nobody decided means refused."""
+"""Controls: policy as code. An undecided request is refused."""

@@ -1,1 +1,1 @@
-"""Isolation for tools: one protocol, one file a back end. Reached only through `tools/`."""
+"""Isolation of tools: one protocol, one file a back end. Called by `tools` only."""

@@ -1,1 +1,1 @@
-"""Floor 2: PostgreSQL, objects, keys and artifacts. SQL lives in `sql/`; every row belongs to an organisation."""
+"""PostgreSQL, objects, keys and artifacts. SQL lives in `sql/`; every row belongs to an organisation."""

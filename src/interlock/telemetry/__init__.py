@@ -1,1 +1,1 @@
-"""Floor 2: traces and logs. `names` holds every attribute, span and event name."""
+"""Traces and logs. `names` holds every attribute, span and event name."""

@@ -1,1 +1,1 @@
-"""Tools: contracts, pinned bundles, and the call into the sandbox. Reached only from the kernel."""
+"""Tools: contracts, pinned bundles, and the call into the sandbox. Called by `execution` only."""

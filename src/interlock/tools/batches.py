@@ -7,7 +7,7 @@ Only calls of the very same run, code, limits and destinations meet, so that a s
 
 Nothing of a batch goes out after the earliest moment (`Job.until`) that one of its calls was promised. Because a
 contract's `call_seconds` counts the wait in, that moment leaves even the call that waited longest its whole timeout; and nobody
-is misled by the later moment, because whoever takes over a call waits by the same `call_seconds` (`runtime/effects.py`), if
+is misled by the later moment, because whoever takes over a call waits by the same `call_seconds` (`execution/effects.py`), if
 at all: a mutating tool goes in batches only if it honours its keys, and then the same call twice at once is harmless.
 """
 

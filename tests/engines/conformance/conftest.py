@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from engines.temporal.conftest import MASTER_KEY, TemporalServer
+from interlock.definitions.versions import Version
 from interlock.identity.principal import Principal
-from interlock.runtime.versions import Version
 
 from .driven import drive
 from .scenario import Record, Scenario, read_scenarios

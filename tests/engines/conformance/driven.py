@@ -21,10 +21,10 @@ from interlock.app import App
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.settings import Settings
+from interlock.execution.engine import Services
 from interlock.identity.principal import Principal
-from interlock.runtime.engine import Services
+from interlock.machine.events import event_to_json
 from interlock.store.commit import Commit
-from interlock.workflows.events import event_to_json
 
 from .scenario import OUTCOMES, TOLD_TYPES, Entry, Record, Scenario, line, normalised, told_event
 from .scripted import ScriptedKernel

@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 
 from interlock.base.errors import FailureKind
 from interlock.base.refs import Ref
-from interlock.workflows import events as ev
-from interlock.workflows.events import Failure, Spent
+from interlock.machine import events as ev
+from interlock.machine.events import Failure, Spent
 
 DIRECTORY = Path(__file__).with_name("scenarios")
 

@@ -11,8 +11,8 @@ from typing import Any
 from interlock.base.errors import LeaseLost
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
-from interlock.runtime.effects import Effect, EffectLedger, idempotency_key
-from interlock.runtime.work import Outcome, Work
+from interlock.execution.effects import Effect, EffectLedger, idempotency_key
+from interlock.execution.work import Outcome, Work
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database

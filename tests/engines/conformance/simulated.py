@@ -11,10 +11,10 @@ from typing import Any
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.engines.simulator.driver import Trail
-from interlock.workflows import events as ev
+from interlock.machine import events as ev
+from interlock.machine.program import Program
+from interlock.machine.state import RunState
 from interlock.workflows.facts import facts_of
-from interlock.workflows.program import Program
-from interlock.workflows.state import RunState
 
 from .scenario import OUTCOMES, TOLD_TYPES, Entry, Record, Scenario, normalised, outcome_event, told_event
 

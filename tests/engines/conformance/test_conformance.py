@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from interlock.base.errors import FailureKind
-from interlock.runtime.versions import Version
-from interlock.workflows import events as ev
+from interlock.definitions.versions import Version
+from interlock.machine import events as ev
+from interlock.machine.events import RunStatus
 from interlock.workflows import spec
-from interlock.workflows.events import RunStatus
 
 from .scenario import VERBS, Entry, Record, Scenario, read_scenarios
 from .simulated import Simulated

@@ -8,8 +8,8 @@ from typing import Any
 
 from engines.harness import PERMIT_ALL, write
 from interlock.base.settings import Settings
-from interlock.runtime.project import read_project
-from interlock.runtime.versions import Definition, Version
+from interlock.definitions.project import read_project
+from interlock.definitions.versions import Definition, Version
 
 from .scenario import Scenario
 

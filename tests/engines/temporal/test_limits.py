@@ -9,7 +9,7 @@ import pytest
 from engines.conftest import Desk, OpenApp
 from engines.harness import Bank, Model, Observer, until
 from engines.temporal.conftest import Histories, TemporalServer
-from interlock.budget.quotas import Quota
+from interlock.admission.quotas import Quota
 
 
 async def held(model: Model, count: int = 1) -> None:

@@ -14,17 +14,17 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from interlock.base.errors import LeaseLost, Unavailable
-from interlock.runtime.engine import HOLD_SECONDS, Services
-from interlock.runtime.loading import input_facts, load_run, seed_of, work_of
-from interlock.runtime.outstanding import hold_reserved, let_go, release_reserved
-from interlock.runtime.records import commit_of, confirmed_effects, emit_run_span, records_of
-from interlock.runtime.work import Outcome, Run
+from interlock.execution.batch.reservations import hold_reserved, let_go, release_reserved
+from interlock.execution.engine import HOLD_SECONDS, Services
+from interlock.execution.loading import input_facts, load_run, seed_of, work_of
+from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
+from interlock.execution.work import Outcome, Run
+from interlock.machine import events as ev
+from interlock.machine.machine import advance, fold, pending
+from interlock.machine.state import RunState
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
-from interlock.workflows import events as ev
-from interlock.workflows.machine import advance, fold, pending
 from interlock.workflows.spec import ModelStep, ToolStep
-from interlock.workflows.state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

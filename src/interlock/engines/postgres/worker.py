@@ -10,8 +10,8 @@ from interlock.base.clock import since_boot
 from interlock.base.errors import InterlockError, LeaseLost, Unavailable
 from interlock.base.ids import new_id
 from interlock.engines.postgres.driver import RunDriver
-from interlock.runtime.engine import Services
-from interlock.runtime.records import open_driver_letter
+from interlock.execution.engine import Services
+from interlock.execution.records import open_driver_letter
 from interlock.store.commit import Commit
 from interlock.store.listener import Listener
 from interlock.telemetry import names

@@ -11,11 +11,11 @@ from interlock.base.errors import FailureKind
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.engines.simulator.programs import Dice
-from interlock.workflows import events as ev
-from interlock.workflows.machine import advance, fold
-from interlock.workflows.program import Program
+from interlock.machine import events as ev
+from interlock.machine.machine import advance, fold
+from interlock.machine.program import Program
+from interlock.machine.state import RunState, StepStatus, state_from_json, state_to_json
 from interlock.workflows.spec import CONTAINERS, MapStep, ToolStep, WaitStep
-from interlock.workflows.state import RunState, StepStatus, state_from_json, state_to_json
 
 _VALUE = Ref("1" * 64, 1, Labels())
 _UNDOING = frozenset(

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from interlock.workflows import events as ev
-from interlock.workflows.machine import advance
-from interlock.workflows.program import Program
-from interlock.workflows.state import RunState
+from interlock.machine import events as ev
+from interlock.machine.machine import advance
+from interlock.machine.program import Program
+from interlock.machine.state import RunState
 
 Answer = Callable[[ev.Command, float], Any]
 """(command, now) → the event that answers it, or None to leave it unanswered."""

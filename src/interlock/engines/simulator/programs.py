@@ -10,8 +10,8 @@ import random
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from interlock.machine.program import Program, compile_program
 from interlock.workflows.contracts import ToolContract
-from interlock.workflows.program import Program, compile_program
 from interlock.workflows.spec import (
     AgentStep,
     BranchStep,

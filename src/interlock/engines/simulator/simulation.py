@@ -24,11 +24,11 @@ from interlock.engines.simulator.checks import (
     told,
 )
 from interlock.engines.simulator.programs import BOOK, LOOK, MAX_ITEMS, SEND, SIGNALS, Dice, random_program
-from interlock.workflows import events as ev
-from interlock.workflows.machine import pending
-from interlock.workflows.program import Program, path_of
+from interlock.machine import events as ev
+from interlock.machine.machine import pending
+from interlock.machine.program import Program, path_of
+from interlock.machine.state import RunState
 from interlock.workflows.spec import AgentStep, MapStep
-from interlock.workflows.state import RunState
 
 _MOST_EVENTS = 2000  # no program here needs a tenth of it
 _VALUE = Ref("0" * 64, 0, Labels())

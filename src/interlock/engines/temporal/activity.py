@@ -24,17 +24,17 @@ from temporalio.exceptions import ApplicationError
 from interlock.base.errors import LeaseLost, Unavailable
 from interlock.engines.temporal.reservations import reserving, settled_claims, used_of
 from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Result, Task
-from interlock.runtime.engine import HOLD_SECONDS, Services
-from interlock.runtime.loading import load_run, work_of
-from interlock.runtime.outstanding import hold_reserved, let_go, release_reserved
-from interlock.runtime.records import commit_of, confirmed_effects, emit_run_span, records_of
-from interlock.runtime.work import Outcome, Run
+from interlock.execution.batch.reservations import hold_reserved, let_go, release_reserved
+from interlock.execution.engine import HOLD_SECONDS, Services
+from interlock.execution.loading import load_run, work_of
+from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
+from interlock.execution.work import Outcome, Run
+from interlock.machine import events as ev
+from interlock.machine.machine import advance, fold, pending
+from interlock.machine.state import RunState
 from interlock.store.commit import Commit
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
-from interlock.workflows import events as ev
-from interlock.workflows.machine import advance, fold, pending
-from interlock.workflows.state import RunState
 
 _HELD = 256  # runs whose state is kept at hand
 _ATTEMPT_BITS = 16

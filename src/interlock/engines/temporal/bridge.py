@@ -22,17 +22,17 @@ from temporalio.service import RPCError, RPCStatusCode
 from interlock.base.errors import LeaseLost, Unavailable
 from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, Limits, Signal, Start
 from interlock.engines.temporal.workflow import program_to_json
-from interlock.runtime.engine import Services
-from interlock.runtime.loading import input_facts, load_run, seed_of
-from interlock.runtime.work import Run
+from interlock.execution.engine import Services
+from interlock.execution.loading import input_facts, load_run, seed_of
+from interlock.execution.work import Run
+from interlock.machine import events as ev
+from interlock.machine.machine import fold
+from interlock.machine.state import state_to_json
 from interlock.store.commit import Commit
 from interlock.store.database import Row
 from interlock.store.listener import Listener
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
-from interlock.workflows import events as ev
-from interlock.workflows.machine import fold
-from interlock.workflows.state import state_to_json
 
 ENGINE = "temporal"
 CHANNEL = "interlock_queue"

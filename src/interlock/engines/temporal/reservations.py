@@ -13,10 +13,10 @@ import asyncpg
 
 from interlock.base.errors import LeaseLost
 from interlock.budget.ledger import RunLedger, Spending
-from interlock.runtime.work import Run
+from interlock.execution.work import Run
+from interlock.machine import events as ev
 from interlock.store.commit import LEASE_LOST
 from interlock.store.database import Database
-from interlock.workflows import events as ev
 from interlock.workflows.spec import (
     BranchStep,
     LoopStep,

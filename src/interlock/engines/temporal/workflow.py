@@ -28,12 +28,12 @@ from interlock.engines.temporal.tasks import (
     Start,
     Task,
 )
-from interlock.workflows import events as ev
+from interlock.machine import events as ev
+from interlock.machine.machine import advance, pending
+from interlock.machine.program import Program, compile_program
+from interlock.machine.state import RunState, state_from_json, state_to_json
 from interlock.workflows.contracts import ToolContract
-from interlock.workflows.machine import advance, pending
-from interlock.workflows.program import Program, compile_program
 from interlock.workflows.spec import Workflow
-from interlock.workflows.state import RunState, state_from_json, state_to_json
 
 # Lost workers only: a step's own failures come back as events, and the machine decides about them.
 _RETRY = RetryPolicy(

@@ -1,0 +1,88 @@
+"""What the kernel asks before a call and tells after it: breakers and the tools' own health, as one gate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from interlock.admission.breakers import Admission, Breakers, Reported
+from interlock.admission.tool_health import ToolHealth
+from interlock.base.errors import ContractViolation, Deferred, FailureKind, SandboxError, StepError
+
+T = TypeVar("T")
+
+
+class Health:
+    """Admits calls to targets that work, and learns from how they end."""
+
+    def __init__(self, breakers: Breakers, tools: ToolHealth) -> None:
+        self._breakers = breakers
+        self._tools = tools
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Waits for what is still to be given back."""
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+
+    async def admit(
+        self, org_id: str, target: str, tool: tuple[str, str] | None = None, *, seconds: float = 0.0
+    ) -> Admission:
+        """Leave for one call; follow it with `watch`, or with `leave` if the call is not made after all.
+
+        Args:
+            tool: name and bundle, if the target is one.
+            seconds: that the call may take.
+
+        Raises:
+            ToolUnhealthy: the tool said twice in a row that it cannot work.
+            TargetDown: the target's breaker is open; `retry_after` in seconds.
+        """
+        if tool is not None:
+            self._tools.check(org_id, *tool)  # first: it takes no probe
+        return await self._breakers.admit(org_id, target, seconds=seconds)
+
+    async def watch(self, admission: Admission | None, call: Awaitable[T]) -> T:
+        """Awaits the call and reports how it ended; raises what the call raises and nothing else."""
+        try:
+            result = await call
+        except Exception as error:
+            if admission is not None:
+                await self._breakers.report(admission, verdict(error))
+            raise
+        if admission is not None:
+            await self._breakers.report(admission, "answered")
+        return result
+
+    async def ask(self, admission: Admission | None, question: Awaitable[T]) -> T:
+        """As `watch`, for what is asked of the target ahead of the call (what it means to do, whether it has done it): an answer
+        says nothing about the call itself, a failure does."""
+        try:
+            return await question
+        except Exception as error:
+            if admission is not None and verdict(error) == "failed":
+                await self._breakers.report(admission, "failed")
+            raise
+
+    def leave(self, admission: Admission | None) -> None:
+        """Gives back an admission that came to nothing. Does not wait: its caller may be cancelled at this moment."""
+        if admission is None or not admission.probe:
+            return
+        task = asyncio.get_running_loop().create_task(self._breakers.report(admission, "unused"))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+
+def verdict(error: Exception) -> Reported:
+    """What a failed call says about its target.
+
+    Only a failure to be there counts against it: a timeout, a crash, a broken connection, a 5xx. A refusal, a pause asked
+    for or an answer that breaks the contract comes from a target that is up; and what went wrong on our side says nothing.
+    """
+    if isinstance(error, ContractViolation):
+        return "answered"
+    if isinstance(error, Deferred):  # says nothing itself; what it puts off may
+        return verdict(error.__cause__) if isinstance(error.__cause__, StepError) else "unused"
+    if not isinstance(error, StepError) or isinstance(error, SandboxError) or not error.blames_target:
+        return "unused"
+    return "failed" if error.kind is FailureKind.TRANSIENT else "answered"

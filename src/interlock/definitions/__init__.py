@@ -1,0 +1,1 @@
+"""What is deployed: projects on disk and workflow versions."""

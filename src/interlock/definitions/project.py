@@ -1,0 +1,298 @@
+"""A project directory, read and checked: workflows, prompts, tools, policies → definitions ready to deploy.
+
+workflows/*.yaml   prompts/*.yaml   tools/<name>/{tool.yaml,main.py}   policies/*.cedar   interlock.toml
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interlock.base.errors import InvalidSpec
+from interlock.base.settings import SETTINGS_FILE, Settings
+from interlock.definitions.versions import Definition
+from interlock.gateway.catalog import has_batches, parse_pin
+from interlock.identity.principal import ROLES
+from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
+from interlock.sandbox.destinations import parse_authority
+from interlock.tools.bundles import missing_functions, pack
+from interlock.workflows.check import check_workflow
+from interlock.workflows.contracts import ToolContract
+from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
+from interlock.workflows.source import Source, parse_yaml, validate
+from interlock.workflows.spec import Workflow
+
+_VARIABLE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """What a directory defines.
+
+    Attributes:
+        bundles: digest → archive of every tool's code.
+    """
+
+    definitions: Mapping[str, Definition]
+    bundles: Mapping[str, bytes]
+
+
+def read_project(directory: Path, settings: Settings) -> Project:
+    """Reads and checks everything; nothing is half-accepted.
+
+    Raises:
+        InvalidSpec: one line per fault, each `file:line: field: what is wrong; the mend`.
+    """
+    require_project(directory)
+    faults: list[str] = []
+    prompts = _prompts(directory, faults)
+    contracts, bundles = _tools(directory, settings.variables, faults)
+    sources = _workflows(directory, settings.variables, faults)
+    policy = _policy(directory, faults)
+    for pin in settings.models.values():
+        try:
+            parse_pin(pin)
+        except InvalidSpec as error:
+            faults.append(f"{SETTINGS_FILE}: {error.message}")
+    if faults:
+        raise InvalidSpec(
+            "\n".join(faults)
+        )  # whether the parts fit each other is no question while one of them is broken
+    known = {workflow.name: workflow for _, workflow in sources}
+    for source, workflow in sources:
+        problems = check_workflow(
+            workflow,
+            prompts=prompts,
+            tools={name: contract for name, (contract, _) in contracts.items()},
+            models=settings.models,
+            workflows=known,
+            roles=ROLES,
+            unbatched=[alias for alias, pin in settings.models.items() if not has_batches(pin)],
+        )
+        faults += [source.complaint(problem.path, problem.message) for problem in problems]
+    if faults:
+        raise InvalidSpec("\n".join(faults))
+    definitions = {
+        workflow.name: Definition.build(
+            workflow,
+            prompts={name: prompt.spec for name, prompt in prompts.items()},
+            tools={name: contracts[name] for name in workflow.allow},
+            policy=policy,
+            models=settings.models,
+            workflows=known,
+        )
+        for _, workflow in sources
+    }
+    used = {digest for definition in definitions.values() for digest in definition.bundles}
+    return Project(definitions, {digest: content for digest, content in bundles.items() if digest in used})
+
+
+def require_project(directory: Path) -> None:
+    """Raises:
+    InvalidSpec: the directory is no project.
+    """
+    if not (directory / "workflows").is_dir():
+        raise InvalidSpec(f"{directory}: has no workflows directory; run `interlock init` or change to a project")
+
+
+def _workflows(directory: Path, variables: Mapping[str, str], faults: list[str]) -> list[tuple[Source, Workflow]]:
+    found: dict[str, tuple[Source, Workflow]] = {}
+    for path in _files(directory / "workflows", "*.y*ml"):
+        try:
+            source = _storable(_with_variables(_with_files(_parse(path, directory), directory), variables))
+            workflow = validate(Workflow, source)
+        except InvalidSpec as error:
+            faults.append(error.message)
+            continue
+        if workflow.name in found:
+            faults.append(
+                source.complaint(["name"], f'"{workflow.name}" is also in {found[workflow.name][0].name}; rename one')
+            )
+        found[workflow.name] = (source, workflow)
+    if not found and not faults:
+        faults.append(f"{directory / 'workflows'}: holds no workflow; add one as NAME.yaml")
+    return list(found.values())
+
+
+def _prompts(directory: Path, faults: list[str]) -> dict[str, Prompt]:
+    prompts: dict[str, Prompt] = {}
+    for path in _files(directory / "prompts", "*.y*ml"):
+        try:
+            source = _storable(_parse(path, directory))
+            spec = validate(PromptSpec, source)
+        except InvalidSpec as error:
+            faults.append(error.message)
+            continue
+        if path.stem in prompts:
+            faults.append(source.complaint([], f'there is another prompt "{path.stem}"; rename one of the files'))
+        try:
+            prompts[path.stem] = compile_prompt(path.stem, spec)
+        except InvalidSpec as error:
+            # It has no file before it, so it names the turn or speaks of the slots.
+            turn = re.search(r": messages\.(\d+): ", error.message)
+            place: list[str | int] = ["messages", int(turn[1]), "content"] if turn else ["slots"]
+            faults.append(f"{source.name}:{source.line(place)}: {error.message}")
+    return prompts
+
+
+def _tools(
+    directory: Path, variables: Mapping[str, str], faults: list[str]
+) -> tuple[dict[str, tuple[ToolContract, str]], dict[str, bytes]]:
+    contracts: dict[str, tuple[ToolContract, str]] = {}
+    bundles: dict[str, bytes] = {}
+    for path in _files(directory / "tools", "*/tool.yaml"):
+        try:
+            source = _storable(_with_variables(_with_files(_parse(path, directory), directory), variables))
+            contract = validate(ToolContract, source)
+            if contract.name != path.parent.name:
+                raise InvalidSpec(
+                    source.complaint(
+                        ["name"], f'is "{contract.name}" in directory "{path.parent.name}"; make them equal'
+                    )
+                )
+            _check_egress(contract, source)
+            digest, packed = pack(path.parent)
+            _check_functions(contract, source, path.parent / "main.py")
+        except OSError as error:
+            faults.append(f"{_name(path, directory)}: its directory cannot be read: {error}")
+            continue
+        except InvalidSpec as error:
+            faults.append(error.message)
+            continue
+        contracts[contract.name] = (contract, digest)
+        bundles[digest] = packed
+    return contracts, bundles
+
+
+def _check_egress(contract: ToolContract, source: Source) -> None:
+    for index, place in enumerate(contract.egress):
+        try:
+            parse_authority(place)
+        except ValueError as error:
+            raise InvalidSpec(source.complaint(["egress", index], str(error))) from error
+
+
+def _check_functions(contract: ToolContract, source: Source, main: Path) -> None:
+    for name in missing_functions(main, contract.functions):
+        promise = contract.functions[name]
+        mend = "define it" if name == "run" else f"define it or remove {promise}"
+        raise InvalidSpec(source.complaint([promise], f"main.py has no function {name}; {mend}"))
+
+
+def _policy(directory: Path, faults: list[str]) -> str:
+    texts = []
+    for path in _files(directory / "policies", "*.cedar"):
+        name = _name(path, directory)
+        try:
+            texts.append(path.read_text(encoding="utf-8"))
+            CedarPolicy(texts[-1], source=name)
+        except (OSError, UnicodeDecodeError) as error:
+            faults.append(f"{name}: cannot be read: {error}")
+        except InvalidSpec as error:
+            faults.append(error.message.replace(name, f"{name}:{_cedar_line(texts[-1])}", 1))
+    if not texts:
+        return DEFAULT_POLICY
+    text = "\n".join(texts)
+    if not faults:
+        CedarPolicy(text, source="policies")  # two files may disagree, on an id for instance
+    return text
+
+
+def _cedar_line(text: str) -> int:
+    """Where a policy text goes wrong; Cedar's parser says what, but not where."""
+    lines = text.splitlines()
+    for number in range(1, len(lines) + 1):
+        try:
+            CedarPolicy("\n".join(lines[:number]))
+        except InvalidSpec as error:
+            if "unexpected end of input" not in error.message:  # which is what every policy says half-way
+                return number
+    return max(len(lines), 1)
+
+
+def _files(directory: Path, pattern: str) -> list[Path]:
+    """Files of a kind in order, without hidden ones: editors keep their locks and drafts as those."""
+    return sorted(path for path in directory.glob(pattern) if not path.name.startswith("."))
+
+
+def _parse(path: Path, directory: Path) -> Source:
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), _name(path, directory))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSpec(f"{_name(path, directory)}: cannot be read: {error}") from error
+
+
+def _with_variables(source: Source, variables: Mapping[str, str]) -> Source:
+    """The source with `${name}` in every string replaced by the settings' variable of that name."""
+
+    def replace(node: Any, path: list[str | int]) -> Any:
+        if isinstance(node, dict):
+            return {key: replace(value, [*path, key]) for key, value in node.items()}
+        if isinstance(node, list):
+            return [replace(value, [*path, index]) for index, value in enumerate(node)]
+        if not isinstance(node, str):
+            return node
+        for name in _VARIABLE.findall(node):
+            if name not in variables:
+                raise InvalidSpec(
+                    source.complaint(path, f"${{{name}}} is not among the settings' variables; add it to [variables]")
+                )
+        return _VARIABLE.sub(lambda match: variables[match[1]], node)
+
+    return source.with_data(replace(source.data, []))
+
+
+def _with_files(source: Source, directory: Path) -> Source:
+    """The source with every `{"$file": "schemas/x.json"}` replaced by that file's JSON."""
+
+    def replace(node: Any, path: list[str | int]) -> Any:
+        if isinstance(node, dict):
+            if set(node) == {"$file"}:
+                return _load(node["$file"], path)
+            return {key: replace(value, [*path, key]) for key, value in node.items()}
+        if isinstance(node, list):
+            return [replace(value, [*path, index]) for index, value in enumerate(node)]
+        return node
+
+    def _load(name: Any, path: list[str | int]) -> Any:
+        try:
+            target = (directory / str(name)).resolve()
+            if not target.is_relative_to(directory.resolve()):
+                raise InvalidSpec(source.complaint(path, f'"{name}" is outside the project; copy the file into it'))
+            return json.loads(target.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        except OSError as error:
+            raise InvalidSpec(source.complaint(path, f'"{name}" cannot be read: {error.strerror}')) from error
+        except (ValueError, RecursionError) as error:
+            raise InvalidSpec(source.complaint(path, f'"{name}" is not JSON: {error}')) from error
+
+    return source.with_data(replace(source.data, []))
+
+
+def _storable(source: Source) -> Source:
+    """The source, if the database can hold every text in it; an escape such as "\\ud800" or "\\0" makes one it cannot."""
+
+    def look(node: Any, path: list[str | int]) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                look(key, path)
+                look(value, [*path, key])
+        elif isinstance(node, list):
+            for index, value in enumerate(node):
+                look(value, [*path, index])
+        elif isinstance(node, str) and ("\0" in node or any("\ud800" <= character <= "\udfff" for character in node)):
+            raise InvalidSpec(source.complaint(path, "holds a NUL or half of a surrogate pair; remove it"))
+
+    look(source.data, [])
+    return source
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is Python's, not JSON's")
+
+
+def _name(path: Path, directory: Path) -> str:
+    return path.relative_to(directory).as_posix()

@@ -1,0 +1,261 @@
+"""Workflow versions: immutable, named by the hash of everything they consist of. Runs in flight stay on theirs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from interlock.base.errors import Conflict, NotFound
+from interlock.base.refs import canonical_json
+from interlock.definitions.agent_schemas import answer_schema, checked_schema
+from interlock.gateway.structured import compile_schema
+from interlock.machine.program import Program, compile_program
+from interlock.policy.cedar import CedarPolicy
+from interlock.store.database import Database, Row
+from interlock.store.objects import Objects
+from interlock.tools.bundles import unpack
+from interlock.tools.registry import Tool
+from interlock.workflows.contracts import ToolContract
+from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
+from interlock.workflows.schemas import validator_for
+from interlock.workflows.spec import ModelStep, WaitStep, Workflow
+
+_CACHED = 256
+_NO_WORKFLOWS: Mapping[str, Workflow] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A version as data: what is hashed, stored and deployed."""
+
+    data: Mapping[str, Any]
+    version: str
+
+    @classmethod
+    def build(
+        cls,
+        workflow: Workflow,
+        *,
+        prompts: Mapping[str, PromptSpec],
+        tools: Mapping[str, tuple[ToolContract, str]],
+        policy: str,
+        models: Mapping[str, str],
+        workflows: Mapping[str, Workflow] = _NO_WORKFLOWS,
+    ) -> Self:
+        """Pins the workflow with exactly the subworkflows, prompts and models that it uses, its tools and the policy."""
+        program = compile_program(workflow, {name: contract for name, (contract, _) in tools.items()}, workflows)
+        variants = [step for node in program.nodes.values() for step in (node.variants or (node.step,))]
+        model_steps = [step for step in variants if isinstance(step, ModelStep)]
+        children = {child.name: child.model_dump(mode="json") for child in program.subworkflows.values()}
+        data = {
+            "workflow": workflow.model_dump(mode="json"),
+            "prompts": {step.prompt: prompts[step.prompt].model_dump(mode="json") for step in model_steps},
+            "tools": {
+                name: {"contract": contract.model_dump(mode="json"), "bundle": digest}
+                for name, (contract, digest) in tools.items()
+            },
+            "models": {step.model: models[step.model] for step in model_steps},
+            "policy": policy,
+            "subworkflows": children,
+        }
+        return cls.of(data)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        return cls(data, hashlib.sha256(canonical_json(data)).hexdigest()[:16])
+
+    @property
+    def name(self) -> str:
+        return str(self.data["workflow"]["name"])
+
+    @property
+    def bundles(self) -> list[str]:
+        return [tool["bundle"] for tool in self.data["tools"].values()]
+
+
+@dataclass(frozen=True, slots=True)
+class SignalSpec:
+    """What may come with a signal."""
+
+    schema: Mapping[str, Any]
+    validator: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version ready to run: everything compiled once.
+
+    Attributes:
+        answer_schemas: path of a model step, or of an agent's turn, → the schema its answers must fit.
+        output_validators: the same, compiled; `subworkflow_validators` by path of the subworkflow step.
+        signals: name → what may come with it.
+        batches: whether a step of it goes through a batch API.
+    """
+
+    name: str
+    version: str
+    workflow: Workflow
+    program: Program
+    prompts: Mapping[str, Prompt]
+    tools: Mapping[str, Tool]
+    models: Mapping[str, str]
+    policy: CedarPolicy
+    input_validator: Any
+    answer_schemas: Mapping[str, Mapping[str, Any]]
+    output_validators: Mapping[str, Any]
+    subworkflow_validators: Mapping[str, Any]
+    signals: Mapping[str, SignalSpec]
+    tool_input_validators: Mapping[str, Any]
+    tool_output_validators: Mapping[str, Any]
+    batches: bool
+
+    @classmethod
+    def compile(cls, definition: Definition) -> Self:
+        data = definition.data
+        workflow = Workflow.model_validate(data["workflow"])
+        tools = {
+            name: Tool(ToolContract.model_validate(tool["contract"]), tool["bundle"])
+            for name, tool in data["tools"].items()
+        }
+        children = {name: Workflow.model_validate(child) for name, child in data.get("subworkflows", {}).items()}
+        program = compile_program(workflow, {name: tool.contract for name, tool in tools.items()}, children)
+        asking = {path: node for path, node in program.nodes.items() if isinstance(node.step, ModelStep)}
+        return cls(
+            name=definition.name,
+            version=definition.version,
+            workflow=workflow,
+            program=program,
+            prompts={
+                name: compile_prompt(name, PromptSpec.model_validate(spec)) for name, spec in data["prompts"].items()
+            },
+            tools=tools,
+            models=data["models"],
+            policy=CedarPolicy(data["policy"]),
+            input_validator=validator_for(workflow.input),
+            answer_schemas={path: answer_schema(node, program.contracts) for path, node in asking.items()},
+            output_validators={
+                path: compile_schema(checked_schema(node, program.contracts)) for path, node in asking.items()
+            },
+            subworkflow_validators={path: validator_for(child.input) for path, child in program.subworkflows.items()},
+            signals={
+                str(step.signal): SignalSpec(step.payload, validator_for(step.payload)) for step in _waits(program)
+            },
+            tool_input_validators={name: validator_for(tool.contract.input) for name, tool in tools.items()},
+            tool_output_validators={name: validator_for(tool.contract.output) for name, tool in tools.items()},
+            batches=any(isinstance(node.step, ModelStep) and node.step.batch for node in asking.values()),
+        )
+
+
+def _described(row: Row) -> dict[str, Any]:
+    data = row["definition"]
+    prompts = {name: hashlib.sha256(canonical_json(spec)).hexdigest() for name, spec in data["prompts"].items()}
+    return {
+        "version": row["version"],
+        "head": row["head"],
+        "deployed_at": row["created_at"].isoformat(),
+        "deployed_by": row["created_by"],
+        "running": row["running"],
+        "prompts": prompts,
+        "tools": {name: tool["bundle"] for name, tool in data["tools"].items()},
+        "models": data["models"],
+        "policy": hashlib.sha256(data["policy"].encode()).hexdigest()[:16],
+    }
+
+
+def _waits(program: Program) -> list[WaitStep]:
+    return [node.step for node in program.nodes.values() if isinstance(node.step, WaitStep) and node.step.signal]
+
+
+class Versions:
+    """Deployed versions, and the code of their tools."""
+
+    def __init__(self, database: Database, objects: Objects, cache: Path) -> None:
+        self._database = database
+        self._objects = objects
+        self._cache = cache
+        self._compiled: OrderedDict[tuple[str, str, str], Version] = OrderedDict()
+
+    async def deploy(self, org_id: str, definition: Definition, bundles: Mapping[str, bytes], *, by: str) -> bool:
+        """Makes a definition the version that new runs get; False if it already is."""
+        for digest in definition.bundles:
+            await self._objects.put(f"bundles/{digest}.tar", bundles[digest])
+        args = (org_id, definition.name, definition.version)
+        await self._database.execute("insert_version", *args, definition.data, by, org=org_id)
+        moved = await self._database.execute("set_head", *args, org=org_id) > 0
+        await self._database.rows("renew_tool_health", org_id, org=org_id)
+        return moved
+
+    async def roll_back(self, org_id: str, name: str, version: str) -> tuple[str, bool]:
+        """(version, whether it is news): makes a version that was deployed before what new runs get.
+
+        Args:
+            version: its hash, or as much of the beginning as is nobody else's.
+
+        Raises:
+            NotFound: there is no such version. Conflict: there are several.
+        """
+        found = await self._database.rows("find_versions", org_id, name, version, org=org_id) if version else []
+        if not found:
+            raise NotFound(f'workflow "{name}" has no version {version}; `interlock versions {name}` lists them')
+        if len(found) > 1:
+            raise Conflict(f'workflow "{name}" has several versions that begin with {version}; give more of it')
+        whole = str(found[0]["version"])
+        moved = await self._database.execute("set_head", org_id, name, whole, org=org_id) > 0
+        await self._database.rows("renew_tool_health", org_id, org=org_id)
+        return whole, moved
+
+    async def history(self, org_id: str, name: str, *, limit: int = 50) -> list[dict[str, Any]]:
+        """A workflow's versions, newest first: when and by whom deployed, what they consist of, runs in flight.
+
+        Raises:
+            NotFound: no such workflow.
+        """
+        rows = await self._database.rows("list_versions", org_id, name, limit, org=org_id)
+        if not rows:
+            raise NotFound(f'workflow "{name}" was never deployed here')
+        return [_described(row) for row in rows]
+
+    async def head(self, org_id: str, name: str) -> Version:
+        """The version new runs get.
+
+        Raises:
+            NotFound: naming what is deployed.
+        """
+        row = await self._database.row("get_head", org_id, name, org=org_id)
+        if row is None:
+            known = ", ".join(one["name"] for one in await self._database.rows("list_heads", org=org_id)) or "none"
+            raise NotFound(f'workflow "{name}" is not deployed; deployed are: {known}')
+        return await self.get(org_id, name, row["version"])
+
+    async def get(self, org_id: str, name: str, version: str) -> Version:
+        """A version by its hash.
+
+        Raises:
+            NotFound: it was never deployed here.
+        """
+        cached = self._compiled.get((org_id, name, version))
+        if cached is not None:
+            return cached
+        row = await self._database.row("get_version", org_id, name, version, org=org_id)
+        if row is None:
+            raise NotFound(f'workflow "{name}" has no version {version}')
+        return self._compile(org_id, Definition(row["definition"], version))
+
+    async def locate(self, bundle: str) -> Path:
+        """The unpacked directory of a tool bundle, fetched and verified on first use."""
+        target = self._cache / bundle
+        if not target.is_dir():
+            unpack(bundle, await self._objects.get(f"bundles/{bundle}.tar"), self._cache)
+        return target
+
+    def _compile(self, org_id: str, definition: Definition) -> Version:
+        key = (org_id, definition.name, definition.version)
+        if key not in self._compiled:
+            self._compiled[key] = Version.compile(definition)
+            if len(self._compiled) > _CACHED:
+                self._compiled.popitem(last=False)
+        return self._compiled[key]

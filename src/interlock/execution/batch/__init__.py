@@ -1,0 +1,1 @@
+"""Calls that travel in a provider's or tool's batch API."""

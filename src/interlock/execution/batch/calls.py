@@ -1,0 +1,311 @@
+"""The life of a model call that goes through a provider's batch API.
+
+    waiting → handed_in → done
+
+Nothing runs in the background: a call is carried on by the attempts of the steps that wait for one, each of which looks whether
+something is due and puts itself off again. The first to come back after gathering hands in everything that waits for the same
+model, in one batch; later one at a time asks the provider, and stores what came for all of them. Other organisations' calls are
+never in the same batch.
+
+A crash between handing in and writing that down leaves a batch `submitting`. It is looked for at the provider before it is handed
+in again; a batch that was handed in twice all the same costs money, never a wrong effect: only the one on record is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import NoReturn
+
+from interlock.base.errors import (
+    Deferred,
+    Erased,
+    FailureKind,
+    IntegrityError,
+    NotFound,
+    ProviderError,
+)
+from interlock.base.ids import new_id
+from interlock.base.labels import Labels
+from interlock.base.refs import Ref
+from interlock.base.settings import BatchSettings
+from interlock.execution.batch.values import Call, delivered, plain_of, request_of, seal_answer
+from interlock.execution.work import Work
+from interlock.gateway.batches import SUBMIT_SECONDS, Answer, Batches, batches_of
+from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
+from interlock.machine.machine import DEADLINE
+from interlock.machine.retry import RETRYABLE, jitter
+from interlock.machine.state import limit_key
+from interlock.store.commit import Commit, Committer
+from interlock.store.database import Database, Row
+from interlock.telemetry import names
+from interlock.telemetry.logs import log
+from interlock.workflows.spec import ModelStep
+
+_MAX_CALLS = 1000
+# Tokens that the calls of a batch may need: bounds what is held in memory of requests and answers. One call may need more.
+_MAX_TOKENS = 2_000_000
+_LOOK_SECONDS = 240.0  # that looking after a batch may take, before somebody else may
+_RECOVER_SECONDS = SUBMIT_SECONDS + 60.0  # until a batch that nobody says was handed in is looked for
+# A batch lives for 24 hours at both providers; what has not come after twice that time never will.
+_LOST_SECONDS = 48 * 3600.0
+# How much longer one that is out there, and may be over, is asked about although the provider cannot be asked.
+_GRACE_SECONDS = 24 * 3600.0
+_MAX_PAUSE_SECONDS = 3600.0  # however long a provider says that it is busy; unless `batch.max_check_seconds` is more
+_STORED_AT_ONCE = 50
+
+
+class BatchedCalls:
+    """Carries batched calls on."""
+
+    def __init__(self, database: Database, committer: Committer, settings: BatchSettings) -> None:
+        self._database = database
+        self._committer = committer
+        self._settings = settings
+
+    async def answer(
+        self, work: Work, provider: Provider, request: ModelRequest, *, labels: Labels, tokens: int, usd: float
+    ) -> ModelResponse:
+        """The call's answer, once it is there.
+
+        Args:
+            labels: of the request.
+            tokens, usd: reserved for the call.
+
+        Raises:
+            Deferred: it is not; `retry_after` in seconds.
+            ProviderError: the call failed; or the provider has no batch API.
+            Erased: somebody whom the call is about was erased meanwhile.
+            LeaseLost: the run was taken over.
+        """
+        batches = batches_of(provider)
+        if batches is None:
+            raise ProviderError(
+                f'provider "{provider.name}" has no batch API; remove batch from step "{work.path}"',
+                kind=FailureKind.PERMANENT,
+            )
+        call = await self._find(work, request, labels, tokens, usd)
+        if call is None:
+            seconds = self._settings.gather_seconds
+            raise Deferred("the call waits for others to go with it", retry_after=seconds, pending=True)
+        if call["status"] == "waiting":
+            await self._hand_in(work, batches)
+        elif call["status"] == "handed_in":
+            await self._look_after(work, batches, call["batch_id"])
+        if call["status"] != "done":
+            call = await self._row(work)
+        if call is None or call["status"] != "done":
+            raise Deferred("the batch is not done", retry_after=self._wait(work, call), pending=True)
+        if call["result"] is None:
+            raise Erased("the call's subject was erased; nobody can read it again")
+        return delivered(await work.run.artifacts.open(work.run.org_id, Ref.from_json(call["result"])))
+
+    async def standing(self, work: Work) -> str | None:
+        """The status of the call that this attempt waits for; None if there is none yet."""
+        row = await self._row(work)
+        return str(row["status"]) if row is not None and _is_waited_for(row, work) else None
+
+    # -- one call ----------------------------------------------------------------------------------------------
+
+    async def _row(self, work: Work) -> Row | None:
+        return await self._database.row("get_batched_call", work.run.run_id, work.name, org=work.run.org_id)
+
+    async def _find(self, work: Work, request: ModelRequest, labels: Labels, tokens: int, usd: float) -> Row | None:
+        """The call that this attempt waits for; None if it was only now made."""
+        run, row = work.run, await self._row(work)
+        sealed = await run.artifacts.seal(run.org_id, plain_of(request), labels)
+        if row is not None and _is_waited_for(row, work) and row["request"]["digest"] == sealed.ref.digest:
+            if row["attempt"] != work.attempt:
+                adopted = (row["call_id"], work.attempt, _until(work))
+                await self._database.execute("adopt_batched_call", *adopted, org=run.org_id)
+            return row
+        commit = run.commit()  # whoever has lost the run makes no calls for it
+        commit.artifacts.append(sealed.row)
+        await self._committer.submit(commit)
+        identity = (new_id("call"), run.org_id, run.run_id, work.name, work.attempt)
+        values = (*identity, _pin(work), sealed.ref.to_json(), tokens, usd, _until(work))
+        await self._database.execute("put_batched_call", *values, org=run.org_id)
+        return None
+
+    def _wait(self, work: Work, call: Row | None) -> float:
+        """Seconds until the call is worth another look: shortly after the batch is, and not when all the others look."""
+        soon = self._settings.check_seconds
+        known = call is not None and call["next_in"] is not None and not call["taken"]
+        wait = max(float(call["next_in"]), 0.0) if known and call is not None else soon
+        spread = 0.02 + 0.1 * jitter(0, f"{work.run.run_id}/{work.name}", work.here.deferrals)
+        return wait + spread * max(wait, soon)
+
+    # -- handing in --------------------------------------------------------------------------------------------
+
+    async def _hand_in(self, work: Work, batches: Batches) -> None:
+        """Takes all that waits for this model, unless somebody else is at it, and hands it in."""
+        org, batch_id = work.run.org_id, new_id("batch")
+        values = (org, _pin(work), batch_id, _MAX_CALLS, _MAX_TOKENS, _RECOVER_SECONDS)
+        if await self._database.rows("claim_batched_calls", *values, org=org):
+            await self._submit(work, batches, batch_id, age=0.0)
+
+    async def _submit(self, work: Work, batches: Batches, batch_id: str, *, age: float) -> None:
+        org, calls = work.run.org_id, await self._calls(work, batch_id)
+        if not calls:
+            await self._database.execute("batch_ended", batch_id, org=org)
+            return
+        if not await self._database.execute("batch_tried", batch_id, _RECOVER_SECONDS, len(calls), org=org):
+            return  # this process was stopped for so long that somebody else has handed it in
+        try:
+            named = await batches.submit(batch_id, {one: call.request for one, call in calls.items()})
+        except ProviderError as error:
+            if error.kind in RETRYABLE and age <= _LOST_SECONDS:
+                pause = max(self._pause(age), _RECOVER_SECONDS)
+                if error.kind is not FailureKind.TRANSIENT:
+                    # Refused, so there is nothing to look for before the next try.
+                    await self._database.execute("batch_tried", batch_id, _RECOVER_SECONDS, 0, org=org)
+                    pause = self._pause(age)
+                await self._put_off(work, batch_id, pause, error)
+            given = _lost(error) if error.kind in RETRYABLE else error
+            await self._store(work, batch_id, calls, dict.fromkeys(calls, given))
+            return
+        await self._database.execute("batch_submitted", batch_id, named, self._settings.check_seconds, org=org)
+        log(names.LOG_BATCH_SUBMITTED, org_id=org, batch=batch_id, provider_id=named, calls=len(calls))
+
+    async def _calls(self, work: Work, batch_id: str) -> dict[str, Call]:
+        """The calls of a batch whose answers somebody waits for; the others are done with."""
+        org, found, lost = work.run.org_id, {}, []
+        for row in await self._database.rows("batch_calls", batch_id, org=org):
+            ref = Ref.from_json(row["request"])
+            try:
+                request = request_of(await work.run.artifacts.open(org, ref)) if row["wanted"] else None
+            except Erased:
+                request = None
+            except (IntegrityError, NotFound) as error:
+                log(names.LOG_INTERNAL, error.message, level="error", call=row["call_id"])
+                request = None
+            if request is None:
+                lost.append({"call_id": row["call_id"], "result": None})
+            else:
+                found[row["call_id"]] = Call(request, ref.labels)
+        if lost:
+            await self._database.execute("answer_batched_calls", batch_id, lost, org=org)
+        return found
+
+    # -- looking after -----------------------------------------------------------------------------------------
+
+    async def _look_after(self, work: Work, batches: Batches, batch_id: str) -> None:
+        """If it is time, and nobody else is at it: asks the provider, and stores what came."""
+        row = await self._database.row("take_batch", batch_id, _LOOK_SECONDS, org=work.run.org_id)
+        if row is None:
+            return
+        try:
+            if row["status"] == "submitting":
+                await self._recover(work, batches, batch_id, row)
+            else:
+                await self._collect(work, batches, batch_id, row)
+        except asyncio.CancelledError:
+            if row["status"] == "submitted":  # reading harms nobody: whoever comes next may do it at once
+                later = self._database.execute("batch_later", batch_id, 0.0, org=work.run.org_id)
+                await asyncio.shield(asyncio.ensure_future(later))
+            raise
+        except ProviderError as error:
+            # One that is out may be over, with its answers waiting: it is asked about for a day more than it can last.
+            submitted = row["status"] == "submitted"
+            age = row["out"] if submitted else row["age"]
+            if age > _LOST_SECONDS + (_GRACE_SECONDS if submitted else 0.0):
+                await self._give_up(work, batch_id, error)
+            else:
+                await self._put_off(work, batch_id, self._pause(age), error)
+
+    async def _recover(self, work: Work, batches: Batches, batch_id: str, row: Row) -> None:
+        """Nobody wrote down that the batch was handed in: it is found at the provider, or handed in again."""
+        named = None
+        if row["calls"]:  # else nobody got as far as trying
+            rows = await self._database.rows("batch_calls", batch_id, org=work.run.org_id)
+            ids = {one["call_id"] for one in rows}
+            window = (row["created"], row["tried"] + SUBMIT_SECONDS)
+            named = await batches.find(batch_id, ids, row["calls"], *window)
+        if named is None:
+            await self._submit(work, batches, batch_id, age=row["age"])
+        else:
+            await self._database.execute("batch_submitted", batch_id, named, 0.0, org=work.run.org_id)
+            log(names.LOG_BATCH_SUBMITTED, org_id=work.run.org_id, batch=batch_id, provider_id=named, found=True)
+
+    async def _collect(self, work: Work, batches: Batches, batch_id: str, row: Row) -> None:
+        ended = await batches.look(row["provider_id"])
+        if ended is None:
+            if row["out"] > _LOST_SECONDS:
+                await self._give_up(work, batch_id, ProviderError("its time is over", kind=FailureKind.TRANSIENT))
+            else:
+                await self._database.execute("batch_later", batch_id, self._pause(row["out"]), org=work.run.org_id)
+            return
+        if ended.error.kind is FailureKind.RATE_LIMITED and row["age"] <= _LOST_SECONDS:
+            await self._make_smaller(work, batch_id, ended.error)
+        calls = await self._calls(work, batch_id)
+        answers = await batches.fetch(ended, {one: call.request for one, call in calls.items()})
+        await self._store(work, batch_id, calls, {one: answers.get(one, ended.error) for one in calls})
+
+    async def _give_up(self, work: Work, batch_id: str, error: ProviderError) -> None:
+        calls = await self._calls(work, batch_id)
+        await self._store(work, batch_id, calls, dict.fromkeys(calls, _lost(error)))
+
+    async def _make_smaller(self, work: Work, batch_id: str, error: ProviderError) -> NoReturn:
+        """It was more than the account may queue now, which no call is to blame for: half of it is tried again later, and the
+        other half goes with whatever is handed in next."""
+        calls, org = sorted(await self._calls(work, batch_id)), work.run.org_id
+        pause = error.retry_after or self._settings.max_check_seconds
+        await self._database.execute("unsubmit_batch", batch_id, calls[(len(calls) + 1) // 2 :], pause, org=org)
+        await self._put_off(work, batch_id, pause, error)
+
+    async def _store(self, work: Work, batch_id: str, calls: Mapping[str, Call], answers: Mapping[str, Answer]) -> None:
+        """Keeps every call's answer for the step that waits for it, and ends the batch."""
+        org = work.run.org_id
+        ids = list(calls)
+        for start in range(0, len(ids), _STORED_AT_ONCE):
+            commit, rows = Commit(org), []
+            for one in ids[start : start + _STORED_AT_ONCE]:
+                sealed = await seal_answer(work, calls[one], answers[one])
+                commit.artifacts += [sealed.row] if sealed else []
+                rows.append({"call_id": one, "result": sealed.ref.to_json() if sealed else None})
+            await self._committer.submit(commit)
+            await self._database.execute("answer_batched_calls", batch_id, rows, org=org)
+        await self._database.execute("batch_ended", batch_id, org=org)
+        failed = sum(isinstance(answer, ProviderError) for answer in answers.values())
+        log(names.LOG_BATCH_ENDED, org_id=org, batch=batch_id, calls=len(calls), failed=failed)
+
+    def _pause(self, age: float) -> float:
+        """Seconds until a batch of this age is looked at again."""
+        settings = self._settings
+        return min(max(age / 4, settings.check_seconds), settings.max_check_seconds)
+
+    async def _put_off(self, work: Work, batch_id: str, seconds: float, error: ProviderError) -> NoReturn:
+        """The provider cannot be asked now; the batch is there all the same, or will be."""
+        longest = max(_MAX_PAUSE_SECONDS, self._settings.max_check_seconds)
+        wait = min(max(seconds, error.retry_after or 0.0), longest)
+        await self._database.execute("batch_later", batch_id, wait, org=work.run.org_id)
+        log(
+            names.LOG_BATCH_DELAYED,
+            error.message,
+            level="warning",
+            org_id=work.run.org_id,
+            batch=batch_id,
+            seconds=wait,
+        )
+        raise Deferred(error.message, retry_after=wait, pending=True) from error
+
+
+def _is_waited_for(row: Row, work: Work) -> bool:
+    """Whether this attempt waits for the call: it made it, or the attempt before it failed over something else and left it out."""
+    return bool(row["attempt"] == work.attempt or row["status"] != "done")
+
+
+def _pin(work: Work) -> str:
+    assert isinstance(work.step, ModelStep)
+    return work.run.version.models[work.step.model]
+
+
+def _until(work: Work) -> float | None:
+    """When nobody waits any more, seconds since the epoch: the step's deadline or the run's."""
+    timers = work.state.timers
+    keys = (limit_key(work.name, work.here), DEADLINE)
+    return min((timers[key] for key in keys if key in timers), default=None)
+
+
+def _lost(error: ProviderError) -> ProviderError:
+    return ProviderError(f"the batch was given up after two days: {error.message}", kind=FailureKind.TRANSIENT)

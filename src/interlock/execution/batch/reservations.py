@@ -1,0 +1,60 @@
+"""Batched calls that a run waits for: what stays reserved for them meanwhile, and which of them it waits for no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interlock.budget.ledger import Spending
+from interlock.execution.work import Run, Work
+from interlock.machine.state import RunState, StepStatus
+from interlock.store.commit import Commit
+from interlock.store.database import Row
+from interlock.workflows.spec import ModelStep
+
+_WAITING = frozenset({StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.PAUSED})
+_ENDS = frozenset({"step_succeeded", "step_failed"})
+
+
+def is_batched(work: Work) -> bool:
+    """Whether the work is a call through a batch API; a fallback never is."""
+    return isinstance(work.step, ModelStep) and work.step.batch and work.fallback is None
+
+
+def hold_reserved(run: Run, state: RunState, row: Row) -> None:
+    """Sets aside again what the run's calls in a batch had reserved, in whatever process.
+
+    Args:
+        row: the run's, with its journal and its `batched` calls; `state` is that journal folded.
+    """
+    ended = {(one["step"], one["attempt"]) for one in row["journal"] if one["type"] in _ENDS}
+    for call in row["batched"]:
+        if (call["step"], call["attempt"]) not in ended and _awaits(state, call["step"]):
+            run.ledger.hold(call["step"], Spending(call["tokens"], call["usd"]))
+
+
+def release_reserved(run: Run, state: RunState) -> None:
+    """Gives back what is still held for calls that the run, as it stands now, does not wait for."""
+    for name in run.ledger.held:
+        if not _awaits(state, name):
+            run.ledger.release(name)
+
+
+def let_go(commit: Commit, run: Run, before: RunState, after: RunState) -> list[dict[str, Any]]:
+    """The calls whose answer nobody waits for any more, as rows of the commit: what has not been handed in never is.
+
+    A deadline, a container that failed, a fallback, or the answer itself. Returns their claims, for an engine that has some.
+    """
+    if not run.version.batches:
+        return []
+    rows = []
+    for name, was in before.steps.items():
+        node = run.version.program.node(name)
+        if isinstance(node.step, ModelStep) and node.step.batch and _awaits(before, name) and not _awaits(after, name):
+            rows.append({"run_id": run.run_id, "step": name, "command": f"perform:{name}:{was.attempt}"})
+    commit.let_go += [{"run_id": row["run_id"], "step": row["step"]} for row in rows]
+    return [{"run_id": row["run_id"], "command": row["command"]} for row in rows]
+
+
+def _awaits(state: RunState, name: str) -> bool:
+    here = state.steps.get(name)
+    return here is not None and here.variant == 0 and here.status in _WAITING

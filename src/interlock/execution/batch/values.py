@@ -1,0 +1,78 @@
+"""What is kept of a batched call: its request, and its answer, as values about the same people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from interlock.base.errors import Erased, FailureKind, PayloadTooLarge, ProviderError
+from interlock.base.labels import Labels
+from interlock.execution.work import Work
+from interlock.gateway.batches import Answer
+from interlock.gateway.failures import BilledError
+from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Usage
+from interlock.store.artifacts import Sealed
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a batch, of whichever run; labels are its request's."""
+
+    request: ModelRequest
+    labels: Labels
+
+
+def plain_of(request: ModelRequest) -> dict[str, Any]:
+    """The request as JSON; `request_of` makes it again."""
+    return {
+        "model": request.model,
+        "messages": [[turn.role, turn.content] for turn in request.messages],
+        "max_tokens": request.max_tokens,
+        "schema": json.dumps(request.schema),  # as text: the order of its fields is part of the call
+        "temperature": request.temperature,
+        "seed": request.seed,
+    }
+
+
+def request_of(plain: Mapping[str, Any]) -> ModelRequest:
+    messages = [Message(role, content) for role, content in plain["messages"]]
+    return ModelRequest(**{**plain, "messages": messages, "schema": json.loads(plain["schema"])})
+
+
+async def seal_answer(work: Work, call: Call, answer: Answer) -> Sealed | None:
+    """A call's answer as a value about the same people as the call; None if one of them was erased."""
+    labels = call.labels.join(Labels(origins=frozenset({f"model:{call.request.model}"})))
+    try:
+        try:
+            return await work.run.artifacts.seal(work.run.org_id, _kept(answer), labels)
+        except PayloadTooLarge as error:
+            refused = ProviderError(error.message, kind=FailureKind.PERMANENT)
+            return await work.run.artifacts.seal(work.run.org_id, _kept(refused), labels)
+    except Erased:
+        return None
+
+
+def _kept(answer: Answer) -> dict[str, Any]:
+    usage = answer.usage if isinstance(answer, ModelResponse | BilledError) else None
+    kept: dict[str, Any] = {"usage": [usage.input_tokens, usage.output_tokens, usage.cached_tokens] if usage else None}
+    if isinstance(answer, ProviderError):
+        return {**kept, "error": answer.message, "kind": answer.kind.value, "retry_after": answer.retry_after}
+    said = {"text": answer.text, "model": answer.model, "finish_reason": answer.finish_reason}
+    return {**kept, **said, "response_id": answer.response_id}
+
+
+def delivered(kept: Mapping[str, Any]) -> ModelResponse:
+    """The answer that was kept; raises the error that was. Neither says how the provider is now."""
+    usage = Usage(*kept["usage"]).in_batch() if kept["usage"] is not None else Usage()
+    if "error" not in kept:
+        said = {name: kept[name] for name in ("text", "model", "finish_reason", "response_id")}
+        return ModelResponse(usage=usage, **said)
+    kind = FailureKind(kept["kind"])
+    if usage.total:
+        error: ProviderError = BilledError(kept["error"], kind=kind, usage=usage, retry_after=kept["retry_after"])
+    else:
+        error = ProviderError(kept["error"], kind=kind, retry_after=kept["retry_after"])
+    error.blames_target = False
+    raise error

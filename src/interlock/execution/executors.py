@@ -1,0 +1,335 @@
+"""How each kind of work is prepared and done. The kernel calls these between its phases; nobody else does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+from interlock.base.clock import Clock
+from interlock.base.errors import FailureKind, IntegrityError, ToolError
+from interlock.base.labels import Labels, Trust
+from interlock.budget.prices import cost_usd, is_priced
+from interlock.execution.batch.calls import BatchedCalls
+from interlock.execution.batch.reservations import is_batched
+from interlock.execution.inputs.arguments import arguments_of
+from interlock.execution.inputs.conversation import conversation
+from interlock.execution.work import Work
+from interlock.gateway.failures import BilledError
+from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider, Usage
+from interlock.gateway.structured import complete_structured
+from interlock.machine.events import Spent
+from interlock.policy.decision import Question
+from interlock.sandbox.environment import Result
+from interlock.telemetry import names
+from interlock.tools.registry import Function, Tools, error_of
+from interlock.workflows.contracts import ToolContract
+from interlock.workflows.schemas import check_value
+from interlock.workflows.spec import ModelStep, ToolStep
+
+# Characters a token stands for at least, in the scripts and tokenizers we know; for reservations only.
+_CHARACTERS_PER_TOKEN = 2.5
+_CLOCKS_APART = 60.0  # seconds by which the clock of a far side may be ahead
+CORRECTIONS = 2  # the seed document's number (R8)
+
+
+class Models(Protocol):
+    """Resolves a version's model pin to a provider and the provider's own name for the model."""
+
+    def resolve(self, pin: str) -> tuple[Provider, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Work that is ready to be judged and done.
+
+    Attributes:
+        question: what the policy is asked.
+        payload: what the executor needs: provider and request, or the tool's arguments.
+        request: the rendered request as JSON, for a model call.
+        labels: of everything that goes in.
+        tokens: worst case of the call, reserved from the budget.
+        usd: likewise.
+        stale: steps whose values are older than their tools allow, and may be used all the same.
+        answered: the answer is in the store; nobody outside is asked.
+    """
+
+    question: Question
+    payload: Any
+    labels: Labels
+    tokens: int = 0
+    usd: float = 0.0
+    request: Any = None
+    stale: tuple[str, ...] = ()
+    answered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A result.
+
+    Attributes:
+        schema: says which fields are facts.
+        attributes: go on the span.
+        calls: of an agent's turn, the tools it wants called.
+        facts: instead of those that `schema` says.
+    """
+
+    value: Any
+    schema: Mapping[str, Any]
+    labels: Labels
+    spent: Spent = field(default_factory=Spent)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    calls: tuple[str, ...] = ()
+    facts: dict[str, Any] | None = None
+
+
+class ModelExecutor:
+    """Model steps: a rendered prompt in, JSON valid against the step's schema out."""
+
+    span_name = names.MODEL_CALL
+
+    def __init__(self, models: Models, batched: BatchedCalls, clock: Clock) -> None:
+        self._models = models
+        self._batched = batched
+        self._clock = clock
+
+    async def prepare(self, work: Work) -> Prepared:
+        step = work.step
+        assert isinstance(step, ModelStep)
+        version, agent = work.run.version, work.node.agent
+        batch = is_batched(work)
+        # What a call under way was made with was fresh then.
+        out = await self._batched.standing(work) if batch else None
+        bound = await arguments_of(work, now=self._clock.now() if out is None else None)
+        labels = bound.labels
+        turns = version.prompts[step.prompt].render(bound.value)
+        if agent is not None:
+            spoken, heard = await conversation(work, agent)
+            turns, labels = [*turns, *spoken], labels.join(heard)
+        provider, model = self._models.resolve(version.models[step.model])
+        schema = version.answer_schemas[work.path]
+        request = ModelRequest(
+            model=model,
+            messages=[Message(role, content) for role, content in turns],  # type: ignore[arg-type]
+            max_tokens=step.max_tokens,
+            schema=schema,
+            temperature=step.temperature,
+            seed=0,
+            timeout=step.timeout,
+        )
+        characters = sum(len(content) for _, content in turns)
+        tokens = int(characters / _CHARACTERS_PER_TOKEN) + step.max_tokens
+        incoming = tokens - step.max_tokens
+        usd = cost_usd(provider.name, model, input_tokens=incoming, output_tokens=step.max_tokens, batch=batch)
+        if version.workflow.budget.usd is not None and not is_priced(provider.name, model):
+            raise ToolError(
+                f'model "{model}" has no known price, so a budget in USD cannot hold; use budget.tokens instead',
+                kind=FailureKind.PERMANENT,
+            )
+        question = _question(work, "call_model", step.model, {"provider": provider.name, "model": model}, labels)
+        plain = {"messages": turns, "schema": schema, "max_tokens": step.max_tokens}
+        stale, answered = tuple(bound.stale), out == "done"
+        return Prepared(question, (provider, request), labels, tokens, usd, plain, stale, answered)
+
+    async def execute(self, work: Work, prepared: Prepared, *, key: str | None = None) -> Done:  # noqa: ARG002  a model call has no key
+        provider, request = prepared.payload
+        step = work.step
+        assert isinstance(step, ModelStep)
+        validator = work.run.version.output_validators[work.path]
+        answered = await self._answered(work, prepared) if is_batched(work) else None
+        answer = await complete_structured(
+            provider, request, validator=validator, max_corrections=CORRECTIONS, answered=answered
+        )
+        spent = spent_of(provider.name, request.model, answer.usage)
+        attributes = {
+            names.GEN_AI_OPERATION: "chat",
+            names.GEN_AI_PROVIDER: provider.name,
+            names.GEN_AI_REQUEST_MODEL: request.model,
+            names.GEN_AI_RESPONSE_MODEL: answer.response.model,
+            names.MODEL_NAME: request.model,
+            names.GEN_AI_INPUT_TOKENS: spent.input_tokens,
+            names.GEN_AI_OUTPUT_TOKENS: spent.output_tokens,
+            names.TOKENS_INPUT: spent.input_tokens,
+            names.TOKENS_OUTPUT: spent.output_tokens,
+            names.COST_USD: spent.usd,
+            names.MODEL_ATTEMPTS: answer.attempts,
+            names.MODEL_BATCH: answered is not None,
+        }
+        # What a model says is as trustworthy as the least trusted thing it read.
+        labels = prepared.labels.join(Labels(origins=frozenset({f"model:{request.model}"})))
+        if work.node.agent is None:
+            return Done(answer.value, step.output, labels, spent, attributes)
+        calls = tuple(call["tool"] for call in answer.value["calls"])
+        value = answer.value if calls else answer.value["answer"]
+        return Done(value, {} if calls else step.output, labels, spent, attributes, calls)
+
+    async def _answered(self, work: Work, prepared: Prepared) -> ModelResponse:
+        provider, request = prepared.payload
+        return await self._batched.answer(
+            work, provider, request, labels=prepared.labels, tokens=prepared.tokens, usd=prepared.usd
+        )
+
+    def spent_in(self, error: Exception, prepared: Prepared) -> Spent:
+        """What a failed call cost all the same."""
+        if not isinstance(error, BilledError):
+            return Spent()
+        provider, request = prepared.payload
+        return spent_of(provider.name, request.model, error.usage)
+
+
+class ToolExecutor:
+    """Tool steps: arguments that fit the contract in, a value that fits it out; in a fresh sandbox."""
+
+    span_name = names.TOOL_CALL
+
+    def __init__(self, tools: Tools, clock: Clock) -> None:
+        self._tools = tools
+        self._clock = clock
+
+    async def prepare(self, work: Work, *, undo: bool = False) -> Prepared:
+        """The call's arguments; for `undo` those it was made with, however old they are by now."""
+        step = work.step
+        assert isinstance(step, ToolStep)
+        version = work.run.version
+        tool = version.tools.get(step.tool)
+        if tool is None:
+            raise IntegrityError(f'version {version.version} has no tool "{step.tool}"; deploy the workflow again')
+        bound = await arguments_of(work, now=None if undo else self._clock.now())
+        arguments, labels = bound.value, bound.labels
+        check_value(version.tool_input_validators[step.tool], arguments, what=f'tool "{step.tool}": arguments')
+        attributes = {"effect": tool.contract.effect, "scopes": sorted(tool.contract.scopes)}
+        question = _question(work, "call_tool", step.tool, attributes, labels)
+        return Prepared(question, arguments, labels, stale=tuple(bound.stale))
+
+    async def fetch(self, work: Work) -> None:
+        """Makes sure that the tool's code is at hand."""
+        assert isinstance(work.step, ToolStep)
+        await self._tools.fetch(work.run.version.tools[work.step.tool])
+
+    async def plan(self, work: Work, prepared: Prepared) -> Any:
+        """What a tool with an explicit commit means to do: its `run`, which changes nothing."""
+        result = await self._call(work, "run", prepared.payload, key=None)
+        return result.output
+
+    async def execute(
+        self, work: Work, prepared: Prepared, *, key: str | None = None, plan: Any = None, until: float | None = None
+    ) -> Done:
+        """The call. With an explicit commit it is `commit` with the plan; else `run` with the arguments."""
+        step = work.step
+        assert isinstance(step, ToolStep)
+        if work.run.version.tools[step.tool].contract.commit:
+            result = await self._call(work, "commit", {"plan": plan}, key=key, until=until)
+        else:
+            result = await self._call(work, "run", prepared.payload, key=key, until=until)
+        return self._done(work, prepared, result.output, result.start_seconds)
+
+    async def _call(
+        self, work: Work, function: Function, arguments: Any, *, key: str | None, until: float | None = None
+    ) -> Result:
+        step, version = work.step, work.run.version
+        assert isinstance(step, ToolStep)
+        tool, allowed = version.tools[step.tool], frozenset(version.workflow.allow)
+        context = _context(work, key)
+        result = await self._tools.call(tool, function, arguments, context=context, allowed=allowed, until=until)
+        if result.ending != "ok":
+            raise error_of(tool.contract, result)
+        return result
+
+    def _done(self, work: Work, prepared: Prepared, output: Any, start_seconds: float) -> Done:
+        step = work.step
+        assert isinstance(step, ToolStep)
+        version = work.run.version
+        contract = version.tools[step.tool].contract
+        check_value(version.tool_output_validators[step.tool], output, what=f'tool "{step.tool}": its answer')
+        as_of = _age(contract, output, self._clock.now())
+        labels = prepared.labels.join(Labels(trust=Trust.TOOL, origins=frozenset({f"tool:{step.tool}"})))
+        # As old as the tool says, else as the call: how old its arguments were was looked at when it was made.
+        labels = replace(labels, as_of=as_of)
+        most = work.fallback.max_age if work.fallback is not None else None
+        if most is not None and self._clock.now() - as_of > most:
+            raise ToolError(
+                f'tool "{step.tool}": its answer is {self._clock.now() - as_of:.0f} s old, and as a fallback it may be {most:g} s',
+                kind=FailureKind.PERMANENT,
+            )
+        attributes = {
+            names.GEN_AI_TOOL_NAME: step.tool,
+            names.TOOL_EFFECT: contract.effect,
+            names.TOOL_SANDBOX: self._tools.sandbox_name,
+            names.TOOL_START_MS: round(start_seconds * 1000, 3),
+        }
+        return Done(output, contract.output, labels, attributes=attributes)
+
+    async def probe(self, work: Work, prepared: Prepared, key: str) -> Done | None:
+        """Asks the tool whether the effect with this key happened: None if not, else what it gave.
+
+        Raises:
+            ContractViolation: it happened, and the tool cannot say what it gave.
+        """
+        step = work.step
+        assert isinstance(step, ToolStep)
+        result = await self._call(work, "probe", {"input": prepared.payload}, key=key)
+        if not isinstance(result.output, dict) or not isinstance(result.output.get("happened"), bool):
+            raise ToolError(
+                f'tool "{step.tool}": probe must return {{"happened": true|false, "output": …}}',
+                kind=FailureKind.PERMANENT,
+            )
+        if not result.output["happened"]:
+            return None
+        return self._done(work, prepared, result.output.get("output"), result.start_seconds)
+
+    async def compensate(self, work: Work, arguments: Any, output: Any, *, key: str) -> None:
+        """Undoes a completed call."""
+        await self._call(work, "compensate", {"input": arguments, "output": output}, key=key)
+
+
+def spent_of(provider: str, model: str, usage: Usage) -> Spent:
+    incoming, outgoing = usage.batched_input_tokens, usage.batched_output_tokens
+    usd = cost_usd(provider, model, input_tokens=incoming, output_tokens=outgoing, batch=True)
+    incoming, outgoing = usage.input_tokens - incoming, usage.output_tokens - outgoing
+    usd += cost_usd(provider, model, input_tokens=incoming, output_tokens=outgoing)
+    return Spent(usage.input_tokens, usage.output_tokens, usd)
+
+
+def _question(work: Work, action: Any, resource: str, attributes: dict[str, Any], labels: Labels) -> Question:
+    principal = work.run.principal
+    return Question(
+        user_id=principal.user_id,
+        org_id=principal.org_id,
+        roles=principal.roles,
+        action=action,
+        resource=resource,
+        attributes=attributes,
+        context={
+            "workflow": work.run.version.name,
+            "step": work.path,
+            "trust": labels.trust.name.lower(),
+            "sensitivity": labels.sensitivity.name.lower(),
+            "reviewed": work.reviewed,
+        },
+    )
+
+
+def _context(work: Work, key: str | None) -> dict[str, Any]:
+    context: dict[str, Any] = {"run_id": work.run.run_id, "step": work.name, "attempt": work.attempt}
+    if key is not None:
+        context["idempotency_key"] = key
+    return context
+
+
+def _age(contract: ToolContract, output: Any, now: float) -> float:
+    """When the answer was true, seconds since the epoch: as the tool says, else now."""
+    said = output.get(contract.as_of) if contract.as_of is not None and isinstance(output, dict) else None
+    if isinstance(said, str):
+        try:
+            moment: datetime | None = datetime.fromisoformat(said)
+        except ValueError:
+            moment = None
+        when = moment.timestamp() if moment is not None and moment.tzinfo is not None else 0.0
+    elif isinstance(said, int | float) and not isinstance(said, bool):
+        when = float(said)
+    else:
+        when = now if contract.as_of is None else 0.0
+    # What says no moment, or one to come (milliseconds, say), is older than anything may be, not fresh for ever.
+    return min(when, now) if when <= now + _CLOCKS_APART else 0.0

@@ -1,0 +1,1 @@
+"""Inputs of a call: bound values, tool arguments, an agent's conversation."""

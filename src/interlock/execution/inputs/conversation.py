@@ -1,0 +1,64 @@
+"""An agent's conversation, put together from its stored pieces: the turns so far and what became of their calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interlock.base.errors import IntegrityError
+from interlock.base.labels import Labels
+from interlock.definitions.agent_schemas import instructions, said, told_results
+from interlock.execution.work import Work
+from interlock.machine.program import CALL, TURN
+from interlock.machine.state import StepStatus
+from interlock.workflows.spec import AgentStep
+
+
+async def conversation(work: Work, agent: AgentStep) -> tuple[list[tuple[str, str]], Labels]:
+    """What follows the prompt's own messages: (role, content) in order, and the labels of all of it."""
+    program, state = work.run.version.program, work.state
+    messages = [("system", instructions(program, agent))]
+    labels = Labels()
+    head, _, number = _frame(work.name).rpartition("#")
+    for earlier in range(1, int(number)):
+        frame = f"{head}#{earlier}"
+        asked = state.steps[f"{frame}/{TURN}"]
+        assert asked.output is not None
+        results, joined = await _results(work, frame, asked.calls)
+        labels = labels.join(asked.output.labels).join(joined)
+        messages += [("assistant", said(await work.run.value(asked.output))), ("user", told_results(results))]
+    return messages, labels
+
+
+async def _results(work: Work, frame: str, calls: tuple[str, ...]) -> tuple[list[dict[str, Any]], Labels]:
+    results, labels = [], Labels()
+    for number, tool in enumerate(calls, start=1):
+        call = work.state.steps[f"{frame}/{CALL}#{number}"]
+        if call.status is StepStatus.SUCCEEDED and call.output is not None:
+            labels = labels.join(call.output.labels)
+            results.append({"tool": tool, "result": await work.run.value(call.output)})
+            continue
+        result = {"tool": tool, "error": call.failure.message if call.failure is not None else "it did not work"}
+        if call.failure is not None and call.failure.words is not None:
+            labels = labels.join(call.failure.words.labels)
+            result["detail"] = await work.run.value(call.failure.words)
+        results.append(result)
+    return results, labels
+
+
+async def asked_for(work: Work) -> tuple[dict[str, Any], Labels]:
+    """The arguments that the model gave for this call.
+
+    Raises:
+        IntegrityError: the turn is not what the machine took it for.
+    """
+    asked = work.state.steps[f"{_frame(work.name)}/{TURN}"]
+    number = int(work.name.rpartition("#")[2])
+    if asked.output is None:
+        raise IntegrityError(f'the turn that asked for "{work.name}" is gone')
+    call = (await work.run.value(asked.output))["calls"][number - 1]
+    return dict(call["arguments"]), asked.output.labels
+
+
+def _frame(name: str) -> str:
+    """The turn an instance stands in: `assist#3/call#2` → `assist#3`."""
+    return name[: name.rfind("/")]

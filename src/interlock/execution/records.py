@@ -1,0 +1,253 @@
+"""The rows that belong to what a run did: journal, run row, reviews, effects, audit, outbox."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from interlock.audit.log import Entry
+from interlock.base.errors import Erased
+from interlock.base.ids import new_id
+from interlock.base.labels import Labels
+from interlock.base.refs import Ref
+from interlock.execution.effects import Effect
+from interlock.execution.inputs.arguments import arguments_of
+from interlock.execution.inputs.binding import bind
+from interlock.execution.work import Outcome, Run, Work, effect_name
+from interlock.machine import events as ev
+from interlock.machine.state import RunState, StepState, StepStatus
+from interlock.store.commit import Commit
+from interlock.store.database import Row
+from interlock.telemetry import names
+from interlock.telemetry.tracing import Tracing
+from interlock.workflows.spec import ReviewStep, ToolStep
+
+
+def commit_of(
+    run: Run,
+    *,
+    state: RunState | None = None,
+    outcomes: list[Outcome] | None = None,
+    first_seq: int = 0,
+    used_signals: list[int] | None = None,
+) -> Commit:
+    """A commit under the run's lease: the outcomes' rows, their events in the journal, and the run's new row."""
+    commit = run.commit()
+    if used_signals:
+        commit.used_signals = [{"signal_id": signal} for signal in used_signals]
+    for number, outcome in enumerate(outcomes or []):
+        commit.artifacts += outcome.artifacts
+        commit.audit += outcome.audit
+        if outcome.effects:
+            commit.effects += outcome.effects
+        if outcome.results:
+            commit.results += outcome.results
+        commit.journal.append(
+            {
+                "run_id": run.run_id,
+                "seq": first_seq + number,
+                "org_id": run.org_id,
+                "event": ev.event_to_json(outcome.event),
+            }
+        )
+    if state is not None:
+        commit.runs.append(run_row(run, state))
+    return commit
+
+
+def run_row(run: Run, state: RunState) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "status": state.status.value,
+        "reason": state.reason,
+        "output": None,
+        "input_tokens": state.spent.input_tokens,
+        "output_tokens": state.spent.output_tokens,
+        "usd": state.spent.usd,
+        "steps": state.done,
+        "finished": state.over,
+    }
+
+
+async def records_of(commit: Commit, run: Run, state: RunState, commands: list[ev.Command], now: float) -> None:
+    """Adds the rows of those commands that are nothing but rows: questions to people, and the end."""
+    for command in commands:
+        match command:
+            case ev.OpenReview():
+                await open_review(commit, run, state, command, now)
+            case ev.CloseReview():
+                commit.closed_reviews.append({"run_id": run.run_id, "step": command.step})
+            case ev.OpenLetter():
+                open_letter(commit, run, state, command, now)
+            case ev.CloseLetter():
+                commit.closed_letters.append({"run_id": run.run_id, "step": command.step})
+            case ev.Finish():
+                await finish(commit, run, state, command, now)
+
+
+async def open_review(commit: Commit, run: Run, state: RunState, command: ev.OpenReview, now: float) -> None:
+    """A question to a person: its row, the audit entry, the event for notification."""
+    name, program = command.step, run.version.program
+    here = state.steps[name]
+    step = program.work(name, here.variant, here.tool)
+    if command.purpose == "confirm":
+        assert isinstance(step, ToolStep)
+        title = f'Did "{step.tool}" do its work? It was cut off in the middle; look it up where it acts.'
+        shown, labels = await _given(Work(run, name, step, here.attempt, state))
+        role = "reviewer"
+    else:
+        assert isinstance(step, ReviewStep)
+        title, role = step.title, step.role
+        shown, labels = await _bound(run, step.show, state, name)
+    sealed = await run.artifacts.seal(run.org_id, shown, labels)
+    if isinstance(step, ToolStep):
+        commit.effects.append(_moved(run, name, step, here, sealed.ref).row("unknown"))
+    review_id = new_id("rev")
+    commit.artifacts.append(sealed.row)
+    commit.new_reviews.append(
+        {
+            "review_id": review_id,
+            "org_id": run.org_id,
+            "run_id": run.run_id,
+            "step": command.step,
+            "purpose": command.purpose,
+            "title": title,
+            "role": role,
+            "show": sealed.ref.to_json(),
+        }
+    )
+    detail = {"step": command.step, "purpose": command.purpose, "review": review_id}
+    commit.audit.append(_entry(run, "review.opened", "open_review", f"review:{review_id}", now, detail))
+    commit.outbox.append(
+        {"org_id": run.org_id, "topic": "review.opened", "payload": {"run_id": run.run_id, **detail, "title": title}}
+    )
+
+
+def open_letter(commit: Commit, run: Run, state: RunState, command: ev.OpenLetter, now: float) -> None:
+    """A step for a person to look at: its row, the audit entry, the event for notification."""
+    failure = state.steps[command.step].failure
+    code, reason = (failure.code, failure.message) if failure is not None else ("unknown", "it failed")
+    detail = _letter(commit, run.org_id, run.run_id, command.step, command.purpose, code, reason)
+    commit.audit.append(_entry(run, "letter.opened", "open_letter", f"letter:{detail['letter']}", now, detail))
+
+
+def open_driver_letter(commit: Commit, row: Row, reason: str, now: float) -> None:
+    """A run that Interlock itself fails to drive, for a person to look at; `row` is the run's."""
+    detail = _letter(commit, row["org_id"], row["run_id"], "", "driver", "driver_failed", reason)
+    letter = f"letter:{detail['letter']}"
+    entry = Entry(row["org_id"], "letter.opened", "system", "open_letter", letter, now, run_id=row["run_id"])
+    commit.audit.append(replace(entry, trace_id=row["trace_id"], detail=detail))
+
+
+def _letter(
+    commit: Commit, org_id: str, run_id: str, step: str, purpose: str, code: str, reason: str
+) -> dict[str, Any]:
+    """The row and the notification of a letter; what goes into its audit entry."""
+    letter_id = new_id("ltr")
+    row = {"letter_id": letter_id, "org_id": org_id, "run_id": run_id, "step": step}
+    commit.new_letters.append({**row, "purpose": purpose, "code": code, "reason": reason})
+    detail = {"step": step, "purpose": purpose, "letter": letter_id, "error": code}
+    if purpose != "run":  # its end is announced already
+        payload = {"run_id": run_id, **detail, "reason": reason}
+        commit.outbox.append({"org_id": org_id, "topic": "letter.opened", "payload": payload})
+    return detail
+
+
+async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, now: float) -> None:
+    """The end of a run: its output, the audit entry, the event, and the queue row gone."""
+    output, labels = await _bound(run, run.version.workflow.output, state, None)
+    sealed = await run.artifacts.seal(run.org_id, output, labels)
+    commit.artifacts.append(sealed.row)
+    commit.runs[0]["output"] = sealed.ref.to_json()
+    commit.finished.append({"run_id": run.run_id})
+    if command.status is ev.RunStatus.FAILED:
+        # Whatever it did is undone; what is left is the question whether to try the whole of it again.
+        _letter(commit, run.org_id, run.run_id, "", "run", "run_failed", command.reason or "")
+    detail = {
+        "status": command.status.value,
+        "reason": command.reason,
+        "output": sealed.ref.digest,
+        "input_tokens": state.spent.input_tokens,
+        "output_tokens": state.spent.output_tokens,
+        "usd": f"{state.spent.usd:.6f}",
+    }
+    commit.audit.append(_entry(run, "run.finished", "finish_run", f"run:{run.run_id}", now, detail))
+    payload = {
+        "run_id": run.run_id,
+        "workflow": run.version.name,
+        "status": command.status.value,
+        "reason": command.reason,
+    }
+    commit.outbox.append({"org_id": run.org_id, "topic": "run.finished", "payload": payload})
+
+
+async def _bound(run: Run, tree: Any, state: RunState, near: str | None) -> tuple[Any, Labels]:
+    """What a binding tree shows; nothing if it is about a person who was erased meanwhile: the run must go on to its end."""
+    try:
+        bound = await bind(run, tree, state, near, lenient=True)
+        return bound.value, bound.labels
+    except Erased:
+        return {}, Labels()
+
+
+async def _given(work: Work) -> tuple[Any, Labels]:
+    """What the call in question was made with, in the same way."""
+    try:
+        given = await arguments_of(work, lenient=True)
+        return given.value, given.labels
+    except Erased:
+        return {}, Labels()
+
+
+def _moved(run: Run, name: str, step: ToolStep, state: StepState, ref: Ref) -> Effect:
+    """An effect whose row is there and only moves: its key and input stay what they were when it was intended."""
+    return Effect(run.run_id, effect_name(name, state.variant), run.org_id, step.tool, "", state.attempt, ref)
+
+
+def confirmed_effects(run: Run, before: RunState, event: Any) -> list[dict[str, Any]]:
+    """Ledger rows for a person's answer to "did it happen?"."""
+    if not isinstance(event, ev.ReviewDecided):
+        return []
+    state = before.steps.get(event.step)
+    if state is None or state.status is not StepStatus.CONFIRMING:
+        return []
+    step = run.version.program.work(event.step, state.variant, state.tool)
+    assert isinstance(step, ToolStep)
+    effect = _moved(run, event.step, step, state, event.output)
+    return [effect.row("succeeded" if event.approved else "failed", event.output if event.approved else None)]
+
+
+def emit_run_span(tracing: Tracing, run: Run, state: RunState, *, start: float, end: float) -> None:
+    """The span of a whole run that is over; times in seconds since the epoch."""
+    ok = state.status is ev.RunStatus.SUCCEEDED
+    attributes = finish_attributes(run, state)
+    tracing.emit(f"{names.RUN} {run.version.name}", run.trace, start=start, end=end, ok=ok, attributes=attributes)
+
+
+def finish_attributes(run: Run, state: RunState) -> dict[str, Any]:
+    attributes = {
+        **run.attributes(),
+        names.SUCCESS: state.status is ev.RunStatus.SUCCEEDED,
+        names.TOKENS_INPUT: state.spent.input_tokens,
+        names.TOKENS_OUTPUT: state.spent.output_tokens,
+        names.COST_USD: state.spent.usd,
+        "run.status": state.status.value,
+    }
+    if state.reason:
+        attributes[names.ERROR_TYPE] = state.status.value
+    return attributes
+
+
+def _entry(run: Run, event_type: Any, action: str, resource: str, now: float, detail: dict[str, Any]) -> Entry:
+    return Entry(
+        org_id=run.org_id,
+        event_type=event_type,
+        actor="system",
+        action=action,
+        resource=resource,
+        at=now,
+        run_id=run.run_id,
+        trace_id=run.trace.trace_id,
+        policy_version=run.version.policy.version,
+        detail=detail,
+    )

@@ -1,0 +1,142 @@
+"""What travels through the kernel: the run, one piece of its work, and the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from interlock.audit.log import Entry
+from interlock.base.refs import Ref
+from interlock.budget.ledger import RunLedger
+from interlock.definitions.versions import Version
+from interlock.identity.principal import Principal
+from interlock.machine.events import Spent
+from interlock.machine.program import Node, path_of
+from interlock.machine.state import RunState, StepState
+from interlock.store.artifacts import Artifacts
+from interlock.store.commit import Commit
+from interlock.telemetry import names
+from interlock.telemetry.spans import TraceIds
+from interlock.workflows.spec import Fallback, Step
+
+
+@dataclass(slots=True)
+class Run:
+    """A run as its worker holds it.
+
+    Attributes:
+        fence: of the lease; every write carries it.
+        claim: the one command that the fence is for, on an engine that leases single commands; None for the whole run.
+        spent: what the run's state says; the driver moves it and ends the reservations it replaces in one go, so that
+            spending is never unknown in between.
+        resumed: taken over from a worker that may have died in the middle of something.
+        set_aside: reserves tokens and USD where all who work for the run see it; None if this worker is the only one.
+    """
+
+    run_id: str
+    org_id: str
+    principal: Principal
+    version: Version
+    trace: TraceIds
+    input: Ref
+    ledger: RunLedger
+    artifacts: Artifacts
+    fence: int
+    claim: str | None = None
+    resumed: bool = False
+    spent: Spent = field(default_factory=Spent)
+    set_aside: Callable[[int, float], Awaitable[None]] | None = None
+    _values: dict[str, Any] = field(default_factory=dict)
+
+    def commit(self) -> Commit:
+        """An empty commit that is refused if the lease, or the claim, has gone to somebody else."""
+        if self.claim is None:
+            return Commit(self.org_id, fence=(self.run_id, self.fence))
+        return Commit(self.org_id, claim=(self.run_id, self.claim, self.fence))
+
+    def forget(self) -> None:
+        """Drops the values at hand: what is erased while nobody drives the run must not live on here."""
+        self._values.clear()
+
+    def remember(self, ref: Ref, value: Any) -> None:
+        """Keeps a value at hand while this worker drives the run."""
+        self._values[ref.digest] = value
+
+    async def value(self, ref: Ref) -> Any:
+        if ref.digest not in self._values:
+            self._values[ref.digest] = await self.artifacts.open(self.org_id, ref)
+        return self._values[ref.digest]
+
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of every span of this run."""
+        return {
+            names.WORKFLOW_NAME: self.version.name,
+            names.WORKFLOW_VERSION: self.version.version,
+            names.ORG_ID: self.org_id,
+            names.USER_ID: self.principal.user_id,
+            names.RUN_ID: self.run_id,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One attempt at one step, as the machine commanded it, with the state it was commanded in.
+
+    Attributes:
+        name: the instance; what journal, ledger and record call it.
+        step: what is performed: the step, its fallback, or the call that an agent's model asked for.
+        fallback: the declaration behind it, if it is one.
+    """
+
+    run: Run
+    name: str
+    step: Step
+    attempt: int
+    state: RunState
+    fallback: Fallback | None = None
+
+    @property
+    def node(self) -> Node:
+        return self.run.version.program.node(self.name)
+
+    @property
+    def path(self) -> str:
+        """The step's path in the workflow: the name without the numbers."""
+        return path_of(self.name)
+
+    @property
+    def here(self) -> StepState:
+        """The step's own state."""
+        return self.state.steps[self.name]
+
+    @property
+    def effect_name(self) -> str:
+        """What the effect ledger calls it: another variant is another effect."""
+        return effect_name(self.name, self.here.variant)
+
+    @property
+    def reviewed(self) -> bool:
+        """Whether a person approved a review in this run before this step."""
+        return self.state.approvals > 0
+
+
+def effect_name(name: str, variant: int) -> str:
+    """What the effect ledger calls an instance's effect; a fallback's is another one."""
+    return f"{name}~{variant}" if variant else name
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it: the machine's event, and the rows that must be committed together with it.
+
+    Attributes:
+        signal: the row of `signals` that the event came with; it goes when the event is on record, or stale.
+    """
+
+    event: Any
+    signal: int | None = None
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    effects: list[dict[str, Any]] = field(default_factory=list)
+    audit: list[Entry] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)

@@ -1,0 +1,1 @@
+"""Controls: the worker registry and draining."""

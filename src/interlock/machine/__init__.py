@@ -1,0 +1,11 @@
+"""The orchestrator as a pure state machine: `advance(program, state, event) -> (state, commands)`. No I/O, clock or randomness.
+
+- `program`     a checked workflow, flattened into nodes
+- `events`      journal events and commands
+- `state`       the folded state of a run
+- `transition`  one event's changes on a private copy of the state
+- `machine`     event handlers, `advance`, `fold`
+- `flow`        entering and leaving steps and containers
+- `failures`    retries, fallbacks, compensation, endings
+- `retry`       backoff
+"""

@@ -1,0 +1,182 @@
+"""The machine's state: a fold over the run's events, never stored as such."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from interlock.base.refs import Ref
+from interlock.machine.events import TERMINAL, Failure, RunStatus, Spent
+from interlock.workflows.facts import Facts
+
+
+class StepStatus(StrEnum):
+    RUNNING = "running"  # performed by a worker now
+    PAUSED = "paused"  # to be performed once the run is resumed
+    RETRYING = "retrying"  # waits for its backoff timer, or for a slot
+    REVIEWING = "reviewing"  # a person is asked for a decision
+    CONFIRMING = "confirming"  # a person is asked whether an unknown effect happened
+    WAITING = "waiting"  # for time or a signal
+    HELD = "held"  # failed for good, in the dead-letter queue
+    OPEN = "open"  # a container whose inside is under way
+    ENDING = "ending"  # a container that failed and whose inside is being finished and undone
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    UNDOING = "undoing"  # its compensation is being performed
+    UNDO_RETRYING = "undo_retrying"
+    UNDONE = "undone"
+    UNDO_FAILED = "undo_failed"  # in the dead-letter queue
+    UNDO_GIVEN_UP = "undo_given_up"  # a person decided that the effect stays
+
+
+# What a worker does now.
+WORKING = frozenset({StepStatus.RUNNING, StepStatus.UNDOING})
+# What was done and is to be, is being, or was taken back; also what could not be.
+UNDO = frozenset(
+    {
+        StepStatus.UNDOING,
+        StepStatus.UNDO_RETRYING,
+        StepStatus.UNDONE,
+        StepStatus.UNDO_FAILED,
+        StepStatus.UNDO_GIVEN_UP,
+    }
+)
+# Work whose end must be awaited before what it stands in may end: an effect may be happening.
+BUSY = WORKING | {StepStatus.UNDO_RETRYING, StepStatus.CONFIRMING}
+
+
+@dataclass(frozen=True, slots=True)
+class StepState:
+    """One instance of a step, or one item or round of a container.
+
+    Attributes:
+        attempt: counts from 1, through all variants.
+        variant: 0 is the step itself, n its n-th fallback; `tries` counts the attempts at this one.
+        deferrals: how often the current attempt was put off.
+        failure: of the last attempt.
+        undo_attempt: counts its compensations.
+        denials: the times at which a person said that the effect in doubt had not happened.
+        tool: of an agent's call, the tool that the model named.
+        calls: of an agent's turn, the tools it wants called.
+        entry: of a map, its items; of a subworkflow, its input. `facts` are then theirs while it is open.
+        iteration: of a map, the last item started; of a loop or an agent, the round or turn it is in. From 1.
+        override: arguments that a person put in the place of the bound ones.
+        expired: its deadline passed while it was being performed.
+        begun: the attempt with which it began, or began anew out of the dead-letter queue; its deadline counts from there.
+    """
+
+    status: StepStatus
+    attempt: int = 1
+    variant: int = 0
+    tries: int = 1
+    deferrals: int = 0
+    output: Ref | None = None
+    facts: Facts = field(default_factory=dict)
+    failure: Failure | None = None
+    undo_attempt: int = 0
+    denials: tuple[float, ...] = ()
+    tool: str | None = None
+    calls: tuple[str, ...] = ()
+    entry: Ref | None = None
+    iteration: int = 0
+    override: Ref | None = None
+    expired: bool = False
+    begun: int = 1
+
+
+def is_told(step: StepState, *, opens_body: bool) -> bool:
+    """Whether the result of a step may be read: not that of one that was taken back.
+
+    Args:
+        opens_body: of a map or a subworkflow, which while it is open keeps its items' counts, or its input's facts, there.
+    """
+    return step.status is StepStatus.SUCCEEDED if opens_body else step.status not in UNDO
+
+
+def limit_key(name: str, step: StepState) -> str:
+    """The timer of an instance's deadline. A requeued step's is another one: the old one, told twice, must not end the new."""
+    return f"limit:{name}" if step.begun == 1 else f"limit:{name}:{step.begun}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the run will end once what is under way is over."""
+
+    status: RunStatus
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A signal that came before anybody waited for it."""
+
+    signal_id: str
+    payload: Ref
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """A run.
+
+    Attributes:
+        completed: undoable instances that succeeded, in the order of their success.
+        timers: key → due, seconds since the epoch.
+        working, busy: how many instances are in `WORKING` and `BUSY`.
+        done: steps that succeeded, containers aside; `approvals`: reviews that were approved.
+        ending: set when the run can no longer succeed; then nothing new starts.
+        failing: containers that failed and are not finished yet → why.
+        degraded: why the run will end as partial although it goes on.
+        paused: nothing new is performed.
+        signals: name → signals nobody has waited for yet; `heard`: ids of all signals taken.
+    """
+
+    status: RunStatus = RunStatus.QUEUED
+    seed: int = 0
+    input_facts: Facts = field(default_factory=dict)
+    steps: Mapping[str, StepState] = field(default_factory=dict)
+    completed: tuple[str, ...] = ()
+    timers: Mapping[str, float] = field(default_factory=dict)
+    working: int = 0
+    busy: int = 0
+    done: int = 0
+    approvals: int = 0
+    retries: int = 0
+    spent: Spent = field(default_factory=Spent)
+    ending: Ending | None = None
+    failing: Mapping[str, Failure] = field(default_factory=dict)
+    degraded: str | None = None
+    paused: bool = False
+    signals: Mapping[str, tuple[Kept, ...]] = field(default_factory=dict)
+    heard: frozenset[str] = frozenset()
+    reason: str | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def outputs(self) -> dict[str, Ref]:
+        """Outputs of the instances that have one."""
+        return {name: step.output for name, step in self.steps.items() if step.output is not None}
+
+
+_STATE: TypeAdapter[RunState] = TypeAdapter(RunState)
+
+
+def state_to_json(state: RunState) -> Any:
+    """The state as JSON, for an engine that hands it on whole; the journal is what is kept."""
+    return _STATE.dump_python(state, mode="json")
+
+
+def state_from_json(data: Any) -> RunState:
+    """The state that `state_to_json` gave.
+
+    Raises:
+        pydantic.ValidationError: it is not one.
+    """
+    return _STATE.validate_python(data)

@@ -1,0 +1,172 @@
+"""One event's worth of work on a private copy of the state: what `flow` and `failures` do it with.
+
+Nothing here decides; it keeps counters, timers and commands in step with the steps. What is to happen next is put
+on `todo` instead of being called, so that a row of 500 empty branches needs no deep stack, and entering and failing need not
+know each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from interlock.machine import events as ev
+from interlock.machine.events import Command, Failure, RunStatus, Spent
+from interlock.machine.program import Program, space_of
+from interlock.machine.state import BUSY, WORKING, Ending, RunState, StepState, StepStatus, limit_key
+from interlock.workflows.spec import CONTAINERS
+
+Todo = tuple[str, str, Failure | None]
+"""("enter" | "leave" | "fail", instance, why it failed)."""
+
+
+class Turn:
+    """Attributes are the state's, mutable; `finish` makes a state of them again."""
+
+    def __init__(self, program: Program, state: RunState, at: float) -> None:
+        self.program = program
+        self.state = state
+        self.at = at
+        self.steps = dict(state.steps)
+        self.timers = dict(state.timers)
+        self.completed = list(state.completed)
+        self.working, self.busy = state.working, state.busy
+        self.done, self.approvals = state.done, state.approvals
+        self.retries = state.retries
+        self.spent = state.spent
+        self.ending: Ending | None = state.ending
+        self.failing = dict(state.failing)
+        self.degraded = state.degraded
+        self.paused = state.paused
+        self.signals = state.signals
+        self.heard = state.heard
+        self.status = state.status
+        self.reason = state.reason
+        self.seed, self.input_facts = state.seed, state.input_facts
+        self.commands: list[Command] = []
+        self.todo: list[Todo] = []
+        self.changed: set[str] = set()  # steps that were put in this turn, and are still to be looked at by `conclude`
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def put(self, name: str, step: StepState) -> None:
+        """Sets a step; every change of one goes through here, so the counters hold."""
+        old = self.steps.get(name)
+        if old is not None:
+            self.working -= old.status in WORKING
+            self.busy -= old.status in BUSY
+        self.working += step.status in WORKING
+        self.busy += step.status in BUSY
+        self.steps[name] = step
+        self.changed.add(name)
+
+    def perform(self, name: str, step: StepState) -> None:
+        """Has a step's work done, now or once the run is resumed."""
+        if self.paused:
+            self.put(name, replace(step, status=StepStatus.PAUSED))
+            return
+        self.put(name, step if step.status is StepStatus.RUNNING else replace(step, status=StepStatus.RUNNING))
+        self.commands.append(ev.Perform(name, step.attempt))
+
+    def succeed(self, name: str, step: StepState) -> None:
+        """A step is done; what comes after it is entered unless it stands in something that is ending."""
+        self.put(name, step if step.status is StepStatus.SUCCEEDED else replace(step, status=StepStatus.SUCCEEDED))
+        self.unlimit(name)
+        self.done += not isinstance(self.program.node(name).step, CONTAINERS)
+        if self.program.undoable(name, step.variant, step.tool):
+            self.completed.append(name)
+        self.todo.append(("leave", name, None))
+
+    def fail(self, name: str, step: StepState, failure: Failure) -> None:
+        """A step has failed for good; what that means for what it stands in is for `failures.failed` to say."""
+        self.put(name, replace(step, status=StepStatus.FAILED, failure=failure))
+        self.unlimit(name)
+        self.todo.append(("fail", name, failure))
+
+    def current(self, name: str, status: StepStatus, attempt: int) -> StepState | None:
+        """The step, if it is in that status and attempt; None for a stale event."""
+        step = self.steps.get(name)
+        return step if step is not None and step.status is status and step.attempt == attempt else None
+
+    # -- where a step stands -----------------------------------------------------------------------------------
+
+    def ancestors(self, name: str) -> Iterator[str]:
+        """What an instance stands in, from the inside out."""
+        parent = self.program.parent(name)
+        while parent is not None:
+            yield parent
+            parent = self.program.parent(parent)
+
+    def inside(self, name: str, container: str | None) -> bool:
+        return container is None or container in self.ancestors(name)
+
+    def agent_of(self, name: str) -> str | None:
+        """The agent whose turn or call this is."""
+        if self.program.node(name).agent is None:
+            return None
+        frame = space_of(name)[:-1]
+        return frame[: frame.rfind("#")]
+
+    def blocked(self, name: str) -> bool:
+        """Whether nothing new may start at this place, because the run or something around it is ending."""
+        if self.ending is not None:
+            return True
+        return bool(self.failing) and any(one in self.failing for one in self.ancestors(name))
+
+    # -- timers, money -----------------------------------------------------------------------------------------
+
+    def timer(self, key: str, due: float) -> None:
+        # Keys name the attempt where there may be several: a timer delivered twice must not cut the next wait short.
+        self.timers[key] = due
+        self.commands.append(ev.StartTimer(key, due))
+
+    def limit(self, name: str, seconds: float | None) -> None:
+        """Gives a step its deadline, from now on."""
+        if seconds is not None:
+            self.timer(limit_key(name, self.steps[name]), self.at + seconds)
+
+    def unlimit(self, name: str) -> None:
+        """Takes its deadline away."""
+        self.timers.pop(limit_key(name, self.steps[name]), None)
+
+    def spend(self, spent: Spent) -> None:
+        self.spent = Spent(
+            self.spent.input_tokens + spent.input_tokens,
+            self.spent.output_tokens + spent.output_tokens,
+            self.spent.usd + spent.usd,
+        )
+
+    # -- the end of the turn -----------------------------------------------------------------------------------
+
+    def finish(self) -> tuple[RunState, list[Command]]:
+        """The state after the turn and its commands; `Finish` is the last one if the run is over now."""
+        if self.status not in ev.TERMINAL and self.status is not RunStatus.COMPENSATING and self.steps:
+            self.status = RunStatus.RUNNING if self.working else RunStatus.WAITING
+        if self.status in ev.TERMINAL:
+            self.timers = {}
+            if self.status is not self.state.status:
+                self.commands.append(ev.Finish(self.status, self.reason))
+        state = RunState(
+            status=self.status,
+            seed=self.seed,
+            input_facts=self.input_facts,
+            steps=self.steps,
+            completed=tuple(self.completed)
+            if len(self.completed) != len(self.state.completed)
+            else self.state.completed,
+            timers=self.timers,
+            working=self.working,
+            busy=self.busy,
+            done=self.done,
+            approvals=self.approvals,
+            retries=self.retries,
+            spent=self.spent,
+            ending=self.ending,
+            failing=self.failing,
+            degraded=self.degraded,
+            paused=self.paused,
+            signals=self.signals,
+            heard=self.heard,
+            reason=self.reason,
+        )
+        return state, self.commands

@@ -1,0 +1,1 @@
+"""Controls: notification of people and systems outside (webhook)."""

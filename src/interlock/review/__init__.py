@@ -1,1 +1,0 @@
-"""Human review: the queue of open questions, and telling people about them."""

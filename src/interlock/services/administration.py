@@ -1,0 +1,155 @@
+"""Administration: what owners do with an installation and its organisations. All of it is on record."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from interlock.admission.quotas import Quota, list_quotas, remove_quota, set_quota
+from interlock.audit.log import Entry
+from interlock.base.clock import Clock
+from interlock.base.errors import NotFound, Unauthenticated
+from interlock.definitions.project import Project
+from interlock.definitions.versions import Versions
+from interlock.fleet.workers import drain
+from interlock.identity.auth import Authenticator, key_id_of
+from interlock.identity.principal import Principal
+from interlock.store.commit import Commit, Committer
+from interlock.store.database import Database
+
+LOCAL_ORG = "local"
+
+
+class Administration:
+    """Deployments, keys, quotas, workers.
+
+    Args:
+        data: directory of the installation, where the local admin's key is kept.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        committer: Committer,
+        versions: Versions,
+        authenticator: Authenticator,
+        clock: Clock,
+        *,
+        data: Path,
+    ) -> None:
+        self._database = database
+        self._committer = committer
+        self._versions = versions
+        self._authenticator = authenticator
+        self._clock = clock
+        self._data = data
+
+    async def deploy(self, principal: Principal, project: Project) -> list[str]:
+        """Deploys every workflow of a project; returns `name@version` of those that are new."""
+        principal.require("workflow.deploy")
+        deployed = [
+            f"{definition.name}@{definition.version}"
+            for definition in project.definitions.values()
+            if await self._versions.deploy(principal.org_id, definition, project.bundles, by=principal.user_id)
+        ]
+        if deployed:
+            await self._record(principal, "workflow.deployed", "deploy", [f"workflow:{name}" for name in deployed])
+        return deployed
+
+    async def roll_back(self, principal: Principal, name: str, version: str) -> tuple[str, bool]:
+        """Makes an older version of a workflow what new runs get, on record; (version, whether that is news)."""
+        principal.require("workflow.deploy")
+        whole, moved = await self._versions.roll_back(principal.org_id, name, version)
+        if moved:
+            await self._record(principal, "workflow.deployed", "roll_back", [f"workflow:{name}@{whole}"])
+        return whole, moved
+
+    async def ask_to_drain(self, worker_id: str | None, *, login: str) -> list[str]:
+        """Asks one worker, or all that are there, to finish the steps under way and go; the ids of those asked.
+
+        Workers belong to the installation, so this is on record in its own organisation, `local`.
+
+        Args:
+            login: who asks, as the machine they are on knows them: `name@host`.
+
+        Raises:
+            NotFound: no such worker.
+        """
+        asked = await drain(self._database, worker_id)
+        if asked:
+            principal = await self._local_admin()
+            resources = [f"worker:{one}" for one in asked]
+            await self._record(principal, "worker.drain_requested", "drain", resources, {"login": login})
+        return asked
+
+    async def issue_key(self, principal: Principal, user_id: str, roles: frozenset[str]) -> str:
+        """A new API key in the principal's organisation, on record."""
+        principal.require("key.manage")
+        key = await self._authenticator.issue(principal.org_id, user_id, roles)
+        await self._record(principal, "key.created", "create_key", [f"key:{key_id_of(key)}"])
+        return key
+
+    async def revoke_key(self, principal: Principal, key_id: str) -> None:
+        principal.require("key.manage")
+        await self._authenticator.revoke(principal.org_id, key_id)
+        await self._record(principal, "key.revoked", "revoke_key", [f"key:{key_id}"])
+
+    async def quotas(self, principal: Principal) -> list[Quota]:
+        """The organisation's quotas."""
+        principal.require("quota.manage")
+        return await list_quotas(self._database, principal.org_id)
+
+    async def set_quota(self, principal: Principal, quota: Quota) -> None:
+        """Sets or replaces a quota, on record."""
+        principal.require("quota.manage")
+        await set_quota(self._database, principal.org_id, quota)
+        await self._record(principal, "quota.changed", "set_quota", [f"quota:{quota.scope}:{quota.name}"])
+
+    async def remove_quota(self, principal: Principal, scope: str, name: str) -> None:
+        """Removes a quota, on record; raises NotFound if there is none."""
+        principal.require("quota.manage")
+        if not await remove_quota(self._database, principal.org_id, scope, name):
+            raise NotFound(f'there is no quota for {scope} "{name}"; `interlock quota list` shows them')
+        await self._record(principal, "quota.changed", "remove_quota", [f"quota:{scope}:{name}"])
+
+    async def local_principal(self) -> tuple[Principal, str]:
+        """The organisation and admin key of a single-machine installation; made on first use, kept in `client.json`."""
+        path = self._data / "client.json"
+        principal = await self._local_admin()
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Unauthenticated):
+            # The file may be older than the database, or the key revoked: whoever can read our keys can make another.
+            key = str(json.loads(path.read_text())["api_key"])
+            await self._authenticator.authenticate(key)
+            return principal, key
+        key = await self.issue_key(principal, principal.user_id, principal.roles)
+        write_private(path, json.dumps({"api_key": key}))
+        return principal, key
+
+    async def _local_admin(self) -> Principal:
+        """Whoever may open this installation's database, in its own organisation."""
+        await self._authenticator.ensure_org(LOCAL_ORG, "Local")
+        return Principal("local-admin", LOCAL_ORG, frozenset({"admin"}))
+
+    async def _record(
+        self, principal: Principal, event_type: Any, action: str, resources: list[str], detail: Any = None
+    ) -> None:
+        now, actor = self._clock.now(), principal.actor
+        entries = [
+            Entry(principal.org_id, event_type, actor, action, resource, now, decision="allow", detail=detail or {})
+            for resource in resources
+        ]
+        await self._committer.submit(Commit(principal.org_id, audit=entries))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only its owner can read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        os.fsync(file.fileno())
+    temporary.replace(path)

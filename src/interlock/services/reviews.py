@@ -1,0 +1,147 @@
+"""The review queue: what waits for a person, and what they decided. Decision, signal and audit entry commit together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+from interlock.audit.log import Entry
+from interlock.base.clock import Clock
+from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound
+from interlock.base.labels import Labels, Trust
+from interlock.base.refs import Ref
+from interlock.identity.principal import Principal
+from interlock.machine.events import ReviewDecided, event_to_json
+from interlock.store.artifacts import Artifacts
+from interlock.store.commit import Commit, Committer
+from interlock.store.database import Database
+from interlock.workflows.facts import Facts
+
+_MAX_NOTE = 4000
+MAX_PAGE = 200
+
+
+class Answers(Protocol):
+    """Knows what tools can have given."""
+
+    async def facts(self, org_id: str, run_id: str, step: str, output: Any) -> Facts:
+        """The facts of a tool's output; raises ContractViolation if the tool cannot have given it."""
+        ...
+
+
+class ReviewQueue:
+    """Open and decided reviews of an organisation.
+
+    Args:
+        answers: checks what a person says that a tool gave; without it that is taken as it is, and has no facts.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        committer: Committer,
+        artifacts: Artifacts,
+        clock: Clock,
+        *,
+        answers: Answers | None = None,
+    ) -> None:
+        self._answers = answers
+        self._database = database
+        self._committer = committer
+        self._artifacts = artifacts
+        self._clock = clock
+
+    async def page(
+        self,
+        principal: Principal,
+        *,
+        status: str | None = "open",
+        run_id: str | None = None,
+        after: str | None = None,
+        limit: int = MAX_PAGE,
+    ) -> list[dict[str, Any]]:
+        """Reviews, oldest first, with what the reviewer is to see; `after` is the last review of the page before."""
+        principal.require("review.read")
+        args = (status, run_id, after, max(1, min(limit, MAX_PAGE)))
+        rows = await self._database.rows("list_reviews", *args, org=principal.org_id)
+        return [await self._with_values(principal, dict(row)) for row in rows]
+
+    async def get(self, principal: Principal, review_id: str) -> dict[str, Any]:
+        """Raises:
+        NotFound: no such review in this organisation.
+        """
+        principal.require("review.read")
+        row = await self._database.row("get_review", review_id, org=principal.org_id)
+        if row is None:
+            raise NotFound(f'no review "{review_id}"')
+        return await self._with_values(principal, dict(row))
+
+    async def decide(
+        self,
+        principal: Principal,
+        review_id: str,
+        decision: Literal["approve", "reject"],
+        note: str,
+        output: Any = None,
+    ) -> dict[str, Any]:
+        """Decides an open review; the run goes on as soon as this is durable.
+
+        Args:
+            output: for a `confirm` review that is approved: what the tool gave, if known.
+
+        Raises:
+            NotFound: no such review. Denied: this principal lacks its role. Conflict: it is not open any more.
+            ContractViolation: the tool cannot have given this output.
+        """
+        principal.require("review.decide")
+        if len(note) > _MAX_NOTE:
+            raise InvalidInput(f"a note may have {_MAX_NOTE} characters; this one has {len(note)}")
+        review = await self.get(principal, review_id)
+        if review["role"] not in principal.roles and "admin" not in principal.roles:
+            raise Denied(f'this review needs role "{review["role"]}"')
+        if review["status"] != "open":
+            raise Conflict(f"this review is already {review['status']}")
+        approved, now = decision == "approve", self._clock.now()
+        note = note.replace("\0", "")
+        value = (
+            output if review["purpose"] == "confirm" else {"approved": approved, "by": principal.user_id, "note": note}
+        )
+        facts: Facts = {}
+        if review["purpose"] == "confirm" and approved and output is not None and self._answers is not None:
+            facts = await self._answers.facts(principal.org_id, review["run_id"], review["step"], output)
+        # About the same people as what was shown, so it is erased with them.
+        about: Labels = review["labels"]
+        labels = Labels(Trust.USER, about.sensitivity, about.subjects, frozenset({"review"}))
+        sealed = await self._artifacts.seal(principal.org_id, value, labels)
+        event = ReviewDecided(review["step"], now, approved, sealed.ref, facts)
+        run_id = review["run_id"]
+        entry = Entry(
+            org_id=principal.org_id,
+            event_type="review.decided",
+            actor=principal.actor,
+            action=decision,
+            resource=f"review:{review_id}",
+            at=now,
+            decision="allow" if approved else "deny",
+            run_id=run_id,
+            trace_id=review["trace_id"],
+            detail={"step": review["step"], "purpose": review["purpose"], "note": bool(note)},
+        )
+        status = "approved" if approved else "rejected"
+        commit = Commit(
+            principal.org_id,
+            artifacts=[sealed.row],
+            decided_reviews=[{"review_id": review_id, "status": status, "decided_by": principal.user_id, "note": note}],
+            new_signals=[{"org_id": principal.org_id, "run_id": run_id, "event": event_to_json(event)}],
+            audit=[entry],
+        )
+        await self._committer.submit(commit)
+        return {**review, "status": status, "decided_by": principal.user_id, "note": note}
+
+    async def _with_values(self, principal: Principal, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with what the reviewer is to see: nothing if that person was erased; the question stays open."""
+        ref = Ref.from_json(row["show"])
+        try:
+            row["show"], row["labels"] = await self._artifacts.open(principal.org_id, ref), ref.labels
+        except Erased:
+            row["show"], row["labels"] = {}, Labels()
+        return row

@@ -1,0 +1,180 @@
+"""Runs as their owners see them: state, steps, result, trace, cancellation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interlock.audit.log import Entry
+from interlock.base.clock import Clock
+from interlock.base.errors import Conflict, Erased, NotFound
+from interlock.base.refs import Ref
+from interlock.definitions.versions import Versions
+from interlock.execution.loading import folded
+from interlock.guard.pii import reveal
+from interlock.identity.principal import Principal
+from interlock.machine.events import TERMINAL, Failure, RunStatus
+from interlock.services.ingest import vault_of
+from interlock.services.waiting import waits_for, way_of
+from interlock.store.artifacts import Artifacts
+from interlock.store.commit import Commit, Committer
+from interlock.store.database import Database, Row
+
+_TERMINAL = frozenset(status.value for status in TERMINAL)
+MAX_PAGE = 200
+
+
+class Runs:
+    """Reads for one organisation at a time; every call names its principal."""
+
+    def __init__(
+        self, database: Database, committer: Committer, versions: Versions, artifacts: Artifacts, clock: Clock
+    ) -> None:
+        self._database = database
+        self._committer = committer
+        self._versions = versions
+        self._artifacts = artifacts
+        self._clock = clock
+
+    async def page(
+        self,
+        principal: Principal,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        before: str | None = None,
+        limit: int = 50,
+    ) -> list[dict[str, Any]]:
+        """Newest first; `before` is the last run id of the page before."""
+        principal.require("run.read")
+        rows = await self._database.rows(
+            "list_runs", status, workflow, before, min(limit, MAX_PAGE), org=principal.org_id
+        )
+        return [summary(row) for row in rows]
+
+    async def get(self, principal: Principal, run_id: str) -> dict[str, Any]:
+        """A run with its steps, folded from the journal.
+
+        Raises:
+            NotFound: no such run in this organisation.
+        """
+        row = await self._row(principal, run_id)
+        version, state = await folded(self._database, self._versions, row)
+        program = version.program
+        steps = [
+            {
+                "id": name,
+                "status": step.status.value,
+                "attempt": step.attempt,
+                "fallback": way_of(program, name, step),
+                "tool": step.tool,
+                "facts": step.facts,
+                "error": await self._error(principal, step.failure),
+                "output": step.output.digest if step.output else None,
+            }
+            for name, step in state.steps.items()
+        ]
+        effects = await self._database.rows("list_effects", run_id, org=principal.org_id)
+        asked = await self._database.rows("open_questions", run_id, org=principal.org_id)
+        reviews = {one["step"]: one["id"] for one in asked if one["kind"] == "review"}
+        letters = {one["step"]: one["id"] for one in asked if one["kind"] == "letter"}
+        return {
+            **summary(row),
+            "steps": steps,
+            "paused": state.paused,
+            "degraded": state.degraded,
+            "waits_for": waits_for(program, state, reviews, letters),
+            "letters": list(letters.values()),
+            "retries": state.retries,
+            "timers": dict(state.timers),
+            "effects": [{key: _plain(value) for key, value in effect.items()} for effect in effects],
+        }
+
+    async def result(self, principal: Principal, run_id: str, *, revealed: bool = False) -> Any:
+        """The run's output, redacted; with `revealed` (role operator, audited) with the personal data back in it.
+
+        Raises:
+            Conflict: the run is not over yet.
+        """
+        row = await self._row(principal, run_id)
+        if row["output"] is None:
+            raise Conflict(f"run {run_id} is {row['status']}; its result is there once it is over")
+        output = await self._artifacts.open(principal.org_id, Ref.from_json(row["output"]))
+        if not revealed:
+            return output
+        principal.require("value.reveal")
+        entry = self._entry(principal, row, "value.revealed", "reveal", {"output": row["output"]["digest"]})
+        await self._committer.submit(Commit(principal.org_id, audit=[entry]))
+        return reveal(output, await vault_of(self._database, self._artifacts, row))
+
+    async def values(self, principal: Principal, run_id: str) -> dict[str, Any]:
+        """Input and step outputs, redacted, by name; for the person who debugs a run."""
+        row = await self._row(principal, run_id)
+        _, state = await folded(self._database, self._versions, row)
+        opened = {"input": await self._artifacts.open(principal.org_id, Ref.from_json(row["input"]))}
+        for name, ref in state.outputs.items():
+            opened[name] = await self._artifacts.open(principal.org_id, ref)
+        return opened
+
+    async def events(self, principal: Principal, run_id: str, after: int = 0) -> list[dict[str, Any]]:
+        """Journal entries after a sequence number."""
+        await self._row(principal, run_id)
+        rows = await self._database.rows("get_journal", run_id, after, org=principal.org_id)
+        return [{"seq": row["seq"], **row["event"]} for row in rows]
+
+    async def trace(self, principal: Principal, run_id: str) -> list[dict[str, Any]]:
+        """The run's spans, in order of their start; times in nanoseconds since the epoch."""
+        row = await self._row(principal, run_id)
+        spans = await self._database.rows("get_spans", row["trace_id"], org=principal.org_id)
+        return [dict(span) for span in spans]
+
+    async def _row(self, principal: Principal, run_id: str) -> Row:
+        principal.require("run.read")
+        row = await self._database.row("get_run", run_id, org=principal.org_id)
+        if row is None:
+            raise NotFound(f'no run "{run_id}" in this organisation')
+        return row
+
+    async def _error(self, principal: Principal, failure: Failure | None) -> str | None:
+        """Why a step failed, with what its tool said about it for as long as its people are not erased."""
+        if failure is None or failure.words is None:
+            return failure.message if failure else None
+        try:
+            words = await self._artifacts.open(principal.org_id, failure.words)
+        except Erased:
+            return failure.message
+        return f"{failure.message}: {words}"
+
+    def _entry(self, principal: Principal, row: Row, event_type: Any, action: str, detail: dict[str, Any]) -> Entry:
+        return Entry(
+            org_id=principal.org_id,
+            event_type=event_type,
+            actor=principal.actor,
+            action=action,
+            resource=f"run:{row['run_id']}",
+            at=self._clock.now(),
+            decision="allow",
+            run_id=row["run_id"],
+            trace_id=row["trace_id"],
+            detail=detail,
+        )
+
+
+def summary(row: Row) -> dict[str, Any]:
+    """A run's row as JSON, without its values."""
+    fields = (
+        "run_id", "workflow", "version", "status", "reason", "flags", "idempotency_key", "trace_id",
+        "input_tokens", "output_tokens", "usd", "created_at", "started_at", "finished_at",
+    )  # fmt: skip
+    return {name: _plain(row[name]) for name in fields} | {
+        "user_id": row["principal"]["user_id"],
+        "steps_done": row["steps"],
+    }
+
+
+def is_over(status: str) -> bool:
+    """Whether a run with this status has ended."""
+    return RunStatus(status) in TERMINAL
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if hasattr(value, "isoformat") else value

@@ -1,0 +1,138 @@
+"""What people and programs tell a run under way: signals, pause, resume, cancel. What they say and the record of it commit
+together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interlock.audit.log import Entry
+from interlock.base.clock import Clock
+from interlock.base.errors import Conflict, NotFound
+from interlock.base.ids import new_id
+from interlock.definitions.versions import Versions
+from interlock.identity.principal import Principal
+from interlock.machine.events import CancelRequested, PauseRequested, ResumeRequested, SignalReceived, event_to_json
+from interlock.machine.machine import MAX_SIGNALS
+from interlock.services.ingest import Redaction, note_of
+from interlock.services.runs import is_over
+from interlock.services.submit import checked_key
+from interlock.store.commit import Commit, Committer
+from interlock.store.database import Database, Row
+from interlock.workflows.facts import facts_of
+from interlock.workflows.schemas import check_value
+
+_MAX_REASON = 500
+
+
+class Inbox:
+    """Tells runs of an organisation something; each call names its principal."""
+
+    def __init__(
+        self, database: Database, committer: Committer, versions: Versions, redaction: Redaction, clock: Clock
+    ) -> None:
+        self._database = database
+        self._committer = committer
+        self._versions = versions
+        self._redaction = redaction
+        self._clock = clock
+
+    async def signal(
+        self, principal: Principal, run_id: str, name: str, payload: Any, key: str | None = None
+    ) -> tuple[str, bool]:
+        """(signal id, whether it is new). A run that does not wait for the signal yet keeps it; one key counts once.
+
+        Raises:
+            NotFound: no such run, or its workflow waits for no signal of that name.
+            ContractViolation: the payload does not fit.
+            Conflict: the run is over, or has been told too much.
+            Denied: the role may not, or the payload holds an injected order and the settings say `block`.
+            Erased: a person whom the run is about was erased; nothing more may be stored about them.
+        """
+        principal.require("run.signal")
+        signal_id = checked_key(key) or new_id("sig")
+        run = await self._open_run(principal, run_id)
+        version = await self._versions.get(run["org_id"], run["workflow"], run["version"])
+        spec = version.signals.get(name)
+        if spec is None:
+            known = ", ".join(sorted(version.signals)) or "none"
+            raise NotFound(f'workflow "{version.name}" waits for no signal "{name[:100]}"; it knows: {known}')
+        check_value(spec.validator, payload, what="payload")
+        told = await self._database.row("count_signals", run_id, signal_id, org=principal.org_id)
+        assert told is not None, "a count is always there"
+        if told["known"] is not None:
+            if told["known"] != name:
+                raise Conflict(
+                    f'Idempotency-Key "{signal_id}" was used for signal "{told["known"]}" of run {run_id}; choose a new key'
+                )
+            return signal_id, False
+        if told["total"] >= MAX_SIGNALS:
+            raise Conflict(f"run {run_id} has been sent {MAX_SIGNALS} signals, and takes no more")
+        taken = await self._redaction.take(run, payload, origin="signal")
+        now = self._clock.now()
+        event = SignalReceived(name, signal_id, now, taken.ref, facts_of(spec.schema, taken.value))
+        commit = self._told(
+            principal, run, event, "run.signalled", "signal_run", {"signal": name, "flags": taken.flags}
+        )
+        commit.artifacts += taken.artifacts
+        commit.new_vaults += taken.vaults
+        await self._committer.submit(commit)
+        return signal_id, True
+
+    async def pause(self, principal: Principal, run_id: str, reason: str = "") -> None:
+        """What is under way is finished, and nothing new begins until `resume`.
+
+        Raises:
+            NotFound: no such run. Conflict: it is over.
+        """
+        principal.require("run.pause")
+        run = await self._open_run(principal, run_id)
+        event = PauseRequested(self._clock.now(), note_of(reason)[:_MAX_REASON] or f"by {principal.user_id}")
+        await self._committer.submit(self._told(principal, run, event, "run.paused", "pause_run", {}))
+
+    async def resume(self, principal: Principal, run_id: str) -> None:
+        """Lets a paused run go on; harmless for one that is not.
+
+        Raises:
+            NotFound: no such run. Conflict: it is over.
+        """
+        principal.require("run.pause")
+        run = await self._open_run(principal, run_id)
+        event = ResumeRequested(self._clock.now())
+        await self._committer.submit(self._told(principal, run, event, "run.resumed", "resume_run", {}))
+
+    async def cancel(self, principal: Principal, run_id: str, reason: str = "") -> None:
+        """Asks a run to stop: it finishes the step under way, undoes what must be undone, and ends as cancelled.
+
+        Raises:
+            NotFound: no such run. Conflict: it is over.
+        """
+        principal.require("run.cancel")
+        run = await self._open_run(principal, run_id)
+        event = CancelRequested(self._clock.now(), note_of(reason)[:_MAX_REASON] or f"by {principal.user_id}")
+        await self._committer.submit(self._told(principal, run, event, "run.cancel_requested", "cancel_run", {}))
+
+    async def _open_run(self, principal: Principal, run_id: str) -> Row:
+        row = await self._database.row("get_run", run_id, org=principal.org_id)
+        if row is None:
+            raise NotFound(f'no run "{run_id}" in this organisation')
+        if is_over(row["status"]):
+            raise Conflict(f"run {run_id} is over ({row['status']}); nobody listens any more")
+        return row
+
+    def _told(
+        self, principal: Principal, run: Row, event: Any, event_type: Any, action: str, detail: dict[str, Any]
+    ) -> Commit:
+        entry = Entry(
+            org_id=principal.org_id,
+            event_type=event_type,
+            actor=principal.actor,
+            action=action,
+            resource=f"run:{run['run_id']}",
+            at=event.at,
+            decision="allow",
+            run_id=run["run_id"],
+            trace_id=run["trace_id"],
+            detail=detail,
+        )
+        signal = {"org_id": principal.org_id, "run_id": run["run_id"], "event": event_to_json(event)}
+        return Commit(principal.org_id, new_signals=[signal], audit=[entry])

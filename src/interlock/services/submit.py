@@ -1,0 +1,213 @@
+"""Intake: from a request at the door to a run in the queue. Validated, scanned raw, redacted, stored as a labelled ref."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+
+from interlock.audit.log import Entry
+from interlock.base.clock import Clock
+from interlock.base.errors import Conflict, Denied, InvalidInput
+from interlock.base.ids import new_id
+from interlock.base.labels import Labels, Sensitivity, Trust
+from interlock.definitions.versions import Version, Versions
+from interlock.guard.injection import scan
+from interlock.guard.pii import Redactor
+from interlock.identity.principal import Principal
+from interlock.store.artifacts import Artifacts
+from interlock.store.commit import Commit, Committer
+from interlock.store.database import Database, Row
+from interlock.store.keys import KeyStore
+from interlock.telemetry.spans import TraceIds
+from interlock.workflows.bindings import dig, parse
+from interlock.workflows.schemas import check_value
+
+_MAX_KEY = 200
+_MAX_PRIORITY = 100
+
+
+class Intake:
+    """Accepts runs. Accepting is durable: once `accept` returns, the run will be driven to its end."""
+
+    def __init__(
+        self,
+        database: Database,
+        committer: Committer,
+        versions: Versions,
+        artifacts: Artifacts,
+        keys: KeyStore,
+        clock: Clock,
+        *,
+        engine: str = "postgres",
+        block_injections: bool,
+    ) -> None:
+        self._database = database
+        self._committer = committer
+        self._versions = versions
+        self._artifacts = artifacts
+        self._keys = keys
+        self._clock = clock
+        self._block = block_injections
+        self._engine = engine
+
+    async def accept(
+        self, principal: Principal, workflow: str, value: Any, idempotency_key: str | None, *, priority: int = 0
+    ) -> tuple[str, bool]:
+        """(run id, whether it is new). The same key with the same input is the same run.
+
+        Args:
+            priority: -100 to 100; among runs of the same workflow that wait, the higher goes first.
+
+        Raises:
+            NotFound: no such workflow.
+            ContractViolation: the input does not fit the workflow's schema; names the place.
+            Conflict: the key was used with another input.
+            Denied: the role may not, or the input holds an injected order and the settings say `block`.
+        """
+        principal.require("run.start")
+        if checked_key(idempotency_key):
+            # First: what was accepted once is not held against what has been deployed since.
+            existing = await self._existing(principal, workflow, str(idempotency_key), value)
+            if existing is not None:
+                return existing, False
+        key, version, flags = await self._checked(principal, workflow, value, idempotency_key, priority)
+        try:
+            run_id, commit = await self._proposed(principal, version, value, key, flags, priority)
+            await self._committer.submit(commit)
+        except asyncpg.UniqueViolationError:
+            # The same request twice at the same moment: the other one won.
+            existing = await self._existing(principal, workflow, key, value)
+            assert existing is not None
+            return existing, False
+        return run_id, True
+
+    async def propose(self, principal: Principal, workflow: str, value: Any, key: str) -> tuple[str, Commit]:
+        """As `accept`, but the new run is the caller's to commit, together with what made it start."""
+        principal.require("run.start")
+        _, version, flags = await self._checked(principal, workflow, value, key, 0)
+        return await self._proposed(principal, version, value, key, flags, 0)
+
+    async def propose_again(self, row: Row, value: Any, key: str, *, actor: str) -> tuple[str, Commit]:
+        """A new run of the same workflow's head version, for the same principal and with the same stored input.
+
+        Args:
+            row: the earlier run.
+            value: its input with the personal data in it; must fit the head version.
+
+        Raises:
+            NotFound: the workflow is not deployed any more.
+            ContractViolation: the input does not fit the head version.
+        """
+        version = await self._versions.head(row["org_id"], row["workflow"])
+        check_value(version.input_validator, value, what="input")
+        again = {name: row[name] for name in ("input", "vault", "flags", "priority")}
+        return self._queued(row["org_id"], version, key, again, principal=row["principal"], actor=actor)
+
+    async def _checked(
+        self, principal: Principal, workflow: str, value: Any, idempotency_key: str | None, priority: int
+    ) -> tuple[str, Version, list[str]]:
+        if not -_MAX_PRIORITY <= priority <= _MAX_PRIORITY:
+            raise InvalidInput(f"priority must be -{_MAX_PRIORITY} to {_MAX_PRIORITY}")
+        key = checked_key(idempotency_key) or new_id("once")
+        version = await self._versions.head(principal.org_id, workflow)
+        check_value(version.input_validator, value, what="input")
+        flags = [f"injection:{kind}" for kind in scan(value)]
+        if flags and self._block:
+            raise Denied(
+                f"the input looks like an injected order ({', '.join(flags)}); guard.on_injection is set to block"
+            )
+        return key, version, flags
+
+    async def _existing(self, principal: Principal, workflow: str, key: str, value: Any) -> str | None:
+        row = await self._database.row("find_run_by_key", principal.org_id, workflow, key, org=principal.org_id)
+        if row is None:
+            return None
+        version = await self._versions.get(principal.org_id, workflow, row["version"])
+        # Compared by the keyed digest of the raw input, which the vault holds: redacted inputs differ in their tokens.
+        probe = await self._artifacts.seal(principal.org_id, value, self._labels(principal, version, value, pii=False))
+        if row["vault"]["raw_digest"] != probe.ref.digest:
+            raise Conflict(
+                f'Idempotency-Key "{key}" was used for another input of {version.name} (run {row["run_id"]}); choose a new key'
+            )
+        return str(row["run_id"])
+
+    async def _proposed(
+        self, principal: Principal, version: Version, value: Any, key: str, flags: list[str], priority: int
+    ) -> tuple[str, Commit]:
+        redactor = Redactor.new()
+        redacted = redactor.redact(value)
+        labels = self._labels(principal, version, value, pii=bool(redactor.counts))
+        secret = labels.join(Labels(sensitivity=Sensitivity.SECRET))
+        raw = await self._artifacts.seal(principal.org_id, value, self._labels(principal, version, value, pii=False))
+        stored = await self._artifacts.seal(principal.org_id, redacted, labels)
+        vault = await self._artifacts.seal(principal.org_id, redactor.vault, secret)
+        taken = {
+            "input": stored.ref.to_json(),
+            "vault": {"ref": vault.ref.to_json(), "raw_digest": raw.ref.digest},
+            "flags": flags + [f"redacted:{kind}" for kind in sorted(redactor.counts)],
+            "priority": priority,
+        }
+        run_id, commit = self._queued(
+            principal.org_id, version, key, taken, principal=principal.to_json(), actor=principal.actor
+        )
+        commit.artifacts += [stored.row, vault.row]
+        return run_id, commit
+
+    def _queued(
+        self, org_id: str, version: Version, key: str, taken: dict[str, Any], *, principal: dict[str, Any], actor: str
+    ) -> tuple[str, Commit]:
+        """A run's row and its audit entry.
+
+        Args:
+            taken: `input`, `vault`, `flags` and `priority`.
+            principal: in whose name it runs; `actor` is who started it.
+        """
+        run_id, trace = new_id("run"), TraceIds.new()
+        entry = Entry(
+            org_id=org_id,
+            event_type="run.created",
+            actor=actor,
+            action="start_run",
+            resource=f"workflow:{version.name}@{version.version}",
+            at=self._clock.now(),
+            decision="allow",
+            run_id=run_id,
+            trace_id=trace.trace_id,
+            policy_version=version.policy.version,
+            detail={"input": taken["input"]["digest"], "flags": taken["flags"]},
+        )
+        row = {
+            "run_id": run_id,
+            "org_id": org_id,
+            "workflow": version.name,
+            "version": version.version,
+            "principal": principal,
+            "idempotency_key": key,
+            "engine": self._engine,
+            "trace_id": trace.trace_id,
+            "span_id": trace.span_id,
+            **taken,
+        }
+        return run_id, Commit(org_id, new_runs=[row], audit=[entry])
+
+    def _labels(self, principal: Principal, version: Version, value: Any, *, pii: bool) -> Labels:
+        subjects: frozenset[str] = frozenset()
+        if version.workflow.subject is not None:
+            reference = parse(version.workflow.subject)
+            name = dig(value, reference.path) if reference is not None else version.workflow.subject
+            if name is not None:
+                subjects = frozenset({self._keys.pseudonym(principal.org_id, str(name))})
+        sensitivity = Sensitivity.PII if pii or subjects else Sensitivity.INTERNAL
+        return Labels(trust=Trust.USER, sensitivity=sensitivity, subjects=subjects, origins=frozenset({"input"}))
+
+
+def checked_key(key: str | None) -> str | None:
+    """An idempotency key as it came; None if there is none.
+
+    Raises:
+        InvalidInput: too long, or not to be printed.
+    """
+    if key and (len(key) > _MAX_KEY or not key.isprintable()):
+        raise InvalidInput(f"Idempotency-Key must be 1 to {_MAX_KEY} printable characters")
+    return key

@@ -1,0 +1,37 @@
+"""What a person says that a tool gave, when nobody else can tell: held against the tool's contract, like the tool's own answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interlock.base.errors import ContractViolation
+from interlock.definitions.versions import Versions
+from interlock.execution.loading import folded
+from interlock.store.database import Database
+from interlock.workflows.facts import Facts, facts_of
+from interlock.workflows.schemas import check_value
+from interlock.workflows.spec import ToolStep
+
+
+class Answers:
+    """Checks answers to `confirm` reviews."""
+
+    def __init__(self, database: Database, versions: Versions) -> None:
+        self._database = database
+        self._versions = versions
+
+    async def facts(self, org_id: str, run_id: str, step: str, output: Any) -> Facts:
+        """The facts of a tool's output.
+
+        Raises:
+            ContractViolation: the tool cannot have given this.
+        """
+        run = await self._database.row("get_run", run_id, org=org_id)
+        assert run is not None, "a review is about a run"
+        version, state = await folded(self._database, self._versions, run)
+        here = state.steps[step]
+        work = version.program.work(step, here.variant, here.tool)
+        if not isinstance(work, ToolStep):
+            raise ContractViolation(f'step "{step}" is no tool step, so nothing can be said about what it gave')
+        check_value(version.tool_output_validators[work.tool], output, what=f'tool "{work.tool}": output')
+        return facts_of(version.tools[work.tool].contract.output, output)

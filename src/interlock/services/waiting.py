@@ -1,0 +1,74 @@
+"""How a run stands, in words a person can act on: what it waits for, by which way its steps were done, and why it is partial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from interlock.machine.program import Program
+from interlock.machine.state import RunState, StepState, StepStatus
+from interlock.workflows.spec import ModelStep, ToolStep, WaitStep
+
+_LETTERS = {StepStatus.HELD, StepStatus.UNDO_FAILED}
+
+
+def waits_for(
+    program: Program, state: RunState, reviews: Mapping[str, str], letters: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """What has to happen before the run can go on, each as `for` and what belongs to it.
+
+    `review`, `confirm` and `letter` name whom to ask (`review_id`, `letter_id`); `signal` its `name`, and `until` if it gives up
+    then; `timer` and `retry` the moment, `until`, in seconds since the epoch. `paused` is for the whole run.
+
+    Args:
+        reviews: step → id of its open review; `letters` likewise, with '' for the run itself.
+    """
+    found: list[dict[str, Any]] = [{"for": "paused"}] if state.paused else []
+    for name, step in state.steps.items():
+        one = _wait_of(program, state, name, step)
+        if one is None:
+            continue
+        if one["for"] in {"review", "confirm"}:
+            one["review_id"] = reviews.get(name)
+        elif one["for"] == "letter":
+            one["letter_id"] = letters.get(name)
+        found.append({"step": name, **one})
+    if "" in letters and not state.over:
+        found.append({"for": "letter", "letter_id": letters[""]})
+    return found
+
+
+def _wait_of(program: Program, state: RunState, name: str, step: StepState) -> dict[str, Any] | None:
+    if step.status in _LETTERS:
+        return {"for": "letter"}
+    match step.status:
+        case StepStatus.REVIEWING:
+            return {"for": "review"}
+        case StepStatus.CONFIRMING:
+            return {"for": "confirm"}
+        case StepStatus.WAITING:
+            spec, until = program.node(name).step, state.timers.get(f"wait:{name}")
+            if isinstance(spec, WaitStep) and spec.signal is not None:
+                return {"for": "signal", "name": spec.signal, "until": until}
+            return {"for": "timer", "until": until}
+        case StepStatus.RETRYING:
+            later = (f"retry:{name}:{step.attempt}", f"defer:{name}:{step.attempt}:{step.deferrals}")
+            due = [state.timers[key] for key in later if key in state.timers]
+            return {"for": "retry", "until": min(due, default=None)}
+        case StepStatus.UNDO_RETRYING:
+            return {"for": "retry", "until": state.timers.get(f"undo:{name}:{step.undo_attempt}")}
+        case _:
+            return None
+
+
+def way_of(program: Program, name: str, step: StepState) -> str | None:
+    """The fallback that took a step's place, in words; None for the step itself."""
+    fallback = program.fallback(name, step.variant)
+    if fallback is None:
+        return None
+    work = program.work(name, step.variant, step.tool)
+    if fallback.tool is not None and isinstance(work, ToolStep):
+        return f"tool {work.tool}"
+    if fallback.model is not None and isinstance(work, ModelStep):
+        return f"model {work.model}"
+    return "last good result" if fallback.last_good else "fixed answer"
