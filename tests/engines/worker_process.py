@@ -24,7 +24,7 @@ from interlock.base.settings import Settings
 from interlock.chaos.worker import WallClock
 from interlock.execution.effects import EffectLedger
 from interlock.execution.kernel import Kernel
-from interlock.execution.work import Outcome, Work
+from interlock.execution.steps import Outcome, Work
 from interlock.store.commit import Committer
 from interlock.telemetry import logs
 from interlock.tools.registry import Tools

@@ -25,7 +25,7 @@ from interlock.base import loop
 from interlock.base.settings import Settings
 from interlock.execution.effects import EffectLedger
 from interlock.execution.executors import ToolExecutor
-from interlock.execution.work import Work
+from interlock.execution.steps import Work
 from interlock.store.commit import Commit, Committer
 from interlock.telemetry import logs
 from interlock.workflows.spec import ToolStep

@@ -22,7 +22,7 @@ from interlock.base.errors import (
 from interlock.base.refs import Ref
 from interlock.execution.effects import Effect
 from interlock.execution.executors import CORRECTIONS, Done, Prepared
-from interlock.execution.work import Work
+from interlock.execution.steps import Work
 from interlock.machine.events import Failure, Spent
 from interlock.policy.decision import Answer
 from interlock.store.artifacts import Sealed

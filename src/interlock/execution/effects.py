@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from interlock.base.clock import since_boot
 from interlock.base.refs import Ref
-from interlock.execution.work import Work
+from interlock.execution.steps import Work
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database

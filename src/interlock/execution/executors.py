@@ -15,7 +15,7 @@ from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.batch.reservations import is_batched
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.inputs.conversation import conversation
-from interlock.execution.work import Work
+from interlock.execution.steps import Work
 from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider, Usage
 from interlock.gateway.structured import complete_structured

@@ -35,7 +35,7 @@ from interlock.execution.batch.reservations import is_batched
 from interlock.execution.effects import Effect, EffectLedger, call_ends, idempotency_key
 from interlock.execution.executors import ModelExecutor, Prepared, ToolExecutor
 from interlock.execution.lookups import Lookups
-from interlock.execution.work import Outcome, Work
+from interlock.execution.steps import Outcome, Work
 from interlock.guard.injection import scan
 from interlock.machine.events import (
     CompensationFailed,

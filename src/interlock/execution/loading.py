@@ -9,7 +9,7 @@ from interlock.base.refs import Ref
 from interlock.budget.ledger import RunLedger
 from interlock.definitions.versions import Version, Versions
 from interlock.execution.engine import Services
-from interlock.execution.work import Run, Work
+from interlock.execution.steps import Run, Work
 from interlock.identity.principal import Principal
 from interlock.machine.events import event_from_json
 from interlock.machine.machine import fold

@@ -10,7 +10,7 @@ from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.execution.executors import Done, Prepared
 from interlock.execution.inputs.binding import bind
-from interlock.execution.work import Work
+from interlock.execution.steps import Work
 from interlock.store.artifacts import Sealed
 from interlock.store.database import Database
 from interlock.workflows.schemas import check_value

@@ -13,7 +13,7 @@ from interlock.base.refs import Ref
 from interlock.execution.effects import Effect
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.inputs.binding import bind
-from interlock.execution.work import Outcome, Run, Work, effect_name
+from interlock.execution.steps import Outcome, Run, Work, effect_name
 from interlock.machine import events as ev
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.store.commit import Commit

@@ -17,7 +17,7 @@ from interlock.base.refs import Ref
 from interlock.definitions.versions import Version, Versions
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.loading import folded, run_of
-from interlock.execution.work import Work
+from interlock.execution.steps import Work
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.machine.events import CancelRequested, LetterDiscarded, LetterRequeued, event_to_json

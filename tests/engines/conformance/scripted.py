@@ -12,7 +12,7 @@ from interlock.base.errors import LeaseLost
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.execution.effects import Effect, EffectLedger, idempotency_key
-from interlock.execution.work import Outcome, Work
+from interlock.execution.steps import Outcome, Work
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database

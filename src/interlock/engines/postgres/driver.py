@@ -18,7 +18,7 @@ from interlock.execution.batch.reservations import hold_reserved, let_go, releas
 from interlock.execution.engine import HOLD_SECONDS, Services
 from interlock.execution.loading import input_facts, load_run, seed_of, work_of
 from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
-from interlock.execution.work import Outcome, Run
+from interlock.execution.steps import Outcome, Run
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, fold, pending
 from interlock.machine.state import RunState

@@ -24,7 +24,7 @@ from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, Limits,
 from interlock.engines.temporal.workflow import program_to_json
 from interlock.execution.engine import Services
 from interlock.execution.loading import input_facts, load_run, seed_of
-from interlock.execution.work import Run
+from interlock.execution.steps import Run
 from interlock.machine import events as ev
 from interlock.machine.machine import fold
 from interlock.machine.state import state_to_json

@@ -13,7 +13,7 @@ import asyncpg
 
 from interlock.base.errors import LeaseLost
 from interlock.budget.ledger import RunLedger, Spending
-from interlock.execution.work import Run
+from interlock.execution.steps import Run
 from interlock.machine import events as ev
 from interlock.store.commit import LEASE_LOST
 from interlock.store.database import Database

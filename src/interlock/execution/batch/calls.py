@@ -30,7 +30,7 @@ from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.settings import BatchSettings
 from interlock.execution.batch.values import Call, delivered, plain_of, request_of, seal_answer
-from interlock.execution.work import Work
+from interlock.execution.steps import Work
 from interlock.gateway.batches import SUBMIT_SECONDS, Answer, Batches, batches_of
 from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
 from interlock.machine.machine import DEADLINE

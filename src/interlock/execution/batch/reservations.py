@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from interlock.budget.ledger import Spending
-from interlock.execution.work import Run, Work
+from interlock.execution.steps import Run, Work
 from interlock.machine.state import RunState, StepStatus
 from interlock.store.commit import Commit
 from interlock.store.database import Row

@@ -9,7 +9,7 @@ from typing import Any
 
 from interlock.base.errors import Erased, FailureKind, PayloadTooLarge, ProviderError
 from interlock.base.labels import Labels
-from interlock.execution.work import Work
+from interlock.execution.steps import Work
 from interlock.gateway.batches import Answer
 from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Usage

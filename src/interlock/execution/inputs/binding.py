@@ -8,7 +8,7 @@ from typing import Any
 from interlock.base.errors import ContractViolation
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
-from interlock.execution.work import Run
+from interlock.execution.steps import Run
 from interlock.machine.program import path_of
 from interlock.machine.state import UNDO, RunState, StepState, StepStatus, is_told
 from interlock.workflows.bindings import Reference, dig, references, resolve

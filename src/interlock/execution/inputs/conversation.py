@@ -7,7 +7,7 @@ from typing import Any
 from interlock.base.errors import IntegrityError
 from interlock.base.labels import Labels
 from interlock.definitions.agent_schemas import instructions, said, told_results
-from interlock.execution.work import Work
+from interlock.execution.steps import Work
 from interlock.machine.program import CALL, TURN
 from interlock.machine.state import StepStatus
 from interlock.workflows.spec import AgentStep
