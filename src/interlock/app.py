@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from interlock.admission.breakers import Breakers
-from interlock.admission.gate import Health
+from interlock.admission.gate import CallGate
 from interlock.admission.quotas import CallQuotas
 from interlock.admission.refresh import Watch
 from interlock.admission.tool_health import Poller, ToolHealth
@@ -39,8 +39,8 @@ from interlock.services.dead_letters import DeadLetters
 from interlock.services.ingest import Redaction
 from interlock.services.reviews import ReviewQueue
 from interlock.services.runs import Runs
-from interlock.services.signals import Inbox
-from interlock.services.submit import Intake
+from interlock.services.signals import Signals
+from interlock.services.submit import Submission
 from interlock.services.tool_answers import Answers
 from interlock.store.artifacts import Artifacts
 from interlock.store.clock import DatabaseClock
@@ -124,7 +124,7 @@ class App:
         self.artifacts = Artifacts(self.database, self.keys, objects, limit_bytes=settings.limits.payload_bytes)
         self.versions = Versions(self.database, objects, self.data / "bundles")
         self.authenticator = Authenticator(self.database)
-        self.intake = Intake(
+        self.intake = Submission(
             self.database,
             self.committer,
             self.versions,
@@ -143,11 +143,11 @@ class App:
             answers=Answers(self.database, self.versions),
         )
         redaction = Redaction(self.database, self.artifacts, block_injections=settings.guard.on_injection == "block")
-        self.inbox = Inbox(self.database, self.committer, self.versions, redaction, self.clock)
+        self.inbox = Signals(self.database, self.committer, self.versions, redaction, self.clock)
         self.admin = Administration(
             self.database, self.committer, self.versions, self.authenticator, self.clock, data=self.data
         )
-        self.letters = DeadLetters(
+        self.dead_letters = DeadLetters(
             self.database, self.committer, self.versions, self.artifacts, self.intake, redaction, self.clock
         )
 
@@ -248,11 +248,11 @@ class App:
             lease_seconds=worker.lease_seconds,
         )
 
-    async def _start_health(self, tools: Tools) -> tuple[Health, CallQuotas]:
+    async def _start_health(self, tools: Tools) -> tuple[CallGate, CallQuotas]:
         """What decides whether a tool or provider may be called now, kept up to date until the app closes."""
         breakers = Breakers(self.database, self.settings.breaker, self.clock)
         tool_health, quotas = ToolHealth(self.database), CallQuotas(self.database)
-        health = Health(breakers, tool_health)
+        health = CallGate(breakers, tool_health)
         self._closers += [health.close, quotas.close]
         watch = Watch(self.database, [breakers.refresh, tool_health.refresh, quotas.refresh])
         await watch.start()

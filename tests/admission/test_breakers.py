@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from interlock.admission.breakers import Admission, Breakers
-from interlock.admission.gate import Health
+from interlock.admission.gate import CallGate
 from interlock.admission.tool_health import ToolHealth
 from interlock.base.clock import SystemClock
 from interlock.base.errors import FailureKind, TargetDown, ToolError
@@ -281,7 +281,7 @@ async def test_moves_are_logged_once(process: Process, monkeypatch: pytest.Monke
 
 async def test_a_plan_that_succeeds_does_not_hide_a_commit_that_fails(process: Process, database: Database) -> None:
     """What is asked of a target ahead of the call says nothing about the call."""
-    health = Health(process(), ToolHealth(database))
+    health = CallGate(process(), ToolHealth(database))
 
     async def good() -> int:
         return 1
@@ -299,7 +299,7 @@ async def test_a_plan_that_succeeds_does_not_hide_a_commit_that_fails(process: P
 
 
 async def test_a_plan_that_fails_counts(process: Process, database: Database) -> None:
-    health = Health(process(), ToolHealth(database))
+    health = CallGate(process(), ToolHealth(database))
 
     async def bad() -> int:
         raise ToolError("it did not answer", kind=FailureKind.TRANSIENT)

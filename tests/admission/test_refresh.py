@@ -10,7 +10,7 @@ import pytest
 
 from engines.harness import until
 from interlock.admission.breakers import Admission, Breakers
-from interlock.admission.gate import Health, verdict
+from interlock.admission.gate import CallGate, verdict
 from interlock.admission.refresh import Watch
 from interlock.admission.tool_health import ToolHealth
 from interlock.base.clock import SystemClock
@@ -123,7 +123,7 @@ async def test_the_gate_reports_what_became_of_calls(
     process: Process, database: Database, owner: psycopg.Connection[Any]
 ) -> None:
     breakers = process(probes=1)
-    health = Health(breakers, ToolHealth(database))
+    health = CallGate(breakers, ToolHealth(database))
 
     async def call(error: Exception | None) -> str:
         if error is not None:
@@ -149,7 +149,7 @@ async def test_the_gate_reports_what_became_of_calls(
     assert breakers.state(ORG, PAY) == "closed"
 
 
-async def _next_probe(health: Health, owner: psycopg.Connection[Any], breakers: Breakers) -> Admission:
+async def _next_probe(health: CallGate, owner: psycopg.Connection[Any], breakers: Breakers) -> Admission:
     owner.execute("update breakers set open_until = now() - interval '1 second'")
     await breakers.refresh()
     return await health.admit(ORG, PAY)

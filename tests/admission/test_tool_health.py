@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from interlock.admission.tool_health import Check, Poller, ToolHealth, Verdict
+from interlock.admission.tool_health import Check, HealthVerdict, Poller, ToolHealth
 from interlock.base.errors import FailureKind, ToolUnhealthy
 from interlock.store.database import Database
 from interlock.tools.health_check import verdict_of
@@ -36,11 +36,11 @@ class Tool:
         self.answers = list(answers)
         self.asked: list[tuple[str, str]] = []
 
-    async def __call__(self, check: Check) -> Verdict | None:
+    async def __call__(self, check: Check) -> HealthVerdict | None:
         self.asked.append((check.org_id, check.tool))
         await asyncio.sleep(0)
         answer = self.answers.pop(0)
-        return None if answer is None else Verdict(answer, "the queue is full" if not answer else "")
+        return None if answer is None else HealthVerdict(answer, "the queue is full" if not answer else "")
 
 
 async def states(database: Database, owner: psycopg.Connection[Any], *answers: bool | None) -> list[bool]:
@@ -109,10 +109,10 @@ async def test_a_poller_that_slept_past_its_turn_reports_nothing(
     add(owner, "pay")
     held, asked = asyncio.Event(), asyncio.Event()
 
-    async def slow(_check: Check) -> Verdict:
+    async def slow(_check: Check) -> HealthVerdict:
         asked.set()
         await held.wait()
-        return Verdict(False)
+        return HealthVerdict(False)
 
     late = asyncio.create_task(Poller(database, slow).poll())
     await asked.wait()
@@ -128,13 +128,13 @@ async def test_a_poller_goes_on_after_an_error(database: Database, owner: psycop
     add(owner, "pay")
     good = asyncio.Event()
 
-    async def first_a_bug(_check: Check) -> Verdict:
+    async def first_a_bug(_check: Check) -> HealthVerdict:
         if not good.is_set():
             good.set()
             due(owner)
             raise RuntimeError("a bug of ours")
         asked.set()
-        return Verdict(True)
+        return HealthVerdict(True)
 
     asked = asyncio.Event()
     poller = Poller(database, first_a_bug, poll_seconds=0.01)
@@ -161,7 +161,7 @@ async def test_what_a_check_may_return(
     verdict = verdict_of("pay", output)
     assert verdict.healthy is healthy
 
-    async def ask(_check: Check) -> Verdict:
+    async def ask(_check: Check) -> HealthVerdict:
         return verdict
 
     add(owner, "pay")
@@ -174,13 +174,13 @@ async def test_a_slow_check_keeps_no_other_waiting(database: Database, owner: ps
     add(owner, "quick")
     released, quick = asyncio.Event(), 0
 
-    async def ask(check: Check) -> Verdict:
+    async def ask(check: Check) -> HealthVerdict:
         nonlocal quick
         if check.tool == "slow":
             await released.wait()
         else:
             quick += 1
-        return Verdict(healthy=True)
+        return HealthVerdict(healthy=True)
 
     poller = Poller(database, ask, poll_seconds=0.01)
     poller.start()

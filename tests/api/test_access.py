@@ -35,10 +35,10 @@ ROUTES: dict[tuple[str, str], frozenset[str] | None] = {
     ("GET", "/v1/reviews"): READERS,
     ("GET", "/v1/reviews/{review_id}"): READERS,
     ("POST", "/v1/reviews/{review_id}/decision"): frozenset({"admin", "reviewer"}),
-    ("GET", "/v1/letters"): KEEPERS,
-    ("GET", "/v1/letters/{letter_id}"): KEEPERS,
-    ("POST", "/v1/letters/{letter_id}/requeue"): KEEPERS,
-    ("POST", "/v1/letters/{letter_id}/discard"): KEEPERS,
+    ("GET", "/v1/dead-letters"): KEEPERS,
+    ("GET", "/v1/dead-letters/{dead_letter_id}"): KEEPERS,
+    ("POST", "/v1/dead-letters/{dead_letter_id}/requeue"): KEEPERS,
+    ("POST", "/v1/dead-letters/{dead_letter_id}/discard"): KEEPERS,
     ("GET", "/v1/workflows"): READERS,
     ("GET", "/v1/workflows/{workflow}/versions"): READERS,
     ("GET", "/v1/me"): EVERYBODY,
@@ -60,8 +60,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/runs/{run_id}/signals/{name}"): {"payload": {"text": "test"}},
     ("POST", "/v1/runs/{run_id}/pause"): {"reason": "test"},
     ("POST", "/v1/reviews/{review_id}/decision"): {"decision": "approve"},
-    ("POST", "/v1/letters/{letter_id}/requeue"): {"note": "test"},
-    ("POST", "/v1/letters/{letter_id}/discard"): {"note": "test"},
+    ("POST", "/v1/dead-letters/{dead_letter_id}/requeue"): {"note": "test"},
+    ("POST", "/v1/dead-letters/{dead_letter_id}/discard"): {"note": "test"},
     ("POST", "/v1/keys"): {"user_id": "new", "roles": ["viewer"]},
     ("PUT", "/v1/quotas"): {"scope": "org", "rate": 1000},
 }
@@ -74,9 +74,9 @@ class World:
 
     def __init__(self, served: Served, finished: str, waiting: str, review: str, key_id: str) -> None:
         self.served = served
-        self.ids = {"review_id": review, "key_id": key_id, "letter_id": "", "name": "go", "workflow": "ask"}
+        self.ids = {"review_id": review, "key_id": key_id, "dead_letter_id": "", "name": "go", "workflow": "ask"}
         self.listening = ""
-        self.letters: list[str] = []
+        self.dead_letters: list[str] = []
         self.finished, self.waiting = finished, waiting
 
     async def call(self, client: httpx.AsyncClient, route: tuple[str, str]) -> httpx.Response:
@@ -84,7 +84,7 @@ class World:
         run = self.waiting if path.endswith("/cancel") else self.finished
         if path.endswith(("/{name}", "/pause", "/resume")):
             run = self.listening
-        self.ids["letter_id"] = self.letters[path.endswith("/discard")]
+        self.ids["dead_letter_id"] = self.dead_letters[path.endswith("/discard")]
         query = {"scope": "org"} if route == ("DELETE", "/v1/quotas") else {}
         return await client.request(method, path.format(run_id=run, **self.ids), json=BODIES.get(route), params=query)
 
@@ -97,7 +97,7 @@ async def world(working: Served) -> World:
     world = World(working, finished, waiting, await working.review(waiting), spare.split("_")[1])
     for text in ("third", "fourth"):
         run = await working.finish(await working.start(text), "reject")
-        world.letters += run["letters"]
+        world.dead_letters += run["dead_letters"]
     answer = await (await working.client()).post("/v1/runs", json={"workflow": "listen", "input": {}})
     world.listening = answer.json()["run_id"]
     return world

@@ -106,7 +106,7 @@ async def test_no_request_makes_the_server_fail(working: Served) -> None:
     rejected = await working.finish(over, "reject")  # what failed is in the dead-letter queue
     spare = (await working.app.authenticator.issue("acme", "spare", frozenset({"viewer"}))).split("_")[1]
     ids = {"run_id": [run_id, over], "review_id": [review], "key_id": [spare]}
-    ids |= {"letter_id": rejected["letters"], "name": ["go", "ask"], "workflow": ["ask", "listen"]}
+    ids |= {"dead_letter_id": rejected["dead_letters"], "name": ["go", "ask"], "workflow": ["ask", "listen"]}
     document = working.server._server.config.app.openapi()
     client = await working.client()
     seen: dict[int, int] = {}

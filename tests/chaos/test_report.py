@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from interlock.chaos.project import KINDS
-from interlock.chaos.report import OK, TOO_FEW, VIOLATED, Outcome, Report, judge, percentile, resolved_of
+from interlock.chaos.report import OK, TOO_FEW, VIOLATED, Report, StepOutcome, judge, percentile, resolved_of
 
 GOOD = Report(
     runs_started=1,
@@ -34,10 +34,10 @@ GOOD = Report(
 )
 
 
-def outcome(kind: str, **changes: Any) -> Outcome:
+def outcome(kind: str, **changes: Any) -> StepOutcome:
     status = "succeeded" if KINDS[kind].reject is None else "compensated"
     ledger = dict.fromkeys(KINDS[kind].items, status)
-    given = Outcome("run_1", kind, "o-1", KINDS[kind].end, ledger, [{"type": "run_started"}])
+    given = StepOutcome("run_1", kind, "o-1", KINDS[kind].end, ledger, [{"type": "run_started"}])
     return replace(given, **changes)
 
 

@@ -10,7 +10,7 @@ from engines.conftest import Desk, OpenApp, faults
 from engines.harness import Bank, Observer
 from interlock.base.errors import ContractViolation, FailureKind, SandboxError
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
-from interlock.sandbox.environment import Job, Result
+from interlock.sandbox.environment import Job, SandboxResult
 
 REFUND = {"refund_id": "ref-000001", "amount": 5, "currency": "EUR"}
 
@@ -20,7 +20,7 @@ def break_sandbox(monkeypatch: pytest.MonkeyPatch, function: str, *calls: int) -
     original = BubblewrapSandbox.run
     seen: list[int] = []
 
-    async def run(self: BubblewrapSandbox, job: Job) -> Result:
+    async def run(self: BubblewrapSandbox, job: Job) -> SandboxResult:
         if job.function == function:
             seen.append(len(seen) + 1)
             if seen[-1] in calls:

@@ -17,7 +17,7 @@ from interlock.machine import events as ev
 from interlock.machine import failures, flow, machine
 from interlock.machine.program import Program
 from interlock.machine.state import RunState, StepState, StepStatus
-from interlock.machine.transition import Turn
+from interlock.machine.transition import Transition
 from interlock.workflows.spec import MapStep
 
 ENOUGH = 3000
@@ -63,53 +63,53 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def _timers_are_kept_at_the_end(patch: pytest.MonkeyPatch) -> None:
-    finish = Turn.finish
+    finish = Transition.finish
 
-    def forgetful(turn: Turn) -> Any:
-        timers = dict(turn.timers)
-        state, commands = finish(turn)
+    def forgetful(transition: Transition) -> Any:
+        timers = dict(transition.timers)
+        state, commands = finish(transition)
         return (replace(state, timers=timers) if state.over else state), commands
 
-    patch.setattr(Turn, "finish", forgetful)
+    patch.setattr(Transition, "finish", forgetful)
 
 
 def _a_stale_attempt_is_accepted(patch: pytest.MonkeyPatch) -> None:
-    def current(turn: Turn, name: str, status: StepStatus, attempt: int) -> StepState | None:
-        step = turn.steps.get(name)
+    def current(transition: Transition, name: str, status: StepStatus, attempt: int) -> StepState | None:
+        step = transition.steps.get(name)
         return step if step is not None and step.status is status else None
 
-    patch.setattr(Turn, "current", current)
+    patch.setattr(Transition, "current", current)
 
 
 def _everything_is_performed_twice(patch: pytest.MonkeyPatch) -> None:
-    perform = Turn.perform
+    perform = Transition.perform
 
-    def twice(turn: Turn, name: str, step: StepState) -> None:
-        perform(turn, name, step)
-        if not turn.paused:
-            turn.commands.append(ev.Perform(name, step.attempt))
+    def twice(transition: Transition, name: str, step: StepState) -> None:
+        perform(transition, name, step)
+        if not transition.paused:
+            transition.commands.append(ev.Perform(name, step.attempt))
 
-    patch.setattr(Turn, "perform", twice)
+    patch.setattr(Transition, "perform", twice)
 
 
 def _what_a_fallback_did_is_not_undone(patch: pytest.MonkeyPatch) -> None:
-    succeed = Turn.succeed
+    succeed = Transition.succeed
 
-    def forgetful(turn: Turn, name: str, step: StepState) -> None:
-        succeed(turn, name, step)
-        if step.variant and turn.completed and turn.completed[-1] == name:
-            turn.completed.pop()
+    def forgetful(transition: Transition, name: str, step: StepState) -> None:
+        succeed(transition, name, step)
+        if step.variant and transition.completed and transition.completed[-1] == name:
+            transition.completed.pop()
 
-    patch.setattr(Turn, "succeed", forgetful)
+    patch.setattr(Transition, "succeed", forgetful)
 
 
 def _an_undo_is_skipped(patch: pytest.MonkeyPatch) -> None:
     conclude = failures._conclude_run
 
-    def lazy(turn: Turn, ending: Any) -> None:
-        if len(turn.completed) > 1:
-            turn.completed = turn.completed[1:]
-        conclude(turn, ending)
+    def lazy(transition: Transition, ending: Any) -> None:
+        if len(transition.completed) > 1:
+            transition.completed = transition.completed[1:]
+        conclude(transition, ending)
 
     patch.setattr(failures, "_conclude_run", lazy)
 
@@ -117,10 +117,10 @@ def _an_undo_is_skipped(patch: pytest.MonkeyPatch) -> None:
 def _a_failed_container_is_not_undone(patch: pytest.MonkeyPatch) -> None:
     conclude = failures._conclude_container
 
-    def lazy(turn: Turn, container: str) -> None:
-        before, turn.completed = turn.completed, []
-        conclude(turn, container)
-        turn.completed = before
+    def lazy(transition: Transition, container: str) -> None:
+        before, transition.completed = transition.completed, []
+        conclude(transition, container)
+        transition.completed = before
 
     patch.setattr(failures, "_conclude_container", lazy)
 
@@ -128,39 +128,39 @@ def _a_failed_container_is_not_undone(patch: pytest.MonkeyPatch) -> None:
 def _a_doubt_is_not_awaited(patch: pytest.MonkeyPatch) -> None:
     confirm = failures.confirm
 
-    def careless(turn: Turn, name: str, step: StepState) -> None:
-        confirm(turn, name, step)
-        turn.busy -= 1
+    def careless(transition: Transition, name: str, step: StepState) -> None:
+        confirm(transition, name, step)
+        transition.busy -= 1
 
     patch.setattr(failures, "confirm", careless)
 
 
 def _retries_are_not_counted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(failures, "_may_retry", lambda turn, name, step, failure: failure.kind in failures.RETRYABLE)
+    patch.setattr(failures, "_may_retry", lambda transition, name, step, failure: failure.kind in failures.RETRYABLE)
 
 
 def _a_pause_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    def perform(turn: Turn, name: str, step: StepState) -> None:
-        turn.put(name, replace(step, status=StepStatus.RUNNING))
-        turn.commands.append(ev.Perform(name, step.attempt))
+    def perform(transition: Transition, name: str, step: StepState) -> None:
+        transition.put(name, replace(step, status=StepStatus.RUNNING))
+        transition.commands.append(ev.Perform(name, step.attempt))
 
-    patch.setattr(Turn, "perform", perform)
+    patch.setattr(Transition, "perform", perform)
 
 
 def _reviews_stay_open(patch: pytest.MonkeyPatch) -> None:
-    let_go = failures._let_go
+    let_go = failures._abandon
 
-    def careless(turn: Turn, container: str | None) -> None:
-        let_go(turn, container)
-        turn.commands = [one for one in turn.commands if not isinstance(one, ev.CloseReview)]
+    def careless(transition: Transition, container: str | None) -> None:
+        let_go(transition, container)
+        transition.commands = [one for one in transition.commands if not isinstance(one, ev.CloseReview)]
 
-    patch.setattr(failures, "_let_go", careless)
+    patch.setattr(failures, "_abandon", careless)
 
 
 def _a_round_fails_without_its_loop(patch: pytest.MonkeyPatch) -> None:
-    def tolerant(turn: Turn, name: str) -> str | None:
-        for container in turn.ancestors(name):
-            spec = turn.program.node(container).step
+    def tolerant(transition: Transition, name: str) -> str | None:
+        for container in transition.ancestors(name):
+            spec = transition.program.node(container).step
             if isinstance(spec, MapStep) and "#" in container[container.rfind("/") + 1 :]:
                 if spec.on_item_failure == "continue":
                     return container
@@ -174,25 +174,25 @@ def _a_round_fails_without_its_loop(patch: pytest.MonkeyPatch) -> None:
 def _an_item_is_lost(patch: pytest.MonkeyPatch) -> None:
     item_done = flow.item_done
 
-    def lossy(turn: Turn, frame: str, *, succeeded: bool) -> None:
+    def lossy(transition: Transition, frame: str, *, succeeded: bool) -> None:
         if succeeded:
-            item_done(turn, frame, succeeded=succeeded)
+            item_done(transition, frame, succeeded=succeeded)
 
     patch.setattr(failures, "item_done", lossy)
 
 
 def _signals_are_heard_and_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(machine._HANDLERS, ev.SignalReceived, lambda turn, event: True)
+    patch.setitem(machine._HANDLERS, ev.SignalReceived, lambda transition, event: True)
 
 
 def _the_state_is_changed_in_place(patch: pytest.MonkeyPatch) -> None:
-    init = Turn.__init__
+    init = Transition.__init__
 
-    def shared(turn: Turn, program: Program, state: RunState, at: float) -> None:
-        init(turn, program, state, at)
-        turn.steps = state.steps  # type: ignore[assignment]
+    def shared(transition: Transition, program: Program, state: RunState, at: float) -> None:
+        init(transition, program, state, at)
+        transition.steps = state.steps  # type: ignore[assignment]
 
-    patch.setattr(Turn, "__init__", shared)
+    patch.setattr(Transition, "__init__", shared)
 
 
 def _time_steers(patch: pytest.MonkeyPatch) -> None:

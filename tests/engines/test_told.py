@@ -10,10 +10,10 @@ import asyncpg
 import pytest
 
 from engines.conftest import Desk, OpenApp
+from engines.dead_letters import FLAKY_TWICE, dead_letter_of
 from engines.harness import Bank, Model, Observer, until, write
-from engines.letters import FLAKY_TWICE, letter_of
 from interlock.engines.postgres.driver import RunDriver
-from interlock.engines.postgres.worker import MAX_LOSSES, PostgresEngine
+from interlock.engines.postgres.worker import MAX_CRASH_STREAK, PostgresEngine
 from interlock.machine import events as ev
 from interlock.store.commit import Commit
 from interlock.store.database import Database
@@ -69,7 +69,7 @@ async def test_a_letter_decided_while_the_run_dies_brings_it_back(
     async def decide(run: str) -> None:
         if not decided.is_set():
             decided.set()
-            await desk.app.letters.requeue(desk.admin, await letter_of(seen, run, "compensation", "pay_b"))
+            await desk.app.dead_letters.requeue(desk.admin, await dead_letter_of(seen, run, "compensation", "pay_b"))
 
     if moment == "with its end":
         following = RunDriver._next
@@ -100,7 +100,7 @@ async def test_a_letter_decided_while_the_run_dies_brings_it_back(
     await app.start_worker()
     run = await desk.start("w")
     if moment.endswith("again"):
-        # Told nothing that it waits for, the dead run is taken up and leaves again: just then the letter is decided.
+        # Told nothing that it waits for, the dead run is taken up and leaves again: just then the dead letter is decided.
         await seen.finished(run)
         stale = ev.event_to_json(ev.TimerFired("nobody's", 0.0))
         await desk.app.committer.submit(Commit("acme", new_signals=[{"org_id": "acme", "run_id": run, "event": stale}]))
@@ -109,7 +109,7 @@ async def test_a_letter_decided_while_the_run_dies_brings_it_back(
     )
     assert await seen.finished(run) == ["dead"]
     assert seen.effect(run, "pay_b") == "compensated"
-    await desk.app.letters.requeue(desk.admin, await letter_of(seen, run, "compensation", "pay_a"))
+    await desk.app.dead_letters.requeue(desk.admin, await dead_letter_of(seen, run, "compensation", "pay_a"))
     await until(lambda: seen.status(run) == "failed", lambda: f"{seen.status(run)} {seen.kinds(run)}")
     assert sorted(bank.reversed_tickets) == ["first", "second"]
     assert seen.queue(run) is None
@@ -126,9 +126,9 @@ async def test_parking_a_run_keeps_no_other_from_its_driver(
         parking.set()
         await enough.wait()
 
-    monkeypatch.setattr(PostgresEngine, "_park_deadly", slow)
+    monkeypatch.setattr(PostgresEngine, "_quarantine", slow)
     deadly = await desk.start("only_think")
-    seen.connection.execute("update queue set losses = %s", (MAX_LOSSES + 1,))
+    seen.connection.execute("update queue set crash_streak = %s", (MAX_CRASH_STREAK + 1,))
     others = [await desk.start("only_think") for _ in range(3)]
     await open_app(start_worker=True)
     async with asyncio.timeout(30):

@@ -24,7 +24,7 @@ from interlock.base.settings import Settings
 from interlock.chaos.worker import WallClock
 from interlock.execution.effects import EffectLedger
 from interlock.execution.kernel import Kernel
-from interlock.execution.steps import Outcome, Work
+from interlock.execution.steps import StepExecution, StepOutcome
 from interlock.store.commit import Committer
 from interlock.telemetry import logs
 from interlock.tools.registry import Tools
@@ -82,7 +82,7 @@ def die_of(workflow: str) -> None:
     """Performing a step of this workflow ends the process at once: no exception, no signal that could be handled."""
     original = Kernel.perform
 
-    async def perform(self: Kernel, work: Work) -> Outcome:
+    async def perform(self: Kernel, work: StepExecution) -> StepOutcome:
         if work.run.version.name == workflow:
             os._exit(139)
         return await original(self, work)

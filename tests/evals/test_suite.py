@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from interlock.base.errors import InvalidSpec
-from interlock.evals.suite import Case, Expectation, Suite, read_suites, run_case
+from interlock.evals.suite import EvalCase, Expectation, Suite, read_suites, run_case
 
 
 def suite_of(**expect: Any) -> Suite:
-    return Suite(workflow="answer", cases=[Case(name="one", input={"question": "?"}, expect=Expectation(**expect))])
+    return Suite(workflow="answer", cases=[EvalCase(name="one", input={"question": "?"}, expect=Expectation(**expect))])
 
 
 def ended(status: str = "succeeded", output: Any = None, **facts: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from runtime.conftest import Deploy
 
 from engines.harness import NOTE, NOTE_TOOL, Observer, think, until, workflow, write
 from gateway.batch_server import Batch, BatchServer
-from interlock.admission.gate import Health
+from interlock.admission.gate import CallGate
 from interlock.base.errors import TargetDown
 from interlock.execution.batch import calls as module
 from interlock.gateway import batches as dialects
@@ -24,11 +24,11 @@ from interlock.gateway import batches as dialects
 def old(owner: psycopg.Connection[object]) -> object:
     """Makes all batches so many hours older: since they were gathered, and since they were handed in."""
 
-    def make(gathered: float, handed_in: float = 0.0) -> None:
+    def make(gathered: float, submitted: float = 0.0) -> None:
         owner.execute(
             "update batches set created_at = created_at - make_interval(secs => %s), "
             "tried_at = tried_at - make_interval(secs => %s)",
-            (gathered * 3600, handed_in * 3600),
+            (gathered * 3600, submitted * 3600),
         )
 
     return make
@@ -156,7 +156,7 @@ async def test_what_is_too_much_at_once_is_tried_in_smaller_parts(
     runs = {await desk.start("w", text=f"matter {number}"): f"matter {number}" for number in range(10)}
     assert set(await seen.finished(*runs)) == {"succeeded"}
     for run, text in runs.items():
-        assert await desk.result(run) == {"words": text}
+        assert await desk.result(run) == {"error_detail": text}
     assert max(len(batch.calls) for batch in provider.batches) > 3
 
 
@@ -176,16 +176,18 @@ async def test_an_answer_that_is_there_needs_no_open_door(
     deploy: Deploy, seen: Observer, provider: BatchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One look brings the answers of all; from then on the provider may be as dead as it likes."""
-    admit, refused = Health.admit, 0
+    admit, refused = CallGate.admit, 0
 
-    async def dead_by_then(health: Health, org_id: str, target: str, tool: Any = None, *, seconds: float = 0.0) -> Any:
+    async def dead_by_then(
+        health: CallGate, org_id: str, target: str, tool: Any = None, *, seconds: float = 0.0
+    ) -> Any:
         nonlocal refused
         if seen.rows("select 1 from batched_calls where status = 'done'"):
             refused += 1
             raise TargetDown("it failed too often and is not called", retry_after=0.2)
         return await admit(health, org_id, target, tool, seconds=seconds)
 
-    monkeypatch.setattr(Health, "admit", dead_by_then)
+    monkeypatch.setattr(CallGate, "admit", dead_by_then)
     desk = await deploy(workflow("w", batched(attempts=1), output=WORDS), **config(provider.pin))
     runs = [await desk.start("w", text=f"matter {number}") for number in range(4)]
     assert set(await seen.finished(*runs)) == {"succeeded"}
@@ -197,12 +199,14 @@ async def test_half_a_character_in_a_providers_words(
     how: str, deploy: Deploy, seen: Observer, provider: BatchServer, pin: str
 ) -> None:
     """JSON can say half a surrogate pair, and no database takes one: the step fails, and nothing breaks."""
-    words = "half \ud800 gone"
+    error_detail = "half \ud800 gone"
     desk = await deploy(workflow("w", batched(attempts=1)), workflow("v", think(attempts=1)), **config(pin))
     if how == "direct":
 
         def refuse(_: str) -> None:
-            raise web.HTTPBadRequest(text=json.dumps({"error": {"message": words}}), content_type="application/json")
+            raise web.HTTPBadRequest(
+                text=json.dumps({"error": {"message": error_detail}}), content_type="application/json"
+            )
 
         provider._gate = refuse  # type: ignore[method-assign]
         run = await desk.start("v")
@@ -211,10 +215,10 @@ async def test_half_a_character_in_a_providers_words(
         run = await desk.start("w")
         await until(lambda: len(provider.batches) == 1, lambda: "not handed in")
         one = provider.batches[0].calls[0][0]
-        inner = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
+        inner = {"type": "error", "error": {"type": "invalid_request_error", "message": error_detail}}
         line = {
             "custom_id": one,
-            "error": {"code": "x", "message": words},
+            "error": {"code": "x", "message": error_detail},
             "result": {"type": "errored", "error": inner},
         }
         provider.around, provider.drop, provider.ready = [json.dumps(line).encode()], {one}, True
@@ -285,4 +289,4 @@ async def test_whoever_is_broken_off_while_looking_leaves_it_to_the_next(
     _, drive = desk.app._worker._drivers[run]  # type: ignore[union-attr]
     drive.cancel()
     assert await seen.finished(run) == ["succeeded"]
-    assert await desk.result(run) == {"words": "matter"}
+    assert await desk.result(run) == {"error_detail": "matter"}

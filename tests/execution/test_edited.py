@@ -7,8 +7,8 @@ from typing import Any
 from runtime.conftest import Deploy
 from runtime.test_orchestration import LOOK, agent, calls, said
 
+from engines.dead_letters import dead_letter_of
 from engines.harness import Model, Observer, workflow
-from engines.letters import letter_of
 from interlock.testing import server_error
 
 PAY = """\
@@ -47,8 +47,8 @@ async def test_a_fallback_with_arguments_of_its_own_keeps_them(deploy: Deploy, s
     hold = "on_failure: hold\n"
     desk = await deploy(tools(), workflow("w", STEP, allow="euros, cents", extra=hold, output="{o: $steps.pay.paid}"))
     run = await desk.start("w")
-    letter = await letter_of(seen, run, "step")
-    await desk.app.letters.requeue(desk.admin, letter, "", {"amount": 6})
+    dead_letter = await dead_letter_of(seen, run, "step")
+    await desk.app.dead_letters.requeue(desk.admin, dead_letter, "", {"amount": 6})
     assert await seen.finished(run) == ["succeeded"]
     assert await desk.result(run) == {"o": 500}
 
@@ -60,10 +60,10 @@ async def test_requeued_again_without_others_it_keeps_the_edited_ones(deploy: De
     run = await desk.start("w")
     given: list[Any] = [{"amount": 6}, None, None]
     for edited in given:
-        letter = await letter_of(seen, run, "step")
-        await desk.app.letters.requeue(desk.admin, letter, "", edited)
-    last = await letter_of(seen, run, "step")
-    assert (await desk.app.letters.get(desk.admin, last))["input"] == {"amount": 6}
+        dead_letter = await dead_letter_of(seen, run, "step")
+        await desk.app.dead_letters.requeue(desk.admin, dead_letter, "", edited)
+    last = await dead_letter_of(seen, run, "step")
+    assert (await desk.app.dead_letters.get(desk.admin, last))["input"] == {"amount": 6}
 
 
 async def test_an_agents_later_turns_see_the_edited_prompt(deploy: Deploy, seen: Observer, model: Model) -> None:
@@ -71,10 +71,10 @@ async def test_an_agents_later_turns_see_the_edited_prompt(deploy: Deploy, seen:
     flow = workflow("w", agent("look"), allow="look", output="{warm: $steps.assist.warm}", extra="on_failure: hold\n")
     desk = await deploy(LOOK, flow)
     run = await desk.start("w", text="ORIGINAL")
-    letter = await letter_of(seen, run, "step")
+    dead_letter = await dead_letter_of(seen, run, "step")
     before = len(model.requests)
     model.script(calls(("look", {"place": "rome"})), said(warm=True, why="x"))
-    await desk.app.letters.requeue(desk.admin, letter, "", {"text": "EDITED"})
+    await desk.app.dead_letters.requeue(desk.admin, dead_letter, "", {"text": "EDITED"})
     assert await seen.finished(run) == ["succeeded"]
     asked = [
         next(one["content"] for one in sent.body["messages"] if one["role"] == "user")

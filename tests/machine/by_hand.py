@@ -88,10 +88,10 @@ class Run:
         return self.tell(ev.ResumeRequested(self.now))
 
     def requeued(self, step: str, value: str | None = None) -> list[ev.Command]:
-        return self.tell(ev.LetterRequeued(step, self.now, None if value is None else ref(value)))
+        return self.tell(ev.DeadLetterRequeued(step, self.now, None if value is None else ref(value)))
 
     def discarded(self, step: str) -> list[ev.Command]:
-        return self.tell(ev.LetterDiscarded(step, self.now))
+        return self.tell(ev.DeadLetterDiscarded(step, self.now))
 
     def status(self, step: str) -> StepStatus:
         return self.state.steps[step].status

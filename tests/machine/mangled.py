@@ -40,7 +40,7 @@ def _name(rng: random.Random, program: Program, state: RunState) -> str:
 
 def _attempt(rng: random.Random, name: str, state: RunState) -> int:
     step = state.steps.get(name)
-    real = [step.attempt, step.undo_attempt] if step is not None else []
+    real = [step.attempt, step.compensation_attempt] if step is not None else []
     return rng.choice([*real, *real, -1, 0, 1, 2**70])
 
 
@@ -85,8 +85,8 @@ _MAKERS: dict[type, _Maker] = {
     ),
     ev.PauseRequested: lambda rng, name, state: ev.PauseRequested(_at(rng)),
     ev.ResumeRequested: lambda rng, name, state: ev.ResumeRequested(_at(rng)),
-    ev.LetterRequeued: lambda rng, name, state: ev.LetterRequeued(name, _at(rng), rng.choice([None, ref("y")])),
-    ev.LetterDiscarded: lambda rng, name, state: ev.LetterDiscarded(name, _at(rng)),
+    ev.DeadLetterRequeued: lambda rng, name, state: ev.DeadLetterRequeued(name, _at(rng), rng.choice([None, ref("y")])),
+    ev.DeadLetterDiscarded: lambda rng, name, state: ev.DeadLetterDiscarded(name, _at(rng)),
 }
 
 

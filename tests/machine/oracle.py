@@ -27,7 +27,7 @@ class Oracle(Language):
 
     `waiting` is everything the run waits for now, by what it is: "perform", "undo" (work); "retry", "defer", "undo_retry",
     "wait", "limit", "review_limit", "agent_limit", "deadline" (timers); "approve", "confirm" (reviews); "letter",
-    "undo_letter"; "signal"; "paused". `answer` lets one of them come true; `status` is the outcome.
+    "compensation_dead_letter"; "signal"; "paused". `answer` lets one of them come true; `status` is the outcome.
     """
 
     def __init__(
@@ -174,12 +174,12 @@ class Oracle(Language):
             pass
         if self.ending is None or self.root.alive or self.failing or self.undoing:
             return
-        if any(wait[0] != "undo_letter" for wait in self.waiting):
+        if any(wait[0] != "compensation_dead_letter" for wait in self.waiting):
             return
         if self.ending in {"failed", "cancelled"}:
             left = [name for name, _ in self.completed if name not in self.handled]
             if left:
-                self._spawn(self._undo(left[-1]), None)
+                self._spawn(self._compensate(left[-1]), None)
                 return
         ordinary = "partial" if self.degraded else "succeeded"
         ending = ordinary if self.ending == "finished" else self.ending
@@ -192,7 +192,7 @@ class Oracle(Language):
                 continue
             left = [name for name, owner in self.completed if owner.inside(region) and name not in self.handled]
             if left:
-                self._spawn(self._undo(left[-1]), None)
+                self._spawn(self._compensate(left[-1]), None)
             else:
                 self.failing.remove(region)
                 assert region.thread is not None

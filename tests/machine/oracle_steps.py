@@ -87,7 +87,7 @@ class Language(Worker):
                 return False
             if job.agent is not None:
                 self.waiting.pop(self._agent_wait(job.agent), None)  # its time stands still
-            decided = yield ("letter", job.name, 0)
+            decided = yield ("dead_letter", job.name, 0)
             if not decided.ok:
                 if decided.kind != "dropped":
                     self._end("failed")

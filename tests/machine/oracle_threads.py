@@ -37,7 +37,18 @@ DROPPED = Answer(ok=False, kind="dropped")
 EXPIRED = Answer(ok=False, kind="expired")
 TIMER = Answer(kind="timer")
 Thread = Generator[Any, Answer, Any]
-IDLE = {"retry", "defer", "paused", "approve", "review_limit", "agent_limit", "wait", "signal", "letter", "deadline"}
+IDLE = {
+    "retry",
+    "defer",
+    "paused",
+    "approve",
+    "review_limit",
+    "agent_limit",
+    "wait",
+    "signal",
+    "dead_letter",
+    "deadline",
+}
 
 
 class Region:

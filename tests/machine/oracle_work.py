@@ -193,7 +193,7 @@ class Worker:
 
     # -- undoing -----------------------------------------------------------------------------------------------
 
-    def _undo(self, name: str, attempt: int = 1) -> Thread:
+    def _compensate(self, name: str, attempt: int = 1) -> Thread:
         self.handled.add(name)
         self.undoing.add(name)
         if name in self.told:
@@ -215,10 +215,10 @@ class Worker:
 
     def _stuck(self, name: str, attempt: int) -> Thread:
         """In the dead-letter queue, for as long as nobody looks at it."""
-        answer = yield ("undo_letter", name, 0)
+        answer = yield ("compensation_dead_letter", name, 0)
         self.stuck.remove(name)
         self.status = None
         if answer.ok:
-            self._spawn(self._undo(name, attempt + 1), None)
+            self._spawn(self._compensate(name, attempt + 1), None)
         else:
             self.given_up.append(name)

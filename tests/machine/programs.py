@@ -51,7 +51,7 @@ class Scenario:
         undos: likewise for its compensation.
         confirms: a person's answers to "did it happen?"; afterwards yes.
         reviews: step → approved.
-        letters: step → whether a dead letter is requeued; afterwards it is discarded.
+        dead_letters: step → whether a dead letter is requeued; afterwards it is discarded.
         cancel_after: events before a cancellation, if there is one.
         meddling: how often, in percent of events, somebody pauses, resumes or sends a signal unasked.
     """
@@ -62,7 +62,7 @@ class Scenario:
     defaults: dict[str, Answer] = field(default_factory=dict)
     undos: dict[str, list[Answer]] = field(default_factory=dict)
     confirms: dict[str, list[Answer]] = field(default_factory=dict)
-    letters: dict[str, list[Answer]] = field(default_factory=dict)
+    dead_letters: dict[str, list[Answer]] = field(default_factory=dict)
     reviews: dict[str, bool] = field(default_factory=dict)
     conditions: dict[str, tuple[str, str]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -179,7 +179,7 @@ class _Maker:
         made.outcomes[key] = [*answers, Answer(facts=facts)]
         made.undos[key] = [self.choice(_UNDO_FAILURES) for _ in range(self.choice([0, 0, 0, 1, 1, 2, 3]))]
         made.confirms[key] = [Answer(ok=self._pick(2) == 0, facts=self.choice(_FACTS)) for _ in range(self._pick(3))]
-        made.letters[key] = [Answer(ok=self.one_in(2)) for _ in range(self._pick(3))]
+        made.dead_letters[key] = [Answer(ok=self.one_in(2)) for _ in range(self._pick(3))]
 
     def _review(self, step: dict[str, Any], depth: int) -> None:
         step |= {"title": "?", "on_reject": self.choice(["fail", "continue"])}

@@ -11,14 +11,14 @@ from interlock.workflows.spec import CONTAINERS
 
 DONE = {
     StepStatus.SUCCEEDED,
-    StepStatus.UNDOING,
-    StepStatus.UNDO_RETRYING,
-    StepStatus.UNDONE,
-    StepStatus.UNDO_FAILED,
-    StepStatus.UNDO_GIVEN_UP,
+    StepStatus.COMPENSATING,
+    StepStatus.COMPENSATION_RETRYING,
+    StepStatus.COMPENSATED,
+    StepStatus.COMPENSATION_FAILED,
+    StepStatus.COMPENSATION_ABANDONED,
 }
-_WORKING = {StepStatus.RUNNING, StepStatus.UNDOING}
-_BUSY = _WORKING | {StepStatus.UNDO_RETRYING, StepStatus.CONFIRMING}
+_WORKING = {StepStatus.RUNNING, StepStatus.COMPENSATING}
+_BUSY = _WORKING | {StepStatus.COMPENSATION_RETRYING, StepStatus.CONFIRMING}
 
 
 def moves_within_the_rules(program: Program, before: RunState, after: RunState, commands: list[ev.Command]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from interlock.machine import events as ev
-from interlock.machine.events import CloseLetter, Compensate, Finish, OpenLetter, Perform, RunStatus, StartTimer
+from interlock.machine.events import CloseDeadLetter, Compensate, Finish, OpenDeadLetter, Perform, RunStatus, StartTimer
 from interlock.machine.machine import pending
 from interlock.machine.state import StepStatus
 
@@ -24,7 +24,7 @@ def _held() -> Run:
     run = Run(TRIP, on_failure="hold")
     run.done("flight")
     run.failed("hotel", 1)
-    assert run.failed("hotel", 2) == [OpenLetter("hotel", "step")], "after its fallback, and nothing is undone"
+    assert run.failed("hotel", 2) == [OpenDeadLetter("hotel", "step")], "after its fallback, and nothing is undone"
     return run
 
 
@@ -37,10 +37,10 @@ def test_a_step_that_failed_for_good_waits_for_a_person() -> None:
 
 def test_requeued_it_begins_anew_with_other_arguments() -> None:
     run = _held()
-    assert run.requeued("hotel", "edited") == [CloseLetter("hotel"), Perform("hotel", 3)]
+    assert run.requeued("hotel", "edited") == [CloseDeadLetter("hotel"), Perform("hotel", 3)]
     assert run.state.steps["hotel"].override == ref("edited")
     assert run.state.steps["hotel"].variant == 0
-    assert run.requeued("hotel") == [], "it is no letter any more"
+    assert run.requeued("hotel") == [], "it is no dead letter any more"
     assert isinstance(run.failed("hotel", 3, "transient")[0], StartTimer), "its tries begin anew too"
     run.fired("retry:hotel:3")
     assert run.done("hotel", 4) == [Perform("mail", 1)]
@@ -57,26 +57,26 @@ def test_requeued_it_has_its_deadline_anew_from_that_moment() -> None:
     run.tell(ev.TimerFired("limit:a", run.now))
     assert run.state is before, "the old deadline, told late, is not the new one"
     assert run.fired("limit:a:2") == []
-    assert run.failed("a", 2, "transient") == [OpenLetter("a", "step")], "its time is up, so it is not tried again"
+    assert run.failed("a", 2, "transient") == [OpenDeadLetter("a", "step")], "its time is up, so it is not tried again"
 
 
 def test_requeued_while_the_run_is_paused_the_deadline_runs_all_the_same() -> None:
     run = Run("- {id: a, kind: tool, tool: look, deadline: 60}", on_failure="hold")
     run.failed("a")
     run.tell(ev.PauseRequested(run.now))
-    assert run.requeued("a") == [CloseLetter("a"), StartTimer("limit:a:2", run.now + 60)]
-    assert run.fired("limit:a:2") == [OpenLetter("a", "step")]
+    assert run.requeued("a") == [CloseDeadLetter("a"), StartTimer("limit:a:2", run.now + 60)]
+    assert run.fired("limit:a:2") == [OpenDeadLetter("a", "step")]
 
 
 def test_discarded_the_run_fails_and_is_undone() -> None:
     run = _held()
-    assert run.discarded("hotel") == [CloseLetter("hotel"), Compensate("flight", 1)]
+    assert run.discarded("hotel") == [CloseDeadLetter("hotel"), Compensate("flight", 1)]
     assert run.undone("flight") == [Finish(RunStatus.FAILED, 'step "hotel": it broke')]
 
 
 def test_cancelling_takes_the_letter_back() -> None:
     run = _held()
-    assert run.cancel() == [CloseLetter("hotel"), Compensate("flight", 1)]
+    assert run.cancel() == [CloseDeadLetter("hotel"), Compensate("flight", 1)]
 
 
 def test_what_the_run_may_go_on_without_is_not_held() -> None:
@@ -103,13 +103,13 @@ def test_what_cannot_be_undone_is_a_letter_and_the_run_is_dead() -> None:
     run.done("flight")
     run.done("hotel")
     run.failed("mail")
-    assert run.not_undone("hotel") == [OpenLetter("hotel", "compensation"), Compensate("flight", 1)]
+    assert run.not_undone("hotel") == [OpenDeadLetter("hotel", "compensation"), Compensate("flight", 1)]
     assert run.undone("flight") == [Finish(RunStatus.DEAD, f"{BROKE}; could not undo hotel")]
 
 
 def test_out_of_the_queue_it_is_tried_again_and_the_run_ends_as_it_would_have() -> None:
     run = _dead()
-    assert run.requeued("hotel") == [CloseLetter("hotel"), Compensate("hotel", 2)]
+    assert run.requeued("hotel") == [CloseDeadLetter("hotel"), Compensate("hotel", 2)]
     assert run.state.status is RunStatus.COMPENSATING
     assert run.undone("hotel", 2) == [Finish(RunStatus.DEAD, f"{BROKE}; could not undo flight")]
     run.requeued("flight")
@@ -120,16 +120,16 @@ def test_it_may_fail_again() -> None:
     run = _dead()
     run.requeued("hotel")
     assert run.not_undone("hotel", 2) == [
-        OpenLetter("hotel", "compensation"),
+        OpenDeadLetter("hotel", "compensation"),
         Finish(RunStatus.DEAD, f"{BROKE}; could not undo flight, hotel"),
     ]
 
 
 def test_discarded_the_effects_stay() -> None:
     run = _dead()
-    assert run.discarded("hotel") == [CloseLetter("hotel")]
-    assert run.status("hotel") is StepStatus.UNDO_GIVEN_UP
-    assert run.discarded("flight") == [CloseLetter("flight"), Finish(RunStatus.FAILED, BROKE)]
+    assert run.discarded("hotel") == [CloseDeadLetter("hotel")]
+    assert run.status("hotel") is StepStatus.COMPENSATION_ABANDONED
+    assert run.discarded("flight") == [CloseDeadLetter("flight"), Finish(RunStatus.FAILED, BROKE)]
     assert run.requeued("flight") == []
 
 
@@ -154,7 +154,7 @@ def _stuck_on_the_way() -> Run:
     run = Run(PART, deadline=600)
     run.done("x")
     assert run.failed("y") == [Compensate("x", 1)]
-    assert run.not_undone("x") == [OpenLetter("x", "compensation"), Perform("then", 1)]
+    assert run.not_undone("x") == [OpenDeadLetter("x", "compensation"), Perform("then", 1)]
     return run
 
 
@@ -167,7 +167,7 @@ def test_an_effect_that_stays_behind_makes_the_run_dead_at_its_end() -> None:
 
 def test_undoing_out_of_the_queue_is_awaited_at_the_end() -> None:
     run = _stuck_on_the_way()
-    assert run.requeued("x") == [CloseLetter("x"), Compensate("x", 2)]
+    assert run.requeued("x") == [CloseDeadLetter("x"), Compensate("x", 2)]
     assert run.done("then") == [], "the effect is being undone now"
     assert run.state.timers == {}
     assert run.undone("x", 2) == [Finish(RunStatus.PARTIAL, 'step "part": it broke')]

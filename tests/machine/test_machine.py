@@ -9,7 +9,7 @@ from interlock.machine.events import (
     CloseReview,
     Compensate,
     Finish,
-    OpenLetter,
+    OpenDeadLetter,
     OpenReview,
     Perform,
     RunStatus,
@@ -64,9 +64,9 @@ def test_saga_undoes_in_reverse_what_can_be_undone() -> None:
 def test_saga_retries_an_undo_and_goes_on() -> None:
     run = _trip_fails_at_the_car()
     run.failed("car")
-    due = run.now + jitter(SEED, "undo:hotel", 1)  # backoff's bound is 1 s
-    assert run.not_undone("hotel", kind="transient") == [StartTimer("undo:hotel:1", due)]
-    assert run.fired("undo:hotel:1") == [Compensate("hotel", 2)]
+    due = run.now + jitter(SEED, "compensate:hotel", 1)  # backoff's bound is 1 s
+    assert run.not_undone("hotel", kind="transient") == [StartTimer("compensate:hotel:1", due)]
+    assert run.fired("compensate:hotel:1") == [Compensate("hotel", 2)]
     assert run.undone("hotel", 2) == [Compensate("flight", 1)]
 
 
@@ -74,7 +74,7 @@ def test_saga_that_cannot_undo_is_dead_and_undoes_the_rest() -> None:
     run = _trip_fails_at_the_car()
     run.failed("car")
     assert run.not_undone("hotel", kind="permanent") == [
-        OpenLetter("hotel", "compensation"),
+        OpenDeadLetter("hotel", "compensation"),
         Compensate("flight", 1),
     ]
     assert run.undone("flight") == [Finish(RunStatus.DEAD, 'step "car": it broke; could not undo hotel')]
@@ -319,7 +319,7 @@ def test_taking_over_while_undoing() -> None:
     assert pending(run.state) == [Compensate("hotel", 1)]
     run.not_undone("hotel", kind="transient")
     assert [type(one) for one in pending(run.state)] == [StartTimer]
-    run.fired("undo:hotel:1")
+    run.fired("compensate:hotel:1")
     assert pending(run.state) == [Compensate("hotel", 2)]
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from interlock.engines.simulator.driver import Trail, simulate
+from interlock.engines.simulator.driver import SimulatedRun, simulate
 from interlock.machine import events as ev
 from interlock.machine.machine import advance
 from interlock.machine.program import Program
@@ -72,7 +72,7 @@ def test_many_runs_go_as_the_oracle_says() -> None:
         "CloseReview",
         "OpenLetterstep",
         "OpenLettercompensation",
-        "CloseLetter",
+        "CloseDeadLetter",
     ]
     containers = ("parallel", "branch", "map", "loop", "subworkflow", "agent")
     wanted += [f"a {kind} {how}" for kind in containers for how in ("succeeded", "failed")]
@@ -145,7 +145,7 @@ def test_every_kind_of_event_was_tried() -> None:
     assert all_kinds() == set(get_args(get_args(ev.Event)[0]))
 
 
-def _simulated(scenario: Scenario) -> Trail:
+def _simulated(scenario: Scenario) -> SimulatedRun:
     told: Counter[tuple[str, str]] = Counter()
 
     def next_answer(script: dict[str, list[Answer]], what: str, step: str, default: Answer) -> Answer:
@@ -170,9 +170,9 @@ def _simulated(scenario: Scenario) -> Trail:
                 return ev.ReviewDecided(step, later, one.ok, ref(step), one.facts)
             case ev.OpenReview(step, _):
                 return ev.ReviewDecided(step, now, scenario.reviews[key_of(step)], ref(step))
-            case ev.OpenLetter(step, _):
-                one = next_answer(scenario.letters, "letter", step, Answer(ok=False))
-                return ev.LetterRequeued(step, now) if one.ok else ev.LetterDiscarded(step, now)
+            case ev.OpenDeadLetter(step, _):
+                one = next_answer(scenario.dead_letters, "dead_letter", step, Answer(ok=False))
+                return ev.DeadLetterRequeued(step, now) if one.ok else ev.DeadLetterDiscarded(step, now)
             case _:
                 return None
 
@@ -192,9 +192,13 @@ def _told(oracle: Oracle, event: Any) -> None:
         case ev.ReviewDecided(step):
             wait = next(one for one in oracle.waiting if one[0] in {"approve", "confirm"} and one[1] == step)
             oracle.answer(wait, Answer(event.approved, facts=event.facts))
-        case ev.LetterRequeued(step) | ev.LetterDiscarded(step):
-            wait = next(one for one in oracle.waiting if one[0] in {"letter", "undo_letter"} and one[1] == step)
-            oracle.answer(wait, Answer(isinstance(event, ev.LetterRequeued)))
+        case ev.DeadLetterRequeued(step) | ev.DeadLetterDiscarded(step):
+            wait = next(
+                one
+                for one in oracle.waiting
+                if one[0] in {"dead_letter", "compensation_dead_letter"} and one[1] == step
+            )
+            oracle.answer(wait, Answer(isinstance(event, ev.DeadLetterRequeued)))
         case ev.CompensationSucceeded(step, attempt):
             oracle.answer(("undo", step, attempt), Answer())
         case ev.CompensationFailed(step, attempt):

@@ -44,7 +44,9 @@ def test_full_jitter_fills_the_whole_range(attempt: int, bound: float) -> None:
 
 
 def test_every_run_step_and_attempt_waits_differently() -> None:
-    waits = {jitter(seed, key, attempt) for seed in range(5) for key in ("a", "b", "undo:a") for attempt in range(1, 6)}
+    waits = {
+        jitter(seed, key, attempt) for seed in range(5) for key in ("a", "b", "compensate:a") for attempt in range(1, 6)
+    }
     assert len(waits) == 5 * 3 * 5
 
 

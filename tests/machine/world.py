@@ -24,7 +24,7 @@ from .rules import DONE, counted, moves_within_the_rules
 RETRY_AFTER = 50.0  # longer than any backoff in the scenarios
 SEED = 7
 TIMERS = {"retry", "defer", "undo_retry", "wait", "limit", "deadline"}
-LETTERS = {"letter": "step", "undo_letter": "compensation"}
+LETTERS = {"dead_letter": "step", "compensation_dead_letter": "compensation"}
 
 
 def ref(text: str) -> Ref:
@@ -51,7 +51,7 @@ class World:
         self.work: set[Wait] = set()  # what the driver must do, as the machine's commands told it
         self.timers: dict[str, float] = {}
         self.reviews: set[tuple[str, str]] = set()
-        self.letters: set[tuple[str, str]] = set()
+        self.dead_letters: set[tuple[str, str]] = set()
         self.cancel_after = self.scenario.cancel_after
         self.counts: dict[tuple[int, str], int] = {}
         self.signals = 0
@@ -130,9 +130,9 @@ class World:
             case "approve":
                 answer = Answer(ok=scenario.reviews[key_of(step)])
                 return answer, ev.ReviewDecided(step, self.now, answer.ok, ref(f"{step}?"))
-            case "letter" | "undo_letter":
-                answer = self._next(scenario.letters, step, Answer(ok=False))
-                event = ev.LetterRequeued(step, self.now) if answer.ok else ev.LetterDiscarded(step, self.now)
+            case "dead_letter" | "compensation_dead_letter":
+                answer = self._next(scenario.dead_letters, step, Answer(ok=False))
+                event = ev.DeadLetterRequeued(step, self.now) if answer.ok else ev.DeadLetterDiscarded(step, self.now)
                 return answer, event
             case _:
                 key = next(key for key in self.timers if wait_of_timer(key) == (plain(what), step, attempt))
@@ -185,11 +185,11 @@ class World:
                     self.reviews.add((command.purpose, command.step))
                 case ev.CloseReview():
                     self.reviews.remove(("approve", command.step))
-                case ev.OpenLetter():
-                    assert command.step not in {step for _, step in self.letters}
-                    self.letters.add((command.purpose, command.step))
-                case ev.CloseLetter():
-                    self.letters = {one for one in self.letters if one[1] != command.step}
+                case ev.OpenDeadLetter():
+                    assert command.step not in {step for _, step in self.dead_letters}
+                    self.dead_letters.add((command.purpose, command.step))
+                case ev.CloseDeadLetter():
+                    self.dead_letters = {one for one in self.dead_letters if one[1] != command.step}
 
     def agree(self) -> None:
         """Machine and oracle wait for the same things, and a driver that takes over now would redo just what is open."""
@@ -197,13 +197,13 @@ class World:
         self.timers = {key: due for key, due in self.timers.items() if key in self.state.timers}
         reviews = {(what, step) for what, step, _ in oracle if what in {"approve", "confirm"}}
         timers = {wait for wait in oracle if wait[0] in TIMERS}
-        letters = {(LETTERS[what], step) for what, step, _ in oracle if what in LETTERS}
+        dead_letters = {(LETTERS[what], step) for what, step, _ in oracle if what in LETTERS}
         assert self.oracle.status == (self.state.status.value if self.state.over else None)
         assert self.work == {wait for wait in oracle if wait[0] in {"perform", "undo"}}
         assert {wait_of_timer(key) for key in self.state.timers} == timers
         assert self.timers == self.state.timers
         assert self.reviews == reviews
-        assert self.letters == letters
+        assert self.dead_letters == dead_letters
         assert self._in(StepStatus.PAUSED) == {step for what, step, _ in oracle if what == "paused"}
         assert self._in(StepStatus.WAITING) == {step for what, step, _ in oracle if what in {"wait", "signal"}}
         assert self.state.ending is not None or self.state.over or self.state.paused == self.oracle.paused
@@ -245,7 +245,7 @@ class World:
         """Whether a duplicate can be told from the real thing: who was paused or held may be again, an attempt put off
         is performed again under its old number."""
         match event:
-            case ev.PauseRequested() | ev.ResumeRequested() | ev.LetterRequeued() | ev.LetterDiscarded():
+            case ev.PauseRequested() | ev.ResumeRequested() | ev.DeadLetterRequeued() | ev.DeadLetterDiscarded():
                 return False
             case ev.StepDeferred():
                 return ("perform", event.step, event.attempt) not in self.work
@@ -255,7 +255,14 @@ class World:
         state = self.state
         step = self.rng.choice([*self.program.nodes, *state.steps, "nobody", "s0#1", "s1#2/s2"])
         attempt = self.rng.randrange(-1, 9)
-        kinds = ["deadline", f"retry:{step}:{attempt}", f"undo:{step}:{attempt}", f"limit:{step}", f"wait:{step}", ""]
+        kinds = [
+            "deadline",
+            f"retry:{step}:{attempt}",
+            f"compensate:{step}:{attempt}",
+            f"limit:{step}",
+            f"wait:{step}",
+            "",
+        ]
         strays: list[Any] = [ev.RunStarted(self.now, 1), ev.TimerFired(self.rng.choice(kinds), self.now)]
         if ("perform", step, attempt) not in self.work:
             strays.append(ev.StepSucceeded(step, attempt, self.now, ref("x"), {"n": 9}))
@@ -266,8 +273,10 @@ class World:
             strays.append(ev.CompensationFailed(step, attempt, self.now, failure(Answer(ok=False, kind="permanent"))))
         if step not in {name for _, name in self.reviews}:
             strays.append(ev.ReviewDecided(step, self.now, self.rng.random() < 0.5, ref("x")))
-        if step not in {name for _, name in self.letters}:
-            strays.append(self.rng.choice([ev.LetterRequeued(step, self.now), ev.LetterDiscarded(step, self.now)]))
+        if step not in {name for _, name in self.dead_letters}:
+            strays.append(
+                self.rng.choice([ev.DeadLetterRequeued(step, self.now), ev.DeadLetterDiscarded(step, self.now)])
+            )
         if state.ending is not None or state.over:
             strays.append(ev.CancelRequested(self.now, "again"))
             strays.append(ev.SignalReceived("go", "late", self.now, ref("late")))
@@ -286,9 +295,9 @@ class World:
         assert Counter(performed) == Counter(oracle.performed)
         undone = [event.step for event in self.journal if isinstance(event, ev.CompensationSucceeded)]
         assert undone == oracle.undone
-        assert self._in(StepStatus.UNDONE) == set(oracle.undone)
-        assert self._in(StepStatus.UNDO_FAILED) == set(oracle.stuck)
-        assert self._in(StepStatus.UNDO_GIVEN_UP) == set(oracle.given_up)
+        assert self._in(StepStatus.COMPENSATED) == set(oracle.undone)
+        assert self._in(StepStatus.COMPENSATION_FAILED) == set(oracle.stuck)
+        assert self._in(StepStatus.COMPENSATION_ABANDONED) == set(oracle.given_up)
         succeeded = {name for name, step in state.steps.items() if step.status in DONE}
         work = {name for name in state.steps if isinstance(self.program.node(name).step, ModelStep | ToolStep)}
         assert succeeded & work == {name for name in oracle.succeeded if name in work}

@@ -7,7 +7,7 @@ import pytest
 
 from interlock.base.errors import InvalidSpec
 from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
-from interlock.policy.decision import Answer, PolicyEngine, Question
+from interlock.policy.decision import Decision, PolicyEngine, Question
 
 if TYPE_CHECKING:
     from conftest import AppFactory
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 EVERYTHING = "permit(principal, action, resource);"
 
 
-def ask(policy: CedarPolicy, **changes: Any) -> Answer:
+def ask(policy: CedarPolicy, **changes: Any) -> Decision:
     values: dict[str, Any] = {
         "user_id": "ada",
         "org_id": "acme",
@@ -41,7 +41,7 @@ def ask(policy: CedarPolicy, **changes: Any) -> Answer:
 )
 def test_the_default_permits(changes: dict[str, Any], reasons: tuple[str, ...]) -> None:
     policy = CedarPolicy()
-    assert ask(policy, **changes) == Answer(True, reasons, policy.version)
+    assert ask(policy, **changes) == Decision(True, reasons, policy.version)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_lists_and_records_can_be_asked_about() -> None:
 
 def test_forbid_beats_permit_and_is_named() -> None:
     policy = CedarPolicy(f'{EVERYTHING} @id("not-pay") forbid(principal, action, resource == Tool::"pay");')
-    assert ask(policy) == Answer(False, ("not-pay",), policy.version)
+    assert ask(policy) == Decision(False, ("not-pay",), policy.version)
     assert ask(policy, resource="look").allowed
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
-from interlock.sandbox.environment import Job, Limits, Result
+from interlock.sandbox.environment import Job, SandboxLimits, SandboxResult
 
 MakeJob = Callable[..., Job]
-Run = Callable[..., Awaitable[Result]]
+Run = Callable[..., Awaitable[SandboxResult]]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def make_job(tmp_path: Path) -> MakeJob:
             context={"idempotency_key": "k-1"},
             allowed_tools=frozenset({tool}) if allowed is None else allowed,
             egress=egress,
-            limits=Limits(**limits),
+            limits=SandboxLimits(**limits),
         )
 
     return make
@@ -58,7 +58,7 @@ async def sandbox() -> AsyncIterator[BubblewrapSandbox]:
 
 @pytest.fixture
 def run(sandbox: BubblewrapSandbox, make_job: MakeJob) -> Run:
-    async def run(source: str, arguments: dict[str, Any] | None = None, **options: Any) -> Result:
+    async def run(source: str, arguments: dict[str, Any] | None = None, **options: Any) -> SandboxResult:
         return await sandbox.run(make_job(source, arguments, **options))
 
     return run

@@ -74,8 +74,8 @@ def review(run: dict[str, Any], review_id: str, step: str = "approve") -> dict[s
     }
 
 
-def letter(run: dict[str, Any], letter_id: str, step: str) -> dict[str, Any]:
-    row = {"letter_id": letter_id, "org_id": run["org_id"], "run_id": run["run_id"], "step": step}
+def dead_letter(run: dict[str, Any], dead_letter_id: str, step: str) -> dict[str, Any]:
+    row = {"dead_letter_id": dead_letter_id, "org_id": run["org_id"], "run_id": run["run_id"], "step": step}
     return {**row, "purpose": "step", "code": "failed", "reason": "it failed"}
 
 
@@ -145,7 +145,7 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "insert into tool_health (org_id, tool, bundle, contract) values (%(org)s, 'pay', 'b', %(empty)s)",
         "insert into quotas (org_id, scope, name, rate) values (%(org)s, 'tool', 'pay', 1)",
         "insert into quota_uses (org_id, scope, name, holder, at) values (%(org)s, 'tool', 'pay', %(run)s, now())",
-        "insert into dead_letters (letter_id, org_id, run_id, step, purpose, code, reason) "
+        "insert into dead_letters (dead_letter_id, org_id, run_id, step, purpose, code, reason) "
         "values (%(run)s, %(org)s, %(run)s, 'pay', 'step', 'c', 'r')",
         "insert into results (org_id, key, output) values (%(org)s, 'k', %(ref)s)",
         "insert into batches (batch_id, org_id, pin) values (%(run)s, %(org)s, 'openai:m')",

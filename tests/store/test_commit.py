@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from interlock.audit.log import AuditLog
-from interlock.audit.verify import Verdict, verify
+from interlock.audit.verify import Verification, verify
 from interlock.base.errors import Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
 from interlock.store.commit import PARTS, Commit, Committer
 from interlock.store.database import Database
@@ -25,10 +25,10 @@ from .rows import (
     artifact,
     claim,
     contents,
+    dead_letter,
     effect,
     entry,
     journal,
-    letter,
     new_run,
     outbox,
     review,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def check_chain(owner: psycopg.Connection[Any], log: AuditLog, org_id: str) -> Verdict:
+def check_chain(owner: psycopg.Connection[Any], log: AuditLog, org_id: str) -> Verification:
     names = ("org_id", "seq", "event_id", "entry", "prev_hash", "hash", "key_id", "signature")
     rows = owner.execute(f"select {', '.join(names)} from audit where org_id = %s order by seq", (org_id,)).fetchall()
     verdict = verify([dict(zip(names, row, strict=True)) for row in rows], {log.key_id: log.public_key}, org_id=org_id)
@@ -135,7 +135,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
     org = tenants[0].org_id
     run, other = new_run(org), new_run(org)
     setup = Commit(org, new_runs=[run, other], new_reviews=[review(run, "old", "a"), review(run, "gone", "b")])
-    setup.new_letters = [letter(run, "old", "a"), letter(run, "gone", "b")]
+    setup.new_dead_letters = [dead_letter(run, "old", "a"), dead_letter(run, "gone", "b")]
     await committer.submit(setup)
     await committer.submit(Commit(org, new_signals=[signal(run)]))
     claimed = {row["run_id"]: row["fence"] for row in await database.rows("claim_runs", "me", 60.0, 10, "postgres")}
@@ -162,16 +162,16 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             closed_reviews=[{"run_id": run["run_id"], "step": "a"}],
             decided_reviews=[{"review_id": "gone", "status": "rejected", "decided_by": "ada", "note": ""}],
             results=[{"org_id": org, "key": "k", "output": REF}],
-            new_letters=[letter(run, "new", "c")],
-            closed_letters=[{"run_id": run["run_id"], "step": "a"}],
-            decided_letters=[
-                {"letter_id": "gone", "status": "discarded", "decided_by": "ada", "note": "", "new_run": None}
+            new_dead_letters=[dead_letter(run, "new", "c")],
+            closed_dead_letters=[{"run_id": run["run_id"], "step": "a"}],
+            decided_dead_letters=[
+                {"dead_letter_id": "gone", "status": "discarded", "decided_by": "ada", "note": "", "new_run": None}
             ],
             new_signals=[signal(run, kind="second")],
             crashed=[{"run_id": run["run_id"], "parked": True}],
             requeued=[{"run_id": run["run_id"]}],
             used_signals=[{"signal_id": signal_id[0]}],
-            handed_on=[{"signal_id": signal_id[0]}],
+            forwarded_at=[{"signal_id": signal_id[0]}],
             outbox=[outbox(org)],
             let_go=[{"run_id": run["run_id"], "step": "a"}],
             finished=[{"run_id": run["run_id"]}],

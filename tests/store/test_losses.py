@@ -30,12 +30,12 @@ class Queue:
         return run
 
     async def claim(self, worker: str, wanted: int = 10) -> dict[str, int]:
-        """run id → losses."""
+        """run id → crash_streak."""
         rows = await self.database.rows("claim_runs", worker, LEASE, wanted, "postgres")
-        return {row["run_id"]: row["losses"] for row in rows}
+        return {row["run_id"]: row["crash_streak"] for row in rows}
 
     async def room(self, worker: str) -> bool:
-        row = await self.database.row("make_room", worker, LEASE, "postgres")
+        row = await self.database.row("take_exclusive_slot", worker, LEASE, "postgres")
         assert row is not None
         return bool(row["chosen"])
 
@@ -50,10 +50,10 @@ class Queue:
         assert row is not None
         return run["run_id"], row[0]
 
-    def set_losses(self, run: dict[str, Any], losses: int, seconds_ago: float = 60) -> None:
+    def set_losses(self, run: dict[str, Any], crash_streak: int, seconds_ago: float = 60) -> None:
         self.owner.execute(
-            "update queue set losses = %s, worker = null, available_at = now() - make_interval(secs => %s) where run_id = %s",
-            (losses, seconds_ago, run["run_id"]),
+            "update queue set crash_streak = %s, worker = null, available_at = now() - make_interval(secs => %s) where run_id = %s",
+            (crash_streak, seconds_ago, run["run_id"]),
         )
 
     async def settle(self, run: dict[str, Any], **parts: Any) -> None:
@@ -69,8 +69,8 @@ def queue(
 
 async def test_deaths_without_progress_are_counted_and_progress_makes_them_forgotten(queue: Queue) -> None:
     run = await queue.add()
-    for losses in range(3):
-        assert await queue.claim(f"w{losses}") == {run["run_id"]: losses}
+    for crash_streak in range(3):
+        assert await queue.claim(f"w{crash_streak}") == {run["run_id"]: crash_streak}
         queue.run_out()
     assert await queue.claim("w3") == {run["run_id"]: 3}
     await queue.settle(run, journal=[journal(run, 1)])
@@ -129,7 +129,7 @@ async def test_leases_of_another_engine_are_not_for_driving(queue: Queue) -> Non
     await queue.committer.submit(Commit(queue.org, new_runs=[run]))
     for _ in range(5):
         rows = await queue.database.rows("claim_runs", "w", LEASE, 9, "temporal")
-        assert [row["losses"] for row in rows] == [0]
+        assert [row["crash_streak"] for row in rows] == [0]
         queue.run_out()
 
 
@@ -203,7 +203,7 @@ async def test_the_third_loss_starts_the_time_in_which_an_idle_worker_may_come(q
     queue.owner.execute("update queue set lease_until = now() - interval '1 second' where worker = 'w1'")
     await queue.claim("w2")
     row = queue.owner.execute(
-        "select losses, worker, now() - available_at < interval '30 seconds' from queue where run_id = %s",
+        "select crash_streak, worker, now() - available_at < interval '30 seconds' from queue where run_id = %s",
         (run["run_id"],),
     ).fetchone()
     assert row == (3, None, True)
@@ -211,8 +211,8 @@ async def test_the_third_loss_starts_the_time_in_which_an_idle_worker_may_come(q
 
 async def test_a_worker_that_lost_a_run_twice_and_speaks_again_is_taken_back_twice(queue: Queue) -> None:
     run = await queue.add()
-    for losses in range(2):
-        assert await queue.claim("w1") == {run["run_id"]: losses}
+    for crash_streak in range(2):
+        assert await queue.claim("w1") == {run["run_id"]: crash_streak}
         queue.run_out()
     assert await queue.claim("w2") == {run["run_id"]: 2}
     await queue.alive("w1")

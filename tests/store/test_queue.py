@@ -91,7 +91,7 @@ async def test_renewing_tells_which_runs_were_told_something(
     for run in runs:
         await committer.submit(Commit(run["org_id"], new_signals=[signal(run), signal(run, kind="second")]))
     told = await database.rows("renew_leases", "me", LEASE, [run["run_id"] for run in runs])
-    assert sorted(row["told"] for row in told) == sorted(mine)
+    assert sorted(row["signalled"] for row in told) == sorted(mine)
 
 
 async def test_a_dead_run_that_was_told_something_meanwhile_stays_for_the_next(

@@ -20,7 +20,7 @@ from interlock.base.clock import since_boot
 from interlock.base.errors import FailureKind, NothingHappened, SandboxError
 from interlock.execution.effects import call_ends
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
-from interlock.sandbox.environment import Result
+from interlock.sandbox.environment import SandboxResult
 from interlock.tools.bundles import pack, unpack
 from interlock.tools.registry import Tool, Tools, error_of
 from interlock.workflows.contracts import ToolContract
@@ -81,7 +81,7 @@ class Caller:
 
     async def __call__(
         self, run: str | None = "run-1", step: str = "s", until: float | None = None, **given: Any
-    ) -> Result:
+    ) -> SandboxResult:
         context = {"run_id": run, "step": step, "attempt": 1, "key": f"{run}/{step}"}
         if run is None:
             del context["run_id"]
@@ -119,7 +119,7 @@ def make(tmp_path: Path, sandbox: BubblewrapSandbox) -> Make:
     return make
 
 
-def rooms(results: list[Result]) -> dict[str, list[Any]]:
+def rooms(results: list[SandboxResult]) -> dict[str, list[Any]]:
     """Sandbox → what was said in it."""
     found: dict[str, list[Any]] = {}
     for result in results:
@@ -194,9 +194,9 @@ async def test_hundreds_at_once_with_some_cancelled(make: Make) -> None:
         if chance.random() < 0.2:
             chance.choice(tasks).cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    stayed = [(name, one) for name, one in zip(names, results, strict=True) if isinstance(one, Result)]
+    stayed = [(name, one) for name, one in zip(names, results, strict=True) if isinstance(one, SandboxResult)]
     assert 100 < len(stayed) < 200
-    assert all(isinstance(one, Result | asyncio.CancelledError) for one in results)
+    assert all(isinstance(one, SandboxResult | asyncio.CancelledError) for one in results)
     for (run, step), result in stayed:
         assert (result.ending, result.output["text"], result.output["key"]) == ("ok", f"{run} {step}", f"{run}/{step}")
         assert result.output.get("runs", [run]) == [run]
@@ -222,7 +222,7 @@ async def test_a_bad_item_fails_alone(make: Make) -> None:
     assert isinstance(error_of(contract, refused), NothingHappened)
     error = error_of(contract, odd)
     assert (str(error), error.kind) == ('tool "echo" failed (ItemError)', FailureKind.PERMANENT)
-    assert error.words == "ItemError: Smith: odd", "for those who may read it"
+    assert error.error_detail == "ItemError: Smith: odd", "for those who may read it"
     # An item's own error is no reason to be kept apart the next time.
     again = [{"output": {"alone": False}}] * 4
     results = await asyncio.gather(*(puppet(step=f"s{n}", answer=again) for n in range(4)))

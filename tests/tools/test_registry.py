@@ -11,7 +11,7 @@ import pytest
 
 from interlock.base.errors import ContractViolation, Denied, FailureKind, NothingHappened
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
-from interlock.sandbox.environment import Result
+from interlock.sandbox.environment import SandboxResult
 from interlock.tools.bundles import pack, unpack
 from interlock.tools.registry import Tool, Tools, error_of
 from interlock.workflows.contracts import ToolContract
@@ -52,7 +52,9 @@ def make(tmp_path: Path, sandbox: BubblewrapSandbox) -> Make:
     return make
 
 
-async def call(tools: Tools, tool: Tool, arguments: dict[str, Any], function: Any = "run", **context: Any) -> Result:
+async def call(
+    tools: Tools, tool: Tool, arguments: dict[str, Any], function: Any = "run", **context: Any
+) -> SandboxResult:
     return await tools.call(tool, function, arguments, context=context, allowed=frozenset({"probe"}))
 
 
@@ -113,7 +115,7 @@ async def test_a_tool_can_ask_for_patience_and_can_swear_that_nothing_happened(m
 @pytest.mark.parametrize("error", ["a\0b", "Bad\0Name: x", "x" * 100, "Ärger: é", "", None, "No class: at all"])
 def test_messages_hold_a_class_name_or_nothing_of_the_tools(error: str | None) -> None:
     # A NUL in a failure's message could not be written into the journal, and the run would be tried for ever.
-    found = error_of(ToolContract.model_validate(CONTRACT), Result("raised", error=error))
+    found = error_of(ToolContract.model_validate(CONTRACT), SandboxResult("raised", error=error))
     assert str(found) in {'tool "probe" failed (an exception)', 'tool "probe" failed (Ärger)'}
     assert ("Ärger" in str(found)) is (error == "Ärger: é")
 

@@ -13,7 +13,7 @@ from interlock.base.errors import ContractViolation, Deferred, FailureKind, Sand
 T = TypeVar("T")
 
 
-class Health:
+class CallGate:
     """Admits calls to targets that work, and learns from how they end."""
 
     def __init__(self, breakers: Breakers, tools: ToolHealth) -> None:
@@ -83,6 +83,6 @@ def verdict(error: Exception) -> Reported:
         return "answered"
     if isinstance(error, Deferred):  # says nothing itself; what it puts off may
         return verdict(error.__cause__) if isinstance(error.__cause__, StepError) else "unused"
-    if not isinstance(error, StepError) or isinstance(error, SandboxError) or not error.blames_target:
+    if not isinstance(error, StepError) or isinstance(error, SandboxError) or not error.counts_against_breaker:
         return "unused"
     return "failed" if error.kind is FailureKind.TRANSIENT else "answered"

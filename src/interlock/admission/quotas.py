@@ -17,7 +17,7 @@ from interlock.store.queries import QUERIES
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
-Scope = Literal["org", "workflow", "tool"]
+QuotaScope = Literal["org", "workflow", "tool"]
 
 _MAX_LIMIT = 1_000_000
 _MAX_SECONDS = 86_400
@@ -45,8 +45,8 @@ class Quota:
     per_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.scope not in get_args(Scope):
-            raise InvalidInput(f"scope must be one of {', '.join(get_args(Scope))}")
+        if self.scope not in get_args(QuotaScope):
+            raise InvalidInput(f"scope must be one of {', '.join(get_args(QuotaScope))}")
         if (self.scope == "org") != (self.name == ""):
             raise InvalidInput("a quota of scope workflow or tool has its name, one of scope org has none")
         if self.concurrency is None and self.rate is None:

@@ -38,14 +38,14 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class HealthVerdict:
     """What the check showed; `detail` is a sentence for people."""
 
     healthy: bool
     detail: str = ""
 
 
-Ask = Callable[[Check], Awaitable[Verdict | None]]
+Ask = Callable[[Check], Awaitable[HealthVerdict | None]]
 """Runs the tool's `health`; None if it could not be asked, which says nothing about the tool. Raises nothing."""
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from interlock.admission.quotas import Quota, Scope
+from interlock.admission.quotas import Quota, QuotaScope
 from interlock.api.access import Caller, Services
 from interlock.api.body import Body, Name
 from interlock.identity.auth import key_id_of
@@ -29,7 +29,7 @@ class NewKey(Body):
 class NewQuota(Body):
     """A quota to set; scope `org` has no name."""
 
-    scope: Scope
+    scope: QuotaScope
     name: Name = Field(default="", max_length=200)
     concurrency: int | None = Field(default=None, ge=0, le=1_000_000)
     rate: int | None = Field(default=None, ge=0, le=1_000_000)

@@ -10,7 +10,7 @@ from pydantic import Field
 from interlock.api.access import Caller, Services
 from interlock.api.body import Body
 
-router = APIRouter(prefix="/v1/letters", tags=["letters"])
+router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"])
 
 
 class RequeueBody(Body):
@@ -38,23 +38,25 @@ async def page(
     """Letters, oldest first, without values; `after` is the last id of the page before."""
     wanted = None if status == "all" else status
     return {
-        "letters": await services.letters.page(caller, status=wanted, run_id=run_id, after=after, limit=limit),
+        "dead_letters": await services.dead_letters.page(
+            caller, status=wanted, run_id=run_id, after=after, limit=limit
+        ),
     }
 
 
-@router.get("/{letter_id}")
-async def get(letter_id: str, caller: Caller, services: Services) -> dict[str, Any]:
+@router.get("/{dead_letter_id}")
+async def get(dead_letter_id: str, caller: Caller, services: Services) -> dict[str, Any]:
     """One letter, with what a requeue would try again with."""
-    return await services.letters.get(caller, letter_id)
+    return await services.dead_letters.get(caller, dead_letter_id)
 
 
-@router.post("/{letter_id}/requeue")
-async def requeue(letter_id: str, body: RequeueBody, caller: Caller, services: Services) -> dict[str, Any]:
+@router.post("/{dead_letter_id}/requeue")
+async def requeue(dead_letter_id: str, body: RequeueBody, caller: Caller, services: Services) -> dict[str, Any]:
     """Has it tried again, at once."""
-    return await services.letters.requeue(caller, letter_id, body.note, body.input)
+    return await services.dead_letters.requeue(caller, dead_letter_id, body.note, body.input)
 
 
-@router.post("/{letter_id}/discard")
-async def discard(letter_id: str, body: DiscardBody, caller: Caller, services: Services) -> dict[str, Any]:
+@router.post("/{dead_letter_id}/discard")
+async def discard(dead_letter_id: str, body: DiscardBody, caller: Caller, services: Services) -> dict[str, Any]:
     """Gives it up."""
-    return await services.letters.discard(caller, letter_id, body.note)
+    return await services.dead_letters.discard(caller, dead_letter_id, body.note)

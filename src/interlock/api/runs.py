@@ -42,7 +42,7 @@ class Pause(Body):
     reason: str = Field(default="", max_length=500)
 
 
-class Signal(Body):
+class SignalBody(Body):
     """What comes with a signal."""
 
     payload: Any = Field(default_factory=dict)
@@ -113,7 +113,7 @@ async def cancel(run_id: str, body: Cancellation, caller: Caller, services: Serv
 async def signal(
     run_id: str,
     name: str,
-    body: Signal,
+    body: SignalBody,
     caller: Caller,
     services: Services,
     idempotency_key: Annotated[str | None, Header()] = None,

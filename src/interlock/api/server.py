@@ -12,8 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from interlock.api import admin, errors, reviews, runs
-from interlock.api import dead_letters as letters
+from interlock.api import admin, dead_letters, errors, reviews, runs
 from interlock.api.access import Services
 from interlock.api.limits import NoNul, PayloadLimit
 from interlock.app import App
@@ -46,7 +45,7 @@ def create_api(app: App) -> FastAPI:
     errors.install(api)
     api.add_middleware(PayloadLimit, limit_bytes=app.settings.limits.payload_bytes)
     api.add_middleware(NoNul)
-    for part in (runs.router, reviews.router, letters.router, admin.router):
+    for part in (runs.router, reviews.router, dead_letters.router, admin.router):
         api.include_router(part)
 
     @api.get("/healthz", tags=["health"])

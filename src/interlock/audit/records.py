@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from interlock.audit.verify import Verdict, verify
+from interlock.audit.verify import Verification, verify
 from interlock.store.database import Database
 
 _PAGE = 1000
@@ -34,7 +34,7 @@ class AuditRecords:
                 yield row
             after = rows[-1]["seq"]
 
-    async def verify(self, org_id: str) -> Verdict:
+    async def verify(self, org_id: str) -> Verification:
         """Checks the whole log; in a thread, because a long one takes a while."""
         rows = [row async for row in self.all(org_id)]
         return await asyncio.to_thread(verify, rows, self.public_keys, org_id=org_id)

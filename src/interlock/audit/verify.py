@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verification:
     """How many entries are good, and what is wrong first (None if nothing is)."""
 
     verified: int
@@ -45,7 +45,7 @@ def entry_hash(org_id: str, seq: int, prev_hash: str, entry: Mapping[str, Any]) 
     return hashlib.sha256(_canonical(body).encode()).hexdigest()
 
 
-def verify(rows: Iterable[Mapping[str, Any]], public_keys: Mapping[str, bytes], *, org_id: str) -> Verdict:
+def verify(rows: Iterable[Mapping[str, Any]], public_keys: Mapping[str, bytes], *, org_id: str) -> Verification:
     """Checks rows in order of `seq`, from 1; each has org_id, seq, event_id, entry, prev_hash, hash, key_id, signature."""
     keys = {key_id: Ed25519PublicKey.from_public_bytes(raw) for key_id, raw in public_keys.items()}
     expected, previous, count = 1, "", 0
@@ -55,9 +55,9 @@ def verify(rows: Iterable[Mapping[str, Any]], public_keys: Mapping[str, bytes], 
         except (KeyError, TypeError, ValueError):
             problem = "does not have the form of an entry"
         if problem is not None:
-            return Verdict(count, f"entry {expected}: {problem}", previous, expected - 1)
+            return Verification(count, f"entry {expected}: {problem}", previous, expected - 1)
         expected, previous, count = expected + 1, row["hash"], count + 1
-    return Verdict(count, None, previous, expected - 1)
+    return Verification(count, None, previous, expected - 1)
 
 
 def _row_problem(

@@ -110,11 +110,11 @@ class StepError(InterlockError):
             journal, audit entry or log.
 
     Attributes:
-        blames_target: whether it says how the tool or provider is now; not if it was kept, or made by us.
+        counts_against_breaker: whether it says how the tool or provider is now; not if it was kept, or made by us.
     """
 
     code, http_status, exit_code = "step_failed", 502, 7
-    blames_target: bool = True
+    counts_against_breaker: bool = True
 
     def __init__(
         self,
@@ -123,12 +123,12 @@ class StepError(InterlockError):
         kind: FailureKind = FailureKind.TRANSIENT,
         retry_after: float | None = None,
         detail: str | None = None,
-        words: str | None = None,
+        error_detail: str | None = None,
     ) -> None:
         super().__init__(message, detail=detail)
         self.kind = kind
         self.retry_after = retry_after
-        self.words = words
+        self.error_detail = error_detail
 
 
 class ProviderError(StepError):

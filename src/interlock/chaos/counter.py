@@ -49,7 +49,7 @@ create index if not exists effects_key on effects (key);
 create index if not exists effects_business on effects (business);
 """
 
-Answer = tuple[int, dict[str, Any]]
+HttpAnswer = tuple[int, dict[str, Any]]
 
 
 class Book:
@@ -71,20 +71,20 @@ class Book:
                 (method, path, key, struck, time.time()),
             )
 
-    def effect(self, business: str, key: str, *, honour: bool) -> Answer:
+    def effect(self, business: str, key: str, *, honour: bool) -> HttpAnswer:
         """Does the work; with `honour` once a key."""
 
-        def work() -> Answer:
+        def work() -> HttpAnswer:
             sql = "insert into effects (business, key, at) values (?, ?, ?)"
             number = self._database.execute(sql, (business, key, time.time())).lastrowid
             return 201, {"effect": number, "business": business}
 
         return self._once(key if honour else None, work)
 
-    def reversal(self, effect: int, key: str) -> Answer:
+    def reversal(self, effect: int, key: str) -> HttpAnswer:
         """Takes an effect back. A second one with another key counts as a second one."""
 
-        def work() -> Answer:
+        def work() -> HttpAnswer:
             if not self._database.execute("select 1 from effects where number = ?", (effect,)).fetchone():
                 return 404, {"error": f"there is no effect {effect}"}
             self._database.execute(
@@ -94,7 +94,7 @@ class Book:
 
         return self._once(key, work)
 
-    def _once(self, key: str | None, work: Callable[[], Answer]) -> Answer:
+    def _once(self, key: str | None, work: Callable[[], HttpAnswer]) -> HttpAnswer:
         with self._lock:
             self._database.execute("begin immediate")
             try:
@@ -219,7 +219,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._answer(*answer)
 
-    def _work(self, body: dict[str, Any]) -> Answer:
+    def _work(self, body: dict[str, Any]) -> HttpAnswer:
         key, parts = self.headers.get("Idempotency-Key"), self.path.strip("/").split("/")
         if not key:
             return 400, {"error": "Idempotency-Key is missing"}

@@ -25,7 +25,7 @@ from interlock.chaos.fleet import Fleet
 from interlock.chaos.oracle import Oracle, Provider
 from interlock.chaos.people import People
 from interlock.chaos.project import KINDS, write_project
-from interlock.chaos.report import Outcome, Report, counts_of, judge, percentile, resolved_of
+from interlock.chaos.report import Report, StepOutcome, counts_of, judge, percentile, resolved_of
 from interlock.chaos.watch import TERMINAL, Watch
 from interlock.chaos.worker import BOUNDARIES
 from interlock.identity.principal import Principal
@@ -313,7 +313,7 @@ class Drill:
             skipped=self._skipped(),
         )
 
-    async def _outcomes(self) -> list[Outcome]:
+    async def _outcomes(self) -> list[StepOutcome]:
         orders = self._state.orders
 
         async def read() -> list[Any]:
@@ -321,7 +321,7 @@ class Drill:
                 return list(await connection.fetch(_OUTCOMES, list(orders)))
 
         return [
-            Outcome(
+            StepOutcome(
                 row["run_id"],
                 *orders[row["run_id"]],
                 row["status"],

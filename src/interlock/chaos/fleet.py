@@ -55,7 +55,7 @@ class Worker:
             stdin.write((json.dumps({"do": do, **values}) + "\n").encode())
             await stdin.drain()
 
-    async def heard(self, kind: str, seconds: float) -> dict[str, Any] | None:
+    async def received(self, kind: str, seconds: float) -> dict[str, Any] | None:
         """The next thing of this kind that it says; None if it does not, or ends."""
         queue = self._said.setdefault(kind, asyncio.Queue())
         getting, ended = asyncio.ensure_future(queue.get()), asyncio.ensure_future(self._ended.wait())
@@ -71,10 +71,10 @@ class Worker:
     async def struck(self, boundary: str, act: str, patience: float, seconds: float = 0.0) -> Struck | None:
         """Arms it and waits until it has reached the boundary; None if it did not in that time (`patience`, seconds)."""
         await self.order("arm", boundary=boundary, act=act, seconds=seconds)
-        said = await self.heard("struck", patience)
+        said = await self.received("struck", patience)
         if said is None:
             await self.order("disarm")
-            said = await self.heard("struck", 0.2)  # it may have been on its way
+            said = await self.received("struck", 0.2)  # it may have been on its way
         return Struck(said["boundary"], time.monotonic(), said["runs"]) if said else None
 
     async def listen(self) -> None:
@@ -208,6 +208,6 @@ class Fleet:
         return worker
 
     async def _until_ready(self, worker: Worker) -> None:
-        if await worker.heard("ready", START_SECONDS) is None:
+        if await worker.received("ready", START_SECONDS) is None:
             error = (self._home / "log" / f"worker{worker.number}.err").read_text()[-500:]
             raise Unavailable(f"a worker of the chaos run did not start: {error.strip() or 'it says nothing'}")

@@ -19,7 +19,7 @@ _HIT = {"provider": "requests", "tool": "requests", "timeout": "requests", "sign
 
 
 @dataclass(slots=True)
-class Outcome:
+class StepOutcome:
     """One run: what it was, and where it and its effects ended.
 
     Attributes:
@@ -115,7 +115,7 @@ class Report:
 
 
 @dataclass(slots=True)
-class Verdict:
+class ChaosVerdict:
     """What the counter says about the runs."""
 
     duplicates: int = 0
@@ -123,9 +123,9 @@ class Verdict:
     violations: list[str] = field(default_factory=list)
 
 
-def judge(outcomes: list[Outcome], book: dict[str, list[dict[str, Any]]]) -> Verdict:
+def judge(outcomes: list[StepOutcome], book: dict[str, list[dict[str, Any]]]) -> ChaosVerdict:
     """Compares every run with what its kind says must be, and with the counter's book."""
-    verdict = Verdict()
+    verdict = ChaosVerdict()
     business = {effect["effect"]: effect["business"] for effect in book["effects"]}
     done = Counter(business.values())
     undone = Counter(business[reversal["effect"]] for reversal in book["reversals"])
@@ -147,7 +147,7 @@ def judge(outcomes: list[Outcome], book: dict[str, list[dict[str, Any]]]) -> Ver
     return verdict
 
 
-def _judge_item(verdict: Verdict, name: str, done: int, undone: int, *, reversed_: bool) -> None:
+def _judge_item(verdict: ChaosVerdict, name: str, done: int, undone: int, *, reversed_: bool) -> None:
     if done > 1:
         verdict.duplicates += done - 1
         verdict.violations.append(f"effect {name} happened {done} times")
@@ -163,7 +163,7 @@ def _judge_item(verdict: Verdict, name: str, done: int, undone: int, *, reversed
         verdict.violations.append(f"effect {name} was taken back {undone} times, not {wanted}")
 
 
-def _order(outcome: Outcome, book: dict[str, list[dict[str, Any]]], business: dict[Any, str]) -> list[str]:
+def _order(outcome: StepOutcome, book: dict[str, list[dict[str, Any]]], business: dict[Any, str]) -> list[str]:
     """What is taken back is taken back in reverse: the counter numbers effects and reversals as they come."""
     mine = {number for number, name in business.items() if name.startswith(f"{outcome.order}/")}
     done = sorted(mine)
@@ -174,7 +174,7 @@ def _order(outcome: Outcome, book: dict[str, list[dict[str, Any]]], business: di
     return []
 
 
-def _story(outcome: Outcome) -> list[str]:
+def _story(outcome: StepOutcome) -> list[str]:
     """A journal judged by rules of its own: no gap, one beginning, no attempt that ends twice, no step done twice."""
     problems = []
     if outcome.gaps:

@@ -25,7 +25,7 @@ from interlock.base import loop
 from interlock.base.settings import Settings
 from interlock.execution.effects import EffectLedger
 from interlock.execution.executors import ToolExecutor
-from interlock.execution.steps import Work
+from interlock.execution.steps import StepExecution
 from interlock.store.commit import Commit, Committer
 from interlock.telemetry import logs
 from interlock.workflows.spec import ToolStep
@@ -49,7 +49,7 @@ update queue set worker = $1, fence = queue.fence + 1, lease_until = now() + mak
     where queue.run_id in (
         select q.run_id from queue q where q.available_at <= now() and (q.worker is null or q.lease_until < now())
         order by q.available_at limit $3 for update skip locked)
-    returning queue.run_id, queue.org_id, queue.fence, queue.losses
+    returning queue.run_id, queue.org_id, queue.fence, queue.crash_streak
 """
 
 
@@ -158,7 +158,7 @@ class Saboteur:
             await asyncio.sleep(_INSIDE_SECONDS)
             await self.reached(boundary)
 
-        async def wrapped(this: Any, work: Work, *arguments: Any, **keywords: Any) -> Any:
+        async def wrapped(this: Any, work: StepExecution, *arguments: Any, **keywords: Any) -> Any:
             waiting = asyncio.create_task(later()) if _mutating(work) else None
             try:
                 return await original(this, work, *arguments, **keywords)
@@ -173,7 +173,7 @@ def _always(_subject: Any) -> bool:
     return True
 
 
-def _mutating(work: Work) -> bool:
+def _mutating(work: StepExecution) -> bool:
     return isinstance(work.step, ToolStep) and work.run.version.tools[work.step.tool].contract.mutating
 
 

@@ -27,8 +27,8 @@ class _Plain(Console):
 
     @property  # type: ignore[misc]  # nobody sets it
     def size(self) -> ConsoleDimensions:
-        told = self.is_terminal or "COLUMNS" in os.environ
-        return super().size if told else ConsoleDimensions(_PIPE_COLUMNS, 25)
+        width_known = self.is_terminal or "COLUMNS" in os.environ
+        return super().size if width_known else ConsoleDimensions(_PIPE_COLUMNS, 25)
 
     def render_str(self, text: str, **keywords: Any) -> Text:
         return super().render_str(visible(text), **keywords)

@@ -1,4 +1,4 @@
-"""letters list, show, requeue, discard."""
+"""dead-letters list, show, requeue, discard."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Note = Annotated[str, typer.Option(help="Why; goes on record.")]
 
 
 @group.command("list")
-def list_letters(
+def list_dead_letters(
     every: Annotated[bool, typer.Option("--all", help="Decided and closed ones too.")] = False,
     run: Annotated[str | None, typer.Option(help="Only letters of this run.")] = None,
-    after: Annotated[str | None, typer.Option(help="The last letter of the page before.")] = None,
+    after: Annotated[str | None, typer.Option(help="The last dead letter of the page before.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -30,15 +30,15 @@ def list_letters(
     async def main() -> list[dict[str, Any]]:
         async with connect() as api:
             wanted = "all" if every else None
-            found = await api.get("/v1/letters", status=wanted, run_id=run, after=after, limit=limit)
-            return list(found["letters"])
+            found = await api.get("/v1/dead-letters", status=wanted, run_id=run, after=after, limit=limit)
+            return list(found["dead_letters"])
 
     found = asyncio.run(main())
     if as_json:
         print_json(found)
         return
     table = Table(
-        Column("letter", no_wrap=True, min_width=30),
+        Column("dead_letter", no_wrap=True, min_width=30),
         "about",
         "workflow",
         "step",
@@ -50,7 +50,7 @@ def list_letters(
     )
     for one in found:
         table.add_row(
-            one["letter_id"],
+            one["dead_letter_id"],
             one["purpose"],
             one["workflow"],
             one["step"],
@@ -62,19 +62,19 @@ def list_letters(
 
 
 @group.command("show")
-def show(letter_id: str) -> None:
+def show(dead_letter_id: str) -> None:
     """One letter as JSON. Its `input` can be edited and given to `requeue --input`."""
 
     async def main() -> Any:
         async with connect() as api:
-            return await api.get(f"/v1/letters/{segment(letter_id)}")
+            return await api.get(f"/v1/dead-letters/{segment(dead_letter_id)}")
 
     print_json(asyncio.run(main()))
 
 
 @group.command("requeue")
 def requeue(
-    letter_id: str,
+    dead_letter_id: str,
     note: Note = "",
     value: Annotated[
         str | None,
@@ -89,9 +89,9 @@ def requeue(
     arguments = None
     if value is not None:
         arguments = read_json("-" if value == "-" else f"@{value.removeprefix('@')}", option="--input")
-        if isinstance(arguments, dict) and arguments.get("letter_id") == letter_id:
+        if isinstance(arguments, dict) and arguments.get("dead_letter_id") == dead_letter_id:
             arguments = arguments.get("input")
-    decided, url = _post(letter_id, "requeue", {"note": note, "input": arguments})
+    decided, url = _post(dead_letter_id, "requeue", {"note": note, "input": arguments})
     if decided["new_run"]:
         out.print(f"requeued as run {decided['new_run']}")
     else:
@@ -100,17 +100,17 @@ def requeue(
 
 
 @group.command("discard")
-def discard(letter_id: str, note: Note = "") -> None:
+def discard(dead_letter_id: str, note: Note = "") -> None:
     """Give it up: a step fails its run, an effect stays as it is, a run stays failed."""
-    decided, url = _post(letter_id, "discard", {"note": note})
+    decided, url = _post(dead_letter_id, "discard", {"note": note})
     out.print(f"discarded: {decided['step'] or 'the run'} (run {decided['run_id']})")
     _hint(url)
 
 
-def _post(letter_id: str, what: str, body: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+def _post(dead_letter_id: str, what: str, body: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     async def main() -> tuple[dict[str, Any], str | None]:
         async with connect() as api:
-            return await api.post(f"/v1/letters/{segment(letter_id)}/{what}", body), api.url
+            return await api.post(f"/v1/dead-letters/{segment(dead_letter_id)}/{what}", body), api.url
 
     return asyncio.run(main())
 

@@ -10,8 +10,21 @@ from typing import NoReturn
 import typer
 
 from interlock.base.errors import InterlockError, Unavailable
-from interlock.cli import audit, chaos, demo, doctor, fleet, keys, projects, quotas, reviews, runs, servers, simulate
-from interlock.cli import dead_letters as letters
+from interlock.cli import (
+    audit,
+    chaos,
+    dead_letters,
+    demo,
+    doctor,
+    fleet,
+    keys,
+    projects,
+    quotas,
+    reviews,
+    runs,
+    servers,
+    simulate,
+)
 from interlock.cli.console import errors as console
 
 cli = typer.Typer(
@@ -25,7 +38,7 @@ cli = typer.Typer(
 for group in (projects, servers, demo, runs, doctor, fleet, chaos, simulate):
     group.register(cli)
 cli.add_typer(reviews.group, name="review")
-cli.add_typer(letters.group, name="letters")
+cli.add_typer(dead_letters.group, name="dead-letters")
 cli.add_typer(audit.group, name="audit")
 cli.add_typer(keys.group, name="keys")
 cli.add_typer(quotas.group, name="quota")

@@ -16,7 +16,7 @@ group = typer.Typer(
     help="Limits of your organisation, its workflows and tools: how much at once, how much in a time.",
     no_args_is_help=True,
 )
-Scope = Annotated[str, typer.Argument(help="org, workflow or tool.")]
+ScopeArgument = Annotated[str, typer.Argument(help="org, workflow or tool.")]
 Name = Annotated[str, typer.Argument(help="Of the workflow or tool; the organisation needs none.")]
 
 
@@ -38,7 +38,7 @@ def list_quotas() -> None:
 
 @group.command("set")
 def set_quota(
-    scope: Scope,
+    scope: ScopeArgument,
     name: Name = "",
     concurrency: Annotated[int | None, typer.Option(help="Runs or calls at once; 0 is a standstill.")] = None,
     rate: Annotated[int | None, typer.Option(help="Runs begun, or calls made, in the time of --per.")] = None,
@@ -56,7 +56,7 @@ def set_quota(
 
 
 @group.command("remove")
-def remove(scope: Scope, name: Name = "") -> None:
+def remove(scope: ScopeArgument, name: Name = "") -> None:
     """Remove a quota."""
 
     async def main() -> None:

@@ -194,7 +194,7 @@ class _Stop:
     """SIGINT and SIGTERM: they break off a start, and end the waiting of a process that is up; the second breaks that end off."""
 
     def __init__(self) -> None:
-        self._told = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self._main = asyncio.current_task()
         self._starting = True
         running = asyncio.get_running_loop()
@@ -203,21 +203,21 @@ class _Stop:
                 running.add_signal_handler(name, self._signal)
 
     def _signal(self) -> None:
-        again = self._told.is_set()
-        self._told.set()
+        again = self._stop_requested.is_set()
+        self._stop_requested.set()
         if self._main is not None and again is not self._starting:
             self._main.cancel()
 
     async def wait(self, *others: asyncio.Event) -> None:
         """Until told to stop, or until another of these events; what is under way then ends in its own time."""
         self._starting = False
-        waiting = [asyncio.create_task(event.wait()) for event in (self._told, *others)]
+        waiting = [asyncio.create_task(event.wait()) for event in (self._stop_requested, *others)]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waiting:
                 task.cancel()
-        self._told.set()
+        self._stop_requested.set()
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

@@ -73,8 +73,10 @@ def print_waits(run: dict[str, Any]) -> None:
     if len(run["waits_for"]) > 5:
         out.print(f"  … and {len(run['waits_for']) - 5} more", style="yellow")
     if run["status"] in {"failed", "dead"}:
-        for letter in run["letters"][:5]:
-            out.print(f"  in the dead-letter queue: interlock letters show {letter}", style="yellow", soft_wrap=True)
+        for dead_letter in run["dead_letters"][:5]:
+            out.print(
+                f"  in the dead-letter queue: interlock dead-letters show {dead_letter}", style="yellow", soft_wrap=True
+            )
 
 
 def wait_text(run_id: str, wait: dict[str, Any]) -> str:
@@ -87,8 +89,8 @@ def wait_text(run_id: str, wait: dict[str, Any]) -> str:
         case "review" | "confirm":
             what = "a decision" if wait["for"] == "review" else "somebody to say whether it happened"
             return f"{what}{step}: interlock review show {wait['review_id'] or '…'}"
-        case "letter":
-            return f"a decision about what failed{step}: interlock letters show {wait['letter_id'] or '…'}"
+        case "dead_letter":
+            return f"a decision about what failed{step}: interlock dead-letters show {wait['dead_letter_id'] or '…'}"
         case "signal":
             most = f", until {until}" if until else ""
             return f'signal "{wait["name"]}"{step}{most}: interlock signal {run_id} {wait["name"]}'
@@ -100,7 +102,7 @@ def wait_text(run_id: str, wait: dict[str, Any]) -> str:
 
 def needs_somebody(waits: list[dict[str, Any]]) -> bool:
     """Whether nothing but a person, or a signal, lets the run go on."""
-    return any(one["for"] in {"paused", "review", "confirm", "letter", "signal"} for one in waits)
+    return any(one["for"] in {"paused", "review", "confirm", "dead_letter", "signal"} for one in waits)
 
 
 def print_value(name: str, value: Any) -> None:

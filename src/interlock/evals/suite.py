@@ -26,7 +26,7 @@ class Expectation(Part):
     facts: dict[str, dict[str, Any]] = Field(default_factory=dict, description="step → facts it must have")
 
 
-class Case(Part):
+class EvalCase(Part):
     name: str
     input: Any
     expect: Expectation = Expectation()
@@ -36,7 +36,7 @@ class Suite(Part):
     """One file of cases for one workflow."""
 
     workflow: Identifier
-    cases: list[Case] = Field(min_length=1)
+    cases: list[EvalCase] = Field(min_length=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def read_suites(directory: Path) -> list[Suite]:
     return suites
 
 
-async def run_case(run: Run, suite: Suite, case: Case) -> Report:
+async def run_case(run: Run, suite: Suite, case: EvalCase) -> Report:
     """Runs one case and compares."""
     result = await run(suite.workflow, case.input)
     expect = case.expect

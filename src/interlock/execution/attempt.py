@@ -21,10 +21,10 @@ from interlock.base.errors import (
 )
 from interlock.base.refs import Ref
 from interlock.execution.effects import Effect
-from interlock.execution.executors import CORRECTIONS, Done, Prepared
-from interlock.execution.steps import Work
+from interlock.execution.executors import CORRECTIONS, CallRequest, CallResult
+from interlock.execution.steps import StepExecution
 from interlock.machine.events import Failure, Spent
-from interlock.policy.decision import Answer
+from interlock.policy.decision import Decision
 from interlock.store.artifacts import Sealed
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
@@ -32,83 +32,83 @@ from interlock.workflows.spec import ModelStep, ToolStep
 
 
 @dataclass(slots=True)
-class Passage:
+class Attempt:
     """What failed is recorded with what was known by then.
 
     Attributes:
         in_doubt: an earlier attempt may have done its work.
-        handed_over: the tool may have got the call.
+        dispatched: the tool may have got the call.
         reused: the answer was not asked for but found: in the cache, or by a fallback.
     """
 
-    work: Work
-    prepared: Prepared | None = None
-    answer: Answer | None = None
+    execution: StepExecution
+    prepared: CallRequest | None = None
+    answer: Decision | None = None
     admission: Admission | None = None
     slot: Slot | None = None
     effect: Effect | None = None
     in_doubt: bool = False
-    handed_over: bool = False
+    dispatched: bool = False
     reused: str | None = None
-    done: Done | None = None
+    done: CallResult | None = None
     sealed: Sealed | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-def mutates(work: Work) -> bool:
+def mutates(execution: StepExecution) -> bool:
     """Whether the work may change something outside."""
-    tool = work.run.version.tools.get(work.step.tool) if isinstance(work.step, ToolStep) else None
-    return tool is not None and tool.contract.mutating and not is_found(work)
+    tool = execution.run.version.tools.get(execution.step.tool) if isinstance(execution.step, ToolStep) else None
+    return tool is not None and tool.contract.mutating and not is_found(execution)
 
 
-def is_found(work: Work) -> bool:
+def is_found(execution: StepExecution) -> bool:
     """Whether the work is a fallback that asks nobody: a fixed answer, or the newest good one."""
-    return work.fallback is not None and (work.fallback.last_good or work.fallback.value is not None)
+    return execution.fallback is not None and (execution.fallback.last_good or execution.fallback.value is not None)
 
 
-def target_of(work: Work) -> tuple[str, tuple[str, str] | None]:
+def target_of(execution: StepExecution) -> tuple[str, tuple[str, str] | None]:
     """What a breaker guards, and for a tool its name and bundle."""
-    if isinstance(work.step, ModelStep):
-        return f"provider:{work.run.version.models[work.step.model]}", None
-    assert isinstance(work.step, ToolStep)
-    return f"tool:{work.step.tool}", (work.step.tool, work.run.version.tools[work.step.tool].bundle)
+    if isinstance(execution.step, ModelStep):
+        return f"provider:{execution.run.version.models[execution.step.model]}", None
+    assert isinstance(execution.step, ToolStep)
+    return f"tool:{execution.step.tool}", (execution.step.tool, execution.run.version.tools[execution.step.tool].bundle)
 
 
-def longest(work: Work) -> float:
+def longest(execution: StepExecution) -> float:
     """Seconds that the work may take outside: a call with its corrections, or all that may be asked of its tool in turn."""
-    if isinstance(work.step, ModelStep):
-        return work.step.timeout * (1 + CORRECTIONS)
-    assert isinstance(work.step, ToolStep)
-    contract = work.run.version.tools[work.step.tool].contract
+    if isinstance(execution.step, ModelStep):
+        return execution.step.timeout * (1 + CORRECTIONS)
+    assert isinstance(execution.step, ToolStep)
+    contract = execution.run.version.tools[execution.step.tool].contract
     return contract.call_seconds * (1 + contract.commit + contract.probe)
 
 
-def failure_of(passage: Passage, error: Exception, words: Ref | None) -> Failure:
+def failure_of(attempt: Attempt, error: Exception, error_detail: Ref | None) -> Failure:
     """A failure as the machine sees it: whether another attempt can help, and whether an effect is in doubt."""
     if isinstance(error, InterlockError):
         code, message = error.code, error.message
     else:
         code, message = "internal", f"an internal error in {type(error).__name__}; the log has the details"
-        log(names.LOG_INTERNAL, str(error), level="error", step=passage.work.name, exc_info=error)
-    kind, retry_after = _kind_of(passage.work, error), getattr(error, "retry_after", None)
+        log(names.LOG_INTERNAL, str(error), level="error", step=attempt.execution.name, exc_info=error)
+    kind, retry_after = _kind_of(attempt.execution, error), getattr(error, "retry_after", None)
     # That this attempt surely did nothing says nothing about an earlier one.
-    ambiguous = passage.in_doubt or (passage.handed_over and not isinstance(error, SandboxError | NothingHappened))
+    ambiguous = attempt.in_doubt or (attempt.dispatched and not isinstance(error, SandboxError | NothingHappened))
     if ambiguous:
         # What is not the tool's failure (a broken contract, a refusal, an erased value) comes again in every
         # attempt; only a person can say what it means.
-        hopeless = not isinstance(error, StepError) or not _knowable(passage.work)
+        hopeless = not isinstance(error, StepError) or not _knowable(attempt.execution)
         kind = (
             FailureKind.PERMANENT if hopeless else (kind if kind is FailureKind.RATE_LIMITED else FailureKind.TRANSIENT)
         )
-    return Failure(kind, code, message, retry_after, ambiguous, words)
+    return Failure(kind, code, message, retry_after, ambiguous, error_detail)
 
 
-def _kind_of(work: Work, error: Exception) -> FailureKind:
-    step = work.node.step
+def _kind_of(execution: StepExecution, error: Exception) -> FailureKind:
+    step = execution.node.step
     if (
         isinstance(error, TargetDown)
         and isinstance(step, ModelStep | ToolStep)
-        and work.here.variant < len(step.fallback)
+        and execution.here.variant < len(step.fallback)
     ):
         return FailureKind.PERMANENT  # there is another way: no waiting for this one to come back
     if isinstance(error, StepError):
@@ -120,40 +120,44 @@ def _kind_of(work: Work, error: Exception) -> FailureKind:
     return FailureKind.INVALID if isinstance(error, InvalidInput) else FailureKind.PERMANENT
 
 
-def _knowable(work: Work) -> bool:
+def _knowable(execution: StepExecution) -> bool:
     """Whether the tool can tell, or does not care, if its work was done before."""
-    assert isinstance(work.step, ToolStep)
-    contract = work.run.version.tools[work.step.tool].contract
+    assert isinstance(execution.step, ToolStep)
+    contract = execution.run.version.tools[execution.step.tool].contract
     return contract.honours_idempotency or contract.probe
 
 
-def entry_of(passage: Passage, detail: dict[str, Any], now: float, event_type: EventType | None = None) -> Entry:
+def entry_of(attempt: Attempt, detail: dict[str, Any], now: float, event_type: EventType | None = None) -> Entry:
     """The audit entry of what was done, which is logged too."""
-    work, answer = passage.work, passage.answer
-    step = work.step
+    execution, answer = attempt.execution, attempt.answer
+    step = execution.step
     model = isinstance(step, ModelStep)
-    resource = f"model:{work.run.version.models[step.model]}" if isinstance(step, ModelStep) else f"tool:{_tool(work)}"
-    if passage.reused is not None:
-        detail = {**detail, "reused": passage.reused}
+    resource = (
+        f"model:{execution.run.version.models[step.model]}"
+        if isinstance(step, ModelStep)
+        else f"tool:{_tool(execution)}"
+    )
+    if attempt.reused is not None:
+        detail = {**detail, "reused": attempt.reused}
     log(
         names.LOG_STEP_FINISHED if detail["success"] else names.LOG_STEP_FAILED,
         level="info" if detail["success"] else "warning",
-        run_id=work.run.run_id,
-        step=work.name,
+        run_id=execution.run.run_id,
+        step=execution.name,
         **detail,
     )
     return Entry(
-        org_id=work.run.org_id,
+        org_id=execution.run.org_id,
         event_type=event_type or ("model.call" if model else "tool.call"),
-        actor=work.run.principal.actor,
+        actor=execution.run.principal.actor,
         action="call_model" if model else ("compensate" if event_type else "call_tool"),
         resource=resource,
         at=now,
         decision="none" if answer is None else ("allow" if answer.allowed else "deny"),
-        run_id=work.run.run_id,
-        trace_id=work.run.trace.trace_id,
-        policy_version=work.run.version.policy.version,
-        detail={"step": work.name, **detail},
+        run_id=execution.run.run_id,
+        trace_id=execution.run.trace.trace_id,
+        policy_version=execution.run.version.policy.version,
+        detail={"step": execution.name, **detail},
     )
 
 
@@ -164,5 +168,5 @@ def tokens(spent: Spent) -> dict[str, Any]:
     return {"input_tokens": spent.input_tokens, "output_tokens": spent.output_tokens, "usd": f"{spent.usd:.6f}"}
 
 
-def _tool(work: Work) -> str:
-    return work.step.tool if isinstance(work.step, ToolStep) else work.name
+def _tool(execution: StepExecution) -> str:
+    return execution.step.tool if isinstance(execution.step, ToolStep) else execution.name

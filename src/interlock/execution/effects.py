@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from interlock.base.clock import since_boot
 from interlock.base.refs import Ref
-from interlock.execution.steps import Work
+from interlock.execution.steps import StepExecution
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database
@@ -69,7 +69,7 @@ class EffectLedger:
         self._database = database
         self._committer = committer
 
-    async def status(self, work: Work) -> EffectStatus | None:
+    async def status(self, execution: StepExecution) -> EffectStatus | None:
         """Where the effect of this step stands; None if it was never intended.
 
         If somebody else was in the middle of this very attempt, their call may still be under way, at a worker that lost
@@ -77,35 +77,39 @@ class EffectLedger:
         deadline for that call has passed. Of an earlier attempt that has ended, only what was on its way may still arrive: the
         far side may be slow to do what its caller gave up on. Only a tool that honours its key has no need to wait.
         """
-        row = await self._database.row("get_effect", work.run.run_id, work.effect_name, org=work.run.org_id)
+        row = await self._database.row(
+            "get_effect", execution.run.run_id, execution.effect_name, org=execution.run.org_id
+        )
         if row is None:
             return None
         status: EffectStatus = row["status"]
-        if status == "executing" and isinstance(work.step, ToolStep):
-            contract = work.run.version.tools[work.step.tool].contract
+        if status == "executing" and isinstance(execution.step, ToolStep):
+            contract = execution.run.version.tools[execution.step.tool].contract
             if not contract.honours_idempotency:
                 left = contract.call_seconds + _START_SECONDS + _FLIGHT_SECONDS - row["age"]
-                await asyncio.sleep(max(0.0, left if row["attempt"] == work.attempt else min(left, _FLIGHT_SECONDS)))
+                await asyncio.sleep(
+                    max(0.0, left if row["attempt"] == execution.attempt else min(left, _FLIGHT_SECONDS))
+                )
         return status
 
-    async def intend(self, work: Work, effect: Effect, arguments: Sealed) -> None:
+    async def intend(self, execution: StepExecution, effect: Effect, arguments: Sealed) -> None:
         """Durable before anything else happens: what will be done, with which key.
 
         Raises:
             LeaseLost: the run was taken over; nothing may be done.
         """
-        commit = work.run.commit()
+        commit = execution.run.commit()
         commit.artifacts.append(arguments.row)
         commit.effects.append(effect.row("intended"))
         await self._committer.submit(commit)
 
-    async def executing(self, work: Work, effect: Effect) -> None:
+    async def executing(self, execution: StepExecution, effect: Effect) -> None:
         """Durable before the tool gets the call: from here on a crash leaves the effect in doubt.
 
         Raises:
             LeaseLost: the run was taken over; nothing may be done.
         """
-        commit = work.run.commit()
+        commit = execution.run.commit()
         commit.effects.append(effect.row("executing"))
         await self._committer.submit(commit)
 

@@ -15,13 +15,13 @@ from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.batch.reservations import is_batched
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.inputs.conversation import conversation
-from interlock.execution.steps import Work
+from interlock.execution.steps import StepExecution
 from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider, Usage
 from interlock.gateway.structured import complete_structured
 from interlock.machine.events import Spent
 from interlock.policy.decision import Question
-from interlock.sandbox.environment import Result
+from interlock.sandbox.environment import SandboxResult
 from interlock.telemetry import names
 from interlock.tools.registry import Function, Tools, error_of
 from interlock.workflows.contracts import ToolContract
@@ -41,7 +41,7 @@ class Models(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class CallRequest:
     """Work that is ready to be judged and done.
 
     Attributes:
@@ -66,7 +66,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class CallResult:
     """A result.
 
     Attributes:
@@ -95,21 +95,21 @@ class ModelExecutor:
         self._batched = batched
         self._clock = clock
 
-    async def prepare(self, work: Work) -> Prepared:
-        step = work.step
+    async def prepare(self, execution: StepExecution) -> CallRequest:
+        step = execution.step
         assert isinstance(step, ModelStep)
-        version, agent = work.run.version, work.node.agent
-        batch = is_batched(work)
+        version, agent = execution.run.version, execution.node.agent
+        batch = is_batched(execution)
         # What a call under way was made with was fresh then.
-        out = await self._batched.standing(work) if batch else None
-        bound = await arguments_of(work, now=self._clock.now() if out is None else None)
+        out = await self._batched.status(execution) if batch else None
+        bound = await arguments_of(execution, now=self._clock.now() if out is None else None)
         labels = bound.labels
         turns = version.prompts[step.prompt].render(bound.value)
         if agent is not None:
-            spoken, heard = await conversation(work, agent)
-            turns, labels = [*turns, *spoken], labels.join(heard)
+            messages, message_labels = await conversation(execution, agent)
+            turns, labels = [*turns, *messages], labels.join(message_labels)
         provider, model = self._models.resolve(version.models[step.model])
-        schema = version.answer_schemas[work.path]
+        schema = version.answer_schemas[execution.path]
         request = ModelRequest(
             model=model,
             messages=[Message(role, content) for role, content in turns],  # type: ignore[arg-type]
@@ -128,17 +128,17 @@ class ModelExecutor:
                 f'model "{model}" has no known price, so a budget in USD cannot hold; use budget.tokens instead',
                 kind=FailureKind.PERMANENT,
             )
-        question = _question(work, "call_model", step.model, {"provider": provider.name, "model": model}, labels)
+        question = _question(execution, "call_model", step.model, {"provider": provider.name, "model": model}, labels)
         plain = {"messages": turns, "schema": schema, "max_tokens": step.max_tokens}
         stale, answered = tuple(bound.stale), out == "done"
-        return Prepared(question, (provider, request), labels, tokens, usd, plain, stale, answered)
+        return CallRequest(question, (provider, request), labels, tokens, usd, plain, stale, answered)
 
-    async def execute(self, work: Work, prepared: Prepared, *, key: str | None = None) -> Done:  # noqa: ARG002  a model call has no key
+    async def execute(self, execution: StepExecution, prepared: CallRequest, *, key: str | None = None) -> CallResult:  # noqa: ARG002  a model call has no key
         provider, request = prepared.payload
-        step = work.step
+        step = execution.step
         assert isinstance(step, ModelStep)
-        validator = work.run.version.output_validators[work.path]
-        answered = await self._answered(work, prepared) if is_batched(work) else None
+        validator = execution.run.version.output_validators[execution.path]
+        answered = await self._answered(execution, prepared) if is_batched(execution) else None
         answer = await complete_structured(
             provider, request, validator=validator, max_corrections=CORRECTIONS, answered=answered
         )
@@ -159,19 +159,19 @@ class ModelExecutor:
         }
         # What a model says is as trustworthy as the least trusted thing it read.
         labels = prepared.labels.join(Labels(origins=frozenset({f"model:{request.model}"})))
-        if work.node.agent is None:
-            return Done(answer.value, step.output, labels, spent, attributes)
+        if execution.node.agent is None:
+            return CallResult(answer.value, step.output, labels, spent, attributes)
         calls = tuple(call["tool"] for call in answer.value["calls"])
         value = answer.value if calls else answer.value["answer"]
-        return Done(value, {} if calls else step.output, labels, spent, attributes, calls)
+        return CallResult(value, {} if calls else step.output, labels, spent, attributes, calls)
 
-    async def _answered(self, work: Work, prepared: Prepared) -> ModelResponse:
+    async def _answered(self, execution: StepExecution, prepared: CallRequest) -> ModelResponse:
         provider, request = prepared.payload
         return await self._batched.answer(
-            work, provider, request, labels=prepared.labels, tokens=prepared.tokens, usd=prepared.usd
+            execution, provider, request, labels=prepared.labels, tokens=prepared.tokens, usd=prepared.usd
         )
 
-    def spent_in(self, error: Exception, prepared: Prepared) -> Spent:
+    def spent_in(self, error: Exception, prepared: CallRequest) -> Spent:
         """What a failed call cost all the same."""
         if not isinstance(error, BilledError):
             return Spent()
@@ -188,66 +188,78 @@ class ToolExecutor:
         self._tools = tools
         self._clock = clock
 
-    async def prepare(self, work: Work, *, undo: bool = False) -> Prepared:
+    async def prepare(self, execution: StepExecution, *, compensate: bool = False) -> CallRequest:
         """The call's arguments; for `undo` those it was made with, however old they are by now."""
-        step = work.step
+        step = execution.step
         assert isinstance(step, ToolStep)
-        version = work.run.version
+        version = execution.run.version
         tool = version.tools.get(step.tool)
         if tool is None:
             raise IntegrityError(f'version {version.version} has no tool "{step.tool}"; deploy the workflow again')
-        bound = await arguments_of(work, now=None if undo else self._clock.now())
+        bound = await arguments_of(execution, now=None if compensate else self._clock.now())
         arguments, labels = bound.value, bound.labels
         check_value(version.tool_input_validators[step.tool], arguments, what=f'tool "{step.tool}": arguments')
         attributes = {"effect": tool.contract.effect, "scopes": sorted(tool.contract.scopes)}
-        question = _question(work, "call_tool", step.tool, attributes, labels)
-        return Prepared(question, arguments, labels, stale=tuple(bound.stale))
+        question = _question(execution, "call_tool", step.tool, attributes, labels)
+        return CallRequest(question, arguments, labels, stale=tuple(bound.stale))
 
-    async def fetch(self, work: Work) -> None:
+    async def fetch(self, execution: StepExecution) -> None:
         """Makes sure that the tool's code is at hand."""
-        assert isinstance(work.step, ToolStep)
-        await self._tools.fetch(work.run.version.tools[work.step.tool])
+        assert isinstance(execution.step, ToolStep)
+        await self._tools.fetch(execution.run.version.tools[execution.step.tool])
 
-    async def plan(self, work: Work, prepared: Prepared) -> Any:
+    async def plan(self, execution: StepExecution, prepared: CallRequest) -> Any:
         """What a tool with an explicit commit means to do: its `run`, which changes nothing."""
-        result = await self._call(work, "run", prepared.payload, key=None)
+        result = await self._call(execution, "run", prepared.payload, key=None)
         return result.output
 
     async def execute(
-        self, work: Work, prepared: Prepared, *, key: str | None = None, plan: Any = None, until: float | None = None
-    ) -> Done:
+        self,
+        execution: StepExecution,
+        prepared: CallRequest,
+        *,
+        key: str | None = None,
+        plan: Any = None,
+        until: float | None = None,
+    ) -> CallResult:
         """The call. With an explicit commit it is `commit` with the plan; else `run` with the arguments."""
-        step = work.step
+        step = execution.step
         assert isinstance(step, ToolStep)
-        if work.run.version.tools[step.tool].contract.commit:
-            result = await self._call(work, "commit", {"plan": plan}, key=key, until=until)
+        if execution.run.version.tools[step.tool].contract.commit:
+            result = await self._call(execution, "commit", {"plan": plan}, key=key, until=until)
         else:
-            result = await self._call(work, "run", prepared.payload, key=key, until=until)
-        return self._done(work, prepared, result.output, result.start_seconds)
+            result = await self._call(execution, "run", prepared.payload, key=key, until=until)
+        return self._done(execution, prepared, result.output, result.start_seconds)
 
     async def _call(
-        self, work: Work, function: Function, arguments: Any, *, key: str | None, until: float | None = None
-    ) -> Result:
-        step, version = work.step, work.run.version
+        self,
+        execution: StepExecution,
+        function: Function,
+        arguments: Any,
+        *,
+        key: str | None,
+        until: float | None = None,
+    ) -> SandboxResult:
+        step, version = execution.step, execution.run.version
         assert isinstance(step, ToolStep)
         tool, allowed = version.tools[step.tool], frozenset(version.workflow.allow)
-        context = _context(work, key)
+        context = _context(execution, key)
         result = await self._tools.call(tool, function, arguments, context=context, allowed=allowed, until=until)
         if result.ending != "ok":
             raise error_of(tool.contract, result)
         return result
 
-    def _done(self, work: Work, prepared: Prepared, output: Any, start_seconds: float) -> Done:
-        step = work.step
+    def _done(self, execution: StepExecution, prepared: CallRequest, output: Any, start_seconds: float) -> CallResult:
+        step = execution.step
         assert isinstance(step, ToolStep)
-        version = work.run.version
+        version = execution.run.version
         contract = version.tools[step.tool].contract
         check_value(version.tool_output_validators[step.tool], output, what=f'tool "{step.tool}": its answer')
         as_of = _age(contract, output, self._clock.now())
         labels = prepared.labels.join(Labels(trust=Trust.TOOL, origins=frozenset({f"tool:{step.tool}"})))
         # As old as the tool says, else as the call: how old its arguments were was looked at when it was made.
         labels = replace(labels, as_of=as_of)
-        most = work.fallback.max_age if work.fallback is not None else None
+        most = execution.fallback.max_age if execution.fallback is not None else None
         if most is not None and self._clock.now() - as_of > most:
             raise ToolError(
                 f'tool "{step.tool}": its answer is {self._clock.now() - as_of:.0f} s old, and as a fallback it may be {most:g} s',
@@ -259,17 +271,17 @@ class ToolExecutor:
             names.TOOL_SANDBOX: self._tools.sandbox_name,
             names.TOOL_START_MS: round(start_seconds * 1000, 3),
         }
-        return Done(output, contract.output, labels, attributes=attributes)
+        return CallResult(output, contract.output, labels, attributes=attributes)
 
-    async def probe(self, work: Work, prepared: Prepared, key: str) -> Done | None:
+    async def probe(self, execution: StepExecution, prepared: CallRequest, key: str) -> CallResult | None:
         """Asks the tool whether the effect with this key happened: None if not, else what it gave.
 
         Raises:
             ContractViolation: it happened, and the tool cannot say what it gave.
         """
-        step = work.step
+        step = execution.step
         assert isinstance(step, ToolStep)
-        result = await self._call(work, "probe", {"input": prepared.payload}, key=key)
+        result = await self._call(execution, "probe", {"input": prepared.payload}, key=key)
         if not isinstance(result.output, dict) or not isinstance(result.output.get("happened"), bool):
             raise ToolError(
                 f'tool "{step.tool}": probe must return {{"happened": true|false, "output": …}}',
@@ -277,11 +289,11 @@ class ToolExecutor:
             )
         if not result.output["happened"]:
             return None
-        return self._done(work, prepared, result.output.get("output"), result.start_seconds)
+        return self._done(execution, prepared, result.output.get("output"), result.start_seconds)
 
-    async def compensate(self, work: Work, arguments: Any, output: Any, *, key: str) -> None:
+    async def compensate(self, execution: StepExecution, arguments: Any, output: Any, *, key: str) -> None:
         """Undoes a completed call."""
-        await self._call(work, "compensate", {"input": arguments, "output": output}, key=key)
+        await self._call(execution, "compensate", {"input": arguments, "output": output}, key=key)
 
 
 def spent_of(provider: str, model: str, usage: Usage) -> Spent:
@@ -292,8 +304,10 @@ def spent_of(provider: str, model: str, usage: Usage) -> Spent:
     return Spent(usage.input_tokens, usage.output_tokens, usd)
 
 
-def _question(work: Work, action: Any, resource: str, attributes: dict[str, Any], labels: Labels) -> Question:
-    principal = work.run.principal
+def _question(
+    execution: StepExecution, action: Any, resource: str, attributes: dict[str, Any], labels: Labels
+) -> Question:
+    principal = execution.run.principal
     return Question(
         user_id=principal.user_id,
         org_id=principal.org_id,
@@ -302,17 +316,17 @@ def _question(work: Work, action: Any, resource: str, attributes: dict[str, Any]
         resource=resource,
         attributes=attributes,
         context={
-            "workflow": work.run.version.name,
-            "step": work.path,
+            "workflow": execution.run.version.name,
+            "step": execution.path,
             "trust": labels.trust.name.lower(),
             "sensitivity": labels.sensitivity.name.lower(),
-            "reviewed": work.reviewed,
+            "reviewed": execution.reviewed,
         },
     )
 
 
-def _context(work: Work, key: str | None) -> dict[str, Any]:
-    context: dict[str, Any] = {"run_id": work.run.run_id, "step": work.name, "attempt": work.attempt}
+def _context(execution: StepExecution, key: str | None) -> dict[str, Any]:
+    context: dict[str, Any] = {"run_id": execution.run.run_id, "step": execution.name, "attempt": execution.attempt}
     if key is not None:
         context["idempotency_key"] = key
     return context

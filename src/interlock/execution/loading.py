@@ -9,7 +9,7 @@ from interlock.base.refs import Ref
 from interlock.budget.ledger import RunLedger
 from interlock.definitions.versions import Version, Versions
 from interlock.execution.engine import Services
-from interlock.execution.steps import Run, Work
+from interlock.execution.steps import Run, StepExecution
 from interlock.identity.principal import Principal
 from interlock.machine.events import event_from_json
 from interlock.machine.machine import fold
@@ -67,10 +67,10 @@ def seed_of(run_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(run_id.encode(), digest_size=6).digest())
 
 
-def work_of(run: Run, state: RunState, name: str, attempt: int) -> Work:
+def work_of(run: Run, state: RunState, name: str, attempt: int) -> StepExecution:
     """What the machine commanded when it named this step and attempt."""
     program, step = run.version.program, state.steps[name]
-    return Work(
+    return StepExecution(
         run,
         name,
         program.work(name, step.variant, step.tool),

@@ -8,9 +8,9 @@ from interlock.base.clock import Clock
 from interlock.base.errors import ContractViolation, Erased, FailureKind, StepError
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
-from interlock.execution.executors import Done, Prepared
+from interlock.execution.executors import CallRequest, CallResult
 from interlock.execution.inputs.binding import bind
-from interlock.execution.steps import Work
+from interlock.execution.steps import StepExecution
 from interlock.store.artifacts import Sealed
 from interlock.store.database import Database
 from interlock.workflows.schemas import check_value
@@ -26,64 +26,67 @@ class Lookups:
         self._database = database
         self._clock = clock
 
-    async def inside(self, work: Work) -> Done:
+    async def inside(self, execution: StepExecution) -> CallResult:
         """A map's items or a subworkflow's input.
 
         Raises:
             ContractViolation: no list, too long a list, or an input that does not fit the subworkflow's schema.
         """
-        step, version = work.step, work.run.version
+        step, version = execution.step, execution.run.version
         if isinstance(step, MapStep):
-            bound = await bind(work.run, step.items, work.state, work.name, now=self._clock.now())
+            bound = await bind(execution.run, step.items, execution.state, execution.name, now=self._clock.now())
             if not isinstance(bound.value, list):
-                raise ContractViolation(f'"{step.items}" is no list, so step "{work.name}" has no items')
+                raise ContractViolation(f'"{step.items}" is no list, so step "{execution.name}" has no items')
             if len(bound.value) > step.max_items:
                 raise ContractViolation(
-                    f'"{step.items}" has {len(bound.value)} items, and step "{work.name}" takes {step.max_items}; raise max_items'
+                    f'"{step.items}" has {len(bound.value)} items, and step "{execution.name}" takes {step.max_items}; '
+                    "raise max_items"
                 )
-            return Done(bound.value, _COUNT, bound.labels, facts={"count": len(bound.value)})
+            return CallResult(bound.value, _COUNT, bound.labels, facts={"count": len(bound.value)})
         assert isinstance(step, SubworkflowStep)
-        bound = await bind(work.run, step.input, work.state, work.name, now=self._clock.now())
-        child = version.program.subworkflows[work.path]
+        bound = await bind(execution.run, step.input, execution.state, execution.name, now=self._clock.now())
+        child = version.program.subworkflows[execution.path]
         required = set(child.input.get("required", ()))
         value = {name: one for name, one in bound.value.items() if one is not None or name in required}
-        check_value(version.subworkflow_validators[work.path], value, what=f'workflow "{child.name}": input')
-        return Done(value, child.input, bound.labels)
+        check_value(version.subworkflow_validators[execution.path], value, what=f'workflow "{child.name}": input')
+        return CallResult(value, child.input, bound.labels)
 
     # -- answers known already ---------------------------------------------------------------------------------
 
-    async def found(self, work: Work, fallback: Fallback, prepared: Prepared) -> Done:
+    async def found(self, execution: StepExecution, fallback: Fallback, prepared: CallRequest) -> CallResult:
         """The answer of a fallback that asks nobody.
 
         Raises:
             StepError: there is none, or none young enough.
         """
         if fallback.value is not None:
-            return self.fixed(work, fallback.value)
-        done = await self._kept(work, prepared, max_age=fallback.max_age)
+            return self.fixed(execution, fallback.value)
+        done = await self._kept(execution, prepared, max_age=fallback.max_age)
         if done is None:
             raise StepError(
-                f'no earlier result of step "{work.name}" is at most {fallback.max_age:g} s old',
+                f'no earlier result of step "{execution.name}" is at most {fallback.max_age:g} s old',
                 kind=FailureKind.PERMANENT,
             )
         return done
 
-    def fixed(self, work: Work, value: dict[str, Any]) -> Done:
+    def fixed(self, execution: StepExecution, value: dict[str, Any]) -> CallResult:
         """An answer that was declared; it asks nobody and needs nothing."""
-        return Done(value, schema_of(work), Labels())
+        return CallResult(value, schema_of(execution), Labels())
 
-    async def cached(self, work: Work, prepared: Prepared) -> Done | None:
+    async def cached(self, execution: StepExecution, prepared: CallRequest) -> CallResult | None:
         """The answer to the very same call, if its contract or step lets it be used again and it is young enough."""
-        seconds = cache_seconds(work)
+        seconds = cache_seconds(execution)
         if seconds is None:
             return None
-        if work.fallback is not None and work.fallback.max_age is not None:
-            seconds = min(seconds, work.fallback.max_age)
-        return await self._kept(work, prepared, max_age=seconds)
+        if execution.fallback is not None and execution.fallback.max_age is not None:
+            seconds = min(seconds, execution.fallback.max_age)
+        return await self._kept(execution, prepared, max_age=seconds)
 
-    async def _kept(self, work: Work, prepared: Prepared, *, max_age: float | None) -> Done | None:
-        key = (await self._key(work, prepared)).ref.digest
-        row = await self._database.row("get_result", work.run.org_id, key, org=work.run.org_id)
+    async def _kept(
+        self, execution: StepExecution, prepared: CallRequest, *, max_age: float | None
+    ) -> CallResult | None:
+        key = (await self._key(execution, prepared)).ref.digest
+        row = await self._database.row("get_result", execution.run.org_id, key, org=execution.run.org_id)
         if row is None:
             return None
         ref = Ref.from_json(row["output"])
@@ -91,44 +94,46 @@ class Lookups:
         if max_age is not None and self._clock.now() - as_of > max_age:
             return None
         try:
-            return Done(await work.run.value(ref), schema_of(work), ref.labels.join(prepared.labels))
+            return CallResult(await execution.run.value(ref), schema_of(execution), ref.labels.join(prepared.labels))
         except Erased:
             return None
 
-    async def row(self, work: Work, prepared: Prepared, output: Ref) -> dict[str, Any] | None:
+    async def row(self, execution: StepExecution, prepared: CallRequest, output: Ref) -> dict[str, Any] | None:
         """What is to be committed with a result so that it can serve again; None if nothing asks for that."""
-        if not _is_kept(work):
+        if not _is_kept(execution):
             return None
-        digest = (await self._key(work, prepared)).ref.digest
-        return {"org_id": work.run.org_id, "key": digest, "output": output.to_json()}
+        digest = (await self._key(execution, prepared)).ref.digest
+        return {"org_id": execution.run.org_id, "key": digest, "output": output.to_json()}
 
-    async def _key(self, work: Work, prepared: Prepared) -> Sealed:
+    async def _key(self, execution: StepExecution, prepared: CallRequest) -> Sealed:
         """What makes a call the very same: code or model, and all it is given. Keyed like every digest, so it tells nothing."""
-        version, step = work.run.version, work.step
+        version, step = execution.run.version, execution.step
         if isinstance(step, ToolStep):
             what = {"tool": version.tools[step.tool].bundle, "arguments": prepared.payload}
         else:
             assert isinstance(step, ModelStep)
             what = {"model": version.models[step.model], "request": prepared.request}
-        return await work.run.artifacts.seal(work.run.org_id, what, prepared.labels)
+        return await execution.run.artifacts.seal(execution.run.org_id, what, prepared.labels)
 
 
-def schema_of(work: Work) -> Any:
+def schema_of(execution: StepExecution) -> Any:
     """The schema that the step's own answer fits."""
-    if isinstance(work.step, ToolStep):
-        return work.run.version.tools[work.step.tool].contract.output
-    assert isinstance(work.step, ModelStep)
-    return work.step.output
+    if isinstance(execution.step, ToolStep):
+        return execution.run.version.tools[execution.step.tool].contract.output
+    assert isinstance(execution.step, ModelStep)
+    return execution.step.output
 
 
-def cache_seconds(work: Work) -> float | None:
+def cache_seconds(execution: StepExecution) -> float | None:
     """For how long an answer may be used again; None for never."""
-    if isinstance(work.step, ToolStep):
-        return work.run.version.tools[work.step.tool].contract.cache
-    return work.step.cache if isinstance(work.step, ModelStep) else None
+    if isinstance(execution.step, ToolStep):
+        return execution.run.version.tools[execution.step.tool].contract.cache
+    return execution.step.cache if isinstance(execution.step, ModelStep) else None
 
 
-def _is_kept(work: Work) -> bool:
-    step = work.node.step
+def _is_kept(execution: StepExecution) -> bool:
+    step = execution.node.step
     ladder = step.fallback if isinstance(step, ModelStep | ToolStep) else []
-    return work.here.variant == 0 and (cache_seconds(work) is not None or any(one.last_good for one in ladder))
+    return execution.here.variant == 0 and (
+        cache_seconds(execution) is not None or any(one.last_good for one in ladder)
+    )

@@ -13,7 +13,7 @@ from interlock.base.refs import Ref
 from interlock.execution.effects import Effect
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.inputs.binding import bind
-from interlock.execution.steps import Outcome, Run, Work, effect_name
+from interlock.execution.steps import Run, StepExecution, StepOutcome, effect_name
 from interlock.machine import events as ev
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.store.commit import Commit
@@ -27,7 +27,7 @@ def commit_of(
     run: Run,
     *,
     state: RunState | None = None,
-    outcomes: list[Outcome] | None = None,
+    outcomes: list[StepOutcome] | None = None,
     first_seq: int = 0,
     used_signals: list[int] | None = None,
 ) -> Commit:
@@ -77,10 +77,10 @@ async def records_of(commit: Commit, run: Run, state: RunState, commands: list[e
                 await open_review(commit, run, state, command, now)
             case ev.CloseReview():
                 commit.closed_reviews.append({"run_id": run.run_id, "step": command.step})
-            case ev.OpenLetter():
-                open_letter(commit, run, state, command, now)
-            case ev.CloseLetter():
-                commit.closed_letters.append({"run_id": run.run_id, "step": command.step})
+            case ev.OpenDeadLetter():
+                open_dead_letter(commit, run, state, command, now)
+            case ev.CloseDeadLetter():
+                commit.closed_dead_letters.append({"run_id": run.run_id, "step": command.step})
             case ev.Finish():
                 await finish(commit, run, state, command, now)
 
@@ -93,7 +93,7 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
     if command.purpose == "confirm":
         assert isinstance(step, ToolStep)
         title = f'Did "{step.tool}" do its work? It was cut off in the middle; look it up where it acts.'
-        shown, labels = await _given(Work(run, name, step, here.attempt, state))
+        shown, labels = await _given(StepExecution(run, name, step, here.attempt, state))
         role = "reviewer"
     else:
         assert isinstance(step, ReviewStep)
@@ -123,33 +123,37 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
     )
 
 
-def open_letter(commit: Commit, run: Run, state: RunState, command: ev.OpenLetter, now: float) -> None:
+def open_dead_letter(commit: Commit, run: Run, state: RunState, command: ev.OpenDeadLetter, now: float) -> None:
     """A step for a person to look at: its row, the audit entry, the event for notification."""
     failure = state.steps[command.step].failure
     code, reason = (failure.code, failure.message) if failure is not None else ("unknown", "it failed")
-    detail = _letter(commit, run.org_id, run.run_id, command.step, command.purpose, code, reason)
-    commit.audit.append(_entry(run, "letter.opened", "open_letter", f"letter:{detail['letter']}", now, detail))
+    detail = _dead_letter(commit, run.org_id, run.run_id, command.step, command.purpose, code, reason)
+    commit.audit.append(
+        _entry(run, "dead_letter.opened", "open_dead_letter", f"dead_letter:{detail['dead_letter']}", now, detail)
+    )
 
 
-def open_driver_letter(commit: Commit, row: Row, reason: str, now: float) -> None:
+def park_run(commit: Commit, row: Row, reason: str, now: float) -> None:
     """A run that Interlock itself fails to drive, for a person to look at; `row` is the run's."""
-    detail = _letter(commit, row["org_id"], row["run_id"], "", "driver", "driver_failed", reason)
-    letter = f"letter:{detail['letter']}"
-    entry = Entry(row["org_id"], "letter.opened", "system", "open_letter", letter, now, run_id=row["run_id"])
+    detail = _dead_letter(commit, row["org_id"], row["run_id"], "", "parked_run", "run_parked", reason)
+    dead_letter = f"dead_letter:{detail['dead_letter']}"
+    entry = Entry(
+        row["org_id"], "dead_letter.opened", "system", "open_dead_letter", dead_letter, now, run_id=row["run_id"]
+    )
     commit.audit.append(replace(entry, trace_id=row["trace_id"], detail=detail))
 
 
-def _letter(
+def _dead_letter(
     commit: Commit, org_id: str, run_id: str, step: str, purpose: str, code: str, reason: str
 ) -> dict[str, Any]:
-    """The row and the notification of a letter; what goes into its audit entry."""
-    letter_id = new_id("ltr")
-    row = {"letter_id": letter_id, "org_id": org_id, "run_id": run_id, "step": step}
-    commit.new_letters.append({**row, "purpose": purpose, "code": code, "reason": reason})
-    detail = {"step": step, "purpose": purpose, "letter": letter_id, "error": code}
+    """The row and the notification of a dead letter; what goes into its audit entry."""
+    dead_letter_id = new_id("ltr")
+    row = {"dead_letter_id": dead_letter_id, "org_id": org_id, "run_id": run_id, "step": step}
+    commit.new_dead_letters.append({**row, "purpose": purpose, "code": code, "reason": reason})
+    detail = {"step": step, "purpose": purpose, "dead_letter": dead_letter_id, "error": code}
     if purpose != "run":  # its end is announced already
         payload = {"run_id": run_id, **detail, "reason": reason}
-        commit.outbox.append({"org_id": org_id, "topic": "letter.opened", "payload": payload})
+        commit.outbox.append({"org_id": org_id, "topic": "dead_letter.opened", "payload": payload})
     return detail
 
 
@@ -162,7 +166,7 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
     commit.finished.append({"run_id": run.run_id})
     if command.status is ev.RunStatus.FAILED:
         # Whatever it did is undone; what is left is the question whether to try the whole of it again.
-        _letter(commit, run.org_id, run.run_id, "", "run", "run_failed", command.reason or "")
+        _dead_letter(commit, run.org_id, run.run_id, "", "run", "run_failed", command.reason or "")
     detail = {
         "status": command.status.value,
         "reason": command.reason,
@@ -190,10 +194,10 @@ async def _bound(run: Run, tree: Any, state: RunState, near: str | None) -> tupl
         return {}, Labels()
 
 
-async def _given(work: Work) -> tuple[Any, Labels]:
+async def _given(execution: StepExecution) -> tuple[Any, Labels]:
     """What the call in question was made with, in the same way."""
     try:
-        given = await arguments_of(work, lenient=True)
+        given = await arguments_of(execution, lenient=True)
         return given.value, given.labels
     except Erased:
         return {}, Labels()

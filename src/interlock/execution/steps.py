@@ -80,7 +80,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StepExecution:
     """One attempt at one step, as the machine commanded it, with the state it was commanded in.
 
     Attributes:
@@ -127,7 +127,7 @@ def effect_name(name: str, variant: int) -> str:
 
 
 @dataclass(slots=True)
-class Outcome:
+class StepOutcome:
     """What came of it: the machine's event, and the rows that must be committed together with it.
 
     Attributes:

@@ -20,7 +20,7 @@ from interlock.gateway.failures import NotTheProtocol, kind_of, not_the_protocol
 from interlock.gateway.http import Endpoint
 from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
 
-Answer = ModelResponse | ProviderError
+BatchAnswer = ModelResponse | ProviderError
 Body = Callable[[ModelRequest], Mapping[str, Any]]
 Read = Callable[[ModelRequest, Mapping[str, Any]], ModelResponse]
 
@@ -56,7 +56,7 @@ class Ended:
     error: ProviderError
 
 
-class Batches(Protocol):
+class ModelBatches(Protocol):
     """A provider's batch API. All of it raises `ProviderError` and nothing else, with the kinds that `Provider` promises."""
 
     async def submit(self, name: str, calls: Mapping[str, ModelRequest]) -> str:
@@ -82,14 +82,14 @@ class Batches(Protocol):
         """None while calls are still being worked on."""
         ...
 
-    async def fetch(self, ended: Ended, calls: Mapping[str, ModelRequest]) -> dict[str, Answer]:
+    async def fetch(self, ended: Ended, calls: Mapping[str, ModelRequest]) -> dict[str, BatchAnswer]:
         """The answers that are there, by the ids of their calls."""
         ...
 
 
-def batches_of(provider: Provider) -> Batches | None:
+def batches_of(provider: Provider) -> ModelBatches | None:
     """A provider's batch API; None if it has none."""
-    found: Batches | None = getattr(provider, "batches", None)
+    found: ModelBatches | None = getattr(provider, "batches", None)
     return found
 
 
@@ -143,7 +143,7 @@ class OpenAIBatches:
             raise not_the_protocol(self._endpoint.name, "a batch with a file id that is none")
         return Ended(tuple(f"/files/{file}/content" for file in files), self._why(status, body))
 
-    async def fetch(self, ended: Ended, calls: Mapping[str, ModelRequest]) -> dict[str, Answer]:
+    async def fetch(self, ended: Ended, calls: Mapping[str, ModelRequest]) -> dict[str, BatchAnswer]:
         return await _collect(self._endpoint, ended, calls, self._line)
 
     def _why(self, status: str, body: Mapping[str, Any]) -> ProviderError:
@@ -151,11 +151,11 @@ class OpenAIBatches:
         if status == "failed":
             errors = body.get("errors")
             found = _objects(errors.get("data") if isinstance(errors, dict) else None)
-            words = self._endpoint.clean(provider_words(found[0])) if found else "it does not say why"
+            error_detail = self._endpoint.clean(provider_words(found[0])) if found else "it does not say why"
             # Not the calls' fault: what is queued at the provider already is as much as the account may queue.
             full = any(one.get("code") == "token_limit_exceeded" for one in found)
             kind, wait = (FailureKind.RATE_LIMITED, _FULL_SECONDS) if full else (FailureKind.PERMANENT, None)
-            return ProviderError(f'provider "{name}" refused the batch: {words}', kind=kind, retry_after=wait)
+            return ProviderError(f'provider "{name}" refused the batch: {error_detail}', kind=kind, retry_after=wait)
         return _unanswered(name, "ended" if status == "completed" else status)
 
     def _line(self, line: Mapping[str, Any], request: ModelRequest) -> ModelResponse:
@@ -170,8 +170,8 @@ class OpenAIBatches:
         if isinstance(error, dict):
             if error.get("code") == "batch_expired":
                 raise _unanswered(name, "expired")
-            words = self._endpoint.clean(provider_words(error))
-            raise ProviderError(f'provider "{name}" did not make the call: {words}', kind=FailureKind.PERMANENT)
+            error_detail = self._endpoint.clean(provider_words(error))
+            raise ProviderError(f'provider "{name}" did not make the call: {error_detail}', kind=FailureKind.PERMANENT)
         raise not_the_protocol(name, "a result without response and error")
 
 
@@ -224,7 +224,7 @@ class AnthropicBatches:
         # Not `results_url`, which names the same: the key goes to the configured address only.
         return Ended((_results(batch),), _unanswered(self._endpoint.name, "ended"))
 
-    async def fetch(self, ended: Ended, calls: Mapping[str, ModelRequest]) -> dict[str, Answer]:
+    async def fetch(self, ended: Ended, calls: Mapping[str, ModelRequest]) -> dict[str, BatchAnswer]:
         return await _collect(self._endpoint, ended, calls, self._line)
 
     def _line(self, line: Mapping[str, Any], request: ModelRequest) -> ModelResponse:
@@ -243,9 +243,9 @@ class AnthropicBatches:
         # An error response around the error, as the documents have it; without, as some compatible servers send it.
         inner = error.get("error") if isinstance(error, dict) else None
         said = inner if isinstance(inner, dict) else error if isinstance(error, dict) else {}
-        words = self._endpoint.clean(provider_words(said))
+        error_detail = self._endpoint.clean(provider_words(said))
         status = _ANTHROPIC_STATUS.get(str(said.get("type")), 400)
-        raise ProviderError(f'provider "{name}" did not make the call: {words}', kind=kind_of(status))
+        raise ProviderError(f'provider "{name}" did not make the call: {error_detail}', kind=kind_of(status))
 
 
 async def _create(endpoint: Endpoint, path: str, body: Mapping[str, Any], seconds: float) -> str:
@@ -261,9 +261,9 @@ async def _collect(
     ended: Ended,
     calls: Mapping[str, ModelRequest],
     read: Callable[[Mapping[str, Any], ModelRequest], ModelResponse],
-) -> dict[str, Answer]:
+) -> dict[str, BatchAnswer]:
     """What the results say about our calls; of two lines about one call the first counts."""
-    answers: dict[str, Answer] = {}
+    answers: dict[str, BatchAnswer] = {}
     for path in ended.results:
         raw = await endpoint.download(path, timeout=_FETCH_SECONDS, limit=_MAX_RESULTS)
         for line in _lines(raw):
@@ -332,5 +332,5 @@ _HOW = {"cancelled": "was cancelled there", "expired": "expired", "ended": "ende
 
 def _undecided(name: str) -> ProviderError:
     error = ProviderError(f'provider "{name}" cannot yet say whether it has the batch', kind=FailureKind.TRANSIENT)
-    error.blames_target = False
+    error.counts_against_breaker = False
     return error

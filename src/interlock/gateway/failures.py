@@ -130,8 +130,8 @@ def provider_words(body: Any) -> str:
 
 def status_error(name: str, status: int, headers: Mapping[str, str], body: Any, secret: str | None) -> ProviderError:
     """The error for an answer that is not 2xx."""
-    words = scrub(provider_words(body), secret)
-    said = f": {words}" if words else ""
+    error_detail = scrub(provider_words(body), secret)
+    said = f": {error_detail}" if error_detail else ""
     if 300 <= status < 400:
         # Following one would carry the key to an address nobody configured.
         said = "; redirects are not followed, so set base_url to the final address"

@@ -227,8 +227,8 @@ class LocalProvider:
     def _far_error(self, error: Any) -> ProviderError:
         error = error if isinstance(error, Mapping) else {"message": str(error)}
         kind = FailureKind.PERMANENT if error.get("code") == 400 else FailureKind.TRANSIENT
-        words = scrub(str(error.get("message", "no reason given")), None)
-        return ProviderError(f'provider "{self.name}" cannot answer: {words}', kind=kind)
+        error_detail = scrub(str(error.get("message", "no reason given")), None)
+        return ProviderError(f'provider "{self.name}" cannot answer: {error_detail}', kind=kind)
 
     def _permanent(self, what: str, cause: BaseException | None = None) -> ProviderError:
         detail = None if cause is None else scrub(str(cause), None)

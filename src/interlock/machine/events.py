@@ -55,7 +55,7 @@ class Failure:
     message: str
     retry_after: float | None = None
     ambiguous: bool = False
-    words: Ref | None = None
+    error_detail: Ref | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,22 +188,22 @@ class ResumeRequested:
 
 
 @dataclass(frozen=True, slots=True)
-class LetterRequeued:
+class DeadLetterRequeued:
     """A dead letter is to be tried again. `input` replaces the step's arguments, if somebody edited them."""
 
     step: str
     at: float
     input: Ref | None = None
-    type: Literal["letter_requeued"] = "letter_requeued"
+    type: Literal["dead_letter_requeued"] = "dead_letter_requeued"
 
 
 @dataclass(frozen=True, slots=True)
-class LetterDiscarded:
+class DeadLetterDiscarded:
     """A dead letter is given up: the step has failed, or its effect stays as it is."""
 
     step: str
     at: float
-    type: Literal["letter_discarded"] = "letter_discarded"
+    type: Literal["dead_letter_discarded"] = "dead_letter_discarded"
 
 
 Event = Annotated[
@@ -219,8 +219,8 @@ Event = Annotated[
     | SignalReceived
     | PauseRequested
     | ResumeRequested
-    | LetterRequeued
-    | LetterDiscarded,
+    | DeadLetterRequeued
+    | DeadLetterDiscarded,
     Field(discriminator="type"),
 ]
 
@@ -265,15 +265,15 @@ class CloseReview:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenLetter:
-    """A step waits in the dead-letter queue: finally failed, or not to be undone. Answer with LetterRequeued or -Discarded."""
+class OpenDeadLetter:
+    """A step waits in the dead-letter queue: finally failed, or not to be undone. Answer with DeadLetterRequeued or -Discarded."""
 
     step: str
     purpose: Literal["step", "compensation"]
 
 
 @dataclass(frozen=True, slots=True)
-class CloseLetter:
+class CloseDeadLetter:
     """The dead letter of this step needs nobody any more."""
 
     step: str
@@ -287,7 +287,7 @@ class Finish:
     reason: str | None
 
 
-Command = Perform | Compensate | StartTimer | OpenReview | CloseReview | OpenLetter | CloseLetter | Finish
+Command = Perform | Compensate | StartTimer | OpenReview | CloseReview | OpenDeadLetter | CloseDeadLetter | Finish
 
 _EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
 
@@ -305,8 +305,8 @@ def event_to_json(event: Any) -> dict[str, Any]:
             data[name] = {key: getattr(value, key) for key in value.__slots__}
         elif isinstance(value, tuple):
             data[name] = list(value)
-    if isinstance(failure := getattr(event, "failure", None), Failure) and failure.words is not None:
-        data["failure"]["words"] = failure.words.to_json()
+    if isinstance(failure := getattr(event, "failure", None), Failure) and failure.error_detail is not None:
+        data["failure"]["error_detail"] = failure.error_detail.to_json()
     return data
 
 
@@ -315,6 +315,6 @@ def event_from_json(data: dict[str, Any]) -> Any:
     refs = {name: Ref.from_json(data[name]) for name in _REFS if data.get(name) is not None}
     if refs:
         data = {**data, **refs}
-    if (data.get("failure") or {}).get("words"):
-        data = {**data, "failure": {**data["failure"], "words": Ref.from_json(data["failure"]["words"])}}
+    if (data.get("failure") or {}).get("error_detail"):
+        data = {**data, "failure": {**data["failure"], "error_detail": Ref.from_json(data["failure"]["error_detail"])}}
     return _EVENTS.validate_python(data)

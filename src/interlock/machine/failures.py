@@ -11,7 +11,7 @@ from interlock.machine.flow import item_done
 from interlock.machine.program import CALL, path_of
 from interlock.machine.retry import RETRYABLE, backoff
 from interlock.machine.state import BUSY, Ending, StepState, StepStatus, limit_key
-from interlock.machine.transition import Turn
+from interlock.machine.transition import Transition
 from interlock.workflows.spec import CONTAINERS, MapStep, ModelStep, RetryPolicy, ToolStep
 
 REJECTED = "rejected"
@@ -27,27 +27,27 @@ _IDLE = frozenset(
 # -- one step ------------------------------------------------------------------------------------------------------
 
 
-def attempt_failed(turn: Turn, name: str, step: StepState, failure: Failure) -> None:
+def attempt_failed(transition: Transition, name: str, step: StepState, failure: Failure) -> None:
     """An attempt failed: again, another way, ask a person, or for good."""
     if failure.kind is FailureKind.BUDGET and not failure.ambiguous:
-        turn.put(name, replace(step, status=StepStatus.FAILED, failure=failure))
-        turn.unlimit(name)
-        end(turn, RunStatus.PARTIAL, failure.message)
-    elif _may_retry(turn, name, step, failure):
-        _retry_later(turn, name, step, failure)
+        transition.put(name, replace(step, status=StepStatus.FAILED, failure=failure))
+        transition.unlimit(name)
+        end(transition, RunStatus.PARTIAL, failure.message)
+    elif _may_retry(transition, name, step, failure):
+        _retry_later(transition, name, step, failure)
     elif failure.ambiguous:
-        confirm(turn, name, replace(step, failure=failure))
+        confirm(transition, name, replace(step, failure=failure))
     else:
-        give_up(turn, name, step, failure)
+        give_up(transition, name, step, failure)
 
 
-def give_up(turn: Turn, name: str, step: StepState, failure: Failure) -> None:
+def give_up(transition: Transition, name: str, step: StepState, failure: Failure) -> None:
     """This way of doing it has failed for good, and surely did nothing: the next declared fallback, or failure."""
-    spec = turn.program.node(name).step
+    spec = transition.program.node(name).step
     ladder = spec.fallback if isinstance(spec, ModelStep | ToolStep) else []
     # A refusal is a decision, not an accident: nothing is tried in its place.
-    if step.variant < len(ladder) and failure.kind is not FailureKind.DENIED and not turn.blocked(name):
-        turn.unlimit(name)
+    if step.variant < len(ladder) and failure.kind is not FailureKind.DENIED and not transition.blocked(name):
+        transition.unlimit(name)
         fresh = replace(
             step,
             attempt=step.attempt + 1,
@@ -59,56 +59,56 @@ def give_up(turn: Turn, name: str, step: StepState, failure: Failure) -> None:
             # What a person put in the place of the step's arguments is not for a tool that is given its own.
             override=None if ladder[step.variant].input is not None else step.override,
         )
-        turn.perform(name, fresh)
+        transition.perform(name, fresh)
     else:
-        turn.fail(name, step, failure)
+        transition.fail(name, step, failure)
 
 
-def out_of_time(turn: Turn, name: str, step: StepState) -> None:
+def out_of_time(transition: Transition, name: str, step: StepState) -> None:
     """A step whose deadline has passed is not tried again: its fallbacks or failure, once no effect is in doubt."""
     if step.failure is not None and step.failure.ambiguous:
-        confirm(turn, name, replace(step, expired=True))
+        confirm(transition, name, replace(step, expired=True))
     else:
-        give_up(turn, name, step, deadline_passed(turn, name))
+        give_up(transition, name, step, deadline_passed(transition, name))
 
 
-def deadline_passed(turn: Turn, name: str) -> Failure:
-    seconds = getattr(turn.program.node(name).step, "deadline", None) or 0.0
+def deadline_passed(transition: Transition, name: str) -> Failure:
+    seconds = getattr(transition.program.node(name).step, "deadline", None) or 0.0
     return Failure(FailureKind.PERMANENT, "deadline", f"its deadline of {seconds:g} s passed")
 
 
-def confirm(turn: Turn, name: str, step: StepState) -> None:
+def confirm(transition: Transition, name: str, step: StepState) -> None:
     """An effect may have happened; until a person has said which, the run can neither go on nor undo."""
-    turn.put(name, replace(step, status=StepStatus.CONFIRMING))
-    turn.commands.append(ev.OpenReview(name, "confirm"))
+    transition.put(name, replace(step, status=StepStatus.CONFIRMING))
+    transition.commands.append(ev.OpenReview(name, "confirm"))
 
 
-def _policy(turn: Turn, name: str) -> RetryPolicy:
-    step = turn.program.node(name).step
+def _policy(transition: Transition, name: str) -> RetryPolicy:
+    step = transition.program.node(name).step
     return step.retry if isinstance(step, ModelStep | ToolStep) else _ONCE
 
 
-def _may_retry(turn: Turn, name: str, step: StepState, failure: Failure) -> bool:
+def _may_retry(transition: Transition, name: str, step: StepState, failure: Failure) -> bool:
     return (
         failure.kind in RETRYABLE
         and not step.expired
-        and step.tries < _policy(turn, name).max_attempts
-        and turn.retries < turn.program.workflow.budget.retries
-        and not turn.blocked(name)
+        and step.tries < _policy(transition, name).max_attempts
+        and transition.retries < transition.program.workflow.budget.retries
+        and not transition.blocked(name)
     )
 
 
-def _retry_later(turn: Turn, name: str, step: StepState, failure: Failure) -> None:
-    turn.retries += 1
+def _retry_later(transition: Transition, name: str, step: StepState, failure: Failure) -> None:
+    transition.retries += 1
     wait = backoff(
-        _policy(turn, name),
+        _policy(transition, name),
         attempt=step.tries,
-        seed=turn.seed,
+        seed=transition.seed,
         key=_jitter_key(name, step),
         retry_after=failure.retry_after,
     )
-    turn.put(name, replace(step, status=StepStatus.RETRYING, failure=failure))
-    turn.timer(f"retry:{name}:{step.attempt}", turn.at + wait)
+    transition.put(name, replace(step, status=StepStatus.RETRYING, failure=failure))
+    transition.timer(f"retry:{name}:{step.attempt}", transition.at + wait)
 
 
 def _jitter_key(name: str, step: StepState) -> str:
@@ -118,33 +118,33 @@ def _jitter_key(name: str, step: StepState) -> str:
 # -- what it stands in ---------------------------------------------------------------------------------------------
 
 
-def failed(turn: Turn, name: str, failure: Failure) -> None:
+def failed(transition: Transition, name: str, failure: Failure) -> None:
     """A step failed for good: whoever tolerates that goes on without it; else a person looks at it, or the run ends."""
-    if turn.blocked(name):
+    if transition.blocked(name):
         return
-    spec = turn.program.node(name).step
-    if path_of(name).endswith(f"/{CALL}") and turn.program.node(name).agent is not None:
-        turn.todo.append(("leave", name, None))  # the model is told, and may do something else
+    spec = transition.program.node(name).step
+    if path_of(name).endswith(f"/{CALL}") and transition.program.node(name).agent is not None:
+        transition.todo.append(("leave", name, None))  # the model is told, and may do something else
     elif isinstance(spec, CONTAINERS) and spec.on_failure == "continue":
-        _let_fail(turn, name, failure)
+        _let_fail(transition, name, failure)
     elif spec.on_failure == "continue":
-        _degrade(turn, name, failure)
-        turn.todo.append(("leave", name, None))
-    elif (container := _tolerant(turn, name)) is not None:
-        _let_fail(turn, container, failure)
-    elif turn.program.workflow.on_failure == "hold" and isinstance(spec, ModelStep | ToolStep):
-        turn.put(name, replace(turn.steps[name], status=StepStatus.HELD))
-        turn.commands.append(ev.OpenLetter(name, "step"))
-        if (agent := turn.agent_of(name)) is not None:
-            turn.unlimit(agent)
+        _degrade(transition, name, failure)
+        transition.todo.append(("leave", name, None))
+    elif (container := _tolerant(transition, name)) is not None:
+        _let_fail(transition, container, failure)
+    elif transition.program.workflow.on_failure == "hold" and isinstance(spec, ModelStep | ToolStep):
+        transition.put(name, replace(transition.steps[name], status=StepStatus.HELD))
+        transition.commands.append(ev.OpenDeadLetter(name, "step"))
+        if (agent := transition.agent_of(name)) is not None:
+            transition.unlimit(agent)
     else:
-        end(turn, RunStatus.FAILED, _reason(name, failure))
+        end(transition, RunStatus.FAILED, _reason(name, failure))
 
 
-def _tolerant(turn: Turn, name: str) -> str | None:
+def _tolerant(transition: Transition, name: str) -> str | None:
     """The innermost thing around a step that may fail without the run failing."""
-    for container in turn.ancestors(name):
-        spec = turn.program.node(container).step
+    for container in transition.ancestors(name):
+        spec = transition.program.node(container).step
         if "#" in container[container.rfind("/") + 1 :]:
             # Of the frames only a map's item may fail by itself; a round or a turn fails its loop or agent.
             if isinstance(spec, MapStep) and spec.on_item_failure == "continue":
@@ -154,127 +154,135 @@ def _tolerant(turn: Turn, name: str) -> str | None:
     return None
 
 
-def _degrade(turn: Turn, name: str, failure: Failure) -> None:
-    if turn.degraded is None:
-        turn.degraded = _reason(name, failure)
+def _degrade(transition: Transition, name: str, failure: Failure) -> None:
+    if transition.degraded is None:
+        transition.degraded = _reason(name, failure)
 
 
 def _reason(name: str, failure: Failure) -> str:
     return failure.message if failure.code == REJECTED else f'step "{name}": {failure.message}'
 
 
-def _let_fail(turn: Turn, container: str, failure: Failure) -> None:
-    turn.failing[container] = failure
-    _degrade(turn, container, failure)
-    state = turn.steps[container]
-    turn.put(container, replace(state, status=StepStatus.ENDING, failure=failure))
-    turn.unlimit(container)
-    _let_go(turn, container)
+def _let_fail(transition: Transition, container: str, failure: Failure) -> None:
+    transition.failing[container] = failure
+    _degrade(transition, container, failure)
+    state = transition.steps[container]
+    transition.put(container, replace(state, status=StepStatus.ENDING, failure=failure))
+    transition.unlimit(container)
+    _abandon(transition, container)
 
 
-def _let_go(turn: Turn, container: str | None) -> None:
+def _abandon(transition: Transition, container: str | None) -> None:
     """Drops what only waits inside a container (None: everywhere). What works is awaited; a doubt is put to a person."""
-    for name, step in list(turn.steps.items()):
-        if step.status not in _IDLE or not turn.inside(name, container):
+    for name, step in list(transition.steps.items()):
+        if step.status not in _IDLE or not transition.inside(name, container):
             continue
         for key in (limit_key(name, step), f"wait:{name}", f"retry:{name}:{step.attempt}"):
-            turn.timers.pop(key, None)
-        turn.timers.pop(f"defer:{name}:{step.attempt}:{step.deferrals}", None)
+            transition.timers.pop(key, None)
+        transition.timers.pop(f"defer:{name}:{step.attempt}:{step.deferrals}", None)
         waits = step.status in {StepStatus.RETRYING, StepStatus.PAUSED}
         if waits and step.failure is not None and step.failure.ambiguous:
-            confirm(turn, name, step)
+            confirm(transition, name, step)
             continue
         if step.status is StepStatus.REVIEWING:
-            turn.commands.append(ev.CloseReview(name))
+            transition.commands.append(ev.CloseReview(name))
         elif step.status is StepStatus.HELD:
-            turn.commands.append(ev.CloseLetter(name))
-        turn.put(name, replace(step, status=StepStatus.FAILED))
+            transition.commands.append(ev.CloseDeadLetter(name))
+        transition.put(name, replace(step, status=StepStatus.FAILED))
 
 
-def end(turn: Turn, status: RunStatus, reason: str) -> bool:
+def end(transition: Transition, status: RunStatus, reason: str) -> bool:
     """Nothing new starts from here; what only waits is dropped, what works is awaited. False if it was ending already."""
-    if turn.ending is not None:
+    if transition.ending is not None:
         return False
-    turn.ending = Ending(status, reason)
-    turn.paused = False
-    turn.timers.pop("deadline", None)
-    _let_go(turn, None)
+    transition.ending = Ending(status, reason)
+    transition.paused = False
+    transition.timers.pop("deadline", None)
+    _abandon(transition, None)
     return True
 
 
-def conclude(turn: Turn) -> None:
+def conclude(transition: Transition) -> None:
     """Finishes what is ending and has nothing under way inside any more: first containers, then the run."""
     # Only where something changed: a thousand items that fail are looked at a thousand times, not a million.
-    while turn.failing and turn.changed:
-        around = {one for name in turn.changed for one in (name, *turn.ancestors(name)) if one in turn.failing}
-        turn.changed.clear()
+    while transition.failing and transition.changed:
+        around = {
+            one
+            for name in transition.changed
+            for one in (name, *transition.ancestors(name))
+            if one in transition.failing
+        }
+        transition.changed.clear()
         # The innermost first: it must be over before what holds it.
-        for container in sorted(around, key=lambda one: (-sum(1 for _ in turn.ancestors(one)), one)):
-            _conclude_container(turn, container)
-    if turn.ending is not None and not turn.busy and not turn.failing:
-        _conclude_run(turn, turn.ending)
+        for container in sorted(around, key=lambda one: (-sum(1 for _ in transition.ancestors(one)), one)):
+            _conclude_container(transition, container)
+    if transition.ending is not None and not transition.busy and not transition.failing:
+        _conclude_run(transition, transition.ending)
 
 
-def _conclude_container(turn: Turn, container: str) -> None:
+def _conclude_container(transition: Transition, container: str) -> None:
     if any(
-        (step.status in BUSY or step.status is StepStatus.ENDING) and turn.inside(name, container)
-        for name, step in turn.steps.items()
+        (step.status in BUSY or step.status is StepStatus.ENDING) and transition.inside(name, container)
+        for name, step in transition.steps.items()
     ):
         return
-    for name in reversed(turn.completed):
-        step = turn.steps[name]
-        if step.status is StepStatus.SUCCEEDED and turn.inside(name, container):
-            undo(turn, name, step)
+    for name in reversed(transition.completed):
+        step = transition.steps[name]
+        if step.status is StepStatus.SUCCEEDED and transition.inside(name, container):
+            compensate(transition, name, step)
             return
-    del turn.failing[container]
-    turn.put(container, replace(turn.steps[container], status=StepStatus.FAILED))
-    if isinstance(turn.program.node(container).step, MapStep) and "#" in container[container.rfind("/") + 1 :]:
-        item_done(turn, container, succeeded=False)
-    elif not turn.blocked(container):  # asked now: what is around it may be concluded before the leaving's turn comes
-        turn.todo.append(("leave", container, None))
+    del transition.failing[container]
+    transition.put(container, replace(transition.steps[container], status=StepStatus.FAILED))
+    if isinstance(transition.program.node(container).step, MapStep) and "#" in container[container.rfind("/") + 1 :]:
+        item_done(transition, container, succeeded=False)
+    elif not transition.blocked(
+        container
+    ):  # asked now: what is around it may be concluded before the leaving's turn comes
+        transition.todo.append(("leave", container, None))
 
 
-def _conclude_run(turn: Turn, ending: Ending) -> None:
+def _conclude_run(transition: Transition, ending: Ending) -> None:
     if ending.status in {RunStatus.FAILED, RunStatus.CANCELLED}:
         remaining = next(
-            (name for name in reversed(turn.completed) if turn.steps[name].status is StepStatus.SUCCEEDED), None
+            (name for name in reversed(transition.completed) if transition.steps[name].status is StepStatus.SUCCEEDED),
+            None,
         )
         if remaining is not None:
-            turn.status = RunStatus.COMPENSATING
-            undo(turn, remaining, turn.steps[remaining])
+            transition.status = RunStatus.COMPENSATING
+            compensate(transition, remaining, transition.steps[remaining])
             return
-    stuck = sorted(name for name, step in turn.steps.items() if step.status is StepStatus.UNDO_FAILED)
+    stuck = sorted(name for name, step in transition.steps.items() if step.status is StepStatus.COMPENSATION_FAILED)
     if stuck:
-        turn.status = RunStatus.DEAD
-        turn.reason = "; ".join(filter(None, [ending.reason, f"could not undo {', '.join(stuck)}"]))
+        transition.status = RunStatus.DEAD
+        transition.reason = "; ".join(filter(None, [ending.reason, f"could not undo {', '.join(stuck)}"]))
     else:
-        turn.status, turn.reason = ending.status, ending.reason or None
+        transition.status, transition.reason = ending.status, ending.reason or None
 
 
 # -- undoing -------------------------------------------------------------------------------------------------------
 
 
-def undo(turn: Turn, name: str, step: StepState) -> None:
+def compensate(transition: Transition, name: str, step: StepState) -> None:
     """Has a completed step undone."""
-    attempt = step.undo_attempt + 1
-    turn.put(name, replace(step, status=StepStatus.UNDOING, undo_attempt=attempt))
-    turn.commands.append(ev.Compensate(name, attempt))
+    attempt = step.compensation_attempt + 1
+    transition.put(name, replace(step, status=StepStatus.COMPENSATING, compensation_attempt=attempt))
+    transition.commands.append(ev.Compensate(name, attempt))
 
 
-def undo_failed(turn: Turn, name: str, step: StepState, failure: Failure) -> None:
+def compensation_failed(transition: Transition, name: str, step: StepState, failure: Failure) -> None:
     """Again later, or into the dead-letter queue. Undoing is not charged to the run's retry budget: a run out of retries
     must still clean up."""
-    policy = _policy(turn, name)
-    if failure.kind in RETRYABLE and step.undo_attempt % policy.max_attempts:
+    policy = _policy(transition, name)
+    if failure.kind in RETRYABLE and step.compensation_attempt % policy.max_attempts:
         wait = backoff(
             policy,
-            attempt=step.undo_attempt % policy.max_attempts,
-            seed=turn.seed,
-            key=f"undo:{name}",
+            attempt=step.compensation_attempt % policy.max_attempts,
+            seed=transition.seed,
+            key=f"compensate:{name}",
             retry_after=failure.retry_after,
         )
-        turn.put(name, replace(step, status=StepStatus.UNDO_RETRYING, failure=failure))
-        turn.timer(f"undo:{name}:{step.undo_attempt}", turn.at + wait)
+        transition.put(name, replace(step, status=StepStatus.COMPENSATION_RETRYING, failure=failure))
+        transition.timer(f"compensate:{name}:{step.compensation_attempt}", transition.at + wait)
     else:
-        turn.put(name, replace(step, status=StepStatus.UNDO_FAILED, failure=failure))
-        turn.commands.append(ev.OpenLetter(name, "compensation"))
+        transition.put(name, replace(step, status=StepStatus.COMPENSATION_FAILED, failure=failure))
+        transition.commands.append(ev.OpenDeadLetter(name, "compensation"))

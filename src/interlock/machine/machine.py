@@ -16,19 +16,19 @@ from interlock.machine.events import Command, Failure, RunStatus
 from interlock.machine.failures import (
     REJECTED,
     attempt_failed,
+    compensate,
+    compensation_failed,
     conclude,
     confirm,
     deadline_passed,
     end,
     failed,
     out_of_time,
-    undo,
-    undo_failed,
 )
 from interlock.machine.flow import enter, leave, open_body, wrong_calls
 from interlock.machine.program import Program
 from interlock.machine.state import Kept, RunState, StepState, StepStatus
-from interlock.machine.transition import Turn
+from interlock.machine.transition import Transition
 from interlock.workflows.spec import MapStep, ReviewStep, SubworkflowStep, WaitStep
 
 DEADLINE = "deadline"
@@ -41,22 +41,22 @@ def advance(program: Program, state: RunState, event: Any) -> tuple[RunState, li
     handle = _HANDLERS.get(type(event))
     if handle is None or (state.over and not _is_second_chance(state, event)):
         return state, []
-    turn = Turn(program, state, event.at)
-    if not handle(turn, event):
+    transition = Transition(program, state, event.at)
+    if not handle(transition, event):
         return state, []
     while True:
-        while turn.todo:
-            what, name, failure = turn.todo.pop()
+        while transition.todo:
+            what, name, failure = transition.todo.pop()
             if what == "enter":
-                enter(turn, name)
+                enter(transition, name)
             elif what == "leave":
-                leave(turn, name)
+                leave(transition, name)
             elif failure is not None:
-                failed(turn, name, failure)
-        if turn.failing or turn.ending is not None:
-            conclude(turn)
-        if not turn.todo:
-            return turn.finish()
+                failed(transition, name, failure)
+        if transition.failing or transition.ending is not None:
+            conclude(transition)
+        if not transition.todo:
+            return transition.finish()
 
 
 def fold(program: Program, journal: Iterable[Any], state: RunState | None = None) -> RunState:
@@ -75,37 +75,37 @@ def pending(state: RunState) -> list[Command]:
     for name, step in state.steps.items():
         if step.status is StepStatus.RUNNING:
             commands.append(ev.Perform(name, step.attempt))
-        elif step.status is StepStatus.UNDOING:
-            commands.append(ev.Compensate(name, step.undo_attempt))
+        elif step.status is StepStatus.COMPENSATING:
+            commands.append(ev.Compensate(name, step.compensation_attempt))
     commands.extend(ev.StartTimer(timer, due) for timer, due in state.timers.items())
     return commands
 
 
 def _is_second_chance(state: RunState, event: Any) -> bool:
-    return state.status is RunStatus.DEAD and isinstance(event, ev.LetterRequeued | ev.LetterDiscarded)
+    return state.status is RunStatus.DEAD and isinstance(event, ev.DeadLetterRequeued | ev.DeadLetterDiscarded)
 
 
 # -- outcomes of work ----------------------------------------------------------------------------------------------
 
 
-def _run_started(turn: Turn, event: ev.RunStarted) -> bool:
-    if turn.state.status is not RunStatus.QUEUED or turn.steps:
+def _run_started(transition: Transition, event: ev.RunStarted) -> bool:
+    if transition.state.status is not RunStatus.QUEUED or transition.steps:
         return False
-    turn.seed, turn.input_facts = event.seed, event.facts
-    turn.status = RunStatus.RUNNING
-    if turn.program.workflow.deadline is not None:
-        turn.timer(DEADLINE, turn.at + turn.program.workflow.deadline)
-    turn.todo.append(("enter", turn.program.root.steps[0], None))
+    transition.seed, transition.input_facts = event.seed, event.facts
+    transition.status = RunStatus.RUNNING
+    if transition.program.workflow.deadline is not None:
+        transition.timer(DEADLINE, transition.at + transition.program.workflow.deadline)
+    transition.todo.append(("enter", transition.program.root.steps[0], None))
     return True
 
 
-def _step_succeeded(turn: Turn, event: ev.StepSucceeded) -> bool:
+def _step_succeeded(transition: Transition, event: ev.StepSucceeded) -> bool:
     name = event.step
-    step = turn.current(name, StepStatus.RUNNING, event.attempt)
+    step = transition.current(name, StepStatus.RUNNING, event.attempt)
     if step is None:
         return False
-    turn.spend(event.spent)
-    node = turn.program.node(name)
+    transition.spend(event.spent)
+    node = transition.program.node(name)
     is_turn = node.agent is not None and step.tool is None
     step = replace(
         step,
@@ -116,130 +116,130 @@ def _step_succeeded(turn: Turn, event: ev.StepSucceeded) -> bool:
         calls=event.calls if is_turn else (),
     )
     if isinstance(node.step, MapStep | SubworkflowStep):
-        if turn.blocked(name):
-            turn.put(name, replace(step, status=StepStatus.FAILED, output=None))
+        if transition.blocked(name):
+            transition.put(name, replace(step, status=StepStatus.FAILED, output=None))
         else:
-            open_body(turn, name, step)
-    elif is_turn and (wrong := wrong_calls(turn, name, event.calls)) is not None:
-        attempt_failed(turn, name, replace(step, output=None, facts={}, calls=()), wrong)
+            open_body(transition, name, step)
+    elif is_turn and (wrong := wrong_calls(transition, name, event.calls)) is not None:
+        attempt_failed(transition, name, replace(step, output=None, facts={}, calls=()), wrong)
     else:
-        turn.succeed(name, step)
+        transition.succeed(name, step)
     return True
 
 
-def _step_failed(turn: Turn, event: ev.StepFailed) -> bool:
-    step = turn.current(event.step, StepStatus.RUNNING, event.attempt)
+def _step_failed(transition: Transition, event: ev.StepFailed) -> bool:
+    step = transition.current(event.step, StepStatus.RUNNING, event.attempt)
     if step is None:
         return False
-    turn.spend(event.spent)
-    attempt_failed(turn, event.step, step, event.failure)
+    transition.spend(event.spent)
+    attempt_failed(transition, event.step, step, event.failure)
     return True
 
 
-def _step_deferred(turn: Turn, event: ev.StepDeferred) -> bool:
+def _step_deferred(transition: Transition, event: ev.StepDeferred) -> bool:
     name = event.step
-    step = turn.current(name, StepStatus.RUNNING, event.attempt)
+    step = transition.current(name, StepStatus.RUNNING, event.attempt)
     if step is None:
         return False
     if event.ambiguous:
         message = "it was cut off, and then had to wait"
         failure = Failure(FailureKind.RATE_LIMITED, "deferred", message, ambiguous=True)
         step = replace(step, failure=failure)
-    if turn.blocked(name):
-        turn.unlimit(name)
+    if transition.blocked(name):
+        transition.unlimit(name)
         if step.failure is not None and step.failure.ambiguous:
-            confirm(turn, name, step)  # this attempt did nothing, but an earlier one may have
+            confirm(transition, name, step)  # this attempt did nothing, but an earlier one may have
         else:
-            turn.put(name, replace(step, status=StepStatus.FAILED))
+            transition.put(name, replace(step, status=StepStatus.FAILED))
         return True
     if step.expired:
-        out_of_time(turn, name, step)
+        out_of_time(transition, name, step)
         return True
     step = replace(step, status=StepStatus.RETRYING, deferrals=step.deferrals + 1)
-    turn.put(name, step)
-    turn.timer(f"defer:{name}:{step.attempt}:{step.deferrals}", turn.at + max(event.delay, 0.0))
+    transition.put(name, step)
+    transition.timer(f"defer:{name}:{step.attempt}:{step.deferrals}", transition.at + max(event.delay, 0.0))
     return True
 
 
-def _compensation_succeeded(turn: Turn, event: ev.CompensationSucceeded) -> bool:
-    step = turn.steps.get(event.step)
-    if step is None or step.status is not StepStatus.UNDOING or step.undo_attempt != event.attempt:
+def _compensation_succeeded(transition: Transition, event: ev.CompensationSucceeded) -> bool:
+    step = transition.steps.get(event.step)
+    if step is None or step.status is not StepStatus.COMPENSATING or step.compensation_attempt != event.attempt:
         return False
-    turn.put(event.step, replace(step, status=StepStatus.UNDONE))
+    transition.put(event.step, replace(step, status=StepStatus.COMPENSATED))
     return True
 
 
-def _compensation_failed(turn: Turn, event: ev.CompensationFailed) -> bool:
-    step = turn.steps.get(event.step)
-    if step is None or step.status is not StepStatus.UNDOING or step.undo_attempt != event.attempt:
+def _compensation_failed(transition: Transition, event: ev.CompensationFailed) -> bool:
+    step = transition.steps.get(event.step)
+    if step is None or step.status is not StepStatus.COMPENSATING or step.compensation_attempt != event.attempt:
         return False
-    undo_failed(turn, event.step, step, event.failure)
+    compensation_failed(transition, event.step, step, event.failure)
     return True
 
 
 # -- people --------------------------------------------------------------------------------------------------------
 
 
-def _review_decided(turn: Turn, event: ev.ReviewDecided) -> bool:
+def _review_decided(transition: Transition, event: ev.ReviewDecided) -> bool:
     name = event.step
-    step = turn.steps.get(name)
+    step = transition.steps.get(name)
     if step is None or step.status not in {StepStatus.REVIEWING, StepStatus.CONFIRMING}:
         return False
     if step.status is StepStatus.CONFIRMING:
-        return _doubt_settled(turn, event, step)
-    spec = turn.program.node(name).step
+        return _doubt_settled(transition, event, step)
+    spec = transition.program.node(name).step
     step = replace(step, output=event.output, facts={**event.facts, "approved": event.approved})
-    turn.approvals += event.approved
+    transition.approvals += event.approved
     if event.approved or (isinstance(spec, ReviewStep) and spec.on_reject == "continue"):
-        turn.succeed(name, step)
+        transition.succeed(name, step)
     else:
-        turn.fail(name, step, Failure(FailureKind.DENIED, REJECTED, f'review "{name}" was rejected'))
+        transition.fail(name, step, Failure(FailureKind.DENIED, REJECTED, f'review "{name}" was rejected'))
     return True
 
 
-def _doubt_settled(turn: Turn, event: ev.ReviewDecided, step: StepState) -> bool:
+def _doubt_settled(transition: Transition, event: ev.ReviewDecided, step: StepState) -> bool:
     if event.at in step.denials:
         return False  # the answer to an earlier question, delivered again
     if event.approved:
-        turn.succeed(event.step, replace(step, output=event.output, facts=event.facts, failure=None))
+        transition.succeed(event.step, replace(step, output=event.output, facts=event.facts, failure=None))
         return True
     step = replace(step, failure=None, facts={}, denials=(*step.denials, event.at))
-    if turn.blocked(event.step):
-        turn.put(event.step, replace(step, status=StepStatus.FAILED))
-        turn.unlimit(event.step)
+    if transition.blocked(event.step):
+        transition.put(event.step, replace(step, status=StepStatus.FAILED))
+        transition.unlimit(event.step)
     elif step.expired:
-        out_of_time(turn, event.step, step)
+        out_of_time(transition, event.step, step)
     else:
-        turn.perform(event.step, replace(step, attempt=step.attempt + 1, tries=step.tries + 1))
+        transition.perform(event.step, replace(step, attempt=step.attempt + 1, tries=step.tries + 1))
     return True
 
 
-def _cancel_requested(turn: Turn, event: ev.CancelRequested) -> bool:
-    return end(turn, RunStatus.CANCELLED, f"cancelled: {event.reason}")
+def _cancel_requested(transition: Transition, event: ev.CancelRequested) -> bool:
+    return end(transition, RunStatus.CANCELLED, f"cancelled: {event.reason}")
 
 
-def _pause_requested(turn: Turn, event: ev.PauseRequested) -> bool:  # noqa: ARG001  every handler gets the event
-    if turn.paused or turn.ending is not None:
+def _pause_requested(transition: Transition, event: ev.PauseRequested) -> bool:  # noqa: ARG001  every handler gets the event
+    if transition.paused or transition.ending is not None:
         return False
-    turn.paused = True
+    transition.paused = True
     return True
 
 
-def _resume_requested(turn: Turn, event: ev.ResumeRequested) -> bool:  # noqa: ARG001
-    if not turn.paused:
+def _resume_requested(transition: Transition, event: ev.ResumeRequested) -> bool:  # noqa: ARG001
+    if not transition.paused:
         return False
-    turn.paused = False
-    for name, step in list(turn.steps.items()):
+    transition.paused = False
+    for name, step in list(transition.steps.items()):
         if step.status is StepStatus.PAUSED:
-            turn.perform(name, step)
+            transition.perform(name, step)
     return True
 
 
-def _letter_requeued(turn: Turn, event: ev.LetterRequeued) -> bool:
-    step = turn.steps.get(event.step)
-    if step is None or step.status not in {StepStatus.HELD, StepStatus.UNDO_FAILED}:
+def _dead_letter_requeued(transition: Transition, event: ev.DeadLetterRequeued) -> bool:
+    step = transition.steps.get(event.step)
+    if step is None or step.status not in {StepStatus.HELD, StepStatus.COMPENSATION_FAILED}:
         return False
-    turn.commands.append(ev.CloseLetter(event.step))
+    transition.commands.append(ev.CloseDeadLetter(event.step))
     if step.status is StepStatus.HELD:
         fresh = replace(
             step,
@@ -252,101 +252,107 @@ def _letter_requeued(turn: Turn, event: ev.LetterRequeued) -> bool:
             expired=False,
             begun=step.attempt + 1,
         )
-        turn.perform(event.step, fresh)
-        turn.limit(event.step, getattr(turn.program.node(event.step).step, "deadline", None))
-        agent = turn.agent_of(event.step)
+        transition.perform(event.step, fresh)
+        transition.limit(event.step, getattr(transition.program.node(event.step).step, "deadline", None))
+        agent = transition.agent_of(event.step)
         if agent is not None:  # its time stood still
-            around = turn.steps[agent]
-            turn.put(agent, replace(around, begun=around.begun + 1))
-            turn.limit(agent, getattr(turn.program.node(agent).step, "deadline", None))
+            around = transition.steps[agent]
+            transition.put(agent, replace(around, begun=around.begun + 1))
+            transition.limit(agent, getattr(transition.program.node(agent).step, "deadline", None))
         return True
-    if turn.status is RunStatus.DEAD:
-        turn.status = RunStatus.COMPENSATING
-    undo(turn, event.step, step)
+    if transition.status is RunStatus.DEAD:
+        transition.status = RunStatus.COMPENSATING
+    compensate(transition, event.step, step)
     return True
 
 
-def _letter_discarded(turn: Turn, event: ev.LetterDiscarded) -> bool:
-    step = turn.steps.get(event.step)
-    if step is None or step.status not in {StepStatus.HELD, StepStatus.UNDO_FAILED}:
+def _dead_letter_discarded(transition: Transition, event: ev.DeadLetterDiscarded) -> bool:
+    step = transition.steps.get(event.step)
+    if step is None or step.status not in {StepStatus.HELD, StepStatus.COMPENSATION_FAILED}:
         return False
-    turn.commands.append(ev.CloseLetter(event.step))
-    if step.status is StepStatus.UNDO_FAILED:
-        turn.put(event.step, replace(step, status=StepStatus.UNDO_GIVEN_UP))
+    transition.commands.append(ev.CloseDeadLetter(event.step))
+    if step.status is StepStatus.COMPENSATION_FAILED:
+        transition.put(event.step, replace(step, status=StepStatus.COMPENSATION_ABANDONED))
         return True
-    turn.put(event.step, replace(step, status=StepStatus.FAILED))
+    transition.put(event.step, replace(step, status=StepStatus.FAILED))
     message = step.failure.message if step.failure is not None else "it was discarded"
-    return end(turn, RunStatus.FAILED, f'step "{event.step}": {message}')
+    return end(transition, RunStatus.FAILED, f'step "{event.step}": {message}')
 
 
-def _signal_received(turn: Turn, event: ev.SignalReceived) -> bool:
-    if event.signal_id in turn.heard or turn.ending is not None or len(turn.heard) >= MAX_SIGNALS:
+def _signal_received(transition: Transition, event: ev.SignalReceived) -> bool:
+    if (
+        event.signal_id in transition.received
+        or transition.ending is not None
+        or len(transition.received) >= MAX_SIGNALS
+    ):
         return False
-    turn.heard |= {event.signal_id}
-    for name, step in turn.steps.items():
-        spec = turn.program.node(name).step if step.status is StepStatus.WAITING else None
+    transition.received |= {event.signal_id}
+    for name, step in transition.steps.items():
+        spec = transition.program.node(name).step if step.status is StepStatus.WAITING else None
         if isinstance(spec, WaitStep) and spec.signal == event.name:
-            turn.timers.pop(f"wait:{name}", None)
-            turn.succeed(name, replace(step, output=event.payload, facts={**event.facts, "received": True}))
+            transition.timers.pop(f"wait:{name}", None)
+            transition.succeed(name, replace(step, output=event.payload, facts={**event.facts, "received": True}))
             return True
     kept = Kept(event.signal_id, event.payload, event.facts)
-    turn.signals = {**turn.signals, event.name: (*turn.signals.get(event.name, ()), kept)}
+    transition.signals = {**transition.signals, event.name: (*transition.signals.get(event.name, ()), kept)}
     return True
 
 
 # -- time ----------------------------------------------------------------------------------------------------------
 
 
-def _timer_fired(turn: Turn, event: ev.TimerFired) -> bool:
-    if turn.timers.pop(event.timer, None) is None:
+def _timer_fired(transition: Transition, event: ev.TimerFired) -> bool:
+    if transition.timers.pop(event.timer, None) is None:
         return False
     if event.timer == DEADLINE:
-        return end(turn, RunStatus.PARTIAL, f"the run's deadline of {turn.program.workflow.deadline:g} s passed")
+        return end(
+            transition, RunStatus.PARTIAL, f"the run's deadline of {transition.program.workflow.deadline:g} s passed"
+        )
     kind, name, *_ = event.timer.split(":")
-    step = turn.steps[name]
+    step = transition.steps[name]
     match kind:
         case "retry":
-            turn.perform(name, replace(step, attempt=step.attempt + 1, tries=step.tries + 1, deferrals=0))
+            transition.perform(name, replace(step, attempt=step.attempt + 1, tries=step.tries + 1, deferrals=0))
         case "defer":
-            turn.perform(name, step)
+            transition.perform(name, step)
         case "undo":
-            undo(turn, name, step)
+            compensate(transition, name, step)
         case "wait":
-            _wait_over(turn, name, step)
+            _wait_over(transition, name, step)
         case _:
-            _limit_passed(turn, name, step)
+            _limit_passed(transition, name, step)
     return True
 
 
-def _wait_over(turn: Turn, name: str, step: StepState) -> None:
-    spec = turn.program.node(name).step
+def _wait_over(transition: Transition, name: str, step: StepState) -> None:
+    spec = transition.program.node(name).step
     if isinstance(spec, WaitStep) and spec.signal is not None:
         if spec.on_timeout == "fail":
             message = f'no signal "{spec.signal}" came within {spec.timeout:g} s'
-            turn.fail(name, step, Failure(FailureKind.PERMANENT, "timeout", message))
+            transition.fail(name, step, Failure(FailureKind.PERMANENT, "timeout", message))
             return
         step = replace(step, facts={"received": False})
-    turn.succeed(name, step)
+    transition.succeed(name, step)
 
 
-def _limit_passed(turn: Turn, name: str, step: StepState) -> None:
+def _limit_passed(transition: Transition, name: str, step: StepState) -> None:
     match step.status:
         case StepStatus.RUNNING | StepStatus.CONFIRMING:
-            turn.put(name, replace(step, expired=True))  # an effect may be happening: its outcome is awaited
+            transition.put(name, replace(step, expired=True))  # an effect may be happening: its outcome is awaited
         case StepStatus.RETRYING | StepStatus.PAUSED:
             for key in (f"retry:{name}:{step.attempt}", f"defer:{name}:{step.attempt}:{step.deferrals}"):
-                turn.timers.pop(key, None)
-            out_of_time(turn, name, step)
+                transition.timers.pop(key, None)
+            out_of_time(transition, name, step)
         case StepStatus.REVIEWING:
-            turn.commands.append(ev.CloseReview(name))
-            turn.fail(name, step, deadline_passed(turn, name))
+            transition.commands.append(ev.CloseReview(name))
+            transition.fail(name, step, deadline_passed(transition, name))
         case StepStatus.OPEN:
-            turn.fail(name, step, deadline_passed(turn, name))
+            transition.fail(name, step, deadline_passed(transition, name))
         case _:
             pass
 
 
-_HANDLERS: dict[type, Callable[[Turn, Any], bool]] = {
+_HANDLERS: dict[type, Callable[[Transition, Any], bool]] = {
     ev.RunStarted: _run_started,
     ev.StepSucceeded: _step_succeeded,
     ev.StepFailed: _step_failed,
@@ -359,6 +365,6 @@ _HANDLERS: dict[type, Callable[[Turn, Any], bool]] = {
     ev.SignalReceived: _signal_received,
     ev.PauseRequested: _pause_requested,
     ev.ResumeRequested: _resume_requested,
-    ev.LetterRequeued: _letter_requeued,
-    ev.LetterDiscarded: _letter_discarded,
+    ev.DeadLetterRequeued: _dead_letter_requeued,
+    ev.DeadLetterDiscarded: _dead_letter_discarded,
 }

@@ -53,7 +53,7 @@ def space_of(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class Block:
     """A sequence of steps: a workflow's own, a branch, or a body.
 
     Attributes:
@@ -81,7 +81,7 @@ class Node:
     """
 
     step: Step
-    scope: Scope
+    scope: Block
     index: int
     home: str
     agent: AgentStep | None = None
@@ -110,9 +110,9 @@ class Program:
 
     workflow: Workflow
     contracts: Mapping[str, ToolContract]
-    root: Scope
+    root: Block
     nodes: Mapping[str, Node]
-    scopes: Mapping[str, tuple[Scope, ...]]
+    scopes: Mapping[str, tuple[Block, ...]]
     conditions: Mapping[str, tuple[Condition, ...]]
     calls: Mapping[tuple[str, str], ToolStep]
     subworkflows: Mapping[str, Workflow]
@@ -215,14 +215,14 @@ class _Compiler:
     contracts: Mapping[str, ToolContract]
     known: Mapping[str, Workflow]
     nodes: dict[str, Node] = field(default_factory=dict)
-    scopes: dict[str, tuple[Scope, ...]] = field(default_factory=dict)
+    scopes: dict[str, tuple[Block, ...]] = field(default_factory=dict)
     texts: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     calls: dict[tuple[str, str], ToolStep] = field(default_factory=dict)
     subworkflows: dict[str, Workflow] = field(default_factory=dict)
     ids: dict[tuple[str, str], str] = field(default_factory=dict)
 
-    def add(self, steps: list[Step], *, owner: str | None, body: bool, space: str, home: str) -> Scope:
-        scope = Scope(owner, body, tuple(step.id for step in steps), space)
+    def add(self, steps: list[Step], *, owner: str | None, body: bool, space: str, home: str) -> Block:
+        scope = Block(owner, body, tuple(step.id for step in steps), space)
         for index, step in enumerate(steps):
             path = space + step.id
             self.nodes[path] = Node(step, scope, index, home, variants=_variants(step))
@@ -249,12 +249,12 @@ class _Compiler:
                 self._agent(step, path, home)
 
     def _agent(self, step: AgentStep, path: str, home: str) -> None:
-        scope = Scope(path, True, (TURN,), f"{path}/")
+        scope = Block(path, True, (TURN,), f"{path}/")
         self.scopes[path] = (scope,)
         shared = {name: getattr(step, name) for name in _SHARED}
         own = {"kind": "model", "id": TURN, "on_failure": "fail", "deadline": None, "cache": None}
-        turn = ModelStep.model_construct(**{**shared, **own})
-        self.nodes[f"{path}/{TURN}"] = Node(turn, scope, 0, home, step, _variants(turn))
+        transition = ModelStep.model_construct(**{**shared, **own})
+        self.nodes[f"{path}/{TURN}"] = Node(transition, scope, 0, home, step, _variants(transition))
         for tool in step.tools:
             call = ToolStep(kind="tool", id=CALL, tool=tool, retry=step.retry)
             self.calls[f"{path}/{CALL}", tool] = call

@@ -26,27 +26,27 @@ class StepStatus(StrEnum):
     ENDING = "ending"  # a container that failed and whose inside is being finished and undone
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    UNDOING = "undoing"  # its compensation is being performed
-    UNDO_RETRYING = "undo_retrying"
-    UNDONE = "undone"
-    UNDO_FAILED = "undo_failed"  # in the dead-letter queue
-    UNDO_GIVEN_UP = "undo_given_up"  # a person decided that the effect stays
+    COMPENSATING = "undoing"  # its compensation is being performed
+    COMPENSATION_RETRYING = "compensation_retrying"
+    COMPENSATED = "undone"
+    COMPENSATION_FAILED = "compensation_failed"  # in the dead-letter queue
+    COMPENSATION_ABANDONED = "compensation_abandoned"  # a person decided that the effect stays
 
 
 # What a worker does now.
-WORKING = frozenset({StepStatus.RUNNING, StepStatus.UNDOING})
+WORKING = frozenset({StepStatus.RUNNING, StepStatus.COMPENSATING})
 # What was done and is to be, is being, or was taken back; also what could not be.
 UNDO = frozenset(
     {
-        StepStatus.UNDOING,
-        StepStatus.UNDO_RETRYING,
-        StepStatus.UNDONE,
-        StepStatus.UNDO_FAILED,
-        StepStatus.UNDO_GIVEN_UP,
+        StepStatus.COMPENSATING,
+        StepStatus.COMPENSATION_RETRYING,
+        StepStatus.COMPENSATED,
+        StepStatus.COMPENSATION_FAILED,
+        StepStatus.COMPENSATION_ABANDONED,
     }
 )
 # Work whose end must be awaited before what it stands in may end: an effect may be happening.
-BUSY = WORKING | {StepStatus.UNDO_RETRYING, StepStatus.CONFIRMING}
+BUSY = WORKING | {StepStatus.COMPENSATION_RETRYING, StepStatus.CONFIRMING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class StepState:
         variant: 0 is the step itself, n its n-th fallback; `tries` counts the attempts at this one.
         deferrals: how often the current attempt was put off.
         failure: of the last attempt.
-        undo_attempt: counts its compensations.
+        compensation_attempt: counts its compensations.
         denials: the times at which a person said that the effect in doubt had not happened.
         tool: of an agent's call, the tool that the model named.
         calls: of an agent's turn, the tools it wants called.
@@ -77,7 +77,7 @@ class StepState:
     output: Ref | None = None
     facts: Facts = field(default_factory=dict)
     failure: Failure | None = None
-    undo_attempt: int = 0
+    compensation_attempt: int = 0
     denials: tuple[float, ...] = ()
     tool: str | None = None
     calls: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class StepState:
     begun: int = 1
 
 
-def is_told(step: StepState, *, opens_body: bool) -> bool:
+def is_settled(step: StepState, *, opens_body: bool) -> bool:
     """Whether the result of a step may be read: not that of one that was taken back.
 
     Args:
@@ -152,7 +152,7 @@ class RunState:
     degraded: str | None = None
     paused: bool = False
     signals: Mapping[str, tuple[Kept, ...]] = field(default_factory=dict)
-    heard: frozenset[str] = frozenset()
+    received: frozenset[str] = frozenset()
     reason: str | None = None
 
     @property

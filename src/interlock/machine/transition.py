@@ -20,7 +20,7 @@ Todo = tuple[str, str, Failure | None]
 """("enter" | "leave" | "fail", instance, why it failed)."""
 
 
-class Turn:
+class Transition:
     """Attributes are the state's, mutable; `finish` makes a state of them again."""
 
     def __init__(self, program: Program, state: RunState, at: float) -> None:
@@ -39,7 +39,7 @@ class Turn:
         self.degraded = state.degraded
         self.paused = state.paused
         self.signals = state.signals
-        self.heard = state.heard
+        self.received = state.received
         self.status = state.status
         self.reason = state.reason
         self.seed, self.input_facts = state.seed, state.input_facts
@@ -166,7 +166,7 @@ class Turn:
             degraded=self.degraded,
             paused=self.paused,
             signals=self.signals,
-            heard=self.heard,
+            received=self.received,
             reason=self.reason,
         )
         return state, self.commands

@@ -11,7 +11,7 @@ from typing import Any
 import cedarpy
 
 from interlock.base.errors import InvalidSpec
-from interlock.policy.decision import Action, Answer, Question
+from interlock.policy.decision import Action, Decision, Question
 
 DEFAULT_POLICY = """
 @id("models")
@@ -44,7 +44,7 @@ class CedarPolicy:
         # Decisions are pure, so they are remembered; parsing the policies costs more than everything else.
         self._decide = lru_cache(maxsize=4096)(self._evaluate)
 
-    def decide(self, question: Question) -> Answer:
+    def decide(self, question: Question) -> Decision:
         asked = (
             question.user_id,
             question.org_id,
@@ -68,7 +68,7 @@ class CedarPolicy:
         resource: str,
         attributes: _Frozen,
         context: _Frozen,
-    ) -> Answer:
+    ) -> Decision:
         # As data, not as Cedar text: that has escapes of its own, and O'Brien or José would be refused everything.
         user = {"type": "User", "id": user_id}
         thing = {"type": "Tool" if action == "call_tool" else "Model", "id": resource}
@@ -85,12 +85,12 @@ class CedarPolicy:
         try:
             result = cedarpy.is_authorized(request, self.text, entities)
         except (TypeError, ValueError) as error:
-            return Answer(False, (f"the question is not one that Cedar can be asked: {error}",), self.version)
+            return Decision(False, (f"the question is not one that Cedar can be asked: {error}",), self.version)
         errors = tuple(str(error) for error in result.diagnostics.errors)
         if errors:
-            return Answer(False, errors, self.version)
+            return Decision(False, errors, self.version)
         reasons = tuple(sorted(self._ids.get(str(reason), str(reason)) for reason in result.diagnostics.reasons))
-        return Answer(bool(result.allowed), reasons or ("no policy permits it",), self.version)
+        return Decision(bool(result.allowed), reasons or ("no policy permits it",), self.version)
 
 
 def _frozen(values: Mapping[str, Any]) -> _Frozen:

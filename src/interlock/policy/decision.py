@@ -29,7 +29,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Decision:
     """`reasons` are ids of the policies that decided, or what kept the engine from deciding."""
 
     allowed: bool
@@ -42,4 +42,4 @@ class PolicyEngine(Protocol):
 
     version: str
 
-    def decide(self, question: Question) -> Answer: ...
+    def decide(self, question: Question) -> Decision: ...

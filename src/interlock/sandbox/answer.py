@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interlock.base.errors import Denied
-from interlock.sandbox.environment import Ending, Job, Result
+from interlock.sandbox.environment import Ending, Job, SandboxResult
 
 ENVELOPE_BYTES = 16 * 1024  # around the output: ending, error text
 _MAX_ERROR = 1000  # characters; an error is a sentence
@@ -38,7 +38,7 @@ class Measured:
     start_seconds: float
 
 
-def read_answer(line: bytes, job: Job, measured: Measured) -> Result:
+def read_answer(line: bytes, job: Job, measured: Measured) -> SandboxResult:
     """The result that a complete answer line stands for.
 
     Raises:
@@ -82,8 +82,8 @@ def ended(
     retryable: bool = False,
     nothing_happened: bool = False,
     retry_after: float | None = None,
-) -> Result:
-    return Result(
+) -> SandboxResult:
+    return SandboxResult(
         ending=ending,
         output=output,
         error=None if error is None else _sentence(error),

@@ -19,8 +19,8 @@ from pathlib import Path
 from interlock.base.errors import Denied, FailureKind, SandboxError
 from interlock.sandbox.destinations import Allowlist
 from interlock.sandbox.egress import OnEvent
-from interlock.sandbox.environment import Job, Result, Sandbox
-from interlock.sandbox.instance import Instance, Stale
+from interlock.sandbox.environment import Job, Sandbox, SandboxResult
+from interlock.sandbox.instance import Instance, StaleInstance
 from interlock.sandbox.layout import Plan, find_bwrap
 from interlock.sandbox.pool import WarmPool
 
@@ -53,7 +53,7 @@ class BubblewrapSandbox(Sandbox):
         self._running: set[Instance] = set()
         self._closed = False
 
-    async def run(self, job: Job) -> Result:
+    async def run(self, job: Job) -> SandboxResult:
         """See `Sandbox`. A warm sandbox found dead is replaced silently, as the tool has not run in it."""
         if job.tool not in job.allowed_tools:
             raise Denied(f'tool "{job.tool}" is not in the workflow\'s allow list; add it or remove the step')
@@ -63,12 +63,12 @@ class BubblewrapSandbox(Sandbox):
         if instance is not None:
             try:
                 return await self._perform(instance, job, time.perf_counter() - began)
-            except Stale:
+            except StaleInstance:
                 began = time.perf_counter()
         instance = await self._start(plan)
         try:
             return await self._perform(instance, job, time.perf_counter() - began)
-        except Stale as error:
+        except StaleInstance as error:
             raise SandboxError(
                 f'the sandbox for tool "{job.tool}" died before the tool was started; try again',
                 kind=FailureKind.TRANSIENT,
@@ -83,7 +83,7 @@ class BubblewrapSandbox(Sandbox):
         await self.pool.close()
         await asyncio.gather(*(instance.close() for instance in self._running))
 
-    async def _perform(self, instance: Instance, job: Job, start_seconds: float) -> Result:
+    async def _perform(self, instance: Instance, job: Job, start_seconds: float) -> SandboxResult:
         self._running.add(instance)
         try:
             return await instance.perform(job, start_seconds)

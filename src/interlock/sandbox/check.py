@@ -10,7 +10,7 @@ from pathlib import Path
 
 from interlock.base.errors import SandboxError
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
-from interlock.sandbox.environment import Job, Limits
+from interlock.sandbox.environment import Job, SandboxLimits
 from interlock.sandbox.layout import find_bwrap
 
 _MINIMUM_KERNEL = (5, 14)  # from here on, process counts are kept per user namespace
@@ -89,7 +89,7 @@ async def _trial(bwrap: Path) -> str | None:
             arguments={},
             context={},
             allowed_tools=frozenset({"doctor"}),
-            limits=Limits(timeout=20.0),
+            limits=SandboxLimits(timeout=20.0),
         )
         try:
             result = await sandbox.run(job)

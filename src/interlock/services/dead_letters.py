@@ -1,7 +1,7 @@
 """The dead-letter queue: what failed for good and waits for a person. Decision, signal and audit entry commit together.
 
-A letter about a `step` or a `compensation` is answered to its run, which goes on; one about a `run` starts a new run; one
-about the `driver` lets workers have the run again. Discarding gives up: the run fails, keeps its effect, or is cancelled.
+A dead letter about a `step` or a `compensation` is answered to its run, which goes on; one about a `run` starts a new run; one
+about the `parked_run` lets workers have the run again. Discarding gives up: the run fails, keeps its effect, or is cancelled.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from interlock.base.refs import Ref
 from interlock.definitions.versions import Version, Versions
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.loading import folded, run_of
-from interlock.execution.steps import Work
+from interlock.execution.steps import StepExecution
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
-from interlock.machine.events import CancelRequested, LetterDiscarded, LetterRequeued, event_to_json
+from interlock.machine.events import CancelRequested, DeadLetterDiscarded, DeadLetterRequeued, event_to_json
 from interlock.machine.state import RunState
 from interlock.services.ingest import Redaction, note_of, vault_of
-from interlock.services.submit import Intake
+from interlock.services.submit import Submission
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
@@ -33,7 +33,7 @@ from interlock.workflows.spec import ModelStep, Step, ToolStep
 _MAX_NOTE = 4000
 MAX_PAGE = 200
 _FIELDS = (
-    "letter_id", "run_id", "workflow", "version", "step", "purpose", "code", "reason", "status", "decided_by", "note",
+    "dead_letter_id", "run_id", "workflow", "version", "step", "purpose", "code", "reason", "status", "decided_by", "note",
     "new_run", "created_at", "decided_at",
 )  # fmt: skip
 
@@ -47,7 +47,7 @@ class DeadLetters:
         committer: Committer,
         versions: Versions,
         artifacts: Artifacts,
-        intake: Intake,
+        intake: Submission,
         redaction: Redaction,
         clock: Clock,
     ) -> None:
@@ -70,37 +70,41 @@ class DeadLetters:
         after: str | None = None,
         limit: int = 50,
     ) -> list[dict[str, Any]]:
-        """Letters, oldest first, without values; `after` is the last letter of the page before."""
-        principal.require("letter.read")
+        """Letters, oldest first, without values; `after` is the last dead letter of the page before."""
+        principal.require("dead_letter.read")
         args = (status, run_id, after, max(1, min(limit, MAX_PAGE)))
-        return [_public(row) for row in await self._database.rows("list_letters", *args, org=principal.org_id)]
+        return [_public(row) for row in await self._database.rows("list_dead_letters", *args, org=principal.org_id)]
 
-    async def get(self, principal: Principal, letter_id: str) -> dict[str, Any]:
+    async def get(self, principal: Principal, dead_letter_id: str) -> dict[str, Any]:
         """One letter: `input` is what a requeue would try again with, and `words` what the tool said about its failure.
 
         Values are redacted, and null once somebody they are about was erased.
 
         Raises:
-            NotFound: no such letter in this organisation.
+            NotFound: no such dead letter in this organisation.
         """
-        principal.require("letter.read")
-        letter = await self._row(principal, letter_id)
-        run = await self._run(letter)
-        found = _public(letter) | {"input": None, "words": None, "editable": letter["purpose"] in {"step", "run"}}
-        if letter["purpose"] == "run":
+        principal.require("dead_letter.read")
+        dead_letter = await self._row(principal, dead_letter_id)
+        run = await self._run(dead_letter)
+        found = _public(dead_letter) | {
+            "input": None,
+            "error_detail": None,
+            "editable": dead_letter["purpose"] in {"step", "run"},
+        }
+        if dead_letter["purpose"] == "run":
             found["input"] = await self._opened(principal, Ref.from_json(run["input"]))
-        elif letter["purpose"] in {"step", "compensation"}:
+        elif dead_letter["purpose"] in {"step", "compensation"}:
             version, state = await folded(self._database, self._versions, run)
-            found["input"] = await self._arguments(run, version, state, letter)
-            failure = state.steps[letter["step"]].failure
-            if failure is not None and failure.words is not None:
-                found["words"] = await self._opened(principal, failure.words)
+            found["input"] = await self._arguments(run, version, state, dead_letter)
+            failure = state.steps[dead_letter["step"]].failure
+            if failure is not None and failure.error_detail is not None:
+                found["error_detail"] = await self._opened(principal, failure.error_detail)
         return found
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
     async def requeue(
-        self, principal: Principal, letter_id: str, note: str = "", arguments: Any = None
+        self, principal: Principal, dead_letter_id: str, note: str = "", arguments: Any = None
     ) -> dict[str, Any]:
         """Has it tried again.
 
@@ -108,56 +112,58 @@ class DeadLetters:
             arguments: instead of what the step was given, or the run's input; None leaves that as it is.
 
         Raises:
-            NotFound: no such letter. Conflict: it is not open any more. ContractViolation: the arguments do not fit.
-            InvalidInput: this kind of letter takes none. Erased: nothing more may be stored about a person in it.
+            NotFound: no such dead letter. Conflict: it is not open any more. ContractViolation: the arguments do not fit.
+            InvalidInput: this kind of dead letter takes none. Erased: nothing more may be stored about a person in it.
         """
-        letter, run, note = await self._to_decide(principal, letter_id, note)
+        dead_letter, run, note = await self._to_decide(principal, dead_letter_id, note)
         commit, new_run = Commit(principal.org_id), None
-        match letter["purpose"]:
+        match dead_letter["purpose"]:
             case "step":
-                override = await self._edited(letter, run, arguments, commit)
-                self._tell(commit, letter, LetterRequeued(letter["step"], self._clock.now(), override))
+                override = await self._edited(dead_letter, run, arguments, commit)
+                self._tell(commit, dead_letter, DeadLetterRequeued(dead_letter["step"], self._clock.now(), override))
             case "run":
-                new_run, commit = await self._new_run(principal, letter, run, arguments)
+                new_run, commit = await self._new_run(principal, dead_letter, run, arguments)
             case purpose:
                 if arguments is not None:
                     raise InvalidInput(
                         f"a letter about a {purpose} takes no other input; what is done again is what was done before"
                     )
                 if purpose == "compensation":
-                    self._tell(commit, letter, LetterRequeued(letter["step"], self._clock.now()))
+                    self._tell(commit, dead_letter, DeadLetterRequeued(dead_letter["step"], self._clock.now()))
                 else:
-                    commit.requeued.append({"run_id": letter["run_id"]})
-        return await self._decide(principal, letter, commit, "requeued", note, new_run, edited=arguments is not None)
+                    commit.requeued.append({"run_id": dead_letter["run_id"]})
+        return await self._decide(
+            principal, dead_letter, commit, "requeued", note, new_run, edited=arguments is not None
+        )
 
-    async def discard(self, principal: Principal, letter_id: str, note: str = "") -> dict[str, Any]:
+    async def discard(self, principal: Principal, dead_letter_id: str, note: str = "") -> dict[str, Any]:
         """Gives it up.
 
         Raises:
-            NotFound: no such letter. Conflict: it is not open any more.
+            NotFound: no such dead letter. Conflict: it is not open any more.
         """
-        letter, _, note = await self._to_decide(principal, letter_id, note)
+        dead_letter, _, note = await self._to_decide(principal, dead_letter_id, note)
         commit, now = Commit(principal.org_id), self._clock.now()
-        if letter["purpose"] in {"step", "compensation"}:
-            self._tell(commit, letter, LetterDiscarded(letter["step"], now))
-        elif letter["purpose"] == "driver":
-            self._tell(commit, letter, CancelRequested(now, f"dead letter discarded by {principal.user_id}"))
-            commit.requeued.append({"run_id": letter["run_id"]})
-        return await self._decide(principal, letter, commit, "discarded", note, None, edited=False)
+        if dead_letter["purpose"] in {"step", "compensation"}:
+            self._tell(commit, dead_letter, DeadLetterDiscarded(dead_letter["step"], now))
+        elif dead_letter["purpose"] == "parked_run":
+            self._tell(commit, dead_letter, CancelRequested(now, f"dead letter discarded by {principal.user_id}"))
+            commit.requeued.append({"run_id": dead_letter["run_id"]})
+        return await self._decide(principal, dead_letter, commit, "discarded", note, None, edited=False)
 
-    async def _to_decide(self, principal: Principal, letter_id: str, note: str) -> tuple[Row, Row, str]:
-        principal.require("letter.decide")
+    async def _to_decide(self, principal: Principal, dead_letter_id: str, note: str) -> tuple[Row, Row, str]:
+        principal.require("dead_letter.decide")
         if len(note) > _MAX_NOTE:
             raise InvalidInput(f"a note may have {_MAX_NOTE} characters; this one has {len(note)}")
-        letter = await self._row(principal, letter_id)
-        if letter["status"] != "open":
-            raise Conflict(f"this letter is already {letter['status']}")
-        return letter, await self._run(letter), note_of(note)
+        dead_letter = await self._row(principal, dead_letter_id)
+        if dead_letter["status"] != "open":
+            raise Conflict(f"this letter is already {dead_letter['status']}")
+        return dead_letter, await self._run(dead_letter), note_of(note)
 
     async def _decide(
         self,
         principal: Principal,
-        letter: Row,
+        dead_letter: Row,
         commit: Commit,
         status: str,
         note: str,
@@ -166,46 +172,46 @@ class DeadLetters:
         edited: bool,
     ) -> dict[str, Any]:
         decided = {"status": status, "decided_by": principal.user_id, "note": note, "new_run": new_run}
-        commit.decided_letters.append({"letter_id": letter["letter_id"], **decided})
-        detail = {"step": letter["step"], "purpose": letter["purpose"], "edited": edited, "note": bool(note)}
+        commit.decided_dead_letters.append({"dead_letter_id": dead_letter["dead_letter_id"], **decided})
+        detail = {"step": dead_letter["step"], "purpose": dead_letter["purpose"], "edited": edited, "note": bool(note)}
         requeued = status == "requeued"
         entry = Entry(
             org_id=principal.org_id,
-            event_type="letter.requeued" if requeued else "letter.discarded",
+            event_type="dead_letter.requeued" if requeued else "dead_letter.discarded",
             actor=principal.actor,
             action="requeue" if requeued else "discard",
-            resource=f"letter:{letter['letter_id']}",
+            resource=f"dead_letter:{dead_letter['dead_letter_id']}",
             at=self._clock.now(),
             decision="allow",
-            run_id=letter["run_id"],
-            trace_id=letter["trace_id"],
+            run_id=dead_letter["run_id"],
+            trace_id=dead_letter["trace_id"],
             detail=detail | ({"new_run": new_run} if new_run else {}),
         )
         commit.audit.append(entry)
         try:
             await self._committer.submit(commit)
         except asyncpg.UniqueViolationError as error:
-            raise Conflict(f"a run with the key requeue:{letter['letter_id']} is there already") from error
-        return _public(letter) | decided
+            raise Conflict(f"a run with the key requeue:{dead_letter['dead_letter_id']} is there already") from error
+        return _public(dead_letter) | decided
 
-    def _tell(self, commit: Commit, letter: Row, event: Any) -> None:
-        signal = {"org_id": letter["org_id"], "run_id": letter["run_id"], "event": event_to_json(event)}
+    def _tell(self, commit: Commit, dead_letter: Row, event: Any) -> None:
+        signal = {"org_id": dead_letter["org_id"], "run_id": dead_letter["run_id"], "event": event_to_json(event)}
         commit.new_signals.append(signal)
 
-    async def _edited(self, letter: Row, run: Row, arguments: Any, commit: Commit) -> Ref | None:
+    async def _edited(self, dead_letter: Row, run: Row, arguments: Any, commit: Commit) -> Ref | None:
         """What is to replace the step's arguments, as it will be given to the step."""
         if arguments is None:
             return None
         version = await self._versions.get(run["org_id"], run["workflow"], run["version"])
-        taken = await self._redaction.take(run, arguments, origin="letter")
-        _fits(version, version.program.work(letter["step"], 0, None), taken.value)
+        taken = await self._redaction.take(run, arguments, origin="dead_letter")
+        _fits(version, version.program.work(dead_letter["step"], 0, None), taken.value)
         commit.artifacts += taken.artifacts
         commit.new_vaults += taken.vaults
         return taken.ref
 
-    async def _new_run(self, principal: Principal, letter: Row, run: Row, arguments: Any) -> tuple[str, Commit]:
+    async def _new_run(self, principal: Principal, dead_letter: Row, run: Row, arguments: Any) -> tuple[str, Commit]:
         """The whole of a failed run again: by whom it was started, or with another input by whoever edited that."""
-        key = f"requeue:{letter['letter_id']}"
+        key = f"requeue:{dead_letter['dead_letter_id']}"
         vault = await vault_of(self._database, self._artifacts, run)
         if arguments is not None:
             # The tokens in what was shown mean something in the old run only.
@@ -215,27 +221,27 @@ class DeadLetters:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    async def _row(self, principal: Principal, letter_id: str) -> Row:
-        row = await self._database.row("get_letter", letter_id, org=principal.org_id)
+    async def _row(self, principal: Principal, dead_letter_id: str) -> Row:
+        row = await self._database.row("get_dead_letter", dead_letter_id, org=principal.org_id)
         if row is None:
-            raise NotFound(f'no dead letter "{letter_id}" in this organisation')
+            raise NotFound(f'no dead letter "{dead_letter_id}" in this organisation')
         return row
 
-    async def _run(self, letter: Row) -> Row:
-        row = await self._database.row("get_run", letter["run_id"], org=letter["org_id"])
+    async def _run(self, dead_letter: Row) -> Row:
+        row = await self._database.row("get_run", dead_letter["run_id"], org=dead_letter["org_id"])
         assert row is not None, "a letter is about a run"
         return row
 
-    async def _arguments(self, run: Row, version: Version, state: RunState, letter: Row) -> Any:
+    async def _arguments(self, run: Row, version: Version, state: RunState, dead_letter: Row) -> Any:
         """What the step gets if it is tried again; for an undo, what the call to be undone was made with."""
-        name, here = letter["step"], state.steps[letter["step"]]
-        variant = here.variant if letter["purpose"] == "compensation" else 0
+        name, here = dead_letter["step"], state.steps[dead_letter["step"]]
+        variant = here.variant if dead_letter["purpose"] == "compensation" else 0
         step = version.program.work(name, variant, here.tool)
         if not isinstance(step, ModelStep | ToolStep):
             return {}
         reading = run_of(run, version, self._artifacts, fence=0)
         try:
-            return (await arguments_of(Work(reading, name, step, here.attempt, state), lenient=True)).value
+            return (await arguments_of(StepExecution(reading, name, step, here.attempt, state), lenient=True)).value
         except (Erased, ContractViolation):
             return None
 
@@ -251,13 +257,13 @@ def _fits(version: Version, step: Step, arguments: Any) -> None:
     ContractViolation: the step cannot be performed with these.
     """
     if not isinstance(arguments, dict):
-        raise ContractViolation("input: must be an object; `interlock letters show` prints what to edit")
+        raise ContractViolation("input: must be an object; `interlock dead-letters show` prints what to edit")
     if isinstance(step, ToolStep):
         check_value(version.tool_input_validators[step.tool], arguments, what=f'tool "{step.tool}": arguments')
     elif isinstance(step, ModelStep):
         version.prompts[step.prompt].render(arguments)
     else:
-        raise InterlockError(f"a step of kind {step.kind} has no letter")
+        raise InterlockError(f"a step of kind {step.kind} has no dead letter")
 
 
 def _public(row: Row) -> dict[str, Any]:

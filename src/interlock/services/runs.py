@@ -76,14 +76,14 @@ class Runs:
         effects = await self._database.rows("list_effects", run_id, org=principal.org_id)
         asked = await self._database.rows("open_questions", run_id, org=principal.org_id)
         reviews = {one["step"]: one["id"] for one in asked if one["kind"] == "review"}
-        letters = {one["step"]: one["id"] for one in asked if one["kind"] == "letter"}
+        dead_letters = {one["step"]: one["id"] for one in asked if one["kind"] == "dead_letter"}
         return {
             **summary(row),
             "steps": steps,
             "paused": state.paused,
             "degraded": state.degraded,
-            "waits_for": waits_for(program, state, reviews, letters),
-            "letters": list(letters.values()),
+            "waits_for": waits_for(program, state, reviews, dead_letters),
+            "dead_letters": list(dead_letters.values()),
             "retries": state.retries,
             "timers": dict(state.timers),
             "effects": [{key: _plain(value) for key, value in effect.items()} for effect in effects],
@@ -136,13 +136,13 @@ class Runs:
 
     async def _error(self, principal: Principal, failure: Failure | None) -> str | None:
         """Why a step failed, with what its tool said about it for as long as its people are not erased."""
-        if failure is None or failure.words is None:
+        if failure is None or failure.error_detail is None:
             return failure.message if failure else None
         try:
-            words = await self._artifacts.open(principal.org_id, failure.words)
+            error_detail = await self._artifacts.open(principal.org_id, failure.error_detail)
         except Erased:
             return failure.message
-        return f"{failure.message}: {words}"
+        return f"{failure.message}: {error_detail}"
 
     def _entry(self, principal: Principal, row: Row, event_type: Any, action: str, detail: dict[str, Any]) -> Entry:
         return Entry(

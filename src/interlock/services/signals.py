@@ -24,7 +24,7 @@ from interlock.workflows.schemas import check_value
 _MAX_REASON = 500
 
 
-class Inbox:
+class Signals:
     """Tells runs of an organisation something; each call names its principal."""
 
     def __init__(
@@ -57,20 +57,20 @@ class Inbox:
             known = ", ".join(sorted(version.signals)) or "none"
             raise NotFound(f'workflow "{version.name}" waits for no signal "{name[:100]}"; it knows: {known}')
         check_value(spec.validator, payload, what="payload")
-        told = await self._database.row("count_signals", run_id, signal_id, org=principal.org_id)
-        assert told is not None, "a count is always there"
-        if told["known"] is not None:
-            if told["known"] != name:
+        counted = await self._database.row("count_signals", run_id, signal_id, org=principal.org_id)
+        assert counted is not None, "a count is always there"
+        if counted["known"] is not None:
+            if counted["known"] != name:
                 raise Conflict(
-                    f'Idempotency-Key "{signal_id}" was used for signal "{told["known"]}" of run {run_id}; choose a new key'
+                    f'Idempotency-Key "{signal_id}" was used for signal "{counted["known"]}" of run {run_id}; choose a new key'
                 )
             return signal_id, False
-        if told["total"] >= MAX_SIGNALS:
+        if counted["total"] >= MAX_SIGNALS:
             raise Conflict(f"run {run_id} has been sent {MAX_SIGNALS} signals, and takes no more")
         taken = await self._redaction.take(run, payload, origin="signal")
         now = self._clock.now()
         event = SignalReceived(name, signal_id, now, taken.ref, facts_of(spec.schema, taken.value))
-        commit = self._told(
+        commit = self._signal_commit(
             principal, run, event, "run.signalled", "signal_run", {"signal": name, "flags": taken.flags}
         )
         commit.artifacts += taken.artifacts
@@ -87,7 +87,7 @@ class Inbox:
         principal.require("run.pause")
         run = await self._open_run(principal, run_id)
         event = PauseRequested(self._clock.now(), note_of(reason)[:_MAX_REASON] or f"by {principal.user_id}")
-        await self._committer.submit(self._told(principal, run, event, "run.paused", "pause_run", {}))
+        await self._committer.submit(self._signal_commit(principal, run, event, "run.paused", "pause_run", {}))
 
     async def resume(self, principal: Principal, run_id: str) -> None:
         """Lets a paused run go on; harmless for one that is not.
@@ -98,7 +98,7 @@ class Inbox:
         principal.require("run.pause")
         run = await self._open_run(principal, run_id)
         event = ResumeRequested(self._clock.now())
-        await self._committer.submit(self._told(principal, run, event, "run.resumed", "resume_run", {}))
+        await self._committer.submit(self._signal_commit(principal, run, event, "run.resumed", "resume_run", {}))
 
     async def cancel(self, principal: Principal, run_id: str, reason: str = "") -> None:
         """Asks a run to stop: it finishes the step under way, undoes what must be undone, and ends as cancelled.
@@ -109,7 +109,9 @@ class Inbox:
         principal.require("run.cancel")
         run = await self._open_run(principal, run_id)
         event = CancelRequested(self._clock.now(), note_of(reason)[:_MAX_REASON] or f"by {principal.user_id}")
-        await self._committer.submit(self._told(principal, run, event, "run.cancel_requested", "cancel_run", {}))
+        await self._committer.submit(
+            self._signal_commit(principal, run, event, "run.cancel_requested", "cancel_run", {})
+        )
 
     async def _open_run(self, principal: Principal, run_id: str) -> Row:
         row = await self._database.row("get_run", run_id, org=principal.org_id)
@@ -119,7 +121,7 @@ class Inbox:
             raise Conflict(f"run {run_id} is over ({row['status']}); nobody listens any more")
         return row
 
-    def _told(
+    def _signal_commit(
         self, principal: Principal, run: Row, event: Any, event_type: Any, action: str, detail: dict[str, Any]
     ) -> Commit:
         entry = Entry(

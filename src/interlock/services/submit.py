@@ -27,7 +27,7 @@ _MAX_KEY = 200
 _MAX_PRIORITY = 100
 
 
-class Intake:
+class Submission:
     """Accepts runs. Accepting is durable: once `accept` returns, the run will be driven to its end."""
 
     def __init__(

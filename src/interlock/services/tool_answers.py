@@ -30,8 +30,8 @@ class Answers:
         assert run is not None, "a review is about a run"
         version, state = await folded(self._database, self._versions, run)
         here = state.steps[step]
-        work = version.program.work(step, here.variant, here.tool)
-        if not isinstance(work, ToolStep):
+        execution = version.program.work(step, here.variant, here.tool)
+        if not isinstance(execution, ToolStep):
             raise ContractViolation(f'step "{step}" is no tool step, so nothing can be said about what it gave')
-        check_value(version.tool_output_validators[work.tool], output, what=f'tool "{work.tool}": output')
-        return facts_of(version.tools[work.tool].contract.output, output)
+        check_value(version.tool_output_validators[execution.tool], output, what=f'tool "{execution.tool}": output')
+        return facts_of(version.tools[execution.tool].contract.output, output)

@@ -9,19 +9,19 @@ from interlock.machine.program import Program
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.workflows.spec import ModelStep, ToolStep, WaitStep
 
-_LETTERS = {StepStatus.HELD, StepStatus.UNDO_FAILED}
+_LETTERS = {StepStatus.HELD, StepStatus.COMPENSATION_FAILED}
 
 
 def waits_for(
-    program: Program, state: RunState, reviews: Mapping[str, str], letters: Mapping[str, str]
+    program: Program, state: RunState, reviews: Mapping[str, str], dead_letters: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """What has to happen before the run can go on, each as `for` and what belongs to it.
 
-    `review`, `confirm` and `letter` name whom to ask (`review_id`, `letter_id`); `signal` its `name`, and `until` if it gives up
-    then; `timer` and `retry` the moment, `until`, in seconds since the epoch. `paused` is for the whole run.
+    `review`, `confirm` and `dead_letter` carry `review_id` or `dead_letter_id`; `signal` its `name`, and `until` if it gives
+    up then; `timer` and `retry` the moment, `until`, in seconds since the epoch. `paused` is for the whole run.
 
     Args:
-        reviews: step → id of its open review; `letters` likewise, with '' for the run itself.
+        reviews: step → id of its open review; `dead_letters` likewise, with '' for the run itself.
     """
     found: list[dict[str, Any]] = [{"for": "paused"}] if state.paused else []
     for name, step in state.steps.items():
@@ -30,17 +30,17 @@ def waits_for(
             continue
         if one["for"] in {"review", "confirm"}:
             one["review_id"] = reviews.get(name)
-        elif one["for"] == "letter":
-            one["letter_id"] = letters.get(name)
+        elif one["for"] == "dead_letter":
+            one["dead_letter_id"] = dead_letters.get(name)
         found.append({"step": name, **one})
-    if "" in letters and not state.over:
-        found.append({"for": "letter", "letter_id": letters[""]})
+    if "" in dead_letters and not state.over:
+        found.append({"for": "dead_letter", "dead_letter_id": dead_letters[""]})
     return found
 
 
 def _wait_of(program: Program, state: RunState, name: str, step: StepState) -> dict[str, Any] | None:
     if step.status in _LETTERS:
-        return {"for": "letter"}
+        return {"for": "dead_letter"}
     match step.status:
         case StepStatus.REVIEWING:
             return {"for": "review"}
@@ -55,8 +55,8 @@ def _wait_of(program: Program, state: RunState, name: str, step: StepState) -> d
             later = (f"retry:{name}:{step.attempt}", f"defer:{name}:{step.attempt}:{step.deferrals}")
             due = [state.timers[key] for key in later if key in state.timers]
             return {"for": "retry", "until": min(due, default=None)}
-        case StepStatus.UNDO_RETRYING:
-            return {"for": "retry", "until": state.timers.get(f"undo:{name}:{step.undo_attempt}")}
+        case StepStatus.COMPENSATION_RETRYING:
+            return {"for": "retry", "until": state.timers.get(f"compensate:{name}:{step.compensation_attempt}")}
         case _:
             return None
 
@@ -66,9 +66,9 @@ def way_of(program: Program, name: str, step: StepState) -> str | None:
     fallback = program.fallback(name, step.variant)
     if fallback is None:
         return None
-    work = program.work(name, step.variant, step.tool)
-    if fallback.tool is not None and isinstance(work, ToolStep):
-        return f"tool {work.tool}"
-    if fallback.model is not None and isinstance(work, ModelStep):
-        return f"model {work.model}"
+    execution = program.work(name, step.variant, step.tool)
+    if fallback.tool is not None and isinstance(execution, ToolStep):
+        return f"tool {execution.tool}"
+    if fallback.model is not None and isinstance(execution, ModelStep):
+        return f"model {execution.model}"
     return "last good result" if fallback.last_good else "fixed answer"

@@ -69,9 +69,9 @@ class DatabaseClock:
         async with self._database.connection() as connection:
             for _ in range(_SAMPLES):
                 asked = since_boot()
-                told = await connection.fetchval(QUERIES["database_time"])
+                reported = await connection.fetchval(QUERIES["database_time"])
                 half = (since_boot() - asked) / 2
-                samples.append((half, told - (asked + half)))
+                samples.append((half, reported - (asked + half)))
         half, offset = min(samples)
         return offset, half
 

@@ -56,14 +56,14 @@ class Commit:
     closed_reviews: list[JsonRow]
     decided_reviews: list[JsonRow]
     results: list[JsonRow]
-    new_letters: list[JsonRow]
-    closed_letters: list[JsonRow]
-    decided_letters: list[JsonRow]
+    new_dead_letters: list[JsonRow]
+    closed_dead_letters: list[JsonRow]
+    decided_dead_letters: list[JsonRow]
     new_signals: list[JsonRow]
     crashed: list[JsonRow]
     requeued: list[JsonRow]
     used_signals: list[JsonRow]
-    handed_on: list[JsonRow]
+    forwarded_at: list[JsonRow]
     outbox: list[JsonRow]
     let_go: list[JsonRow]
     finished: list[JsonRow]
@@ -143,7 +143,7 @@ class Committer:
 
         Raises:
             LeaseLost: the run belongs to another worker now; nothing was written.
-            Conflict: a review or a letter that was to be decided is not open any more; nothing was written.
+            Conflict: a review or a dead letter that was to be decided is not open any more; nothing was written.
             NotFound: the organisation does not exist; nothing was written.
             Unavailable: the database stayed away; the commit was written once or not at all, and the database tells which
                 when it is back.

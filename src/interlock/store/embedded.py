@@ -69,7 +69,7 @@ class EmbeddedPostgres:
             self._shut_down()
             shutil.rmtree(self._directory)
             self._directory.mkdir()
-        self._bury()
+        self._remove_stale_pid_file()
         if not (self._directory / "PG_VERSION").exists():
             making.touch()
         self._server.start()
@@ -134,7 +134,7 @@ class EmbeddedPostgres:
         except (OSError, ValueError, IndexError):
             return None
 
-    def _bury(self) -> None:
+    def _remove_stale_pid_file(self) -> None:
         """A server that was killed and that nobody has reaped looks alive to PostgreSQL, which then refuses to start.
 
         Its children end with it; the files that name it may go once no process has the directory for its own.

@@ -19,10 +19,10 @@ class Listener:
             been said before that.
     """
 
-    def __init__(self, database: Database, channel: str, heard: Callable[[str], None]) -> None:
+    def __init__(self, database: Database, channel: str, on_notification: Callable[[str], None]) -> None:
         self._database = database
         self._channel = channel
-        self._heard = heard
+        self._on_notification = on_notification
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -47,8 +47,8 @@ class Listener:
     async def _listen_forever(self) -> None:
         while True:
             try:
-                self._connection = await self._database.listen(self._channel, self._heard)
-                self._heard("")
+                self._connection = await self._database.listen(self._channel, self._on_notification)
+                self._on_notification("")
                 while self.listening:  # noqa: ASYNC110  the library has no event for it
                     await asyncio.sleep(_LOOK_SECONDS)
             except Exception:  # noqa: BLE001, S110  whoever started this polls; a server that refuses us now may not later

@@ -78,13 +78,13 @@ class Relay:
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", _LOCK):
                 return 0
             rows = await connection.fetch("select * from peek_outbox($1)", _BATCH)
-            delivered, failure = await self._hand_out(rows)
+            delivered, failure = await self._deliver(rows)
             await connection.execute("select drop_outbox($1)", delivered)
         if failure is not None:
             raise failure
         return len(delivered)
 
-    async def _hand_out(self, rows: list[Row]) -> tuple[list[int], InterlockError | None]:
+    async def _deliver(self, rows: list[Row]) -> tuple[list[int], InterlockError | None]:
         delivered: list[int] = []
         for row in rows:
             event = OutboxEvent(

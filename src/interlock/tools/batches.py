@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from interlock.sandbox.answer import Measured, ended
-from interlock.sandbox.environment import Job, Limits, Result, Sandbox
+from interlock.sandbox.environment import Job, Sandbox, SandboxLimits, SandboxResult
 from interlock.workflows.contracts import Batch
 
 _REMEMBERED = 10_000  # calls of broken batches; who is forgotten goes in a batch once more
@@ -31,21 +31,21 @@ _SHAPE = 'must be {"output": …} or {"error": "…"} with retryable, retry_afte
 
 
 @dataclass(frozen=True, slots=True)
-class _Company:
+class _BatchKey:
     """What calls must have in common to share a sandbox."""
 
     run_id: str
     bundle: Path
     tool: str
     egress: tuple[str, ...]
-    limits: Limits
+    limits: SandboxLimits
     allowed_tools: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
     job: Job
-    answer: asyncio.Future[Result]
+    answer: asyncio.Future[SandboxResult]
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class _Gathering:
     serving: asyncio.Task[None] | None = None
 
 
-class Batches:
+class ToolBatches:
     """Gathers calls and hands them over.
 
     A batch that breaks as a whole (a crash, a deadline, an answer of the wrong shape) gives each of its calls that
@@ -66,10 +66,10 @@ class Batches:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._gathering: dict[_Company, _Gathering] = {}
-        self._alone: OrderedDict[tuple[_Company, Any], None] = OrderedDict()
+        self._gathering: dict[_BatchKey, _Gathering] = {}
+        self._alone: OrderedDict[tuple[_BatchKey, Any], None] = OrderedDict()
 
-    async def run(self, job: Job, terms: Batch) -> Result:
+    async def run(self, job: Job, terms: Batch) -> SandboxResult:
         """The result of this one call of `run`, whoever shared its sandbox.
 
         Cancelling it takes the call out of a batch that is still gathering, and leaves a batch under way to the others;
@@ -78,45 +78,45 @@ class Batches:
         Raises:
             SandboxError: no sandbox could be had; none of the batch was called.
         """
-        company = _company(job)
-        if company is None or "context" in job.arguments or self._goes_alone(company, job):
+        batch_key = _batch_key(job)
+        if batch_key is None or "context" in job.arguments or self._goes_alone(batch_key, job):
             return await self._sandbox.run(job)
-        gathering = self._gathering.get(company)
+        gathering = self._gathering.get(batch_key)
         if gathering is None:
-            gathering = self._gathering[company] = _Gathering()
-            gathering.serving = asyncio.create_task(self._serve(company, gathering, terms.wait))
+            gathering = self._gathering[batch_key] = _Gathering()
+            gathering.serving = asyncio.create_task(self._serve(batch_key, gathering, terms.wait))
         call = _Call(job, asyncio.get_running_loop().create_future())
         gathering.calls.append(call)
         if len(gathering.calls) == terms.max:
-            self._complete(company, gathering)
+            self._complete(batch_key, gathering)
         try:
             return await call.answer
         except asyncio.CancelledError:
-            await self._leave(company, gathering)
+            await self._leave(batch_key, gathering)
             raise
 
-    async def _leave(self, company: _Company, gathering: _Gathering) -> None:
+    async def _leave(self, batch_key: _BatchKey, gathering: _Gathering) -> None:
         if not all(call.answer.done() for call in gathering.calls):
             return
-        self._complete(company, gathering)
+        self._complete(batch_key, gathering)
         assert gathering.serving is not None
         gathering.serving.cancel()
         await asyncio.wait([gathering.serving])  # until nothing of it is left on this host
 
-    def _complete(self, company: _Company, gathering: _Gathering) -> None:
+    def _complete(self, batch_key: _BatchKey, gathering: _Gathering) -> None:
         """Nobody joins any more."""
-        if self._gathering.get(company) is gathering:
-            del self._gathering[company]
+        if self._gathering.get(batch_key) is gathering:
+            del self._gathering[batch_key]
         gathering.full.set()
 
-    async def _serve(self, company: _Company, gathering: _Gathering, wait: float) -> None:
+    async def _serve(self, batch_key: _BatchKey, gathering: _Gathering, wait: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 await gathering.full.wait()
-        self._complete(company, gathering)
+        self._complete(batch_key, gathering)
         calls = [call for call in gathering.calls if not call.answer.done()]
         try:
-            results = await self._hand_over(company, [call.job for call in calls])
+            results = await self._dispatch(batch_key, [call.job for call in calls])
         except asyncio.CancelledError:
             for call in calls:
                 call.answer.cancel()
@@ -130,7 +130,7 @@ class Batches:
             if not call.answer.done():
                 call.answer.set_result(result)
 
-    async def _hand_over(self, company: _Company, jobs: list[Job]) -> list[Result]:
+    async def _dispatch(self, batch_key: _BatchKey, jobs: list[Job]) -> list[SandboxResult]:
         if len(jobs) == 1:
             return [await self._sandbox.run(jobs[0])]
         calls = [{"arguments": dict(job.arguments), "context": dict(job.context)} for job in jobs]
@@ -139,7 +139,7 @@ class Batches:
                 jobs[0],
                 function="run_batch",
                 arguments={"calls": calls},
-                context={"run_id": company.run_id},
+                context={"run_id": batch_key.run_id},
                 until=min((job.until for job in jobs if job.until is not None), default=None),
             )
         )
@@ -147,32 +147,32 @@ class Batches:
         if isinstance(results, list):
             return results
         if not results.retryable:
-            self._remember(company, jobs)
+            self._remember(batch_key, jobs)
         return [results] * len(jobs)
 
-    def _remember(self, company: _Company, jobs: list[Job]) -> None:
+    def _remember(self, batch_key: _BatchKey, jobs: list[Job]) -> None:
         for job in jobs:
-            self._alone[company, job.context.get("step")] = None
+            self._alone[batch_key, job.context.get("step")] = None
         while len(self._alone) > _REMEMBERED:
             self._alone.popitem(last=False)
 
-    def _goes_alone(self, company: _Company, job: Job) -> bool:
-        key = (company, job.context.get("step"))
+    def _goes_alone(self, batch_key: _BatchKey, job: Job) -> bool:
+        key = (batch_key, job.context.get("step"))
         if key not in self._alone:
             return False
         del self._alone[key]
         return True
 
 
-def _company(job: Job) -> _Company | None:
+def _batch_key(job: Job) -> _BatchKey | None:
     """None for a call that says no run: nobody may share its sandbox."""
     run_id = job.context.get("run_id")
     if not isinstance(run_id, str) or not run_id:
         return None
-    return _Company(run_id, job.bundle, job.tool, job.egress, job.limits, job.allowed_tools)
+    return _BatchKey(run_id, job.bundle, job.tool, job.egress, job.limits, job.allowed_tools)
 
 
-def read_items(whole: Result, count: int) -> list[Result] | Result:
+def read_items(whole: SandboxResult, count: int) -> list[SandboxResult] | SandboxResult:
     """The result of each of `count` calls, from what `run_batch` returned, which may be anything.
 
     Returns:
@@ -185,7 +185,7 @@ def read_items(whole: Result, count: int) -> list[Result] | Result:
         return ended(
             "garbage", measured, f"run_batch returned {len(items)} items for {count} calls; return one for each"
         )
-    results: list[Result] = []
+    results: list[SandboxResult] = []
     for place, item in enumerate(items):
         result = _read_item(item, measured)
         if result is None:
@@ -194,7 +194,7 @@ def read_items(whole: Result, count: int) -> list[Result] | Result:
     return results
 
 
-def _read_item(item: Any, measured: Measured) -> Result | None:
+def _read_item(item: Any, measured: Measured) -> SandboxResult | None:
     """The result an item stands for; None if it has the wrong shape."""
     if not isinstance(item, Mapping):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from interlock.admission.tool_health import Check, Verdict
+from interlock.admission.tool_health import Check, HealthVerdict
 from interlock.base.errors import InterlockError
 from interlock.telemetry import names
 from interlock.telemetry.logs import log, scrub
@@ -18,7 +18,7 @@ class HealthChecks:
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
 
-    async def ask(self, check: Check) -> Verdict | None:
+    async def ask(self, check: Check) -> HealthVerdict | None:
         """The tool's verdict on itself; None if it could not be asked (no sandbox, no bundle). Raises nothing.
 
         A check that raises, hangs, crashes or answers something else is a bad one: a tool that cannot say that it is
@@ -38,15 +38,15 @@ class HealthChecks:
             log(names.LOG_HEALTH_UNKNOWN, str(error), level=level, tool=check.tool)
             return None
         if result.ending != "ok":
-            return Verdict(False, error_of(contract, result).message)
+            return HealthVerdict(False, error_of(contract, result).message)
         return verdict_of(check.tool, result.output)
 
 
-def verdict_of(tool: str, output: Any) -> Verdict:
+def verdict_of(tool: str, output: Any) -> HealthVerdict:
     """What `health` returned, which may be anything."""
     if not isinstance(output, dict) or not isinstance(output.get("healthy"), bool):
-        return Verdict(False, f'tool "{tool}": health must return {{"healthy": true|false, "detail": "…"}}')
+        return HealthVerdict(False, f'tool "{tool}": health must return {{"healthy": true|false, "detail": "…"}}')
     detail = output.get("detail", "")
     # PostgreSQL takes no NUL, and no half of a surrogate pair.
     text = detail.replace("\0", " ").encode("utf-8", "replace").decode() if isinstance(detail, str) else ""
-    return Verdict(output["healthy"], scrub(text))
+    return HealthVerdict(output["healthy"], scrub(text))

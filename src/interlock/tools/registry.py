@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from interlock.base.errors import Denied, FailureKind, NothingHappened, ToolError
-from interlock.sandbox.environment import Job, Limits, Result, Sandbox
-from interlock.tools.batches import Batches
+from interlock.sandbox.environment import Job, Sandbox, SandboxLimits, SandboxResult
+from interlock.tools.batches import ToolBatches
 from interlock.workflows.contracts import MIB, ToolContract
 
 Function = Literal["run", "commit", "compensate", "probe", "health"]
@@ -32,7 +32,7 @@ class Tools:
 
     def __init__(self, sandbox: Sandbox, locate: Locate) -> None:
         self._sandbox = sandbox
-        self._batches = Batches(sandbox)
+        self._batches = ToolBatches(sandbox)
         self._locate = locate
 
     @property
@@ -52,7 +52,7 @@ class Tools:
         context: Mapping[str, Any],
         allowed: frozenset[str],
         until: float | None = None,
-    ) -> Result:
+    ) -> SandboxResult:
         """One call in a fresh sandbox; nothing of it goes out after `until` (see `Job`).
 
         If the contract says so, the call of `run` shares its sandbox with others of the same run (see `Batches`).
@@ -73,7 +73,7 @@ class Tools:
             allowed_tools=allowed,
             egress=tuple(contract.egress),
             until=until,
-            limits=Limits(
+            limits=SandboxLimits(
                 timeout=contract.timeout,
                 cpu_seconds=contract.limits.cpu_seconds,
                 memory_bytes=contract.limits.memory_mib * MIB,
@@ -86,7 +86,7 @@ class Tools:
         return await self._sandbox.run(job)
 
 
-def error_of(contract: ToolContract, result: Result) -> ToolError:
+def error_of(contract: ToolContract, result: SandboxResult) -> ToolError:
     """The error a failed call stands for. Whether its effect is in doubt is the kernel's question."""
     sentences = {
         "raised": f"failed ({_class_name(result.error)})",
@@ -97,15 +97,15 @@ def error_of(contract: ToolContract, result: Result) -> ToolError:
         "too_large": "answered with more than the limit allows",
     }
     message = f'tool "{contract.name}" {sentences[result.ending]}'
-    words = result.error
+    error_detail = result.error
     if result.nothing_happened:
-        return NothingHappened(message, kind=FailureKind.PERMANENT, words=words)
+        return NothingHappened(message, kind=FailureKind.PERMANENT, error_detail=error_detail)
     if result.ending == "raised" and not result.retryable:
-        return ToolError(message, kind=FailureKind.PERMANENT, words=words)
+        return ToolError(message, kind=FailureKind.PERMANENT, error_detail=error_detail)
     if result.ending in {"garbage", "too_large", "out_of_memory"}:
-        return ToolError(message, kind=FailureKind.PERMANENT, words=words)
+        return ToolError(message, kind=FailureKind.PERMANENT, error_detail=error_detail)
     kind = FailureKind.RATE_LIMITED if result.retry_after else FailureKind.TRANSIENT
-    return ToolError(message, kind=kind, retry_after=result.retry_after, words=words)
+    return ToolError(message, kind=kind, retry_after=result.retry_after, error_detail=error_detail)
 
 
 def _class_name(error: str | None) -> str:

@@ -31,7 +31,7 @@ from interlock.workflows.spec import (
     WaitStep,
     Workflow,
 )
-from interlock.workflows.visibility import Path, Problem, Seen, View, listed, schema_problems
+from interlock.workflows.visibility import Problem, Seen, ValuePath, View, listed, schema_problems
 from interlock.workflows.walk import reaches, siblings, signal_waits
 
 __all__ = ["Problem", "check_workflow"]
@@ -92,7 +92,7 @@ class _Checker:
             self.view = View({})  # nothing more can be said about it
         faults = {name: self._without_faults(name) for name in self.tools}
         for index, name in enumerate(workflow.allow):
-            path: Path = ("allow", index)
+            path: ValuePath = ("allow", index)
             if name not in self.tools:
                 yield Problem(path, f'tool "{name}" does not exist; {listed(self.tools, "tools")}')
             yield from (Problem(path, fault) for fault in faults.get(name, ()))
@@ -114,7 +114,7 @@ class _Checker:
                 self.tools[name] = self.tools[name].model_copy(update={part: {}})
         return faults
 
-    def _steps(self, steps: list[Step], path: Path) -> Iterator[Problem]:
+    def _steps(self, steps: list[Step], path: ValuePath) -> Iterator[Problem]:
         for index, step in enumerate(steps):
             here = (*path, index)
             if step.id in self.seen:
@@ -123,7 +123,7 @@ class _Checker:
             yield from self._step(step, here)
             self.view = self.view.after(step.id, self._known(step))
 
-    def _step(self, step: Step, path: Path) -> Iterator[Problem]:
+    def _step(self, step: Step, path: ValuePath) -> Iterator[Problem]:
         match step:
             case ModelStep() | AgentStep():
                 yield from self._asking(step, path)
@@ -151,7 +151,7 @@ class _Checker:
             case SubworkflowStep():
                 yield from self._subworkflow(step, path)
 
-    def _beside(self, parts: list[tuple[list[Step], Path]]) -> Iterator[Problem]:
+    def _beside(self, parts: list[tuple[list[Step], ValuePath]]) -> Iterator[Problem]:
         """Branches: none may read another's results, what follows may read all of them."""
         outer = self.view
         after = dict(outer.before)
@@ -163,7 +163,7 @@ class _Checker:
 
     # -- models and tools --------------------------------------------------------------------------------------
 
-    def _asking(self, step: ModelStep | AgentStep, path: Path) -> Iterator[Problem]:
+    def _asking(self, step: ModelStep | AgentStep, path: ValuePath) -> Iterator[Problem]:
         yield from self._model(step.id, step.model, (*path, "model"))
         yield from schema_problems(step.output, (*path, "output"))
         if step.output.get("type") != "object":
@@ -182,7 +182,7 @@ class _Checker:
                 yield from self._may_call(step.id, tool, (*path, "tools", index))
         yield from self._fallbacks(step, path)
 
-    def _slots(self, step: ModelStep | AgentStep, path: Path) -> Iterator[Problem]:
+    def _slots(self, step: ModelStep | AgentStep, path: ValuePath) -> Iterator[Problem]:
         prompt = self.prompts.get(step.prompt)
         if prompt is None:
             message = f'step "{step.id}": prompt "{step.prompt}" does not exist; {listed(self.prompts, "prompts")}'
@@ -199,20 +199,22 @@ class _Checker:
             yield Problem((*path, "values", slot), message)
         yield from self.view.bindings(step.values, (*path, "values"))
 
-    def _model(self, step_id: str, model: str, path: Path) -> Iterator[Problem]:
+    def _model(self, step_id: str, model: str, path: ValuePath) -> Iterator[Problem]:
         if model not in self.models:
             yield Problem(
                 path, f'step "{step_id}": model "{model}" is not in the settings; {listed(self.models, "models")}'
             )
 
-    def _may_call(self, step_id: str, tool: str, path: Path) -> Iterator[Problem]:
+    def _may_call(self, step_id: str, tool: str, path: ValuePath) -> Iterator[Problem]:
         if tool not in self.tools:
             yield Problem(path, f'step "{step_id}": tool "{tool}" does not exist; {listed(self.tools, "tools")}')
         elif tool not in self.workflow.allow:
             message = f'step "{step_id}" uses tool "{tool}", which is not in allow; add it or remove the step'
             yield Problem(path, message)
 
-    def _tool(self, step: ToolStep, tool: str, given: dict[str, Any], path: Path, inputs: Path) -> Iterator[Problem]:
+    def _tool(
+        self, step: ToolStep, tool: str, given: dict[str, Any], path: ValuePath, inputs: ValuePath
+    ) -> Iterator[Problem]:
         yield from self._may_call(step.id, tool, path)
         contract = self.tools.get(tool)
         if contract is None:
@@ -226,7 +228,7 @@ class _Checker:
                 yield Problem((*inputs, name), message)
         yield from self.view.bindings(given, inputs)
 
-    def _fallbacks(self, step: ModelStep | AgentStep | ToolStep, path: Path) -> Iterator[Problem]:
+    def _fallbacks(self, step: ModelStep | AgentStep | ToolStep, path: ValuePath) -> Iterator[Problem]:
         for index, fallback in enumerate(step.fallback):
             here = (*path, "fallback", index)
             message = self._misplaced(step, fallback)
@@ -252,7 +254,7 @@ class _Checker:
             return f'an earlier result of tool "{contract.name}" is no substitute for what it does; it is mutating'
         return None
 
-    def _fixed(self, step: ModelStep | AgentStep | ToolStep, value: Any, path: Path) -> Iterator[Problem]:
+    def _fixed(self, step: ModelStep | AgentStep | ToolStep, value: Any, path: ValuePath) -> Iterator[Problem]:
         schema = self._known(step).value
         error = next(iter(validator_for(schema).iter_errors(value)), None)
         if error is not None:
@@ -260,7 +262,7 @@ class _Checker:
 
     # -- bodies and waits --------------------------------------------------------------------------------------
 
-    def _map(self, step: MapStep, path: Path) -> Iterator[Problem]:
+    def _map(self, step: MapStep, path: ValuePath) -> Iterator[Problem]:
         yield from self.view.bindings(step.items, (*path, "items"))
         item: JsonSchema = {}
         try:
@@ -283,14 +285,14 @@ class _Checker:
         yield from self.view.bindings(step.result, (*path, "result"))
         self.view = outer  # one item's steps are nobody else's
 
-    def _loop(self, step: LoopStep, path: Path) -> Iterator[Problem]:
+    def _loop(self, step: LoopStep, path: ValuePath) -> Iterator[Problem]:
         outer = self.view
         self.view = replace(outer, last=frozenset(one.id for one in siblings(step.steps)))
         yield from self._steps(step.steps, (*path, "steps"))
         yield from self.view.condition(step.id, step.until, (*path, "until"))
         self.view = replace(outer, before=self.view.before)  # what follows reads the last round
 
-    def _subworkflow(self, step: SubworkflowStep, path: Path) -> Iterator[Problem]:
+    def _subworkflow(self, step: SubworkflowStep, path: ValuePath) -> Iterator[Problem]:
         yield from self.view.bindings(step.input, (*path, "input"))
         child = self.workflows.get(step.workflow)
         place = (*path, "workflow")
@@ -326,7 +328,7 @@ class _Checker:
                 message = f'step "{step.id}": workflow "{child.name}" takes no "{name}"; {listed(properties, "fields")}'
                 yield Problem((*path, "input", name), message)
 
-    def _wait(self, step: WaitStep, path: Path) -> Iterator[Problem]:
+    def _wait(self, step: WaitStep, path: ValuePath) -> Iterator[Problem]:
         yield from schema_problems(step.payload, (*path, "payload"))
         if "received" in _properties(step.payload):
             message = f'step "{step.id}": received says whether the signal came; call that field of the payload something else'

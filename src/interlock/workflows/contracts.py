@@ -21,7 +21,7 @@ class ToolLimits(Part):
     processes: int = Field(default=64, ge=1, le=4096)
 
 
-class Health(Part):
+class HealthCheckSpec(Part):
     """A check of the tool's own: main.py has `health(context) → {healthy: true|false, detail: text}`."""
 
     every: float = Field(default=30.0, ge=5.0, le=3600.0, description="seconds from one check to the next")
@@ -84,7 +84,7 @@ class ToolContract(Part):
     )
     compensate: bool = Field(default=False, description="main.py has compensate(input, output, context)")
     probe: bool = Field(default=False, description="main.py has probe(input, context) → {happened, output}")
-    health: Health | None = Field(
+    health: HealthCheckSpec | None = Field(
         default=None, description="main.py has health(context); a tool that says no twice in a row is not called"
     )
 

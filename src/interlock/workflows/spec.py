@@ -176,7 +176,7 @@ class ParallelStep(_StepBase):
     branches: dict[Identifier, Steps] = Field(min_length=1)
 
 
-class Case(Part):
+class BranchCase(Part):
     when: str = Field(description="CEL over facts, such as `classify.urgency >= 4`")
     steps: Steps
 
@@ -185,7 +185,7 @@ class BranchStep(_StepBase):
     """Takes the first case whose condition holds, else `otherwise`."""
 
     kind: Literal["branch"]
-    cases: list[Case] = Field(min_length=1)
+    cases: list[BranchCase] = Field(min_length=1)
     otherwise: Steps = Field(default_factory=list)
 
 
@@ -257,5 +257,5 @@ class Workflow(Part):
     output: dict[str, Any] = Field(default_factory=dict, description="name → binding; null where the step did not run")
 
 
-for _model in (ParallelStep, Case, BranchStep, MapStep, LoopStep, Workflow):
+for _model in (ParallelStep, BranchCase, BranchStep, MapStep, LoopStep, Workflow):
     _model.model_rebuild()

@@ -15,7 +15,7 @@ from interlock.workflows.facts import compile_condition, fact_fields
 from interlock.workflows.schemas import validator_for
 from interlock.workflows.spec import JsonSchema
 
-Path = tuple[str | int, ...]
+ValuePath = tuple[str | int, ...]
 
 
 _TEXT = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'")
@@ -31,7 +31,7 @@ def _fields_read(expression: str) -> set[tuple[str, str]]:
 class Problem:
     """A fault at a place in the workflow file: what is wrong, and the mend."""
 
-    path: Path
+    path: ValuePath
     message: str
 
 
@@ -66,7 +66,7 @@ class View:
     def after(self, name: str, seen: Seen) -> View:
         return replace(self, before={**self.before, name: seen})
 
-    def bindings(self, tree: Any, path: Path) -> Iterator[Problem]:
+    def bindings(self, tree: Any, path: ValuePath) -> Iterator[Problem]:
         """Faults of every reference in a binding tree."""
         try:
             found = list(references(tree))
@@ -78,7 +78,7 @@ class View:
             if message:
                 yield Problem(path, message)
 
-    def condition(self, step_id: str, expression: str, path: Path) -> Iterator[Problem]:
+    def condition(self, step_id: str, expression: str, path: ValuePath) -> Iterator[Problem]:
         try:
             program = compile_condition(expression)
         except InvalidSpec as error:
@@ -160,7 +160,7 @@ class View:
         return _field_problem(reference, self.before[step].value, f'step "{step}"')
 
 
-def schema_problems(schema: JsonSchema, path: Path) -> Iterator[Problem]:
+def schema_problems(schema: JsonSchema, path: ValuePath) -> Iterator[Problem]:
     """What keeps a schema from being one."""
     try:
         validator_for(schema)

@@ -71,12 +71,12 @@ class Observer:
         reviews = await self.rows(
             "select step, purpose, status from reviews where run_id = %s order by created_at, review_id", run_id
         )
-        letters = await self.rows(
+        dead_letters = await self.rows(
             "select step, purpose, status from dead_letters where run_id = %s and purpose <> 'run' "
-            "order by created_at, letter_id",
+            "order by created_at, dead_letter_id",
             run_id,
         )
-        return {"reviews": [" ".join(row) for row in reviews], "letters": [" ".join(row) for row in letters]}
+        return {"reviews": [" ".join(row) for row in reviews], "dead_letters": [" ".join(row) for row in dead_letters]}
 
 
 class Run:
@@ -169,10 +169,10 @@ class Run:
             case "resume":
                 await app.inbox.resume(admin, self.run_id)
             case "requeue":
-                letter = await self._open("dead_letters", "letter_id", target)
-                await app.letters.requeue(admin, letter, "", entry.options.get("input"))
+                dead_letter = await self._open("dead_letters", "dead_letter_id", target)
+                await app.dead_letters.requeue(admin, dead_letter, "", entry.options.get("input"))
             case _:
-                await app.letters.discard(admin, await self._open("dead_letters", "letter_id", target))
+                await app.dead_letters.discard(admin, await self._open("dead_letters", "dead_letter_id", target))
 
     async def _open(self, table: str, key: str, step: str) -> str:
         """The open review or letter of a step."""

@@ -25,13 +25,13 @@ TOLD = {"approve", "reject", "signal", "cancel", "pause", "resume", "requeue", "
 
 TOLD_TYPES = {
     *("review_decided", "signal_received", "cancel_requested", "pause_requested", "resume_requested"),
-    *("letter_requeued", "letter_discarded"),
+    *("dead_letter_requeued", "dead_letter_discarded"),
 }
 """Types of the events that tell the run something from outside."""
 
 VERBS = OUTCOMES | TOLD | {"timer", "expect"}
 _FIELDS = {"name", "about", "workflow", "workflows", "given", "before", "script", "journal", "status", "reason"}
-_FIELDS |= {"reviews", "letters", "effects", "output"}
+_FIELDS |= {"reviews", "dead_letters", "effects", "output"}
 _ENDINGS = {"succeeded", "partial", "failed", "cancelled", "dead"}
 
 
@@ -78,7 +78,7 @@ class Scenario:
     given: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
     reviews: list[str] = field(default_factory=list)
-    letters: list[str] = field(default_factory=list)
+    dead_letters: list[str] = field(default_factory=list)
     effects: dict[str, str] | None = None
     output: dict[str, Any] | None = None
 
@@ -98,7 +98,7 @@ class Record:
     Attributes:
         events: the journal, normalised.
         works: what was performed and compensated, sorted: an engine that does work twice, or some other, is found out.
-        reviews, letters: rows that people see: `step purpose status`.
+        reviews, dead_letters: rows that people see: `step purpose status`.
         effects: step → status, of an engine that has a ledger; `output` likewise.
     """
 
@@ -107,7 +107,7 @@ class Record:
     reason: str | None
     works: list[str]
     reviews: list[str]
-    letters: list[str]
+    dead_letters: list[str]
     effects: dict[str, str] | None = None
     output: dict[str, Any] | None = None
 
@@ -178,9 +178,9 @@ def told_event(entry: Entry, now: float, seal: Callable[[Any], Ref]) -> Any:
             return ev.ResumeRequested(now)
         case "requeue":
             edited = options.get("input")
-            return ev.LetterRequeued(str(target), now, seal(edited) if edited is not None else None)
+            return ev.DeadLetterRequeued(str(target), now, seal(edited) if edited is not None else None)
         case _:
-            return ev.LetterDiscarded(str(target), now)
+            return ev.DeadLetterDiscarded(str(target), now)
 
 
 # -- journals ------------------------------------------------------------------------------------------------------
@@ -210,9 +210,9 @@ def _words(event: dict[str, Any]) -> Iterator[Any]:
             yield event["reason"]
         case "signal_received":
             yield from (event["name"], event["signal_id"])
-        case "letter_requeued":
+        case "dead_letter_requeued":
             yield from (event["step"], "edited" if event["input"] else "")
-        case "letter_discarded":
+        case "dead_letter_discarded":
             yield event["step"]
         case "run_started" | "resume_requested":
             pass

@@ -12,7 +12,7 @@ from interlock.base.errors import LeaseLost
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.execution.effects import Effect, EffectLedger, idempotency_key
-from interlock.execution.steps import Outcome, Work
+from interlock.execution.steps import StepExecution, StepOutcome
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database
@@ -54,73 +54,85 @@ class ScriptedKernel:
                 answer.set_exception(LeaseLost("the scenario is over"))
         self._answers.clear()
 
-    async def perform(self, work: Work) -> Outcome:
-        entry, now = await self._asked("perform", work)
-        sealed = await work.run.artifacts.seal(work.run.org_id, _value(work, entry), Labels())
-        event = outcome_event(entry, work.attempt, now, sealed.ref)
-        outcome = Outcome(event, artifacts=[sealed.row])
-        work.run.remember(sealed.ref, _value(work, entry))  # it may be read before it is durable
+    async def perform(self, execution: StepExecution) -> StepOutcome:
+        entry, now = await self._asked("perform", execution)
+        sealed = await execution.run.artifacts.seal(execution.run.org_id, _value(execution, entry), Labels())
+        event = outcome_event(entry, execution.attempt, now, sealed.ref)
+        outcome = StepOutcome(event, artifacts=[sealed.row])
+        execution.run.remember(sealed.ref, _value(execution, entry))  # it may be read before it is durable
         failed = entry.verb == "fail"
-        if _mutates(work) and entry.verb != "defer" and not (failed and entry.options.get("kind") in _REFUSED):
-            effect = await self._begun(work)
+        if _mutates(execution) and entry.verb != "defer" and not (failed and entry.options.get("kind") in _REFUSED):
+            effect = await self._begun(execution)
             if not failed:
                 outcome.effects.append(effect.row("succeeded", sealed.ref))
             elif not event.failure.ambiguous:
                 outcome.effects.append(effect.row("failed"))
         return outcome
 
-    async def compensate(self, work: Work) -> Outcome:
-        entry, now = await self._asked("compensate", work)
-        event = outcome_event(entry, work.attempt, now, _none())
-        effects = [_effect(work, await self._arguments(work)).row("compensated")] if entry.verb == "undone" else []
-        return Outcome(event, effects=effects)
+    async def compensate(self, execution: StepExecution) -> StepOutcome:
+        entry, now = await self._asked("compensate", execution)
+        event = outcome_event(entry, execution.attempt, now, _none())
+        effects = (
+            [_effect(execution, await self._arguments(execution)).row("compensated")] if entry.verb == "undone" else []
+        )
+        return StepOutcome(event, effects=effects)
 
-    async def _asked(self, kind: str, work: Work) -> tuple[Entry, float]:
-        key = (work.run.run_id, kind, work.name)
-        self.works.setdefault(work.run.run_id, []).append(f"{kind} {work.name} {work.attempt}")
+    async def _asked(self, kind: str, execution: StepExecution) -> tuple[Entry, float]:
+        key = (execution.run.run_id, kind, execution.name)
+        self.works.setdefault(execution.run.run_id, []).append(f"{kind} {execution.name} {execution.attempt}")
         assert key not in self._answers, f"{key} is done twice at once"
         answer: asyncio.Future[tuple[Entry, float]] = asyncio.get_running_loop().create_future()
-        self._answers[key] = (work.attempt, answer)
+        self._answers[key] = (execution.attempt, answer)
         try:
             return await answer
         finally:
             if answer.cancelled():  # its worker has let go of the run
                 self._answers.pop(key, None)
 
-    async def _begun(self, work: Work) -> Effect:
+    async def _begun(self, execution: StepExecution) -> Effect:
         """The effect of an attempt, on record as being made."""
-        in_doubt = work.attempt > 1 and await self._ledger.status(work) == "executing"
-        arguments = await self._arguments(work)
-        effect = _effect(work, arguments)
+        in_doubt = execution.attempt > 1 and await self._ledger.status(execution) == "executing"
+        arguments = await self._arguments(execution)
+        effect = _effect(execution, arguments)
         if not in_doubt:
-            await self._ledger.intend(work, effect, arguments)
-        await self._ledger.executing(work, effect)
+            await self._ledger.intend(execution, effect, arguments)
+        await self._ledger.executing(execution, effect)
         return effect
 
-    async def _arguments(self, work: Work) -> Sealed:
-        return await work.run.artifacts.seal(work.run.org_id, {"step": work.name}, Labels())
+    async def _arguments(self, execution: StepExecution) -> Sealed:
+        return await execution.run.artifacts.seal(execution.run.org_id, {"step": execution.name}, Labels())
 
 
-def _effect(work: Work, arguments: Sealed) -> Effect:
-    assert isinstance(work.step, ToolStep)
-    key = idempotency_key(work.run.run_id, work.effect_name, arguments.ref.digest)
-    return Effect(work.run.run_id, work.effect_name, work.run.org_id, work.step.tool, key, work.attempt, arguments.ref)
+def _effect(execution: StepExecution, arguments: Sealed) -> Effect:
+    assert isinstance(execution.step, ToolStep)
+    key = idempotency_key(execution.run.run_id, execution.effect_name, arguments.ref.digest)
+    return Effect(
+        execution.run.run_id,
+        execution.effect_name,
+        execution.run.org_id,
+        execution.step.tool,
+        key,
+        execution.attempt,
+        arguments.ref,
+    )
 
 
-def _mutates(work: Work) -> bool:
-    called = work.fallback is None or work.fallback.tool is not None
-    return called and isinstance(work.step, ToolStep) and work.run.version.program.mutates(work.step.tool)
+def _mutates(execution: StepExecution) -> bool:
+    called = execution.fallback is None or execution.fallback.tool is not None
+    return (
+        called and isinstance(execution.step, ToolStep) and execution.run.version.program.mutates(execution.step.tool)
+    )
 
 
-def _value(work: Work, entry: Entry) -> Any:
+def _value(execution: StepExecution, entry: Entry) -> Any:
     facts, calls = entry.options.get("facts", {}), entry.options.get("calls")
     if "value" in entry.options:
         return entry.options["value"]
-    if isinstance(work.step, MapStep):
+    if isinstance(execution.step, MapStep):
         return list(range(facts.get("count", 0)))
     if calls:  # as a model asks for them: what people are shown of a call in doubt is read from here
-        return {"calls": [{"tool": tool, "arguments": {"step": work.name}} for tool in calls], "answer": None}
-    return {"step": work.name, **facts}
+        return {"calls": [{"tool": tool, "arguments": {"step": execution.name}} for tool in calls], "answer": None}
+    return {"step": execution.name, **facts}
 
 
 def _none() -> Ref:

@@ -10,7 +10,7 @@ from typing import Any
 
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
-from interlock.engines.simulator.driver import Trail
+from interlock.engines.simulator.driver import SimulatedRun
 from interlock.machine import events as ev
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
@@ -29,12 +29,12 @@ class Simulated:
 
     def __init__(self, scenario: Scenario, program: Program) -> None:
         self.scenario = scenario
-        self.trail = Trail(program)
+        self.trail = SimulatedRun(program)
         self.now = 1.8e9  # the year 2027, in seconds since the epoch
         self.works: list[str] = []
         self.statuses = {self.state.status}
         self._under_way: dict[tuple[str, str], int] = {}
-        self._people: dict[str, list[list[str]]] = {"reviews": [], "letters": []}
+        self._people: dict[str, list[list[str]]] = {"reviews": [], "dead_letters": []}
 
     @property
     def state(self) -> RunState:
@@ -117,8 +117,8 @@ class Simulated:
         match event:  # the door moves these rows together with what it tells the run
             case ev.ReviewDecided():
                 self._settle("reviews", event.step, "approved" if event.approved else "rejected")
-            case ev.LetterRequeued() | ev.LetterDiscarded():
-                self._settle("letters", event.step, event.type.removeprefix("letter_"))
+            case ev.DeadLetterRequeued() | ev.DeadLetterDiscarded():
+                self._settle("dead_letters", event.step, event.type.removeprefix("letter_"))
         for command in commands:
             self._carry_out(command)
         return True
@@ -133,10 +133,10 @@ class Simulated:
                 self._people["reviews"].append([command.step, command.purpose, "open"])
             case ev.CloseReview():
                 self._settle("reviews", command.step, "closed")
-            case ev.OpenLetter():
-                self._people["letters"].append([command.step, command.purpose, "open"])
-            case ev.CloseLetter():
-                self._settle("letters", command.step, "closed")
+            case ev.OpenDeadLetter():
+                self._people["dead_letters"].append([command.step, command.purpose, "open"])
+            case ev.CloseDeadLetter():
+                self._settle("dead_letters", command.step, "closed")
 
     def _settle(self, kind: str, step: str, status: str) -> None:
         for row in self._people[kind]:

@@ -1,4 +1,4 @@
-"""Every scenario on every engine: the same journal, to the letter, and what people see of it."""
+"""Every scenario on every engine: the same journal, exactly, and what people see of it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def judge(scenario: Scenario, record: Record, reference: Record) -> None:
     else:
         assert record.reason == scenario.reason
     assert record.reviews == scenario.reviews
-    assert record.letters == scenario.letters
+    assert record.dead_letters == scenario.dead_letters
     assert record.events == reference.events
     assert record.works == reference.works
     if record.effects is not None and scenario.effects is not None:
@@ -76,7 +76,7 @@ WRONG: dict[str, tuple[str, Change]] = {
     "another_end": ("partial-without_a_step", lambda scenario: replace(scenario, status="succeeded")),
     "another_reason": ("cancel-twice", lambda scenario: replace(scenario, reason="cancelled: second")),
     "a_question_left_open": ("cancel-while_asking", lambda scenario: replace(scenario, reviews=["ask approve open"])),
-    "a_letter_forgotten": ("hold-tried_again", lambda scenario: replace(scenario, letters=[])),
+    "a_letter_forgotten": ("hold-tried_again", lambda scenario: replace(scenario, dead_letters=[])),
 }
 
 

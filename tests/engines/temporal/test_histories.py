@@ -54,7 +54,7 @@ async def test_a_wait_outlives_continuing_as_new(
 async def test_the_server_reads_nothing(
     desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, model: Model, histories: Histories, monkeypatch: Any
 ) -> None:
-    model.answers["think"] = {"verdict": "good", "words": SECRET}
+    model.answers["think"] = {"verdict": "good", "error_detail": SECRET}
 
     async def fail(self: Performer, run_id: str, org_id: str) -> Any:
         raise RuntimeError(f"{SECRET} in a failure")
@@ -128,7 +128,7 @@ async def test_what_a_run_was_told_outlives_its_workflow(
     app._worker._draining = True
     await app._worker._worker.shutdown()  # nobody takes its tasks, as for a build without workers; the bridge lives
     await desk.decide(review, "approve")
-    told = "select count(*) from signals where handed_on is not null"
+    told = "select count(*) from signals where forwarded_at is not null"
     await until(lambda: seen.rows(told) == [(1,)], lambda: "not handed on")
     await histories.handle(run).terminate()
     await open_app(start_worker=True)

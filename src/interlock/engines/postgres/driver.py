@@ -18,7 +18,7 @@ from interlock.execution.batch.reservations import hold_reserved, let_go, releas
 from interlock.execution.engine import HOLD_SECONDS, Services
 from interlock.execution.loading import input_facts, load_run, seed_of, work_of
 from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
-from interlock.execution.steps import Outcome, Run
+from interlock.execution.steps import Run, StepOutcome
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, fold, pending
 from interlock.machine.state import RunState
@@ -44,7 +44,7 @@ class RunDriver:
     def __init__(self, services: Services, run_id: str, org_id: str, fence: int) -> None:
         self._services = services
         self.ids = (run_id, org_id, fence)
-        self._inbox: asyncio.Queue[Outcome | BaseException] = asyncio.Queue()
+        self._inbox: asyncio.Queue[StepOutcome | BaseException] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._signals = asyncio.Event()
@@ -56,7 +56,7 @@ class RunDriver:
         self._state = RunState()
         self._seq = 0
         # The start of the run, while it waits to be written.
-        self._unwritten: list[Outcome] = []
+        self._unwritten: list[StepOutcome] = []
         self._run: Run
 
     def wake(self) -> None:
@@ -66,7 +66,7 @@ class RunDriver:
     def drain(self) -> None:
         """Finish what is under way, start nothing new, give the run back."""
         self._draining = True
-        self._inbox.put_nowait(Outcome(None))
+        self._inbox.put_nowait(StepOutcome(None))
 
     async def drive(self) -> None:
         watcher = asyncio.create_task(self._watch_signals())
@@ -113,18 +113,18 @@ class RunDriver:
         else:
             log(names.LOG_RUN_STARTED, run_id=run_id, workflow=self._run.version.name)
             started = ev.RunStarted(services.clock.now(), seed_of(run_id), await input_facts(self._run))
-            self._inbox.put_nowait(Outcome(started))
+            self._inbox.put_nowait(StepOutcome(started))
 
     async def _second_chance(self) -> None:
         """A dead run was told something: it comes back with that, or leaves the queue again."""
-        told = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
-        outcomes = [one for one in told if isinstance(one, Outcome)]
+        delivered = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+        outcomes = [one for one in delivered if isinstance(one, StepOutcome)]
         program, state = self._run.version.program, self._state
-        heard = len(outcomes)
+        received = len(outcomes)
         if any(advance(program, state, one.event)[0] is not state for one in outcomes):
-            heard = await self._apply(outcomes)
+            received = await self._apply(outcomes)
         if self._state.over:
-            commit = commit_of(self._run, used_signals=_signals_of(outcomes[:heard]))
+            commit = commit_of(self._run, used_signals=_signals_of(outcomes[:received]))
             commit.finished.append({"run_id": self._run.run_id})
             await self._durable()
             with contextlib.suppress(LeaseLost):  # it has come to another end, and has left already
@@ -132,7 +132,7 @@ class RunDriver:
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
-    async def _next(self) -> list[Outcome] | None:
+    async def _next(self) -> list[StepOutcome] | None:
         """What to apply next; None when the run was put back to sleep in the queue."""
         if self._idle():
             await self._release()
@@ -143,7 +143,7 @@ class RunDriver:
         for item in items:
             if isinstance(item, BaseException):
                 raise item
-        return [item for item in items if isinstance(item, Outcome) and item.event is not None]
+        return [item for item in items if isinstance(item, StepOutcome) and item.event is not None]
 
     def _idle(self) -> bool:
         if self._tasks or not self._inbox.empty():
@@ -179,24 +179,24 @@ class RunDriver:
         for signal in signals:
             if signal["id"] not in self._seen_signals:
                 self._seen_signals.add(signal["id"])
-                self._inbox.put_nowait(Outcome(ev.event_from_json(signal["event"]), signal["id"]))
+                self._inbox.put_nowait(StepOutcome(ev.event_from_json(signal["event"]), signal["id"]))
 
     # -- applying ----------------------------------------------------------------------------------------------
 
-    async def _apply(self, outcomes: list[Outcome]) -> int:
+    async def _apply(self, outcomes: list[StepOutcome]) -> int:
         """Advances the machine over the outcomes, sends all of it off to be durable, and carries the commands out: see above.
 
         How many it heard: with those that end the run it stops. Its end is recorded by itself; signals that came with it stay
         where they are, and the run with them, if they may bring it back.
         """
         state, commands, events = self._state, [], []
-        accepted: list[Outcome] = []
+        accepted: list[StepOutcome] = []
         settled: list[dict[str, Any]] = []
-        heard = 0
+        received = 0
         for outcome in outcomes:
             if state.over and state is not self._state:
                 break
-            heard += 1
+            received += 1
             before = state
             state, given = advance(self._run.version.program, state, outcome.event)
             if state is before:
@@ -205,14 +205,14 @@ class RunDriver:
             accepted.append(outcome)
             events.append(outcome.event)
             commands += given
-        used = _signals_of(outcomes[:heard])
+        used = _signals_of(outcomes[:received])
         ahead = bool(commands) and all(self._may_go_ahead(state, command) for command in commands)
         if ahead and not used and not self._state.steps:
             self._begin(state, accepted, commands)
-            return heard
+            return received
         accepted, self._unwritten = self._unwritten + accepted, []
         if not accepted and not used:
-            return heard
+            return received
         await self._durable()
         commit = commit_of(
             self._run,
@@ -227,7 +227,7 @@ class RunDriver:
         self._state, self._seq = state, self._seq + len(accepted)
         self._committing = asyncio.create_task(self._services.committer.submit(commit))
         if ahead:
-            self._committing.add_done_callback(self._told)
+            self._committing.add_done_callback(self._on_committed)
             for _ in range(_HANDED_OVER):
                 await asyncio.sleep(0)
         else:
@@ -236,12 +236,12 @@ class RunDriver:
         self._issue(commands)
         if state.over:
             self._finished()
-        return heard
+        return received
 
-    def _begin(self, state: RunState, accepted: list[Outcome], commands: list[ev.Command]) -> None:
+    def _begin(self, state: RunState, accepted: list[StepOutcome], commands: list[ev.Command]) -> None:
         """The first work of a run begins; its start is written with what comes of it, or soon."""
         self._state, self._unwritten = state, accepted
-        asyncio.get_running_loop().call_later(_START_WAITS, self._inbox.put_nowait, Outcome(None))
+        asyncio.get_running_loop().call_later(_START_WAITS, self._inbox.put_nowait, StepOutcome(None))
         self._issue(commands)
 
     async def _durable(self) -> None:
@@ -250,7 +250,7 @@ class RunDriver:
             committing, self._committing = self._committing, None
             await committing  # cancelled with the drive, as all it has under way is
 
-    def _told(self, committing: asyncio.Task[None]) -> None:
+    def _on_committed(self, committing: asyncio.Task[None]) -> None:
         """A refused transaction ends the drive at once, not when the work under way is done."""
         if not committing.cancelled() and (error := committing.exception()) is not None:
             self._inbox.put_nowait(error)
@@ -285,28 +285,28 @@ class RunDriver:
         for command in commands:
             match command:
                 case ev.Perform():
-                    self._start(self._work(command.step, command.attempt, undo=False))
+                    self._start(self._work(command.step, command.attempt, compensate=False))
                 case ev.Compensate():
-                    self._start(self._work(command.step, command.attempt, undo=True))
+                    self._start(self._work(command.step, command.attempt, compensate=True))
                 case ev.StartTimer():
                     self._start_timer(command)
         for timer in self._timers.keys() - self._state.timers.keys():
             self._timers.pop(timer)[1].cancel()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, execution: Coroutine[Any, Any, None]) -> None:
         if self._draining:
-            work.close()
+            execution.close()
             return
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(execution)
         self._tasks.add(task)
 
-    async def _work(self, name: str, attempt: int, *, undo: bool) -> None:
-        work = work_of(self._run, self._state, name, attempt)
+    async def _work(self, name: str, attempt: int, *, compensate: bool) -> None:
+        execution = work_of(self._run, self._state, name, attempt)
         task = asyncio.current_task()
         assert task is not None
         try:
             kernel = self._services.kernel
-            outcome = await (kernel.compensate(work) if undo else kernel.perform(work))
+            outcome = await (kernel.compensate(execution) if compensate else kernel.perform(execution))
             self._inbox.put_nowait(outcome)
         except Exception as error:  # noqa: BLE001  the drive must end with it, not wait for ever
             self._inbox.put_nowait(error)
@@ -323,8 +323,8 @@ class RunDriver:
             self._start_timer(command)  # far away, or the clock stepped back: look again later
             return
         self._timers.pop(command.timer, None)
-        self._inbox.put_nowait(Outcome(ev.TimerFired(command.timer, self._services.clock.now())))
+        self._inbox.put_nowait(StepOutcome(ev.TimerFired(command.timer, self._services.clock.now())))
 
 
-def _signals_of(outcomes: list[Outcome]) -> list[int]:
+def _signals_of(outcomes: list[StepOutcome]) -> list[int]:
     return [outcome.signal for outcome in outcomes if outcome.signal is not None]

@@ -11,7 +11,7 @@ from interlock.base.errors import InterlockError, LeaseLost, Unavailable
 from interlock.base.ids import new_id
 from interlock.engines.postgres.driver import RunDriver
 from interlock.execution.engine import Services
-from interlock.execution.records import open_driver_letter
+from interlock.execution.records import park_run
 from interlock.store.commit import Commit
 from interlock.store.listener import Listener
 from interlock.telemetry import names
@@ -21,7 +21,7 @@ ENGINE = "postgres"
 CHANNEL = "interlock_queue"
 MAX_CRASHES = 5
 """Drives of a run that may break off by an error of ours before a person has to look at it."""
-MAX_LOSSES = 3
+MAX_CRASH_STREAK = 3
 """Workers in a row that may die under a run which gets no further; after that it is driven alone, and after one more death
 a person has to look at it. `claim_runs` knows this number, too."""
 _POLL_SECONDS = 1.0  # the net under LISTEN/NOTIFY, and how late a timer may fire
@@ -88,12 +88,12 @@ class PostgresEngine:
             return 0  # claimed while the drain began; the drain gives them back
         self._making_room = False
         for row in rows:
-            if row["losses"] <= MAX_LOSSES:
+            if row["crash_streak"] <= MAX_CRASH_STREAK:
                 self._begin(row["run_id"], row["org_id"], row["fence"])
         # After them: it takes a commit, and what has no driver is neither renewed nor drained.
         for row in rows:
-            if row["losses"] > MAX_LOSSES:
-                await self._park_deadly(row["run_id"], row["org_id"], row["fence"], row["losses"])
+            if row["crash_streak"] > MAX_CRASH_STREAK:
+                await self._quarantine(row["run_id"], row["org_id"], row["fence"], row["crash_streak"])
         return len(rows)
 
     def _begin(self, run_id: str, org_id: str, fence: int) -> None:
@@ -137,11 +137,9 @@ class PostgresEngine:
         except Exception as failure:  # noqa: BLE001  uncounted it is tried again, as it would be anyway
             _complain(failure)
 
-    async def _park_deadly(self, run_id: str, org_id: str, fence: int, losses: int) -> None:
+    async def _quarantine(self, run_id: str, org_id: str, fence: int, crash_streak: int) -> None:
         """Instead of driving it: its workers died again and again, the last of them with nothing else in its hands."""
-        reason = (
-            f"{losses} workers in a row died while driving it and it got no further, the last one driving nothing else"
-        )
+        reason = f"{crash_streak} workers in a row died while driving it and it got no further, the last one driving nothing else"
         log(names.LOG_RUN_ABANDONED, reason, level="error", run_id=run_id, reason="driver_failed")
         try:
             await self._park(run_id, org_id, fence, reason)
@@ -153,9 +151,9 @@ class PostgresEngine:
     async def _park(self, run_id: str, org_id: str, fence: int, reason: str) -> None:
         commit = Commit(org_id, fence=(run_id, fence), crashed=[{"run_id": run_id, "parked": True}])
         row = await self._services.database.row("get_crashes", run_id, org=org_id)
-        if row is not None and not row["told"]:  # else its letter lies there from the last time
+        if row is not None and not row["parked"]:  # else its dead letter lies there from the last time
             run = await self._services.database.row("get_run", run_id, org=org_id)
-            open_driver_letter(commit, run, reason, self._services.clock.now())
+            park_run(commit, run, reason, self._services.clock.now())
         await self._services.committer.submit(commit)
 
     # -- leases and notifications ------------------------------------------------------------------------------
@@ -170,14 +168,14 @@ class PostgresEngine:
                 driven = list(self._drivers)
                 rows = await self._services.database.rows("renew_leases", self.worker_id, self._lease, driven)
                 for row in rows:  # the net under the notification
-                    self._notified(row["told"])
-                await self._make_room()
+                    self._notified(row["signalled"])
+                await self._take_exclusive_slot()
             except Exception as error:  # noqa: BLE001  as above
                 _complain(error)
 
-    async def _make_room(self) -> None:
+    async def _take_exclusive_slot(self) -> None:
         """Hands over all it drives if a run waits to be driven alone and no idle worker took it: somebody must be idle."""
-        row = await self._services.database.row("make_room", self.worker_id, self._lease, ENGINE)
+        row = await self._services.database.row("take_exclusive_slot", self.worker_id, self._lease, ENGINE)
         if row is not None and row["chosen"]:
             self._making_room = True
             for driver, _ in self._drivers.values():

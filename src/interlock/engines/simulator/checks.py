@@ -20,11 +20,11 @@ from interlock.workflows.spec import CONTAINERS, MapStep, ToolStep, WaitStep
 _VALUE = Ref("1" * 64, 1, Labels())
 _UNDOING = frozenset(
     {
-        StepStatus.UNDOING,
-        StepStatus.UNDO_RETRYING,
-        StepStatus.UNDONE,
-        StepStatus.UNDO_FAILED,
-        StepStatus.UNDO_GIVEN_UP,
+        StepStatus.COMPENSATING,
+        StepStatus.COMPENSATION_RETRYING,
+        StepStatus.COMPENSATED,
+        StepStatus.COMPENSATION_FAILED,
+        StepStatus.COMPENSATION_ABANDONED,
     }
 )
 _DONE = _UNDOING | {StepStatus.SUCCEEDED}
@@ -35,20 +35,20 @@ class Broken(Exception):
 
 
 @dataclass(slots=True)
-class Books:
+class Invariants:
     """What an onlooker writes down about a run: what was commanded, what came of it.
 
     Attributes:
         work: ("perform" | "undo", instance, attempt) under way, in the order commanded.
         ended: attempts with an outcome; none may be commanded again.
-        reviews, letters: instances a person is asked about.
+        reviews, dead_letters: instances a person is asked about.
         effects: undoable effects that happened and were not undone; `kept`: those a person let stand.
     """
 
     work: dict[tuple[str, str, int], None] = field(default_factory=dict)
     ended: set[tuple[str, str, int]] = field(default_factory=set)
     reviews: dict[str, None] = field(default_factory=dict)
-    letters: dict[str, None] = field(default_factory=dict)
+    dead_letters: dict[str, None] = field(default_factory=dict)
     effects: dict[str, None] = field(default_factory=dict)
     kept: dict[str, None] = field(default_factory=dict)
 
@@ -65,10 +65,10 @@ class Books:
                 self.reviews[command.step] = None
             elif isinstance(command, ev.CloseReview):
                 self.reviews.pop(command.step)
-            elif isinstance(command, ev.OpenLetter):
-                self.letters[command.step] = None
-            elif isinstance(command, ev.CloseLetter):
-                self.letters.pop(command.step)
+            elif isinstance(command, ev.OpenDeadLetter):
+                self.dead_letters[command.step] = None
+            elif isinstance(command, ev.CloseDeadLetter):
+                self.dead_letters.pop(command.step)
 
     def _begin(self, key: tuple[str, str, int]) -> None:
         if key in self.work or key in self.ended:
@@ -94,7 +94,7 @@ class Books:
             self.ended.add(key)
             if kind is ev.CompensationSucceeded:
                 del self.effects[event.step]
-        elif kind is ev.LetterDiscarded and event.step in self.effects:
+        elif kind is ev.DeadLetterDiscarded and event.step in self.effects:
             self.kept[event.step] = None
 
     def _effect(self, program: Program, before: RunState, name: str) -> None:
@@ -123,7 +123,7 @@ class Books:
     def may_be_new(self, event: Any) -> bool:
         """Whether an event, though delivered before, would answer something that is open now."""
         kind = type(event)
-        if kind in {ev.PauseRequested, ev.ResumeRequested, ev.LetterRequeued, ev.LetterDiscarded}:
+        if kind in {ev.PauseRequested, ev.ResumeRequested, ev.DeadLetterRequeued, ev.DeadLetterDiscarded}:
             return True
         return kind is ev.StepDeferred and ("perform", event.step, event.attempt) in self.work
 
@@ -135,7 +135,7 @@ class Books:
             raise Broken("a driver that takes the run over would do other work than was under way")
 
 
-def told(program: Program, state: RunState, event: Any) -> tuple[RunState, list[ev.Command]]:
+def advance_checked(program: Program, state: RunState, event: Any) -> tuple[RunState, list[ev.Command]]:
     """What the machine makes of an event. Raises Broken if it raises anything: it must be total."""
     try:
         return advance(program, state, event)
@@ -145,7 +145,7 @@ def told(program: Program, state: RunState, event: Any) -> tuple[RunState, list[
 
 def refuse(program: Program, state: RunState, event: Any) -> None:
     """An event that answers nothing changes nothing. Raises Broken."""
-    after, commands = told(program, state, event)
+    after, commands = advance_checked(program, state, event)
     if after is not state or commands:
         raise Broken(f"{_text(event)} was taken although it answers nothing")
 
@@ -155,7 +155,7 @@ def _text(event: Any) -> str:
 
 
 def check_move(
-    program: Program, before: RunState, after: RunState, commands: list[ev.Command], books: Books | None
+    program: Program, before: RunState, after: RunState, commands: list[ev.Command], invariants: Invariants | None
 ) -> None:
     """After every event. Raises Broken."""
     if after.status is not before.status and after.status not in ev.RUN_MOVES[before.status]:
@@ -166,7 +166,7 @@ def check_move(
         finishes and type(commands[-1]) is not ev.Finish
     ):
         raise Broken("Finish is not the last command, or missing, or given although the run is not over")
-    if over and (after.timers or after.busy or (books is not None and books.work)):
+    if over and (after.timers or after.busy or (invariants is not None and invariants.work)):
         raise Broken("the run is over, but work or a timer is left")
     if after.retries > program.workflow.budget.retries:
         raise Broken("more retries than the budget allows")
@@ -181,10 +181,10 @@ def _check_counters(program: Program, state: RunState) -> None:
     working = busy = done = 0
     for name, step in state.steps.items():
         status = step.status
-        if status is StepStatus.RUNNING or status is StepStatus.UNDOING:
+        if status is StepStatus.RUNNING or status is StepStatus.COMPENSATING:
             working += 1
             busy += 1
-        elif status is StepStatus.UNDO_RETRYING or status is StepStatus.CONFIRMING:
+        elif status is StepStatus.COMPENSATION_RETRYING or status is StepStatus.CONFIRMING:
             busy += 1
         if status in _DONE and not isinstance(program.node(name).step, CONTAINERS):
             done += 1
@@ -192,13 +192,13 @@ def _check_counters(program: Program, state: RunState) -> None:
         raise Broken("the counters are not what a recount gives")
 
 
-def check_end(program: Program, state: RunState, books: Books) -> None:
+def check_end(program: Program, state: RunState, invariants: Invariants) -> None:
     """Once the run is over: no effect is left behind by what failed. Raises Broken."""
-    undone_all = state.status in {ev.RunStatus.FAILED, ev.RunStatus.CANCELLED}
-    for name in books.effects:
-        if name in books.kept or name in books.letters:
+    all_compensated = state.status in {ev.RunStatus.FAILED, ev.RunStatus.CANCELLED}
+    for name in invariants.effects:
+        if name in invariants.kept or name in invariants.dead_letters:
             continue
-        if undone_all or (
+        if all_compensated or (
             state.ending is not None and state.ending.status in {ev.RunStatus.FAILED, ev.RunStatus.CANCELLED}
         ):
             raise Broken(
@@ -206,10 +206,10 @@ def check_end(program: Program, state: RunState, books: Books) -> None:
             )
         if (container := _failed_around(program, state, name)) is not None:
             raise Broken(f'"{name}" was neither undone nor put in the dead-letter queue, though "{container}" failed')
-    if books.reviews:
-        raise Broken(f"the run is over, but a person is still asked about {', '.join(books.reviews)}")
-    if bool(books.letters) != (state.status is ev.RunStatus.DEAD):
-        raise Broken(f"the run is {state.status}, with {len(books.letters)} dead letters open")
+    if invariants.reviews:
+        raise Broken(f"the run is over, but a person is still asked about {', '.join(invariants.reviews)}")
+    if bool(invariants.dead_letters) != (state.status is ev.RunStatus.DEAD):
+        raise Broken(f"the run is {state.status}, with {len(invariants.dead_letters)} dead letters open")
 
 
 def _failed_around(program: Program, state: RunState, name: str) -> str | None:
@@ -252,18 +252,18 @@ def check_totality(program: Program, state: RunState, dice: Dice) -> None:
             ev.StepFailed(name, attempt, at, failure),
             ev.StepDeferred(name, attempt, at, -1.0),
             ev.ReviewDecided(name, at, dice.below(2) == 0, _VALUE, facts),
-            ev.TimerFired(dice.pick([*state.timers, "", "deadline", f"limit:{name}", f"undo:{name}:1"]), at),
+            ev.TimerFired(dice.pick([*state.timers, "", "deadline", f"limit:{name}", f"compensate:{name}:1"]), at),
             ev.CompensationSucceeded(name, attempt, at),
             ev.CompensationFailed(name, attempt, at, failure),
             ev.CancelRequested(at, ""),
             ev.SignalReceived("go", name, at, _VALUE, facts),
             ev.PauseRequested(at),
             ev.ResumeRequested(at),
-            ev.LetterRequeued(name, at, _VALUE),
-            ev.LetterDiscarded(name, at),
+            ev.DeadLetterRequeued(name, at, _VALUE),
+            ev.DeadLetterDiscarded(name, at),
         )
     )
-    after, commands = told(program, state, event)
+    after, commands = advance_checked(program, state, event)
     if after is state and commands:
         raise Broken(f"{_text(event)} was refused, yet it gave commands")
     if after is not state:

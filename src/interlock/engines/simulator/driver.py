@@ -12,14 +12,14 @@ from interlock.machine.machine import advance
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
 
-Answer = Callable[[ev.Command, float], Any]
+Responder = Callable[[ev.Command, float], Any]
 """(command, now) → the event that answers it, or None to leave it unanswered."""
 
 _MAX_EVENTS = 100_000  # a program that needs more does not end
 
 
 @dataclass(slots=True)
-class Trail:
+class SimulatedRun:
     """A run driven in memory: its state, every event taken, every command given."""
 
     program: Program
@@ -38,26 +38,28 @@ class Trail:
         return commands
 
 
-def simulate(program: Program, answer: Answer, *, seed: int = 0, facts: dict[str, Any] | None = None) -> Trail:
+def simulate(
+    program: Program, answer: Responder, *, seed: int = 0, facts: dict[str, Any] | None = None
+) -> SimulatedRun:
     """Runs a program to its end, or until nothing more will happen.
 
     Work is answered at once, in the order commanded; timers fire in order of their due times once all work is done.
     """
     now = 0.0
-    trail = Trail(program)
+    run_ = SimulatedRun(program)
     timers: list[tuple[float, int, str]] = []
-    todo = trail.tell(ev.RunStarted(now, seed, facts or {})) or []
-    while len(trail.events) < _MAX_EVENTS and not trail.state.over:
+    todo = run_.tell(ev.RunStarted(now, seed, facts or {})) or []
+    while len(run_.events) < _MAX_EVENTS and not run_.state.over:
         if todo:
             command = todo.pop(0)
             if isinstance(command, ev.StartTimer):
-                heapq.heappush(timers, (command.due, len(trail.events), command.timer))
+                heapq.heappush(timers, (command.due, len(run_.events), command.timer))
             elif (event := answer(command, now)) is not None:
-                todo += trail.tell(event) or []
+                todo += run_.tell(event) or []
         elif timers:
             due, _, timer = heapq.heappop(timers)
             now = max(now, due)
-            todo += trail.tell(ev.TimerFired(timer, now)) or []
+            todo += run_.tell(ev.TimerFired(timer, now)) or []
         else:
             break
-    return trail
+    return run_

@@ -14,9 +14,9 @@ from interlock.machine.program import Program, compile_program
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.spec import (
     AgentStep,
+    BranchCase,
     BranchStep,
     Budget,
-    Case,
     Fallback,
     LoopStep,
     MapStep,
@@ -66,7 +66,7 @@ _AGENT = AgentStep(id="s", kind="agent", prompt="p", output=_OBJECT, tools=[LOOK
 _REVIEW = ReviewStep(id="s", kind="review", title="?")
 _WAIT = WaitStep(id="s", kind="wait", duration=5.0)
 _PARALLEL = ParallelStep(id="s", kind="parallel", branches={"b": []})
-_CASE = Case(when="true", steps=[])
+_CASE = BranchCase(when="true", steps=[])
 _BRANCH = BranchStep(id="s", kind="branch", cases=[_CASE])
 _MAP = MapStep(id="s", kind="map", items="$input.items", max_items=MAX_ITEMS, steps=_SOME_STEPS)
 _LOOP = LoopStep(id="s", kind="loop", until="true", max_iterations=1, steps=_SOME_STEPS)

@@ -14,14 +14,14 @@ from interlock.base.errors import FailureKind
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.engines.simulator.checks import (
-    Books,
     Broken,
+    Invariants,
+    advance_checked,
     check_end,
     check_fold,
     check_move,
     check_totality,
     refuse,
-    told,
 )
 from interlock.engines.simulator.programs import BOOK, LOOK, MAX_ITEMS, SEND, SIGNALS, Dice, random_program
 from interlock.machine import events as ev
@@ -88,10 +88,10 @@ class _World:
     journal: list[Any] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     now: float = 0.0
-    books: Books = field(default_factory=Books)
+    invariants: Invariants = field(default_factory=Invariants)
     outcomes: dict[tuple[str, int], Any] = field(default_factory=dict)  # as the outside keeps them, whoever crashes
     signals: int = 0
-    letters_left: int = 2
+    dead_letters_left: int = 2
 
     def run(self) -> None:
         dice = self.dice
@@ -111,18 +111,18 @@ class _World:
                 self._meddle()
             else:
                 self._answer()
-        check_end(self.program, self.state, self.books)
+        check_end(self.program, self.state, self.invariants)
         if dice.below(4) == 0:
             check_fold(self.program, self.journal, self.state, text=dice.below(8) == 0)
 
     def apply(self, event: Any) -> None:
         """An event that fits the state."""
         before = self.state
-        after, commands = told(self.program, before, event)
+        after, commands = advance_checked(self.program, before, event)
         if after is before:
             raise Broken(f"{type(event).__name__} was refused although it answers what the run waits for")
-        self.books.note(self.program, before, event, commands)
-        check_move(self.program, before, after, commands, self.books)
+        self.invariants.note(self.program, before, event, commands)
+        check_move(self.program, before, after, commands, self.invariants)
         self.state = after
         self.journal.append(event)
 
@@ -130,11 +130,11 @@ class _World:
 
     def _answer(self) -> None:
         """One of the things waited for comes true."""
-        dice, books = self.dice, self.books
-        working = len(books.work)
-        waiting = working or len(books.reviews) + len(books.letters) + len(self.state.timers)
+        dice, invariants = self.dice, self.invariants
+        working = len(invariants.work)
+        waiting = working or len(invariants.reviews) + len(invariants.dead_letters) + len(self.state.timers)
         if working and dice.below(4) == 0:
-            waiting = working + len(books.reviews) + len(books.letters) + len(self.state.timers)
+            waiting = working + len(invariants.reviews) + len(invariants.dead_letters) + len(self.state.timers)
         if not waiting:
             self._nudge()
             return
@@ -142,10 +142,10 @@ class _World:
         if number < working:
             if number:
                 self.faults["reordered"] += 1
-            self._work(list(books.work)[number])
+            self._work(list(invariants.work)[number])
             return
         number -= working
-        people = [*books.reviews, *books.letters]
+        people = [*invariants.reviews, *invariants.dead_letters]
         if number < len(people):
             self._decide(people[number])
             return
@@ -159,7 +159,7 @@ class _World:
         """Only a signal or the end of a pause helps now; if nothing does, the run is stuck."""
         if self.state.paused:
             self.apply(ev.ResumeRequested(self.now))
-        elif name := self.books.awaited_signal(self.program, self.state):
+        elif name := self.invariants.awaited_signal(self.program, self.state):
             self._signal(name)
         else:
             raise Broken("the run is not over, and there is nothing that it waits for")
@@ -167,7 +167,7 @@ class _World:
     def _work(self, key: tuple[str, str, int]) -> None:
         what, name, attempt = key
         if what == "undo":
-            event = self._undone(name, attempt)
+            event = self._compensated(name, attempt)
         else:
             event = self.outcomes.get((name, attempt)) or self._done(name, attempt)
             if not isinstance(event, ev.StepDeferred):
@@ -187,7 +187,7 @@ class _World:
             self.faults["deferred"] += 1
             return ev.StepDeferred(name, attempt, self.now, 1.0)
         kind = dice.pick(_FAILURES)
-        ambiguous = self.program.mutates(self.books.tool(self.program, self.state, name)) and dice.below(3) == 0
+        ambiguous = self.program.mutates(self.invariants.tool(self.program, self.state, name)) and dice.below(3) == 0
         self.faults["in doubt" if ambiguous else str(kind.value).replace("_", " ")] += 1
         after = 9.0 if kind is FailureKind.RATE_LIMITED else None
         return ev.StepFailed(name, attempt, self.now, ev.Failure(kind, "code", "it failed", after, ambiguous))
@@ -200,7 +200,7 @@ class _World:
             return {}, tuple(dice.pick((LOOK, LOOK, SEND, BOOK)) for _ in range(1 + dice.below(3)))
         return dice.pick(_FACTS), ()
 
-    def _undone(self, name: str, attempt: int) -> Any:
+    def _compensated(self, name: str, attempt: int) -> Any:
         if self.dice.below(4):
             return ev.CompensationSucceeded(name, attempt, self.now)
         self.faults["undoing failed"] += 1
@@ -208,17 +208,17 @@ class _World:
         return ev.CompensationFailed(name, attempt, self.now, failure)
 
     def _decide(self, name: str) -> None:
-        if name in self.books.reviews:
+        if name in self.invariants.reviews:
             self.apply(ev.ReviewDecided(name, self.now, self.dice.below(4) > 0, _VALUE))
-        elif self.letters_left and self.dice.below(2):
-            self.letters_left -= 1
-            self.apply(ev.LetterRequeued(name, self.now))
+        elif self.dead_letters_left and self.dice.below(2):
+            self.dead_letters_left -= 1
+            self.apply(ev.DeadLetterRequeued(name, self.now))
         else:
-            self.apply(ev.LetterDiscarded(name, self.now))
+            self.apply(ev.DeadLetterDiscarded(name, self.now))
 
     def _second_chance(self) -> bool:
         """Whether somebody looks at a dead letter although the run is over; there a run may come to life again."""
-        dead = self.state.status is ev.RunStatus.DEAD and bool(self.books.letters)
+        dead = self.state.status is ev.RunStatus.DEAD and bool(self.invariants.dead_letters)
         return dead and self.dice.below(2) == 0
 
     # -- disturbance -------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class _World:
     def _crash(self) -> None:
         """Everything in memory is gone; the journal is left, and what people were asked."""
         check_fold(self.program, self.journal, self.state, text=False)
-        self.books.take_over(pending(self.state))
+        self.invariants.take_over(pending(self.state))
 
     def _stale(self) -> None:
         """An outcome of another attempt than the current one."""
@@ -251,10 +251,10 @@ class _World:
         self.faults["stale"] += 1
         attempt = step.attempt + (1 if self.dice.below(2) else -1)
         self._refused(ev.StepSucceeded(name, attempt, self.now, _VALUE))
-        self._refused(ev.CompensationSucceeded(name, step.undo_attempt - 1, self.now))
+        self._refused(ev.CompensationSucceeded(name, step.compensation_attempt - 1, self.now))
 
     def _refused(self, event: Any) -> None:
-        if not self.books.may_be_new(event):
+        if not self.invariants.may_be_new(event):
             refuse(self.program, self.state, event)
 
     def _meddle(self) -> None:

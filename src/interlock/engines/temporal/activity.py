@@ -23,12 +23,12 @@ from temporalio.exceptions import ApplicationError
 
 from interlock.base.errors import LeaseLost, Unavailable
 from interlock.engines.temporal.reservations import reserving, settled_claims, used_of
-from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Result, Task
+from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Task, TaskResult
 from interlock.execution.batch.reservations import hold_reserved, let_go, release_reserved
 from interlock.execution.engine import HOLD_SECONDS, Services
 from interlock.execution.loading import load_run, work_of
 from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
-from interlock.execution.steps import Outcome, Run
+from interlock.execution.steps import Run, StepOutcome
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, fold, pending
 from interlock.machine.state import RunState
@@ -145,7 +145,7 @@ class Performer:
         Raises:
             LeaseLost: the claim is not to be had; nothing was written.
         """
-        events, heard = task["events"], [{"signal_id": signal} for signal in task["heard"]]
+        events, received = task["events"], [{"signal_id": signal} for signal in task["received"]]
         recorded = events[0]["seq"] - 1 if events else task["seq"]
         async with held.lock:
             while True:
@@ -162,7 +162,7 @@ class Performer:
                 if not new:
                     break
                 try:
-                    complete = await self._commit(held, new, claim, heard)
+                    complete = await self._commit(held, new, claim, received)
                 except asyncpg.UniqueViolationError:
                     known = held.seq
                     await self._reload(held)
@@ -171,12 +171,12 @@ class Performer:
                 else:
                     if complete:
                         return
-        if claim is not None or heard:
+        if claim is not None or received:
             claims = [claim] if claim is not None else []
-            await self._services.committer.submit(Commit(held.run.org_id, new_claims=claims, used_signals=heard))
+            await self._services.committer.submit(Commit(held.run.org_id, new_claims=claims, used_signals=received))
 
     async def _commit(
-        self, held: _Held, new: list[Recordable], claim: dict[str, Any] | None, heard: list[dict[str, Any]]
+        self, held: _Held, new: list[Recordable], claim: dict[str, Any] | None, received: list[dict[str, Any]]
     ) -> bool:
         """Whether that was all: an end is recorded by itself, also that of a run which is brought back at once."""
         run, state, now = held.run, held.state, self._services.clock.now()
@@ -191,8 +191,8 @@ class Performer:
             state, given = advance(run.version.program, state, events[-1])
             commands += given
         complete, new = len(events) == len(new), new[: len(events)]
-        told = [{"signal_id": one["signal"]} for one in new if "signal" in one]
-        commit = commit_of(run, state=state, outcomes=[Outcome(event) for event in events], first_seq=new[0]["seq"])
+        consumed = [{"signal_id": one["signal"]} for one in new if "signal" in one]
+        commit = commit_of(run, state=state, outcomes=[StepOutcome(event) for event in events], first_seq=new[0]["seq"])
         # No lease guards this journal: whoever writes an event first has it, and the other one looks again.
         commit.fence, commit.recorded, commit.journal = None, commit.journal, []
         commit.effects += effects
@@ -202,7 +202,7 @@ class Performer:
             commit.revived.append({"run_id": run.run_id})
         commit.settled_claims += settled_claims(run, events) + let_go(commit, run, held.state, state)
         await records_of(commit, run, state, commands, now)
-        commit.used_signals += told + heard  # now that what came of them is on record
+        commit.used_signals += consumed + received  # now that what came of them is on record
         if claim is not None and complete:
             commit.new_claims.append(claim)
         await self._services.committer.submit(commit)
@@ -224,7 +224,7 @@ class Performer:
 
     # -- performing --------------------------------------------------------------------------------------------
 
-    async def _command(self, held: _Held, task: Task, command: Command) -> Result:
+    async def _command(self, held: _Held, task: Task, command: Command) -> TaskResult:
         info = activity.info()
         name = f"{command['kind']}:{command['step']}:{command['attempt']}"
         fence = _fence(info.scheduled_time, info.attempt)
@@ -258,12 +258,12 @@ class Performer:
         await self._services.committer.submit(commit)
         return {"event": event}
 
-    async def _through_kernel(self, held: _Held, run: Run, command: Command) -> Outcome:
-        work = work_of(run, held.state, command["step"], command["attempt"])
+    async def _through_kernel(self, held: _Held, run: Run, command: Command) -> StepOutcome:
+        execution = work_of(run, held.state, command["step"], command["attempt"])
         kernel = self._services.kernel
-        return await (kernel.compensate(work) if command["kind"] == "compensate" else kernel.perform(work))
+        return await (kernel.compensate(execution) if command["kind"] == "compensate" else kernel.perform(execution))
 
-    async def _answered(self, held: _Held, name: str) -> Result | None:
+    async def _answered(self, held: _Held, name: str) -> TaskResult | None:
         """Why a claim was not to be had, if it needs no doing any more: it was done, or the run is over."""
         row = await self._services.database.row("get_claim", held.run.run_id, name, org=held.run.org_id)
         if row is not None and row["event"] is not None:

@@ -20,7 +20,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from interlock.base.errors import LeaseLost, Unavailable
-from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, Limits, Signal, Start
+from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, SignalInput, Start, WorkerLimits
 from interlock.engines.temporal.workflow import program_to_json
 from interlock.execution.engine import Services
 from interlock.execution.loading import input_facts, load_run, seed_of
@@ -56,7 +56,7 @@ class Bridge:
         worker_id: str,
         task_queue: str,
         heartbeat: float,
-        limits: Limits,
+        limits: WorkerLimits,
         blind: Callable[[str], str],
     ) -> None:
         self._services = services
@@ -103,10 +103,10 @@ class Bridge:
 
     async def _claim(self) -> int:
         rows = await self._services.database.rows("claim_kept", self._worker_id, _LEASE_SECONDS, _AT_ONCE, ENGINE)
-        await asyncio.gather(*map(self._hand_on, rows))
+        await asyncio.gather(*map(self._forward, rows))
         return len(rows)
 
-    async def _hand_on(self, claimed: Row) -> None:
+    async def _forward(self, claimed: Row) -> None:
         run_id, org_id = claimed["run_id"], claimed["org_id"]
         commit = Commit(org_id, fence=(run_id, claimed["fence"]))
         # Its next attention is a signal's; if handing on fails, the next poll's, and a run at work has its place all the same.
@@ -118,7 +118,7 @@ class Bridge:
                 released["kept"] = await self._deliver(row)
             else:  # all it was told is on record by now
                 released["kept"] = claimed["works"] or row["status"] in {"running", "compensating"}
-            commit.handed_on = [{"signal_id": signal["id"]} for signal in row["signals"]]
+            commit.forwarded_at = [{"signal_id": signal["id"]} for signal in row["signals"]]
         except Exception as error:  # noqa: BLE001  one run's trouble must not stop the others; it is tried again
             complain(error, run_id)
             released |= {"wake_at": self._services.clock.now() + _POLL_SECONDS, "failed": True}
@@ -137,7 +137,7 @@ class Bridge:
 
         False if the run needs neither: it is over.
         """
-        signals: list[Signal] = row["signals"]
+        signals: list[SignalInput] = row["signals"]
         if row["journal"] and await self._signal(row["run_id"], signals):
             return True
         run = await load_run(self._services, row, fence=0)
@@ -158,7 +158,7 @@ class Bridge:
             await self._signal(run.run_id, signals)
         return True
 
-    async def _signal(self, run_id: str, signals: list[Signal]) -> bool:
+    async def _signal(self, run_id: str, signals: list[SignalInput]) -> bool:
         """False if no workflow of this run is there to hear it."""
         try:
             await self._client.get_workflow_handle(run_id).signal(SIGNAL_TYPE, signals)

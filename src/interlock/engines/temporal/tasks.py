@@ -9,7 +9,7 @@ ACTIVITY_TYPE = "perform"
 SIGNAL_TYPE = "deliver"
 
 
-class Signal(TypedDict):
+class SignalInput(TypedDict):
     """A row of `signals`; one id counts once."""
 
     id: int
@@ -24,7 +24,7 @@ class Recordable(TypedDict):
     signal: NotRequired[int]
 
 
-class Limits(TypedDict):
+class WorkerLimits(TypedDict):
     """When a workflow continues as new: events and bytes of its history."""
 
     events: int
@@ -56,11 +56,11 @@ class Start(TypedDict):
     state: Any
     seq: int
     unrecorded: list[Recordable]
-    signals: list[Signal]
+    signals: list[SignalInput]
     seen: list[int]
     rebuilt: bool
     heartbeat: float
-    limits: Limits
+    limits: WorkerLimits
 
 
 class Command(TypedDict):
@@ -83,12 +83,12 @@ class Task(TypedDict):
     org_id: str
     seq: int
     events: list[Recordable]
-    heard: list[int]
+    received: list[int]
     command: Command | None
     rebuilt: bool
 
 
-class Result(TypedDict):
+class TaskResult(TypedDict):
     """Output of an activity: the event that answers the command; `over` if the run has ended without this workflow."""
 
     event: NotRequired[dict[str, Any]]

@@ -23,10 +23,10 @@ from interlock.engines.temporal.tasks import (
     WORKFLOW_TYPE,
     Command,
     Recordable,
-    Result,
-    Signal,
+    SignalInput,
     Start,
     Task,
+    TaskResult,
 )
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, pending
@@ -58,7 +58,7 @@ class InterlockRun:
         self._unrecorded: deque[Recordable] = deque(start["unrecorded"])
         self._seen: dict[int, None] = dict.fromkeys(start["seen"])
         self._inbox: list[tuple[Any, int | None]] = []  # events, and the signals that they came with
-        self._heard: list[int] = []  # signals of which nothing came, to be cleared away
+        self._received: list[int] = []  # signals of which nothing came, to be cleared away
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.Task[None]] = {}
         self._held_back = False
@@ -67,7 +67,7 @@ class InterlockRun:
         self._ended_elsewhere = False
 
     @workflow.signal(name=SIGNAL_TYPE)
-    def deliver(self, signals: list[Signal]) -> None:
+    def deliver(self, signals: list[SignalInput]) -> None:
         """What people, or other runs, tell this one."""
         for signal in signals:
             if signal["id"] not in self._seen:
@@ -114,7 +114,7 @@ class InterlockRun:
             before = self._state
             self._state, given = advance(self._program, before, event)
             if self._state is before:  # stale: a duplicate delivery, or a decision nobody waits for
-                self._heard += [signal] if signal is not None else []
+                self._received += [signal] if signal is not None else []
                 continue
             self._seq += 1
             recordable: Recordable = {"seq": self._seq, "event": ev.event_to_json(event)}
@@ -123,7 +123,7 @@ class InterlockRun:
             self._unrecorded.append(recordable)
             commands += given
         self._held_back = self._held_back or self._heavy()
-        if not self._issue(commands) and (self._seq > known or self._heard):
+        if not self._issue(commands) and (self._seq > known or self._received):
             self._spawn(self._record())
 
     def _heavy(self) -> bool:
@@ -165,8 +165,8 @@ class InterlockRun:
         self._cancel_timers(self._timers.keys() - self._state.timers.keys())
         return works
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.create_task(work)
+    def _spawn(self, execution: Any) -> None:
+        task = asyncio.create_task(execution)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -186,22 +186,22 @@ class InterlockRun:
 
     async def _record(self) -> None:
         async with self._recording:
-            if self._unrecorded or self._heard:
+            if self._unrecorded or self._received:
                 await self._activity(None)
 
     async def _activity(self, command: Command | None) -> None:
-        upto, heard = self._seq, list(self._heard)
+        upto, received = self._seq, list(self._received)
         task: Task = {
             "run_id": self._start["run_id"],
             "org_id": self._start["org_id"],
             "seq": upto,
             "events": list(self._unrecorded),
-            "heard": heard,
+            "received": received,
             "command": command,
             "rebuilt": self._start["rebuilt"],
         }
         try:
-            result: Result = await workflow.execute_activity(
+            result: TaskResult = await workflow.execute_activity(
                 ACTIVITY_TYPE,
                 task,
                 result_type=dict,
@@ -215,7 +215,7 @@ class InterlockRun:
             return
         while self._unrecorded and self._unrecorded[0]["seq"] <= upto:
             self._unrecorded.popleft()
-        self._heard = [signal for signal in self._heard if signal not in heard]
+        self._received = [signal for signal in self._received if signal not in received]
         if result.get("over"):
             self._ended_elsewhere = True
         elif "event" in result:

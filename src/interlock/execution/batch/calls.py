@@ -1,6 +1,6 @@
 """The life of a model call that goes through a provider's batch API.
 
-    waiting → handed_in → done
+    waiting → submitted → done
 
 Nothing runs in the background: a call is carried on by the attempts of the steps that wait for one, each of which looks whether
 something is due and puts itself off again. The first to come back after gathering hands in everything that waits for the same
@@ -29,9 +29,9 @@ from interlock.base.ids import new_id
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.settings import BatchSettings
-from interlock.execution.batch.values import Call, delivered, plain_of, request_of, seal_answer
-from interlock.execution.steps import Work
-from interlock.gateway.batches import SUBMIT_SECONDS, Answer, Batches, batches_of
+from interlock.execution.batch.values import BatchCall, delivered, plain_of, request_of, seal_answer
+from interlock.execution.steps import StepExecution
+from interlock.gateway.batches import SUBMIT_SECONDS, BatchAnswer, ModelBatches, batches_of
 from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
 from interlock.machine.machine import DEADLINE
 from interlock.machine.retry import RETRYABLE, jitter
@@ -64,7 +64,14 @@ class BatchedCalls:
         self._settings = settings
 
     async def answer(
-        self, work: Work, provider: Provider, request: ModelRequest, *, labels: Labels, tokens: int, usd: float
+        self,
+        execution: StepExecution,
+        provider: Provider,
+        request: ModelRequest,
+        *,
+        labels: Labels,
+        tokens: int,
+        usd: float,
     ) -> ModelResponse:
         """The call's answer, once it is there.
 
@@ -81,71 +88,75 @@ class BatchedCalls:
         batches = batches_of(provider)
         if batches is None:
             raise ProviderError(
-                f'provider "{provider.name}" has no batch API; remove batch from step "{work.path}"',
+                f'provider "{provider.name}" has no batch API; remove batch from step "{execution.path}"',
                 kind=FailureKind.PERMANENT,
             )
-        call = await self._find(work, request, labels, tokens, usd)
+        call = await self._find(execution, request, labels, tokens, usd)
         if call is None:
             seconds = self._settings.gather_seconds
             raise Deferred("the call waits for others to go with it", retry_after=seconds, pending=True)
         if call["status"] == "waiting":
-            await self._hand_in(work, batches)
-        elif call["status"] == "handed_in":
-            await self._look_after(work, batches, call["batch_id"])
+            await self._submit_batch(execution, batches)
+        elif call["status"] == "submitted":
+            await self._look_after(execution, batches, call["batch_id"])
         if call["status"] != "done":
-            call = await self._row(work)
+            call = await self._row(execution)
         if call is None or call["status"] != "done":
-            raise Deferred("the batch is not done", retry_after=self._wait(work, call), pending=True)
+            raise Deferred("the batch is not done", retry_after=self._wait(execution, call), pending=True)
         if call["result"] is None:
             raise Erased("the call's subject was erased; nobody can read it again")
-        return delivered(await work.run.artifacts.open(work.run.org_id, Ref.from_json(call["result"])))
+        return delivered(await execution.run.artifacts.open(execution.run.org_id, Ref.from_json(call["result"])))
 
-    async def standing(self, work: Work) -> str | None:
+    async def status(self, execution: StepExecution) -> str | None:
         """The status of the call that this attempt waits for; None if there is none yet."""
-        row = await self._row(work)
-        return str(row["status"]) if row is not None and _is_waited_for(row, work) else None
+        row = await self._row(execution)
+        return str(row["status"]) if row is not None and _is_waited_for(row, execution) else None
 
     # -- one call ----------------------------------------------------------------------------------------------
 
-    async def _row(self, work: Work) -> Row | None:
-        return await self._database.row("get_batched_call", work.run.run_id, work.name, org=work.run.org_id)
+    async def _row(self, execution: StepExecution) -> Row | None:
+        return await self._database.row(
+            "get_batched_call", execution.run.run_id, execution.name, org=execution.run.org_id
+        )
 
-    async def _find(self, work: Work, request: ModelRequest, labels: Labels, tokens: int, usd: float) -> Row | None:
+    async def _find(
+        self, execution: StepExecution, request: ModelRequest, labels: Labels, tokens: int, usd: float
+    ) -> Row | None:
         """The call that this attempt waits for; None if it was only now made."""
-        run, row = work.run, await self._row(work)
+        run, row = execution.run, await self._row(execution)
         sealed = await run.artifacts.seal(run.org_id, plain_of(request), labels)
-        if row is not None and _is_waited_for(row, work) and row["request"]["digest"] == sealed.ref.digest:
-            if row["attempt"] != work.attempt:
-                adopted = (row["call_id"], work.attempt, _until(work))
+        if row is not None and _is_waited_for(row, execution) and row["request"]["digest"] == sealed.ref.digest:
+            if row["attempt"] != execution.attempt:
+                adopted = (row["call_id"], execution.attempt, _until(execution))
                 await self._database.execute("adopt_batched_call", *adopted, org=run.org_id)
             return row
         commit = run.commit()  # whoever has lost the run makes no calls for it
         commit.artifacts.append(sealed.row)
         await self._committer.submit(commit)
-        identity = (new_id("call"), run.org_id, run.run_id, work.name, work.attempt)
-        values = (*identity, _pin(work), sealed.ref.to_json(), tokens, usd, _until(work))
+        identity = (new_id("call"), run.org_id, run.run_id, execution.name, execution.attempt)
+        values = (*identity, _pin(execution), sealed.ref.to_json(), tokens, usd, _until(execution))
         await self._database.execute("put_batched_call", *values, org=run.org_id)
         return None
 
-    def _wait(self, work: Work, call: Row | None) -> float:
+    def _wait(self, execution: StepExecution, call: Row | None) -> float:
         """Seconds until the call is worth another look: shortly after the batch is, and not when all the others look."""
         soon = self._settings.check_seconds
         known = call is not None and call["next_in"] is not None and not call["taken"]
         wait = max(float(call["next_in"]), 0.0) if known and call is not None else soon
-        spread = 0.02 + 0.1 * jitter(0, f"{work.run.run_id}/{work.name}", work.here.deferrals)
+        spread = 0.02 + 0.1 * jitter(0, f"{execution.run.run_id}/{execution.name}", execution.here.deferrals)
         return wait + spread * max(wait, soon)
 
     # -- handing in --------------------------------------------------------------------------------------------
 
-    async def _hand_in(self, work: Work, batches: Batches) -> None:
+    async def _submit_batch(self, execution: StepExecution, batches: ModelBatches) -> None:
         """Takes all that waits for this model, unless somebody else is at it, and hands it in."""
-        org, batch_id = work.run.org_id, new_id("batch")
-        values = (org, _pin(work), batch_id, _MAX_CALLS, _MAX_TOKENS, _RECOVER_SECONDS)
+        org, batch_id = execution.run.org_id, new_id("batch")
+        values = (org, _pin(execution), batch_id, _MAX_CALLS, _MAX_TOKENS, _RECOVER_SECONDS)
         if await self._database.rows("claim_batched_calls", *values, org=org):
-            await self._submit(work, batches, batch_id, age=0.0)
+            await self._submit(execution, batches, batch_id, age=0.0)
 
-    async def _submit(self, work: Work, batches: Batches, batch_id: str, *, age: float) -> None:
-        org, calls = work.run.org_id, await self._calls(work, batch_id)
+    async def _submit(self, execution: StepExecution, batches: ModelBatches, batch_id: str, *, age: float) -> None:
+        org, calls = execution.run.org_id, await self._calls(execution, batch_id)
         if not calls:
             await self._database.execute("batch_ended", batch_id, org=org)
             return
@@ -160,20 +171,20 @@ class BatchedCalls:
                     # Refused, so there is nothing to look for before the next try.
                     await self._database.execute("batch_tried", batch_id, _RECOVER_SECONDS, 0, org=org)
                     pause = self._pause(age)
-                await self._put_off(work, batch_id, pause, error)
+                await self._defer(execution, batch_id, pause, error)
             given = _lost(error) if error.kind in RETRYABLE else error
-            await self._store(work, batch_id, calls, dict.fromkeys(calls, given))
+            await self._store(execution, batch_id, calls, dict.fromkeys(calls, given))
             return
         await self._database.execute("batch_submitted", batch_id, named, self._settings.check_seconds, org=org)
         log(names.LOG_BATCH_SUBMITTED, org_id=org, batch=batch_id, provider_id=named, calls=len(calls))
 
-    async def _calls(self, work: Work, batch_id: str) -> dict[str, Call]:
+    async def _calls(self, execution: StepExecution, batch_id: str) -> dict[str, BatchCall]:
         """The calls of a batch whose answers somebody waits for; the others are done with."""
-        org, found, lost = work.run.org_id, {}, []
+        org, found, lost = execution.run.org_id, {}, []
         for row in await self._database.rows("batch_calls", batch_id, org=org):
             ref = Ref.from_json(row["request"])
             try:
-                request = request_of(await work.run.artifacts.open(org, ref)) if row["wanted"] else None
+                request = request_of(await execution.run.artifacts.open(org, ref)) if row["wanted"] else None
             except Erased:
                 request = None
             except (IntegrityError, NotFound) as error:
@@ -182,26 +193,26 @@ class BatchedCalls:
             if request is None:
                 lost.append({"call_id": row["call_id"], "result": None})
             else:
-                found[row["call_id"]] = Call(request, ref.labels)
+                found[row["call_id"]] = BatchCall(request, ref.labels)
         if lost:
             await self._database.execute("answer_batched_calls", batch_id, lost, org=org)
         return found
 
     # -- looking after -----------------------------------------------------------------------------------------
 
-    async def _look_after(self, work: Work, batches: Batches, batch_id: str) -> None:
+    async def _look_after(self, execution: StepExecution, batches: ModelBatches, batch_id: str) -> None:
         """If it is time, and nobody else is at it: asks the provider, and stores what came."""
-        row = await self._database.row("take_batch", batch_id, _LOOK_SECONDS, org=work.run.org_id)
+        row = await self._database.row("take_batch", batch_id, _LOOK_SECONDS, org=execution.run.org_id)
         if row is None:
             return
         try:
             if row["status"] == "submitting":
-                await self._recover(work, batches, batch_id, row)
+                await self._recover(execution, batches, batch_id, row)
             else:
-                await self._collect(work, batches, batch_id, row)
+                await self._collect(execution, batches, batch_id, row)
         except asyncio.CancelledError:
             if row["status"] == "submitted":  # reading harms nobody: whoever comes next may do it at once
-                later = self._database.execute("batch_later", batch_id, 0.0, org=work.run.org_id)
+                later = self._database.execute("batch_later", batch_id, 0.0, org=execution.run.org_id)
                 await asyncio.shield(asyncio.ensure_future(later))
             raise
         except ProviderError as error:
@@ -209,58 +220,64 @@ class BatchedCalls:
             submitted = row["status"] == "submitted"
             age = row["out"] if submitted else row["age"]
             if age > _LOST_SECONDS + (_GRACE_SECONDS if submitted else 0.0):
-                await self._give_up(work, batch_id, error)
+                await self._give_up(execution, batch_id, error)
             else:
-                await self._put_off(work, batch_id, self._pause(age), error)
+                await self._defer(execution, batch_id, self._pause(age), error)
 
-    async def _recover(self, work: Work, batches: Batches, batch_id: str, row: Row) -> None:
+    async def _recover(self, execution: StepExecution, batches: ModelBatches, batch_id: str, row: Row) -> None:
         """Nobody wrote down that the batch was handed in: it is found at the provider, or handed in again."""
         named = None
         if row["calls"]:  # else nobody got as far as trying
-            rows = await self._database.rows("batch_calls", batch_id, org=work.run.org_id)
+            rows = await self._database.rows("batch_calls", batch_id, org=execution.run.org_id)
             ids = {one["call_id"] for one in rows}
             window = (row["created"], row["tried"] + SUBMIT_SECONDS)
             named = await batches.find(batch_id, ids, row["calls"], *window)
         if named is None:
-            await self._submit(work, batches, batch_id, age=row["age"])
+            await self._submit(execution, batches, batch_id, age=row["age"])
         else:
-            await self._database.execute("batch_submitted", batch_id, named, 0.0, org=work.run.org_id)
-            log(names.LOG_BATCH_SUBMITTED, org_id=work.run.org_id, batch=batch_id, provider_id=named, found=True)
+            await self._database.execute("batch_submitted", batch_id, named, 0.0, org=execution.run.org_id)
+            log(names.LOG_BATCH_SUBMITTED, org_id=execution.run.org_id, batch=batch_id, provider_id=named, found=True)
 
-    async def _collect(self, work: Work, batches: Batches, batch_id: str, row: Row) -> None:
+    async def _collect(self, execution: StepExecution, batches: ModelBatches, batch_id: str, row: Row) -> None:
         ended = await batches.look(row["provider_id"])
         if ended is None:
             if row["out"] > _LOST_SECONDS:
-                await self._give_up(work, batch_id, ProviderError("its time is over", kind=FailureKind.TRANSIENT))
+                await self._give_up(execution, batch_id, ProviderError("its time is over", kind=FailureKind.TRANSIENT))
             else:
-                await self._database.execute("batch_later", batch_id, self._pause(row["out"]), org=work.run.org_id)
+                await self._database.execute("batch_later", batch_id, self._pause(row["out"]), org=execution.run.org_id)
             return
         if ended.error.kind is FailureKind.RATE_LIMITED and row["age"] <= _LOST_SECONDS:
-            await self._make_smaller(work, batch_id, ended.error)
-        calls = await self._calls(work, batch_id)
+            await self._make_smaller(execution, batch_id, ended.error)
+        calls = await self._calls(execution, batch_id)
         answers = await batches.fetch(ended, {one: call.request for one, call in calls.items()})
-        await self._store(work, batch_id, calls, {one: answers.get(one, ended.error) for one in calls})
+        await self._store(execution, batch_id, calls, {one: answers.get(one, ended.error) for one in calls})
 
-    async def _give_up(self, work: Work, batch_id: str, error: ProviderError) -> None:
-        calls = await self._calls(work, batch_id)
-        await self._store(work, batch_id, calls, dict.fromkeys(calls, _lost(error)))
+    async def _give_up(self, execution: StepExecution, batch_id: str, error: ProviderError) -> None:
+        calls = await self._calls(execution, batch_id)
+        await self._store(execution, batch_id, calls, dict.fromkeys(calls, _lost(error)))
 
-    async def _make_smaller(self, work: Work, batch_id: str, error: ProviderError) -> NoReturn:
+    async def _make_smaller(self, execution: StepExecution, batch_id: str, error: ProviderError) -> NoReturn:
         """It was more than the account may queue now, which no call is to blame for: half of it is tried again later, and the
         other half goes with whatever is handed in next."""
-        calls, org = sorted(await self._calls(work, batch_id)), work.run.org_id
+        calls, org = sorted(await self._calls(execution, batch_id)), execution.run.org_id
         pause = error.retry_after or self._settings.max_check_seconds
         await self._database.execute("unsubmit_batch", batch_id, calls[(len(calls) + 1) // 2 :], pause, org=org)
-        await self._put_off(work, batch_id, pause, error)
+        await self._defer(execution, batch_id, pause, error)
 
-    async def _store(self, work: Work, batch_id: str, calls: Mapping[str, Call], answers: Mapping[str, Answer]) -> None:
+    async def _store(
+        self,
+        execution: StepExecution,
+        batch_id: str,
+        calls: Mapping[str, BatchCall],
+        answers: Mapping[str, BatchAnswer],
+    ) -> None:
         """Keeps every call's answer for the step that waits for it, and ends the batch."""
-        org = work.run.org_id
+        org = execution.run.org_id
         ids = list(calls)
         for start in range(0, len(ids), _STORED_AT_ONCE):
             commit, rows = Commit(org), []
             for one in ids[start : start + _STORED_AT_ONCE]:
-                sealed = await seal_answer(work, calls[one], answers[one])
+                sealed = await seal_answer(execution, calls[one], answers[one])
                 commit.artifacts += [sealed.row] if sealed else []
                 rows.append({"call_id": one, "result": sealed.ref.to_json() if sealed else None})
             await self._committer.submit(commit)
@@ -274,36 +291,36 @@ class BatchedCalls:
         settings = self._settings
         return min(max(age / 4, settings.check_seconds), settings.max_check_seconds)
 
-    async def _put_off(self, work: Work, batch_id: str, seconds: float, error: ProviderError) -> NoReturn:
+    async def _defer(self, execution: StepExecution, batch_id: str, seconds: float, error: ProviderError) -> NoReturn:
         """The provider cannot be asked now; the batch is there all the same, or will be."""
         longest = max(_MAX_PAUSE_SECONDS, self._settings.max_check_seconds)
         wait = min(max(seconds, error.retry_after or 0.0), longest)
-        await self._database.execute("batch_later", batch_id, wait, org=work.run.org_id)
+        await self._database.execute("batch_later", batch_id, wait, org=execution.run.org_id)
         log(
             names.LOG_BATCH_DELAYED,
             error.message,
             level="warning",
-            org_id=work.run.org_id,
+            org_id=execution.run.org_id,
             batch=batch_id,
             seconds=wait,
         )
         raise Deferred(error.message, retry_after=wait, pending=True) from error
 
 
-def _is_waited_for(row: Row, work: Work) -> bool:
+def _is_waited_for(row: Row, execution: StepExecution) -> bool:
     """Whether this attempt waits for the call: it made it, or the attempt before it failed over something else and left it out."""
-    return bool(row["attempt"] == work.attempt or row["status"] != "done")
+    return bool(row["attempt"] == execution.attempt or row["status"] != "done")
 
 
-def _pin(work: Work) -> str:
-    assert isinstance(work.step, ModelStep)
-    return work.run.version.models[work.step.model]
+def _pin(execution: StepExecution) -> str:
+    assert isinstance(execution.step, ModelStep)
+    return execution.run.version.models[execution.step.model]
 
 
-def _until(work: Work) -> float | None:
+def _until(execution: StepExecution) -> float | None:
     """When nobody waits any more, seconds since the epoch: the step's deadline or the run's."""
-    timers = work.state.timers
-    keys = (limit_key(work.name, work.here), DEADLINE)
+    timers = execution.state.timers
+    keys = (limit_key(execution.name, execution.here), DEADLINE)
     return min((timers[key] for key in keys if key in timers), default=None)
 
 

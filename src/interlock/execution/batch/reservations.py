@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from interlock.budget.ledger import Spending
-from interlock.execution.steps import Run, Work
+from interlock.execution.steps import Run, StepExecution
 from interlock.machine.state import RunState, StepStatus
 from interlock.store.commit import Commit
 from interlock.store.database import Row
@@ -15,9 +15,9 @@ _WAITING = frozenset({StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.PAUSED
 _ENDS = frozenset({"step_succeeded", "step_failed"})
 
 
-def is_batched(work: Work) -> bool:
+def is_batched(execution: StepExecution) -> bool:
     """Whether the work is a call through a batch API; a fallback never is."""
-    return isinstance(work.step, ModelStep) and work.step.batch and work.fallback is None
+    return isinstance(execution.step, ModelStep) and execution.step.batch and execution.fallback is None
 
 
 def hold_reserved(run: Run, state: RunState, row: Row) -> None:

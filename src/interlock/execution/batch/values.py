@@ -9,15 +9,15 @@ from typing import Any
 
 from interlock.base.errors import Erased, FailureKind, PayloadTooLarge, ProviderError
 from interlock.base.labels import Labels
-from interlock.execution.steps import Work
-from interlock.gateway.batches import Answer
+from interlock.execution.steps import StepExecution
+from interlock.gateway.batches import BatchAnswer
 from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Usage
 from interlock.store.artifacts import Sealed
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class BatchCall:
     """A call of a batch, of whichever run; labels are its request's."""
 
     request: ModelRequest
@@ -41,20 +41,20 @@ def request_of(plain: Mapping[str, Any]) -> ModelRequest:
     return ModelRequest(**{**plain, "messages": messages, "schema": json.loads(plain["schema"])})
 
 
-async def seal_answer(work: Work, call: Call, answer: Answer) -> Sealed | None:
+async def seal_answer(execution: StepExecution, call: BatchCall, answer: BatchAnswer) -> Sealed | None:
     """A call's answer as a value about the same people as the call; None if one of them was erased."""
     labels = call.labels.join(Labels(origins=frozenset({f"model:{call.request.model}"})))
     try:
         try:
-            return await work.run.artifacts.seal(work.run.org_id, _kept(answer), labels)
+            return await execution.run.artifacts.seal(execution.run.org_id, _kept(answer), labels)
         except PayloadTooLarge as error:
             refused = ProviderError(error.message, kind=FailureKind.PERMANENT)
-            return await work.run.artifacts.seal(work.run.org_id, _kept(refused), labels)
+            return await execution.run.artifacts.seal(execution.run.org_id, _kept(refused), labels)
     except Erased:
         return None
 
 
-def _kept(answer: Answer) -> dict[str, Any]:
+def _kept(answer: BatchAnswer) -> dict[str, Any]:
     usage = answer.usage if isinstance(answer, ModelResponse | BilledError) else None
     kept: dict[str, Any] = {"usage": [usage.input_tokens, usage.output_tokens, usage.cached_tokens] if usage else None}
     if isinstance(answer, ProviderError):
@@ -74,5 +74,5 @@ def delivered(kept: Mapping[str, Any]) -> ModelResponse:
         error: ProviderError = BilledError(kept["error"], kind=kind, usage=usage, retry_after=kept["retry_after"])
     else:
         error = ProviderError(kept["error"], kind=kind, retry_after=kept["retry_after"])
-    error.blames_target = False
+    error.counts_against_breaker = False
     raise error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from interlock.execution.inputs.binding import Bound, bind
 from interlock.execution.inputs.conversation import asked_for
-from interlock.execution.steps import Work
+from interlock.execution.steps import StepExecution
 from interlock.workflows.spec import ModelStep, ToolStep
 
 
-async def arguments_of(work: Work, *, lenient: bool = False, now: float | None = None) -> Bound:
+async def arguments_of(execution: StepExecution, *, lenient: bool = False, now: float | None = None) -> Bound:
     """What a person put in its place when requeueing a dead letter; else what an agent's model asked for; else what is bound.
 
     Optional arguments that came out as null are left out.
@@ -21,17 +21,17 @@ async def arguments_of(work: Work, *, lenient: bool = False, now: float | None =
         Stale: it reads something too old.
         Erased: it reads something about a person whose key was destroyed.
     """
-    step, override = work.step, work.here.override
+    step, override = execution.step, execution.here.override
     assert isinstance(step, ModelStep | ToolStep)
     if override is not None:
-        bound = Bound(await work.run.value(override), override.labels)
+        bound = Bound(await execution.run.value(override), override.labels)
     elif isinstance(step, ModelStep):
-        return await bind(work.run, step.values, work.state, work.name, lenient=lenient, now=now)
-    elif work.node.agent is not None:
-        bound = Bound(*await asked_for(work))
+        return await bind(execution.run, step.values, execution.state, execution.name, lenient=lenient, now=now)
+    elif execution.node.agent is not None:
+        bound = Bound(*await asked_for(execution))
     else:
-        bound = await bind(work.run, step.input, work.state, work.name, lenient=lenient, now=now)
-    tool = work.run.version.tools.get(step.tool) if isinstance(step, ToolStep) else None
+        bound = await bind(execution.run, step.input, execution.state, execution.name, lenient=lenient, now=now)
+    tool = execution.run.version.tools.get(step.tool) if isinstance(step, ToolStep) else None
     if tool is not None and isinstance(bound.value, dict):
         required = tool.contract.input.get("required", ())
         bound.value = {name: value for name, value in bound.value.items() if value is not None or name in required}

@@ -10,12 +10,12 @@ from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.execution.steps import Run
 from interlock.machine.program import path_of
-from interlock.machine.state import UNDO, RunState, StepState, StepStatus, is_told
+from interlock.machine.state import UNDO, RunState, StepState, StepStatus, is_settled
 from interlock.workflows.bindings import Reference, dig, references, resolve
 from interlock.workflows.spec import LoopStep, MapStep, SubworkflowStep, ToolStep, WaitStep
 
 
-class Stale(ContractViolation):
+class StaleValue(ContractViolation):
     """A value is older than the contract of the tool it came from allows."""
 
     code = "stale"
@@ -146,7 +146,7 @@ class _Reader:
         reader = self._state.steps.get(near) if near is not None else None
         if reader is not None and reader.status in UNDO and state.status in UNDO:
             return True  # undoing is told what the call was made with, whatever became of that since
-        return is_told(state, opens_body=isinstance(spec, MapStep | SubworkflowStep))
+        return is_settled(state, opens_body=isinstance(spec, MapStep | SubworkflowStep))
 
     async def _child(self, name: str, path: str, reference: Reference) -> Any:
         """A field of what a subworkflow gave: its output's binding, read inside it."""
@@ -189,7 +189,7 @@ class _Reader:
             self.stale.append(name)
             return
         age = self._now - ref.labels.as_of
-        raise Stale(
+        raise StaleValue(
             f'what step "{name}" got from tool "{step.tool}" is {age:.0f} s old, and the tool says that it is good for '
             f"{contract.max_age:g} s; look it up again nearer to where it is needed, or set on_stale: flag"
         )

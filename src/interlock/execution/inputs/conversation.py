@@ -7,55 +7,55 @@ from typing import Any
 from interlock.base.errors import IntegrityError
 from interlock.base.labels import Labels
 from interlock.definitions.agent_schemas import instructions, said, told_results
-from interlock.execution.steps import Work
+from interlock.execution.steps import StepExecution
 from interlock.machine.program import CALL, TURN
 from interlock.machine.state import StepStatus
 from interlock.workflows.spec import AgentStep
 
 
-async def conversation(work: Work, agent: AgentStep) -> tuple[list[tuple[str, str]], Labels]:
+async def conversation(execution: StepExecution, agent: AgentStep) -> tuple[list[tuple[str, str]], Labels]:
     """What follows the prompt's own messages: (role, content) in order, and the labels of all of it."""
-    program, state = work.run.version.program, work.state
+    program, state = execution.run.version.program, execution.state
     messages = [("system", instructions(program, agent))]
     labels = Labels()
-    head, _, number = _frame(work.name).rpartition("#")
+    head, _, number = _frame(execution.name).rpartition("#")
     for earlier in range(1, int(number)):
         frame = f"{head}#{earlier}"
         asked = state.steps[f"{frame}/{TURN}"]
         assert asked.output is not None
-        results, joined = await _results(work, frame, asked.calls)
+        results, joined = await _results(execution, frame, asked.calls)
         labels = labels.join(asked.output.labels).join(joined)
-        messages += [("assistant", said(await work.run.value(asked.output))), ("user", told_results(results))]
+        messages += [("assistant", said(await execution.run.value(asked.output))), ("user", told_results(results))]
     return messages, labels
 
 
-async def _results(work: Work, frame: str, calls: tuple[str, ...]) -> tuple[list[dict[str, Any]], Labels]:
+async def _results(execution: StepExecution, frame: str, calls: tuple[str, ...]) -> tuple[list[dict[str, Any]], Labels]:
     results, labels = [], Labels()
     for number, tool in enumerate(calls, start=1):
-        call = work.state.steps[f"{frame}/{CALL}#{number}"]
+        call = execution.state.steps[f"{frame}/{CALL}#{number}"]
         if call.status is StepStatus.SUCCEEDED and call.output is not None:
             labels = labels.join(call.output.labels)
-            results.append({"tool": tool, "result": await work.run.value(call.output)})
+            results.append({"tool": tool, "result": await execution.run.value(call.output)})
             continue
         result = {"tool": tool, "error": call.failure.message if call.failure is not None else "it did not work"}
-        if call.failure is not None and call.failure.words is not None:
-            labels = labels.join(call.failure.words.labels)
-            result["detail"] = await work.run.value(call.failure.words)
+        if call.failure is not None and call.failure.error_detail is not None:
+            labels = labels.join(call.failure.error_detail.labels)
+            result["detail"] = await execution.run.value(call.failure.error_detail)
         results.append(result)
     return results, labels
 
 
-async def asked_for(work: Work) -> tuple[dict[str, Any], Labels]:
+async def asked_for(execution: StepExecution) -> tuple[dict[str, Any], Labels]:
     """The arguments that the model gave for this call.
 
     Raises:
         IntegrityError: the turn is not what the machine took it for.
     """
-    asked = work.state.steps[f"{_frame(work.name)}/{TURN}"]
-    number = int(work.name.rpartition("#")[2])
+    asked = execution.state.steps[f"{_frame(execution.name)}/{TURN}"]
+    number = int(execution.name.rpartition("#")[2])
     if asked.output is None:
-        raise IntegrityError(f'the turn that asked for "{work.name}" is gone')
-    call = (await work.run.value(asked.output))["calls"][number - 1]
+        raise IntegrityError(f'the turn that asked for "{execution.name}" is gone')
+    call = (await execution.run.value(asked.output))["calls"][number - 1]
     return dict(call["arguments"]), asked.output.labels
 
 

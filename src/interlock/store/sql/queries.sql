@@ -132,23 +132,23 @@ select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id)
         and ($3::text is null or (v.created_at, v.review_id) > (select p.created_at, p.review_id from reviews p where p.review_id = $3))
     order by v.created_at, v.review_id limit $4
 
--- name: get_letter
-select l.*, r.trace_id, r.workflow, r.version from dead_letters l join runs r using (run_id) where l.letter_id = $1
+-- name: get_dead_letter
+select l.*, r.trace_id, r.workflow, r.version from dead_letters l join runs r using (run_id) where l.dead_letter_id = $1
 
--- name: list_letters
+-- name: list_dead_letters
 select l.*, r.trace_id, r.workflow, r.version from dead_letters l join runs r using (run_id)
-    where ($1::text is null or l.status = $1) and ($2::text is null or l.run_id = $2) and ($3::text is null or l.letter_id > $3)
-    order by l.letter_id limit $4
+    where ($1::text is null or l.status = $1) and ($2::text is null or l.run_id = $2) and ($3::text is null or l.dead_letter_id > $3)
+    order by l.dead_letter_id limit $4
 
 -- name: open_questions
 select 'review' as kind, review_id as id, step from reviews where run_id = $1 and status = 'open'
-    union all select 'letter', letter_id, step from dead_letters where run_id = $1 and status = 'open'
+    union all select 'dead_letter', dead_letter_id, step from dead_letters where run_id = $1 and status = 'open'
 
 -- name: list_vaults
 select vault from run_vaults where run_id = $1 order by vault_id
 
 -- name: get_crashes
-select crashes, exists (select from dead_letters l where l.run_id = queue.run_id and l.purpose = 'driver' and l.status = 'open') as told
+select crashes, exists (select from dead_letters l where l.run_id = queue.run_id and l.purpose = 'parked_run' and l.status = 'open') as parked
     from queue where run_id = $1
 
 -- name: audit_heads
@@ -181,20 +181,20 @@ insert into spans (trace_id, span_id, org_id, parent_id, name, start_ns, end_ns,
 select span_id, parent_id, name, start_ns, end_ns, ok, attributes from spans where trace_id = $1 order by start_ns, span_id
 
 -- name: claim_runs
-select run_id, org_id, fence, losses from claim_runs($1, $2, $3, $4)
+select run_id, org_id, fence, crash_streak from claim_runs($1, $2, $3, $4)
 
--- name: make_room
-select make_room($1, $2, $3) as chosen
+-- name: take_exclusive_slot
+select take_exclusive_slot($1, $2, $3) as chosen
 
 -- name: claim_kept
-select run_id, org_id, fence, true as works from claim_told($1, $2, $3, $4)
+select run_id, org_id, fence, true as works from claim_signalled($1, $2, $3, $4)
     union all select run_id, org_id, fence, false from claim_runs($1, $2, $3, $4)
 
 -- name: reserve_claim
 select fits, used_tokens, used_usd from reserve_claim($1, $2, $3, $4, $5, $6, $7)
 
 -- name: renew_leases
-select renew_leases($1, $2, $3) as told
+select renew_leases($1, $2, $3) as signalled
 
 -- name: release_leases
 select release_leases($1)
@@ -259,12 +259,12 @@ with tidied as ( -- of which nothing is left that anybody could look for
     insert into batches (batch_id, org_id, pin, taken_until)
         select $3, $1, $2, now() + make_interval(secs => $6) where exists (select from picked) on conflict do nothing
 )
-update batched_calls c set status = 'handed_in', batch_id = $3 from picked where c.call_id = picked.call_id
+update batched_calls c set status = 'submitted', batch_id = $3 from picked where c.call_id = picked.call_id
     returning c.call_id
 
 -- name: batch_calls
 select c.call_id, c.request, r.status in ('queued', 'running', 'waiting') as wanted
-    from batched_calls c join runs r using (run_id) where c.batch_id = $1 and c.status = 'handed_in' order by c.call_id
+    from batched_calls c join runs r using (run_id) where c.batch_id = $1 and c.status = 'submitted' order by c.call_id
 
 -- name: take_batch
 update batches set taken_until = now() + make_interval(secs => $2)
@@ -283,7 +283,7 @@ update batches set status = 'submitted', provider_id = $2, next_check = now() + 
 
 -- name: unsubmit_batch
 with back as (
-    update batched_calls set status = 'waiting', batch_id = null where batch_id = $1 and call_id = any($2::text[]) and status = 'handed_in')
+    update batched_calls set status = 'waiting', batch_id = null where batch_id = $1 and call_id = any($2::text[]) and status = 'submitted')
 update batches set status = 'submitting', provider_id = null, calls = 0, next_check = now() + make_interval(secs => $3), taken_until = now()
     where batch_id = $1 and status = 'submitted'
 
@@ -296,7 +296,7 @@ update batches set status = 'ended' where batch_id = $1
 -- name: answer_batched_calls
 update batched_calls c set status = 'done', result = nullif(a.result, 'null')
     from jsonb_to_recordset($2) as a(call_id text, result jsonb)
-    where c.call_id = a.call_id and c.batch_id = $1 and c.status = 'handed_in'
+    where c.call_id = a.call_id and c.batch_id = $1 and c.status = 'submitted'
 
 -- name: take_call
 select take_call($1, $2, $3, $4) as wait

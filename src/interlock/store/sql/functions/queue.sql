@@ -8,12 +8,12 @@ $$;
 -- Gives runs to a worker: fairly over organisations, in each fairly over its workflows (the lane with the fewest leased runs comes
 -- first, chance decides between equals), in each by priority, then those already begun, then by age; within the quotas.
 -- Reads the first few rows of each lane, so its cost does not grow with how many wait.
--- A run with three losses is suspect of killing its workers: whoever gets it holds nothing else (decision 0008). With more of
+-- A run with three crash_streak is suspect of killing its workers: whoever gets it holds nothing else (decision 0008). With more of
 -- them it is given like any other, to be parked instead of driven.
 drop function if exists claim_runs(text, double precision, integer);
 drop function if exists claim_runs(text, double precision, integer, text);
 create function claim_runs(claimant text, lease_seconds double precision, wanted integer, engine text default 'postgres')
-    returns table (run_id text, org_id text, fence bigint, losses smallint)
+    returns table (run_id text, org_id text, fence bigint, crash_streak smallint)
     language plpgsql security definer set search_path = public, pg_temp as $$
 #variable_conflict use_column
 declare held quotas[]; pool bigint := wanted + 4; missing integer := wanted; got text[]; picked bigint; suspect text;
@@ -30,11 +30,11 @@ begin
         from queue e where e.engine = claim_runs.engine and e.worker is not null and e.lease_until < now()
         limit wanted for update of e skip locked)
     update queue set worker = case when s.works then queue.engine end, lease_until = case when s.works then 'infinity'::timestamptz end,
-            losses = case when s.moved then 0 when s.lives then queue.losses else queue.losses + 1 end,
-            lost_by = case when s.moved or s.lives then queue.lost_by when queue.losses = 0 then array[s.worker] else queue.lost_by || s.worker end,
-            available_at = case when queue.losses = 2 and not s.moved and not s.lives then now() else queue.available_at end
+            crash_streak = case when s.moved then 0 when s.lives then queue.crash_streak else queue.crash_streak + 1 end,
+            crashed_workers = case when s.moved or s.lives then queue.crashed_workers when queue.crash_streak = 0 then array[s.worker] else queue.crashed_workers || s.worker end,
+            available_at = case when queue.crash_streak = 2 and not s.moved and not s.lives then now() else queue.available_at end
         from silent s where queue.run_id = s.run_id;
-    if exists (select from queue h where h.worker = claimant and h.losses = 3 and h.leased_seq = journal_length(h.run_id)) then
+    if exists (select from queue h where h.worker = claimant and h.crash_streak = 3 and h.leased_seq = journal_length(h.run_id)) then
         return; -- alone with it until it has got further
     end if;
 
@@ -52,7 +52,7 @@ begin
 
     if not exists (select from queue h where h.worker = claimant) then
         select q.run_id into suspect from queue q
-            where q.engine = claim_runs.engine and q.losses = 3 and q.worker is null and q.available_at <= now()
+            where q.engine = claim_runs.engine and q.crash_streak = 3 and q.worker is null and q.available_at <= now()
                 and not exists (select from unnest(held) h where h.org_id = q.org_id and (h.scope = 'org' or h.name = q.workflow)
                     and h.concurrency <= (select count(*) from queue l where l.worker is not null and l.org_id = h.org_id
                         and (h.scope = 'org' or l.workflow = h.name)))
@@ -60,7 +60,7 @@ begin
         if found then
             return query update queue set worker = claimant, fence = queue.fence + 1, leased_seq = journal_length(queue.run_id),
                     lease_until = now() + make_interval(secs => lease_seconds)
-                where queue.run_id = suspect returning queue.run_id, queue.org_id, queue.fence, queue.losses;
+                where queue.run_id = suspect returning queue.run_id, queue.org_id, queue.fence, queue.crash_streak;
             return;
         end if;
     end if;
@@ -105,7 +105,7 @@ begin
                 select q.run_id, q.available_at from queue q
                 where q.engine = claim_runs.engine and q.org_id = h.org_id and q.workflow = h.workflow and (-q.priority) = h.rank
                     and ((q.fence = 0)::integer) = h.fresh and q.worker is null and q.available_at < 'infinity'
-                    and q.available_at <= now() and q.losses <> 3
+                    and q.available_at <= now() and q.crash_streak <> 3
                 order by q.available_at limit pool) c
         ), in_rate as ( -- the limits one after the other, and places counted anew in between: what one refuses takes no other's room
             select w.*, l.dice, l.load, l.runs, l.starts, sum(w.fresh) over (partition by w.org_id, w.workflow order by w.place) as start
@@ -138,7 +138,7 @@ begin
         )
         select array_agg(c.run_id), (select count(*) from pick) into got, picked from claimed c;
 
-        return query select q.run_id, q.org_id, q.fence, q.losses from queue q where q.run_id = any(got);
+        return query select q.run_id, q.org_id, q.fence, q.crash_streak from queue q where q.run_id = any(got);
         missing := missing - coalesce(cardinality(got), 0);
         exit when picked < pool; -- that was everything
         pool := 8 * pool; -- others are claiming the same rows: look further
@@ -147,13 +147,13 @@ end $$;
 
 -- Whether a run has to be driven alone, found no idle worker, and this busy one is to make room for it: one worker for one run.
 -- Not for one that the quotas would keep from being claimed then, when this worker's own runs have left their places.
-create or replace function make_room(claimant text, lease_seconds double precision, engine text) returns boolean
+create or replace function take_exclusive_slot(claimant text, lease_seconds double precision, engine text) returns boolean
     language plpgsql security definer set search_path = public, pg_temp as $$
 #variable_conflict use_column
 begin
     update queue set room_by = claimant, room_until = now() + make_interval(secs => lease_seconds)
         where queue.run_id = (
-            select q.run_id from queue q where q.engine = make_room.engine and q.losses = 3 and q.worker is null
+            select q.run_id from queue q where q.engine = take_exclusive_slot.engine and q.crash_streak = 3 and q.worker is null
                 and q.available_at < now() - interval '2 seconds' -- an idle worker looks every second
                 and (q.room_by is null or q.room_by = claimant or q.room_until < now())
                 and not exists (select from quotas k where k.org_id = q.org_id

@@ -182,28 +182,28 @@ begin
             on conflict (org_id, key) do update set output = excluded.output, created_at = now();
     end if;
 
-    if batch ? 'new_letters' then
-        insert into dead_letters (letter_id, org_id, run_id, step, purpose, code, reason)
-            select letter_id, org_id, run_id, step, purpose, code, reason
-            from jsonb_to_recordset(batch -> 'new_letters') as l(letter_id text, org_id text, run_id text, step text,
+    if batch ? 'new_dead_letters' then
+        insert into dead_letters (dead_letter_id, org_id, run_id, step, purpose, code, reason)
+            select dead_letter_id, org_id, run_id, step, purpose, code, reason
+            from jsonb_to_recordset(batch -> 'new_dead_letters') as l(dead_letter_id text, org_id text, run_id text, step text,
                 purpose text, code text, reason text)
             on conflict do nothing;
     end if;
 
-    if batch ? 'closed_letters' then
+    if batch ? 'closed_dead_letters' then
         update dead_letters set status = 'closed', decided_at = now()
-            from jsonb_to_recordset(batch -> 'closed_letters') as c(run_id text, step text)
+            from jsonb_to_recordset(batch -> 'closed_dead_letters') as c(run_id text, step text)
             where dead_letters.run_id = c.run_id and dead_letters.step = c.step and dead_letters.status = 'open';
     end if;
 
-    if batch ? 'decided_letters' then
+    if batch ? 'decided_dead_letters' then
         update dead_letters set status = d.status, decided_by = d.decided_by, note = d.note, new_run = d.new_run, decided_at = now()
-            from jsonb_to_recordset(batch -> 'decided_letters')
-                as d(letter_id text, status text, decided_by text, note text, new_run text)
-            where dead_letters.letter_id = d.letter_id and dead_letters.status = 'open';
+            from jsonb_to_recordset(batch -> 'decided_dead_letters')
+                as d(dead_letter_id text, status text, decided_by text, note text, new_run text)
+            where dead_letters.dead_letter_id = d.dead_letter_id and dead_letters.status = 'open';
         get diagnostics touched = row_count;
-        if touched <> jsonb_array_length(batch -> 'decided_letters') then
-            raise exception 'letter is not open' using errcode = 'IL005';
+        if touched <> jsonb_array_length(batch -> 'decided_dead_letters') then
+            raise exception 'dead letter is not open' using errcode = 'IL005';
         end if;
     end if;
 
@@ -222,10 +222,10 @@ begin
         perform pg_notify('interlock_queue', s.run_id) from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text);
     end if;
 
-    -- Drives that broke off. A parked run is left alone until somebody decides about its letter, or tells it something; one that
+    -- Drives that broke off. A parked run is left alone until somebody decides about its dead letter, or tells it something; one that
     -- killed its workers is still suspect then.
     if batch ? 'crashed' then
-        update queue set crashes = crashes + 1, losses = case when c.parked then least(losses, 3) else losses end,
+        update queue set crashes = crashes + 1, crash_streak = case when c.parked then least(crash_streak, 3) else crash_streak end,
                 worker = case when c.parked then null else worker end,
                 lease_until = case when c.parked then null else lease_until end,
                 available_at = case when c.parked then 'infinity' else available_at end
@@ -233,7 +233,7 @@ begin
     end if;
 
     if batch ? 'requeued' then
-        update queue set crashes = 0, losses = 0, available_at = least(available_at, now())
+        update queue set crashes = 0, crash_streak = 0, available_at = least(available_at, now())
             from jsonb_to_recordset(batch -> 'requeued') as r(run_id text) where queue.run_id = r.run_id;
         perform pg_notify('interlock_queue', r.run_id) from jsonb_to_recordset(batch -> 'requeued') as r(run_id text);
     end if;
@@ -244,8 +244,8 @@ begin
     end if;
 
     -- Told to an engine that keeps its runs itself; the row goes with the record of it, and until then it is told again now and then.
-    if batch ? 'handed_on' then
-        update signals set handed_on = now() from jsonb_to_recordset(batch -> 'handed_on') as h(signal_id bigint)
+    if batch ? 'forwarded_at' then
+        update signals set forwarded_at = now() from jsonb_to_recordset(batch -> 'forwarded_at') as h(signal_id bigint)
             where signals.signal_id = h.signal_id;
     end if;
 
@@ -257,12 +257,12 @@ begin
     -- Calls in a batch that nobody waits for, one by one or with their whole run: what is not handed in by now never is, answers that
     -- still come are nobody's. A batch goes with the last of its calls.
     if batch ?| array['let_go', 'finished'] then
-        with nobodys as (
+        with orphaned as (
             select l.run_id, l.step from jsonb_to_recordset(coalesce(batch -> 'let_go', '[]')) as l(run_id text, step text)
             union all select d.run_id, null from jsonb_to_recordset(coalesce(batch -> 'finished', '[]')) as d(run_id text)
         ), gone as (
-            delete from batched_calls c using nobodys n
-                where c.run_id = n.run_id and (n.step is null or c.step = n.step and c.status <> 'handed_in')
+            delete from batched_calls c using orphaned n
+                where c.run_id = n.run_id and (n.step is null or c.step = n.step and c.status <> 'submitted')
                 returning c.call_id, c.batch_id)
         delete from batches b where b.batch_id in (select g.batch_id from gone g) and not exists (
             select from batched_calls c where c.batch_id = b.batch_id and c.call_id not in (select g.call_id from gone g));
@@ -286,7 +286,7 @@ begin
             where claims.run_id = d.run_id and not exists (select from runs where runs.run_id = d.run_id and runs.status = 'dead');
         update dead_letters set status = 'closed', decided_at = now()
             from jsonb_to_recordset(batch -> 'finished') as d(run_id text)
-            where dead_letters.run_id = d.run_id and dead_letters.step = '' and dead_letters.purpose = 'driver'
+            where dead_letters.run_id = d.run_id and dead_letters.step = '' and dead_letters.purpose = 'parked_run'
                 and dead_letters.status = 'open';
     end if;
 
@@ -305,9 +305,9 @@ begin
                 lease_until = case when w.kept then case
                     when exists (select from runs where runs.run_id = queue.run_id and runs.status in ('queued', 'running', 'compensating'))
                     then 'infinity' else now() + interval '30 seconds' end end,
-                crashes = 0, losses = 0, available_at = case
+                crashes = 0, crash_streak = 0, available_at = case
                 when w.failed is not true and exists (
-                    select from signals where signals.run_id = queue.run_id and signals.handed_on is null) then now()
+                    select from signals where signals.run_id = queue.run_id and signals.forwarded_at is null) then now()
                 when w.failed is not true and exists (select from signals where signals.run_id = queue.run_id)
                     then now() + interval '60 seconds'
                 else coalesce(to_timestamp(w.wake_at), 'infinity'::timestamptz) end

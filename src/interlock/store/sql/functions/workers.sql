@@ -9,9 +9,9 @@ begin
         on conflict (worker_id) do update set seen_at = now() returning draining into told;
     delete from workers where seen_at < now() - interval '1 day';
     -- It was only stopped for a while: what was counted as its death was none.
-    perform from queue where losses > 0 and claimant = any(lost_by) order by run_id for update;
-    update queue set losses = greatest(0, losses - cardinality(array_positions(lost_by, claimant))), lost_by = array_remove(lost_by, claimant)
-        where losses > 0 and claimant = any(lost_by);
+    perform from queue where crash_streak > 0 and claimant = any(crashed_workers) order by run_id for update;
+    update queue set crash_streak = greatest(0, crash_streak - cardinality(array_positions(crashed_workers, claimant))), crashed_workers = array_remove(crashed_workers, claimant)
+        where crash_streak > 0 and claimant = any(crashed_workers);
     return told;
 end $$;
 

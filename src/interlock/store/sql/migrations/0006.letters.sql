@@ -2,13 +2,13 @@
 -- depends: 0002.security
 
 -- purpose: `step` failed for good and is held; `compensation` could not be undone; `run` failed and was cleaned up;
--- `driver`: Interlock itself failed at driving it, again and again.
+-- `parked_run`: Interlock itself failed at driving it, again and again.
 create table dead_letters (
-    letter_id text primary key,
+    dead_letter_id text primary key,
     org_id text not null references orgs,
     run_id text not null references runs,
     step text not null,
-    purpose text not null check (purpose in ('step', 'compensation', 'run', 'driver')),
+    purpose text not null check (purpose in ('step', 'compensation', 'run', 'parked_run')),
     code text not null,
     reason text not null,
     status text not null default 'open' check (status in ('open', 'requeued', 'discarded', 'closed')),

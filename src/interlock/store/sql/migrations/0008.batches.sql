@@ -31,12 +31,12 @@ create table batched_calls (
     tokens bigint not null,
     usd double precision not null,
     until timestamptz,
-    status text not null default 'waiting' check (status in ('waiting', 'handed_in', 'done')),
+    status text not null default 'waiting' check (status in ('waiting', 'submitted', 'done')),
     batch_id text references batches,
     result jsonb,
     created_at timestamptz not null default now(),
     unique (run_id, step),
-    check (status <> 'handed_in' or batch_id is not null)
+    check (status <> 'submitted' or batch_id is not null)
 );
 create index batched_calls_waiting on batched_calls (org_id, pin, created_at) where status = 'waiting';
 create index batched_calls_batch on batched_calls (batch_id) where batch_id is not null;

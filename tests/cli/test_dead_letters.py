@@ -41,45 +41,45 @@ def held(cli: Cli) -> tuple[Cli, str, str]:
     cli.write("tools/picky/main.py", CODE)
     cli.write("policies/main.cedar", "permit(principal, action, resource);\n")
     said = cli.ok("run", "look", "--input", '{"input": "bad"}').out
-    (letter,) = cli.ok("letters", "list", "--json").json
-    assert f"interlock letters show {letter['letter_id']}" in said
-    return cli, run_id_of(said), letter["letter_id"]
+    (dead_letter,) = cli.ok("dead-letters", "list", "--json").json
+    assert f"interlock dead-letters show {dead_letter['dead_letter_id']}" in said
+    return cli, run_id_of(said), dead_letter["dead_letter_id"]
 
 
 def test_shown_edited_and_requeued(held: tuple[Cli, str, str]) -> None:
-    cli, run_id, letter_id = held
-    listed = cli.ok("letters", "list").out
-    for word in (letter_id, "look", "try", run_id):
+    cli, run_id, dead_letter_id = held
+    listed = cli.ok("dead-letters", "list").out
+    for word in (dead_letter_id, "look", "try", run_id):
         assert word in listed
-    shown = cli.ok("letters", "show", letter_id).json
+    shown = cli.ok("dead-letters", "show", dead_letter_id).json
     assert shown["input"] == {"input": "bad"}
     # What `show` printed can be given back, edited as a whole …
     cli.write("letter.json", json.dumps({**shown, "input": {"input": 7}}))
-    assert "arguments" in cli.fails(2, "letters", "requeue", letter_id, "--input", "letter.json")
+    assert "arguments" in cli.fails(2, "dead-letters", "requeue", dead_letter_id, "--input", "letter.json")
     cli.write("letter.json", json.dumps({**shown, "input": {"input": "good"}}))
-    said = cli.ok("letters", "requeue", letter_id, "--input", "letter.json", "--note", "mended").out
+    said = cli.ok("dead-letters", "requeue", dead_letter_id, "--input", "letter.json", "--note", "mended").out
     assert f"requeued: try (run {run_id})" in said
-    assert cli.ok("letters", "list").out == "nothing waits for a decision\n"
-    (one,) = cli.ok("letters", "list", "--all", "--json").json
+    assert cli.ok("dead-letters", "list").out == "nothing waits for a decision\n"
+    (one,) = cli.ok("dead-letters", "list", "--all", "--json").json
     assert (one["status"], one["note"]) == ("requeued", "mended")
-    assert "already requeued" in cli.fails(4, "letters", "discard", letter_id)
+    assert "already requeued" in cli.fails(4, "dead-letters", "discard", dead_letter_id)
 
 
 def test_arguments_alone_from_standard_input(held: tuple[Cli, str, str]) -> None:
     # … or only the arguments, even if one of them is called input.
-    cli, _, letter_id = held
-    cli.ok("letters", "requeue", letter_id, "--input", "-", stdin=b'{"input": "good"}')
-    (one,) = cli.ok("letters", "list", "--all", "--json").json
+    cli, _, dead_letter_id = held
+    cli.ok("dead-letters", "requeue", dead_letter_id, "--input", "-", stdin=b'{"input": "good"}')
+    (one,) = cli.ok("dead-letters", "list", "--all", "--json").json
     assert one["status"] == "requeued"
 
 
 def test_discarded(held: tuple[Cli, str, str]) -> None:
-    cli, run_id, letter_id = held
+    cli, run_id, dead_letter_id = held
     for arguments, code in (
-        (("letters", "show", "ltr_nosuch"), 3),
-        (("letters", "requeue", letter_id, "--input", "nosuch.json"), 2),
-        (("letters", "requeue", letter_id, "--input", "workflows/look.yaml"), 2),
-        (("letters", "discard", "../runs"), 3),
+        (("dead-letters", "show", "ltr_nosuch"), 3),
+        (("dead-letters", "requeue", dead_letter_id, "--input", "nosuch.json"), 2),
+        (("dead-letters", "requeue", dead_letter_id, "--input", "workflows/look.yaml"), 2),
+        (("dead-letters", "discard", "../runs"), 3),
     ):
         cli.fails(code, *arguments)
-    assert f"discarded: try (run {run_id})" in cli.ok("letters", "discard", letter_id).out
+    assert f"discarded: try (run {run_id})" in cli.ok("dead-letters", "discard", dead_letter_id).out

@@ -1,4 +1,4 @@
-"""Dead letters in tests: a workflow whose undoings fail at first, and finding the letter that is open."""
+"""Dead letters in tests: a workflow whose undoings fail at first, and finding the dead letter that is open."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ FLAKY_TWICE = {
 """Pays twice, fails, and can undo neither at the first try."""
 
 
-async def letter_of(seen: Observer, run: str, purpose: str, step: str | None = None) -> str:
-    """Waits for the run's open letter of this purpose, about this step if one is named; its id."""
+async def dead_letter_of(seen: Observer, run: str, purpose: str, step: str | None = None) -> str:
+    """Waits for the run's open dead letter of this purpose, about this step if one is named; its id."""
     query = (
-        "select letter_id from dead_letters where run_id = %s and purpose = %s and status = 'open' "
+        "select dead_letter_id from dead_letters where run_id = %s and purpose = %s and status = 'open' "
         "and step = coalesce(%s, step)"
     )
     await until(

@@ -51,27 +51,29 @@ async def held(served: Served) -> tuple[str, str]:
     run_id = answer.json()["run_id"]
 
     async def wait() -> str:
-        while not (found := (await client.get("/v1/letters", params={"run_id": run_id})).json()["letters"]):
+        while not (found := (await client.get("/v1/dead-letters", params={"run_id": run_id})).json()["dead_letters"]):
             await asyncio.sleep(0.02)
-        return str(found[0]["letter_id"])
+        return str(found[0]["dead_letter_id"])
 
     return run_id, await asyncio.wait_for(wait(), 30)
 
 
 async def test_looked_at_edited_and_requeued(working: Served) -> None:
-    run_id, letter_id = await held(working)
+    run_id, dead_letter_id = await held(working)
     operator = await working.client("operator")
-    shown = (await operator.get(f"/v1/letters/{letter_id}")).json()
+    shown = (await operator.get(f"/v1/dead-letters/{dead_letter_id}")).json()
     assert shown["input"] == {"text": "bad"}
-    assert shown["words"] == "RuntimeError: no bad"
+    assert shown["error_detail"] == "RuntimeError: no bad"
     assert (shown["purpose"], shown["step"], shown["status"]) == ("step", "try", "open")
-    answer = await operator.post(f"/v1/letters/{letter_id}/requeue", json={"note": "n", "input": {"text": "good"}})
+    answer = await operator.post(
+        f"/v1/dead-letters/{dead_letter_id}/requeue", json={"note": "n", "input": {"text": "good"}}
+    )
     assert answer.status_code == 200
     assert answer.json()["status"] == "requeued"
     run = await working.run(run_id, lambda run: run["status"] == "succeeded")
-    assert run["letters"] == []
+    assert run["dead_letters"] == []
     for path in ("requeue", "discard"):
-        again = await operator.post(f"/v1/letters/{letter_id}/{path}", json={})
+        again = await operator.post(f"/v1/dead-letters/{dead_letter_id}/{path}", json={})
         assert (again.status_code, problem_of(again)[0]) == (409, "conflict")
 
 
@@ -89,43 +91,47 @@ BAD_BODIES: list[Any] = [
 
 
 async def test_a_bad_request_decides_nothing(working: Served, subtests: pytest.Subtests) -> None:
-    _, letter_id = await held(working)
+    _, dead_letter_id = await held(working)
     client = await working.client()
     for body in BAD_BODIES:
         with subtests.test(body=str(body)[:40]):
-            answer = await client.post(f"/v1/letters/{letter_id}/requeue", json=body)
+            answer = await client.post(f"/v1/dead-letters/{dead_letter_id}/requeue", json=body)
             assert answer.status_code == 422
             problem_of(answer)
     deep = '{"input": {"text": ' + "[" * 200 + "]" * 200 + "}}"
     headers = {"Content-Type": "application/json"}
     for raw in (deep, '{"input": {"text": NaN}}', '{"input": {"text": "\\ud800"}}', "{", ""):
-        answer = await client.post(f"/v1/letters/{letter_id}/requeue", content=raw, headers=headers)
+        answer = await client.post(f"/v1/dead-letters/{dead_letter_id}/requeue", content=raw, headers=headers)
         assert answer.status_code == 422, raw[:30]
     # A NUL cannot be kept in a note, and is none of the note's words.
-    answer = await client.post(f"/v1/letters/{letter_id}/discard", json={"note": "a\0b"})
+    answer = await client.post(f"/v1/dead-letters/{dead_letter_id}/discard", json={"note": "a\0b"})
     assert answer.json()["note"] == "ab"
 
 
 async def test_pages(working: Served) -> None:
     ids = [(await held(working))[1] for _ in range(3)]
     client = await working.client()
-    first = (await client.get("/v1/letters", params={"limit": 2})).json()["letters"]
-    rest = (await client.get("/v1/letters", params={"limit": 2, "after": first[-1]["letter_id"]})).json()["letters"]
-    assert [one["letter_id"] for one in first + rest] == sorted(ids)
+    first = (await client.get("/v1/dead-letters", params={"limit": 2})).json()["dead_letters"]
+    rest = (await client.get("/v1/dead-letters", params={"limit": 2, "after": first[-1]["dead_letter_id"]})).json()[
+        "dead_letters"
+    ]
+    assert [one["dead_letter_id"] for one in first + rest] == sorted(ids)
     for query in ({"limit": 0}, {"limit": 201}, {"status": "x"}):
-        assert (await client.get("/v1/letters", params=query)).status_code == 422
-    await client.post(f"/v1/letters/{ids[0]}/discard", json={})
-    discarded = (await client.get("/v1/letters", params={"status": "discarded"})).json()["letters"]
-    assert [one["letter_id"] for one in discarded] == [ids[0]]
+        assert (await client.get("/v1/dead-letters", params=query)).status_code == 422
+    await client.post(f"/v1/dead-letters/{ids[0]}/discard", json={})
+    discarded = (await client.get("/v1/dead-letters", params={"status": "discarded"})).json()["dead_letters"]
+    assert [one["dead_letter_id"] for one in discarded] == [ids[0]]
 
 
 async def test_nobody_else_sees_or_decides(working: Served) -> None:
-    _, letter_id = await held(working)
+    _, dead_letter_id = await held(working)
     stranger = await working.client("stranger")
-    assert (await stranger.get("/v1/letters", params={"status": "all"})).json() == {"letters": []}
+    assert (await stranger.get("/v1/dead-letters", params={"status": "all"})).json() == {"dead_letters": []}
     for method, path, body in (("GET", "", None), ("POST", "/requeue", {}), ("POST", "/discard", {})):
-        answer = await stranger.request(method, f"/v1/letters/{letter_id}{path}", json=body)
+        answer = await stranger.request(method, f"/v1/dead-letters/{dead_letter_id}{path}", json=body)
         assert (answer.status_code, problem_of(answer)[0]) == (404, "not_found")
         for role in ("viewer", "developer", "reviewer"):
-            refused = await (await working.client(role)).request(method, f"/v1/letters/{letter_id}{path}", json=body)
+            refused = await (await working.client(role)).request(
+                method, f"/v1/dead-letters/{dead_letter_id}{path}", json=body
+            )
             assert (refused.status_code, problem_of(refused)[0]) == (403, "denied")
