@@ -24,7 +24,7 @@ def dead_letters(seen: Observer, run: str) -> list[tuple[str, str, str, str]]:
 
 
 async def die_until_parked(spawn: Spawn, seen: Observer, run: str) -> tuple[int, WorkerProcess]:
-    """Starts a worker again whenever it has died, as a supervisor does, until the run has a dead letter; how many died, the last one."""
+    """Restarts a worker whenever it died, as a supervisor does, until the run has a dead letter; deaths and the last worker."""
     deaths = 0
     worker = spawn(poison="pay_keyed")
     while not dead_letters(seen, run):
