@@ -65,13 +65,13 @@ def test_many_runs_go_as_the_oracle_says() -> None:
         "a kept signal",
     ]
     wanted += [one.__name__ for one in all_kinds()]
-    wanted += [f"timer {kind}" for kind in ("retry", "undo", "defer", "wait", "limit", "deadline")]
+    wanted += [f"timer {kind}" for kind in ("retry", "compensate", "defer", "wait", "limit", "deadline")]
     wanted += [
         "OpenReviewapprove",
         "OpenReviewconfirm",
         "CloseReview",
-        "OpenLetterstep",
-        "OpenLettercompensation",
+        "OpenDeadLetterstep",
+        "OpenDeadLettercompensation",
         "CloseDeadLetter",
     ]
     containers = ("parallel", "branch", "map", "loop", "subworkflow", "agent")

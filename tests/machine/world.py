@@ -353,7 +353,7 @@ def plain(what: str) -> str:
 def wait_of_timer(key: str) -> Wait:
     """What the oracle calls a timer."""
     kind, step, attempt, *_ = [*key.split(":"), "", "0"]
-    return ("undo_retry" if kind == "undo" else kind, step, int(attempt or 0))
+    return ("undo_retry" if kind == "compensate" else kind, step, int(attempt or 0))
 
 
 def _wait_of(command: Any) -> Wait:

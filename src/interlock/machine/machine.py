@@ -315,7 +315,7 @@ def _timer_fired(transition: Transition, event: ev.TimerFired) -> bool:
             transition.perform(name, replace(step, attempt=step.attempt + 1, tries=step.tries + 1, deferrals=0))
         case "defer":
             transition.perform(name, step)
-        case "undo":
+        case "compensate":
             compensate(transition, name, step)
         case "wait":
             _wait_over(transition, name, step)
