@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from runtime.conftest import Deploy
 
 from engines.harness import Model, Observer, think, workflow
+from execution.conftest import Deploy
 from interlock.base.errors import Conflict, ContractViolation, Denied, InvalidInput, NotFound
 from interlock.identity.principal import Principal
 
