@@ -31,7 +31,7 @@ class Transition:
         self.timers = dict(state.timers)
         self.completed = list(state.completed)
         self.working, self.busy = state.working, state.busy
-        self.done, self.approvals = state.done, state.approvals
+        self.done = state.done
         self.retries = state.retries
         self.spent = state.spent
         self.ending: Ending | None = state.ending
@@ -158,7 +158,6 @@ class Transition:
             working=self.working,
             busy=self.busy,
             done=self.done,
-            approvals=self.approvals,
             retries=self.retries,
             spent=self.spent,
             ending=self.ending,
