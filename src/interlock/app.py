@@ -23,10 +23,12 @@ from interlock.base.settings import Settings
 from interlock.definitions.project import Project, read_project
 from interlock.definitions.versions import Versions
 from interlock.engines.postgres.worker import PostgresEngine
+from interlock.execution.approvals import Approvals, approval_key
 from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.effects import EffectLedger
 from interlock.execution.engine import Engine, Services
 from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
+from interlock.execution.judge import Judge
 from interlock.execution.kernel import Kernel
 from interlock.execution.lookups import Lookups
 from interlock.fleet.workers import WorkerRegistry
@@ -37,7 +39,7 @@ from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.services.administration import Administration
 from interlock.services.dead_letters import DeadLetters
 from interlock.services.ingest import Redaction
-from interlock.services.reviews import ReviewQueue
+from interlock.services.reviews import Approving, ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
 from interlock.services.submit import Submission
@@ -135,12 +137,18 @@ class App:
             block_injections=settings.guard.on_injection == "block",
         )
         self.runs = Runs(self.database, self.committer, self.versions, self.artifacts, self.clock)
+        self.approving = Approving(
+            approval_key(self.master_key),
+            seconds=settings.review.approval_ttl,
+            by_requester=settings.review.self_approval,
+        )
         self.reviews = ReviewQueue(
             self.database,
             self.committer,
             self.artifacts,
             self.clock,
             answers=ToolAnswers(self.database, self.versions),
+            approving=self.approving,
         )
         redaction = Redaction(self.database, self.artifacts, block_injections=settings.guard.on_injection == "block")
         self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
@@ -208,6 +216,7 @@ class App:
             quotas=quotas,
             tracing=self.tracing,
             clock=self.clock,
+            judge=Judge(Approvals(self.database, self.approving.key), self.clock),
         )
         services = Services(
             database=self.database,

@@ -121,12 +121,7 @@ class Worker:
             answer = yield from self._one_attempt(job)
             if answer.ok:
                 return self._success(job, answer)
-            if answer.kind == "unapproved":
-                job.doubt = False
-                answer = yield from self._approval(job)
-                if answer.ok:
-                    continue
-            elif answer.kind not in {"expired", "dropped"}:
+            if answer.kind not in {"expired", "dropped"}:
                 if answer.kind == "budget" and not answer.ambiguous:
                     self._end("partial")
                     raise Over
@@ -178,6 +173,12 @@ class Worker:
             answer = yield ("perform", job.name, job.attempt)
             if answer.ok and not job.may(answer.calls):
                 return Answer(False, "invalid")
+            if answer.kind == "unapproved":
+                job.doubt = False
+                approved = yield from self._approval(job)
+                if approved.ok:
+                    continue
+                return approved
             if answer.kind != "deferred":
                 return answer
             if self._blocked(job.place.region):

@@ -14,7 +14,11 @@ router = APIRouter(prefix="/v1/reviews", tags=["reviews"])
 
 _FIELDS = (
     "review_id", "run_id", "workflow", "step", "purpose", "title", "role", "show", "status", "decided_by", "note", "created_at",
+    "requester",
 )  # fmt: skip
+
+DIGEST_SHOWN = 16
+"""Digits of an act's digest that people are shown; they suffice to tell one act from another."""
 
 
 class DecisionBody(Body):
@@ -52,5 +56,25 @@ async def decide(review_id: str, body: DecisionBody, caller: Caller, services: S
     return _public(await services.reviews.decide(caller, review_id, body.decision, body.note, body.output))
 
 
+@router.post("/{review_id}/revocation")
+async def revoke(review_id: str, caller: Caller, services: Services) -> dict[str, Any]:
+    """Takes back an approval of a call that has not been made yet."""
+    return _public(await services.reviews.revoke(caller, review_id))
+
+
 def _public(review: dict[str, Any]) -> dict[str, Any]:
-    return {name: review[name].isoformat() if hasattr(review[name], "isoformat") else review[name] for name in _FIELDS}
+    return {**{name: _plain(review[name]) for name in _FIELDS}, "act": _act(review)}
+
+
+def _act(review: dict[str, Any]) -> dict[str, Any] | None:
+    """The call that a review is about, with how its approval stands; null for one about no call."""
+    act = review["act"]
+    if act is None:
+        return None
+    shown = {name: act[name] for name in ("step", "tool", "arguments", "labels")}
+    approval = {name: _plain(review[name]) for name in ("expires_at", "consumed_at", "revoked_at")}
+    return {**shown, "digest": act["digest"][:DIGEST_SHOWN], "approval": approval if review["expires_at"] else None}
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if hasattr(value, "isoformat") else value

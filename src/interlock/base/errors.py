@@ -11,6 +11,8 @@
     ├── Conflict                the thing exists, or is in a state that does not allow this move
     ├── Unauthenticated         no key, or an unknown key
     ├── Denied                  known, and not allowed (role, allowlist, policy)
+    │   ├── SelfApproval        a person may not approve what that same person asked for
+    │   └── ApprovalInvalid     an approval is used, revoked, expired, or not one of this act
     ├── BudgetExceeded          the run's tokens, money or retries are used up
     ├── StepError               a step's work failed; `kind` says whether trying again can help
     │   ├── ProviderError       a model provider refused, broke off or answered nonsense
@@ -94,6 +96,14 @@ class Unauthenticated(InterlockError):
 
 class Denied(InterlockError):
     code, http_status, exit_code = "denied", 403, 5
+
+
+class SelfApproval(Denied):
+    code = "self_approval"
+
+
+class ApprovalInvalid(Denied):
+    code = "approval_invalid"
 
 
 class BudgetExceeded(InterlockError):

@@ -114,6 +114,7 @@ class People:
             overheard,
             self._app.artifacts,
             self._app.clock,
+            approving=self._app.approving,
             answers=ToolAnswers(self._app.database, self._app.versions),
         )
         await reviews.decide(self._principal, review["review_id"], decision, "", output)

@@ -18,10 +18,14 @@ from interlock.api.server import create_api
 from interlock.app import App
 from interlock.base import errors
 from interlock.base.errors import InterlockError, InvalidInput, Unavailable
-from interlock.base.settings import Settings, load_settings
+from interlock.base.settings import Settings, load_settings, on_own_machine
 from interlock.definitions.project import read_project
 from interlock.services.administration import write_private
 from interlock.telemetry import logs
+
+SELF_APPROVAL = (
+    "on this machine you may approve what you asked for yourself (review.self_approval); a server refuses that"
+)
 
 _CODES: dict[str, type[InterlockError]] = {
     kind.code: kind
@@ -133,7 +137,7 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
     # Read before anything is opened: in a directory that is no project, nothing may be left behind.
     project = read_project(Path.cwd(), settings) if worker else None
     logs.configure(level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl")
-    async with App(Path.cwd(), settings) as app:
+    async with App(Path.cwd(), on_own_machine(settings)) as app:
         principal, key = await app.admin.local_principal()
         if project is not None:
             await app.admin.deploy(principal, project)

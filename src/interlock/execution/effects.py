@@ -13,6 +13,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from interlock.audit.log import Entry
 from interlock.base.clock import since_boot
 from interlock.base.refs import Ref
 from interlock.execution.steps import StepExecution
@@ -92,14 +93,28 @@ class EffectLedger:
                 )
         return status
 
-    async def intend(self, execution: StepExecution, effect: Effect, arguments: Sealed) -> None:
-        """Durable before anything else happens: what will be done, with which key.
+    async def intend(
+        self,
+        execution: StepExecution,
+        effect: Effect,
+        arguments: Sealed,
+        consumed: list[dict[str, Any]] | None = None,
+        audit: list[Entry] | None = None,
+    ) -> None:
+        """Durable before anything else happens: what will be done, with which key, and which approvals that uses up.
+
+        Args:
+            consumed: rows of `approvals.consumed_rows`; none for a call that needs no approval.
 
         Raises:
             LeaseLost: the run was taken over; nothing may be done.
+            ApprovalInvalid: an approval is used, revoked or expired by now; nothing was written, and nothing may be done.
         """
         commit = execution.run.commit()
         commit.artifacts.append(arguments.row)
+        if consumed:
+            commit.consumed_approvals += consumed
+            commit.audit += audit or []
         commit.effects.append(effect.row("intended"))
         await self._committer.submit(commit)
 

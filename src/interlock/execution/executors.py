@@ -20,7 +20,7 @@ from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider, Usage
 from interlock.gateway.structured import complete_structured
 from interlock.machine.events import Spent
-from interlock.policy.decision import Question
+from interlock.policy.decision import NO_APPROVAL, Question
 from interlock.sandbox.environment import SandboxResult
 from interlock.telemetry import names
 from interlock.tools.registry import Function, Tools, error_of
@@ -320,7 +320,7 @@ def _question(
             "step": execution.path,
             "trust": labels.trust.name.lower(),
             "sensitivity": labels.sensitivity.name.lower(),
-            "reviewed": execution.reviewed,
+            "approval": NO_APPROVAL.to_json(),
         },
     )
 

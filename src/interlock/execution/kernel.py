@@ -30,10 +30,12 @@ from interlock.base.errors import (
 )
 from interlock.base.labels import Labels, Trust
 from interlock.budget.ledger import Spending
+from interlock.execution.approvals import consumed_rows
 from interlock.execution.attempt import Attempt, entry_of, failure_of, is_found, longest, mutates, target_of, tokens
 from interlock.execution.batch.reservations import is_batched
 from interlock.execution.effects import Effect, EffectLedger, call_ends, idempotency_key
 from interlock.execution.executors import CallRequest, ModelExecutor, ToolExecutor
+from interlock.execution.judge import Judge, LacksApproval, arguments_for
 from interlock.execution.lookups import Lookups
 from interlock.execution.steps import StepExecution, StepOutcome
 from interlock.guard.injection import scan
@@ -69,7 +71,9 @@ class Kernel:
         quotas: CallQuotas,
         tracing: Tracing,
         clock: Clock,
+        judge: Judge,
     ) -> None:
+        self._judge = judge
         self._models = models
         self._tools = tools
         self._lookups = lookups
@@ -104,6 +108,8 @@ class Kernel:
                 delay = error.retry_after if error.retry_after is not None else _ASK_AGAIN
                 event = StepDeferred(execution.name, execution.attempt, self._clock.now(), delay, attempt.in_doubt)
                 outcome, pending = StepOutcome(event), error.pending
+            except LacksApproval as lack:
+                outcome = self._judge.lacking(attempt, lack)
             except Exception as error:  # noqa: BLE001  whatever a step's work can raise becomes an event; a bug must not kill the worker
                 mark_failed(span, error)
                 outcome = await self._failed(attempt, error)
@@ -139,17 +145,7 @@ class Kernel:
             return  # a fixed answer needs no arguments, whatever is wrong with them
         if prepared.stale:
             attempt.attributes[names.STALE_STEPS] = list(prepared.stale)
-        attempt.answer = execution.run.version.policy.decide(prepared.question)
-        attempt.attributes |= {
-            names.POLICY_DECISION: "allow" if attempt.answer.allowed else "deny",
-            names.POLICY_VERSION: attempt.answer.version,
-            names.POLICY_REASONS: list(attempt.answer.reasons),
-        }
-        if not attempt.answer.allowed:
-            question = prepared.question
-            raise Denied(
-                f"policy {attempt.answer.version} denies {question.action} {question.resource}: {attempt.answer.reasons[0]}"
-            )
+        await self._judge.judge(attempt, prepared)
         await self._find(attempt, prepared)
         if attempt.done is None and not prepared.answered:
             try:
@@ -197,13 +193,14 @@ class Kernel:
     async def _intend(self, attempt: Attempt, step: ToolStep, prepared: CallRequest) -> None:
         """Writes the intent down. If an earlier attempt may have been carried out, finds out first."""
         execution = attempt.execution
-        arguments = await execution.run.artifacts.seal(execution.run.org_id, prepared.payload, prepared.labels)
+        arguments = await arguments_for(attempt, prepared)
         effect = attempt.effect = self._effect(execution, step, arguments)
         attempt.attributes[names.IDEMPOTENCY_KEY] = effect.idempotency_key
         if attempt.in_doubt:
             await self._recover(attempt, step, prepared, effect.idempotency_key)
         else:
-            await self._effects.intend(execution, effect, arguments)
+            consumed = consumed_rows(attempt.standing.unused, effect.idempotency_key)
+            await self._effects.intend(execution, effect, arguments, consumed, self._judge.consumptions(attempt))
 
     def _effect(self, execution: StepExecution, step: ToolStep, arguments: Sealed) -> Effect:
         key = idempotency_key(execution.run.run_id, execution.effect_name, arguments.ref.digest)
@@ -309,6 +306,8 @@ class Kernel:
             "ambiguous": failure.ambiguous,
             **tokens(spent),
         }
+        if isinstance(error, Denied):
+            outcome.audit += self._judge.refusals(attempt)
         if isinstance(execution.step, ModelStep | ToolStep):
             outcome.audit.append(entry_of(attempt, detail, self._clock.now()))
         return outcome

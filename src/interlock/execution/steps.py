@@ -115,11 +115,6 @@ class StepExecution:
         """What the effect ledger calls it: another variant is another effect."""
         return effect_name(self.name, self.here.variant)
 
-    @property
-    def reviewed(self) -> bool:
-        """Whether a person approved a review in this run before this step."""
-        return self.state.approvals > 0
-
 
 def effect_name(name: str, variant: int) -> str:
     """What the effect ledger calls an instance's effect; a fallback's is another one."""

@@ -42,7 +42,7 @@ def _wait_of(program: Program, state: RunState, name: str, step: StepState) -> d
     if step.status in _DEAD_LETTERS:
         return {"for": "dead_letter"}
     match step.status:
-        case StepStatus.REVIEWING:
+        case StepStatus.REVIEWING | StepStatus.APPROVING:
             return {"for": "review"}
         case StepStatus.CONFIRMING:
             return {"for": "confirm"}

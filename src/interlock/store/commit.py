@@ -15,14 +15,14 @@ from typing import Any
 import asyncpg
 from pydantic_core import to_json
 
-from interlock.base.errors import Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
+from interlock.base.errors import ApprovalInvalid, Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
 from interlock.store.database import DOWN, Connection, Database
 from interlock.store.queries import QUERIES
 
 JsonRow = dict[str, Any]
 
 _SETTLE = "select settle($1)"
-LEASE_LOST, HEAD_MOVED, NOT_OPEN = "IL001", "IL002", "IL005"
+LEASE_LOST, HEAD_MOVED, NOT_OPEN, NOT_APPROVED = "IL001", "IL002", "IL005", "IL006"
 
 Seal = Callable[[list[Any], int, str], tuple[list[JsonRow], int, str]]
 """Chains audit entries of one organisation: (entries, seq, head) → (rows, seq, head)."""
@@ -49,12 +49,15 @@ class Commit:
     journal: list[JsonRow]
     recorded: list[JsonRow]
     runs: list[JsonRow]
+    consumed_approvals: list[JsonRow]
     effects: list[JsonRow]
     done_claims: list[JsonRow]
     settled_claims: list[JsonRow]
     new_reviews: list[JsonRow]
     closed_reviews: list[JsonRow]
     decided_reviews: list[JsonRow]
+    new_approvals: list[JsonRow]
+    revoked_approvals: list[JsonRow]
     results: list[JsonRow]
     new_dead_letters: list[JsonRow]
     closed_dead_letters: list[JsonRow]
@@ -143,6 +146,7 @@ class Committer:
 
         Raises:
             LeaseLost: the run belongs to another worker now; nothing was written.
+            ApprovalInvalid: an approval that was to be used up is used, revoked, expired or missing; nothing was written.
             Conflict: a review or a dead letter that was to be decided is not open any more; nothing was written.
             NotFound: the organisation does not exist; nothing was written.
             Unavailable: the database stayed away; the commit was written once or not at all, and the database tells which
@@ -218,6 +222,8 @@ class Committer:
                 raise LeaseLost("the run belongs to another worker now", detail=error.detail) from error
             if error.sqlstate == NOT_OPEN:
                 raise Conflict("this was already decided or is no longer needed") from error
+            if error.sqlstate == NOT_APPROVED:
+                raise ApprovalInvalid("the approval of this call is used, revoked, expired or missing") from error
             raise
 
     async def _settle_at_head(self, commits: list[Commit], attempts: _Attempts) -> None:

@@ -38,7 +38,7 @@ from interlock.telemetry.logs import log
 
 _HELD = 256  # runs whose state is kept at hand
 _ATTEMPT_BITS = 16
-_OVER = {"step_succeeded", "step_failed"}
+_OVER = {"step_succeeded", "step_failed", "approval_needed"}
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 -- The write path.
 -- Commits everything a batch of steps, runs and decisions has to say, in one transaction and one round trip.
 -- Only the parts that are there cost anything. Refuses the whole batch (IL001) if a run's fence or a command's claim moved on,
--- (IL002) if an audit head did; the caller sorts it out.
+-- (IL002) if an audit head did, (IL006) if an approval cannot be used; the caller sorts it out.
 create or replace function settle(batch jsonb) returns void language plpgsql as $$
 declare moved text; touched integer;
 begin
@@ -127,6 +127,10 @@ begin
             where runs.run_id = r.run_id;
     end if;
 
+    if batch ? 'consumed_approvals' then
+        perform consume_approvals(batch -> 'consumed_approvals');
+    end if;
+
     if batch ? 'effects' then
         insert into effects (run_id, step, org_id, tool, idempotency_key, status, attempt, input, output)
             select run_id, step, org_id, tool, idempotency_key, status, attempt, input, output
@@ -153,10 +157,10 @@ begin
     end if;
 
     if batch ? 'new_reviews' then
-        insert into reviews (review_id, org_id, run_id, step, purpose, title, role, show)
-            select review_id, org_id, run_id, step, purpose, title, role, show
+        insert into reviews (review_id, org_id, run_id, step, purpose, title, role, show, act)
+            select review_id, org_id, run_id, step, purpose, title, role, show, act
             from jsonb_to_recordset(batch -> 'new_reviews') as v(review_id text, org_id text, run_id text, step text,
-                purpose text, title text, role text, show jsonb);
+                purpose text, title text, role text, show jsonb, act jsonb);
     end if;
 
     if batch ? 'closed_reviews' then
@@ -173,6 +177,13 @@ begin
         if touched <> jsonb_array_length(batch -> 'decided_reviews') then
             raise exception 'review is not open' using errcode = 'IL005';
         end if;
+    end if;
+
+    if batch ? 'new_approvals' then
+        perform grant_approvals(batch -> 'new_approvals');
+    end if;
+    if batch ? 'revoked_approvals' then
+        perform revoke_approvals(batch -> 'revoked_approvals');
     end if;
 
     if batch ? 'results' then

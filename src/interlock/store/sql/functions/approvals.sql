@@ -1,0 +1,40 @@
+-- Approvals of acts: granted by the decision of a review, used up once by the effect they are for, or revoked before that.
+
+-- With the decision of its review, in one transaction; the trigger on the table compares the two.
+create or replace function grant_approvals(given jsonb) returns void language sql as $$
+    insert into approvals (review_id, org_id, run_id, step, digest, approver, roles, expires_at, signature)
+        select review_id, org_id, run_id, step, digest, approver, roles, to_timestamp(expires), signature
+        from jsonb_to_recordset(given) as a(review_id text, org_id text, run_id text, step text, digest text, approver text,
+            roles text[], expires bigint, signature text)
+$$;
+
+-- All of them or none (IL006). Of two transactions that want the same one, the second waits for the first, and finds it used.
+create or replace function consume_approvals(wanted jsonb) returns void language plpgsql as $$
+declare touched integer;
+begin
+    perform from approvals join jsonb_to_recordset(wanted) as w(review_id text) using (review_id)
+        order by approvals.review_id for update of approvals;
+    update approvals set consumed_by = w.consumed_by, consumed_at = clock_timestamp()
+        from jsonb_to_recordset(wanted) as w(review_id text, org_id text, run_id text, step text, digest text, consumed_by text)
+        where approvals.review_id = w.review_id and approvals.org_id = w.org_id and approvals.run_id = w.run_id
+            and approvals.step = w.step and approvals.digest = w.digest
+            and approvals.consumed_at is null and approvals.revoked_at is null and approvals.expires_at > clock_timestamp();
+    get diagnostics touched = row_count;
+    if touched <> jsonb_array_length(wanted) then
+        raise exception 'an approval is used, revoked, expired or missing' using errcode = 'IL006';
+    end if;
+end $$;
+
+-- What is used up or expired cannot be revoked any more (IL005).
+create or replace function revoke_approvals(unwanted jsonb) returns void language plpgsql as $$
+declare touched integer;
+begin
+    update approvals set revoked_by = r.revoked_by, revoked_at = clock_timestamp()
+        from jsonb_to_recordset(unwanted) as r(review_id text, revoked_by text)
+        where approvals.review_id = r.review_id and approvals.consumed_at is null and approvals.revoked_at is null
+            and approvals.expires_at > clock_timestamp();
+    get diagnostics touched = row_count;
+    if touched <> jsonb_array_length(unwanted) then
+        raise exception 'the approval cannot be revoked' using errcode = 'IL005';
+    end if;
+end $$;
