@@ -31,7 +31,7 @@ test-fast: setup ## run the tests that take less than two minutes together (ARGS
 	@$(BIN)/python -m pytest -m "not chaos" -n 4 --dist loadfile $(SLOW:%=--ignore=%) $(ARGS)
 
 coverage: setup ## run the suite and print how much of the code it reaches, lines and branches (ARGS="tests/store")
-	@mkdir -p build/coverage
+	@rm -rf build/coverage && mkdir -p build/coverage
 	@$(BIN)/python -m pytest -m "not chaos" -n 4 --dist loadfile --timeout 600 --cov --cov-report=term $(ARGS)
 
 check: setup ## format, lint, types, import contracts, width of documents, lock files
