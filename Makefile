@@ -23,9 +23,10 @@ demo: setup ## run the support-triage example end to end (ARGS="--tickets 60")
 test: setup ## run the test suite (ARGS="-k name")
 	@$(BIN)/python -m pytest -m "not chaos" -n 4 --dist loadfile $(ARGS)
 
-# Left out of test-fast: engines, servers, command-line processes, sandboxes and the local model's weights.
+# Left out of test-fast: engines, command-line processes, sandboxes, crashing servers and the local model's weights.
 SLOW := tests/chaos tests/cli tests/demo tests/engines tests/runs tests/runtime tests/sandbox \
-	tests/gateway/test_local.py tests/gateway/test_weights.py
+	tests/gateway/test_local.py tests/gateway/test_weights.py \
+	tests/store/test_doubt.py tests/store/test_embedded.py tests/store/test_migrate.py
 
 test-fast: setup ## run the tests that take less than two minutes together (ARGS="-k name")
 	@$(BIN)/python -m pytest -m "not chaos" -n 4 --dist loadfile $(SLOW:%=--ignore=%) $(ARGS)
