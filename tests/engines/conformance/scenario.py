@@ -17,7 +17,7 @@ from interlock.machine.events import Failure, Spent
 
 DIRECTORY = Path(__file__).with_name("scenarios")
 
-OUTCOMES = {"succeed", "fail", "defer", "undone", "undo_fails"}
+OUTCOMES = {"succeed", "fail", "defer", "lacks", "undone", "undo_fails"}
 """Verbs that answer work under way."""
 
 TOLD = {"approve", "reject", "signal", "cancel", "pause", "resume", "requeue", "discard", "again"}
@@ -133,8 +133,8 @@ def _scenario(topic: str, data: dict[str, Any]) -> Scenario:
 # -- events --------------------------------------------------------------------------------------------------------
 
 
-def outcome_event(entry: Entry, attempt: int, now: float, output: Ref) -> Any:
-    """The event of a line that answers work."""
+def outcome_event(entry: Entry, attempt: int, now: float, output: Ref, digest: str = "") -> Any:
+    """The event of a line that answers work; `digest` is of the act that lacks an approval, and `output` what it is made with."""
     step, options = str(entry.target), entry.options
     match entry.verb:
         case "succeed":
@@ -144,6 +144,8 @@ def outcome_event(entry: Entry, attempt: int, now: float, output: Ref) -> Any:
             return ev.StepFailed(step, attempt, now, _failure(options), Spent(**options.get("spent", {})))
         case "defer":
             return ev.StepDeferred(step, attempt, now, options.get("delay", 0.02))
+        case "lacks":
+            return ev.ApprovalNeeded(step, attempt, now, digest, output)
         case "undone":
             return ev.CompensationSucceeded(step, attempt, now)
         case _:
@@ -160,13 +162,14 @@ def _failure(options: dict[str, Any]) -> Failure:
     )
 
 
-def told_event(entry: Entry, now: float, seal: Callable[[Any], Ref]) -> Any:
-    """The event of a line that tells the run something."""
+def told_event(entry: Entry, now: float, seal: Callable[[Any], Ref], digest: str = "") -> Any:
+    """The event of a line that tells the run something; `digest` is of the act that a person decides about."""
     target, options = entry.target, entry.options
     match entry.verb:
         case "approve" | "reject":
             facts = options.get("facts", {})
-            return ev.ReviewDecided(str(target), now, entry.verb == "approve", seal(options.get("value")), facts)
+            approved = entry.verb == "approve"
+            return ev.ReviewDecided(str(target), now, approved, seal(options.get("value")), facts, digest)
         case "signal":
             facts = options.get("facts", {})
             return ev.SignalReceived(str(target), options["id"], now, seal({"signal": target, **facts}), facts)
@@ -188,7 +191,7 @@ def told_event(entry: Entry, now: float, seal: Callable[[Any], Ref]) -> Any:
 
 def normalised(event: dict[str, Any]) -> dict[str, Any]:
     """An event of the journal without what differs from run to run: times, the seed, digests and sizes."""
-    kept = {name: value for name, value in event.items() if name not in {"at", "seed"}}
+    kept = {name: value for name, value in event.items() if name not in {"at", "seed", "digest"}}
     for name in ("output", "payload", "input"):
         if name in kept and kept[name] is not None:
             kept[name] = "ref"
