@@ -12,6 +12,7 @@ from interlock.policy.decision import NO_APPROVAL, ApprovalFacts, Decision, Poli
 if TYPE_CHECKING:
     from conftest import AppFactory
 
+
 def _approval(**changes: Any) -> dict[str, Any]:
     facts = {"present": True, "roles": ["reviewer"], "quorum": 1, "digest_matches": True}
     return {"approval": {**facts, **changes}}

@@ -10,6 +10,7 @@
     ├── Unauthenticated         no key, or an unknown key
     ├── Denied                  known, and not allowed (role, allowlist, policy)
     │   ├── SelfApproval        a person may not approve what that same person asked for
+    │   ├── ApprovalRejected    a person refused this act
     │   └── ApprovalInvalid     an approval is used, revoked, expired, or not one of this act
     ├── BudgetExceeded          the run's tokens, money or retries are used up
     ├── StepError               a step's work failed; `kind` says whether trying again can help
@@ -98,6 +99,10 @@ class Denied(InterlockError):
 
 class SelfApproval(Denied):
     code = "self_approval"
+
+
+class ApprovalRejected(Denied):
+    code = "approval_rejected"
 
 
 class ApprovalInvalid(Denied):

@@ -227,6 +227,11 @@ class Approvals:
                 (unused if row["consumed_by"] is None else used).append(approval)
         return Standing(tuple(unused), tuple(used), tuple(refused))
 
+    async def rejected(self, act: Act) -> bool:
+        """Whether a person refused this act in a review step; the workflow went on all the same, and is not to ask again."""
+        row = await self._database.row("get_rejection", act.run_id, act.step, act.digest, org=act.org_id)
+        return row is not None
+
     def _fault(self, approval: Approval, row: Row, act: Act, effect_key: str) -> str | None:
         """Why an approval does not count for an act."""
         if not hmac.compare_digest(approval.signature(self._key), row["signature"]):

@@ -7,11 +7,11 @@ is refused. An approval of another call, however similar, never carries this one
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from interlock.audit.log import Entry, EventType
 from interlock.base.clock import Clock
-from interlock.base.errors import Denied
+from interlock.base.errors import ApprovalRejected, Denied
 from interlock.execution.approvals import NO_STANDING, Act, Approval, Approvals, Standing, act_of
 from interlock.execution.attempt import Attempt, is_found, mutates
 from interlock.execution.effects import idempotency_key
@@ -60,7 +60,7 @@ class Judge:
         """Leaves the policy's answer, and the approvals it rests on, with the attempt.
 
         Raises:
-            Denied: the policy does not allow the call.
+            Denied: the policy does not allow the call, or a person refused it.
             LacksApproval: it would, with an approval of this call.
         """
         execution, question = attempt.execution, prepared.question
@@ -83,9 +83,15 @@ class Judge:
                 facts = standing.facts
                 more = ApprovalFacts(True, facts.roles | roles, facts.quorum + 1, digest_matches=True)
                 if policy.decide(question.approved(more)).allowed:
-                    sealed = await arguments_for(attempt, prepared)
-                    raise LacksApproval(self._act(execution, sealed), sealed, role)
+                    await self._ask(attempt, prepared, role)
         raise Denied(f"policy {answer.version} denies {question.action} {question.resource}: {answer.reasons[0]}")
+
+    async def _ask(self, attempt: Attempt, prepared: CallRequest, role: str) -> NoReturn:
+        sealed = await arguments_for(attempt, prepared)
+        act = self._act(attempt.execution, sealed)
+        if _may_be_approved(attempt.execution) and await self._approvals.rejected(act):
+            raise ApprovalRejected(f'a person refused the call of tool "{act.tool}"')
+        raise LacksApproval(act, sealed, role)
 
     async def _standing(self, attempt: Attempt, prepared: CallRequest) -> Standing:
         execution = attempt.execution

@@ -194,13 +194,15 @@ class Kernel:
         """Writes the intent down. If an earlier attempt may have been carried out, finds out first."""
         execution = attempt.execution
         arguments = await arguments_for(attempt, prepared)
-        effect = attempt.effect = self._effect(execution, step, arguments)
+        effect = self._effect(execution, step, arguments)
         attempt.attributes[names.IDEMPOTENCY_KEY] = effect.idempotency_key
         if attempt.in_doubt:
+            attempt.effect = effect
             await self._recover(attempt, step, prepared, effect.idempotency_key)
         else:
             consumed = consumed_rows(attempt.standing.unused, effect.idempotency_key)
             await self._effects.intend(execution, effect, arguments, consumed, self._judge.consumptions(attempt))
+            attempt.effect = effect
 
     def _effect(self, execution: StepExecution, step: ToolStep, arguments: Sealed) -> Effect:
         key = idempotency_key(execution.run.run_id, execution.effect_name, arguments.ref.digest)

@@ -134,6 +134,10 @@ select review_id, org_id, run_id, step, digest, approver, roles, extract(epoch f
         consumed_by, revoked_at is not null as revoked, expires_at <= clock_timestamp() as expired
     from approvals where run_id = $1 and step = $2 order by created_at, review_id
 
+-- name: get_rejection
+select review_id from reviews where run_id = $1 and act ->> 'step' = $2 and act ->> 'digest' = $3
+    and purpose = 'approve' and status = 'rejected' limit 1
+
 -- name: list_reviews
 select v.*, r.trace_id, r.workflow, r.principal ->> 'user_id' as requester, a.expires_at, a.consumed_at, a.revoked_at
     from reviews v join runs r using (run_id) left join approvals a using (review_id)

@@ -10,13 +10,15 @@ $$;
 
 -- All of them or none (IL006). Of two transactions that want the same one, the second waits for the first, and finds it used.
 create or replace function consume_approvals(wanted jsonb) returns void language plpgsql as $$
-declare touched integer;
+declare
+    touched integer;
+    -- As an array: of a set made of JSON the planner expects a hundred rows, and reads the whole table for them.
+    ids text[] := array(select w.review_id from jsonb_to_recordset(wanted) as w(review_id text));
 begin
-    perform from approvals join jsonb_to_recordset(wanted) as w(review_id text) using (review_id)
-        order by approvals.review_id for update of approvals;
+    perform from approvals where approvals.review_id = any(ids) order by approvals.review_id for update;
     update approvals set consumed_by = w.consumed_by, consumed_at = clock_timestamp()
         from jsonb_to_recordset(wanted) as w(review_id text, org_id text, run_id text, step text, digest text, consumed_by text)
-        where approvals.review_id = w.review_id and approvals.org_id = w.org_id and approvals.run_id = w.run_id
+        where approvals.review_id = any(ids) and approvals.review_id = w.review_id and approvals.org_id = w.org_id and approvals.run_id = w.run_id
             and approvals.step = w.step and approvals.digest = w.digest
             and approvals.consumed_at is null and approvals.revoked_at is null and approvals.expires_at > clock_timestamp();
     get diagnostics touched = row_count;
