@@ -45,7 +45,8 @@ async def test_corrections_name_place_and_rule_but_no_value(fake: FakeProvider, 
     said = turns[3]["content"]
     assert "/category: " in said
     assert "/urgency: the value is greater than the maximum of 5" in said
-    assert "iban" in said
+    assert "declared are category, urgency" in said
+    assert "iban" not in said, "a name that the schema does not declare is data"
     assert secret not in said
     assert len(fake.requests[2].body["messages"]) == 6
     assert "not valid JSON" in fake.requests[2].body["messages"][5]["content"]

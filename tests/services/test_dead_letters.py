@@ -12,7 +12,7 @@ import pytest
 from engines.harness import NOTE, Bank, Observer, pay, refund_tool, think, until, workflow
 from interlock.base.errors import Conflict, ContractViolation, Denied, Erased, InvalidInput, NotFound
 from interlock.engines.postgres.driver import RunDriver
-from interlock.engines.postgres.worker import MAX_CRASHES
+from interlock.execution.engine import MAX_CRASHES
 from interlock.identity.principal import Principal
 from interlock.testing import server_error
 

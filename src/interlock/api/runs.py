@@ -13,14 +13,14 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from interlock.api.access import Caller, Services
-from interlock.api.body import Body, Name
+from interlock.api.body import Body, Name, StrictRoute
 from interlock.app import App
 from interlock.base.errors import InvalidInput
 from interlock.identity.principal import Principal
 from interlock.machine.events import RunStatus
 from interlock.services.runs import is_over
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
 
 _FOLLOW_SECONDS = 0.2  # how often a follower looks for new events
 _LAST_EVENT = 2**31 - 1  # journal.seq is an integer

@@ -18,6 +18,7 @@ from interlock.gateway.provider import Usage
 MESSAGE_LIMIT = 300
 """Characters of a provider's own words that reach a message: enough for any real one, too few to leak a prompt."""
 
+_MAX_COUNT = 2**40  # tokens; more of them is no count but a fault, and a sum of them must fit into 64 bits
 _LONGEST_PAUSE = 24 * 3600.0  # seconds; whoever asks for more does not mean it
 
 # Providers echo a wrong key back ("Incorrect API key provided: sk-…"), sometimes half masked, so an exact
@@ -156,4 +157,4 @@ def not_the_protocol(name: str, what: str) -> NotTheProtocol:
 
 def count(value: Any) -> int | None:
     """A token count as a provider may send it, or None for anything that is not one."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT else None

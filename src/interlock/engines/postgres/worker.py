@@ -10,7 +10,7 @@ from interlock.base.clock import since_boot
 from interlock.base.errors import InterlockError, LeaseLost, Unavailable
 from interlock.base.ids import new_id
 from interlock.engines.postgres.driver import RunDriver
-from interlock.execution.engine import Services
+from interlock.execution.engine import MAX_CRASHES, Services
 from interlock.execution.records import park_run
 from interlock.store.commit import Commit
 from interlock.store.listener import Listener
@@ -19,8 +19,6 @@ from interlock.telemetry.logs import log
 
 ENGINE = "postgres"
 CHANNEL = "interlock_queue"
-MAX_CRASHES = 5
-"""Drives of a run that may break off by an error of ours before a person has to look at it."""
 MAX_CRASH_STREAK = 3
 """Workers in a row that may die under a run which gets no further; after that it is driven alone, and after one more death
 a person has to look at it. `claim_runs` knows this number, too."""

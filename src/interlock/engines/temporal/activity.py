@@ -21,13 +21,14 @@ import asyncpg
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from interlock.base.errors import LeaseLost, Unavailable
+from interlock.base.errors import InterlockError, InvalidInput, LeaseLost, Unavailable
 from interlock.engines.temporal.reservations import reserving, settled_claims, used_of
 from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Task, TaskResult
+from interlock.execution.attempt import unrecordable
 from interlock.execution.batch.reservations import hold_reserved, let_go, release_reserved
-from interlock.execution.engine import HOLD_SECONDS, Services
+from interlock.execution.engine import HOLD_SECONDS, MAX_CRASHES, Services
 from interlock.execution.loading import load_run, work_of
-from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
+from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, park_run, records_of
 from interlock.execution.steps import Run, StepOutcome
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, fold, pending
@@ -92,20 +93,55 @@ class Performer:
         """
         task: Task = given
         async with _heartbeats(task["run_id"]):
-            held = await self._held(task["run_id"], task["org_id"])
-            command = task["command"]
-            if _diverged(held, task["events"]):
-                if held.state.over:
-                    return {"over": True}
-                raise ApplicationError(
-                    "the run's journal was continued by another workflow; this one is void",
-                    type="diverged",
-                    non_retryable=True,
-                )
-            if command is None:
-                await self._record(held, task)
-                return {}
-            return await self._command(held, task, command)
+            try:
+                return await self._perform(task)
+            except (LeaseLost, Unavailable, ApplicationError):
+                raise
+            except Exception as error:  # an error of ours: tried again, and not for ever
+                await self._crashed(task, error)
+                raise
+
+    async def _perform(self, task: Task) -> TaskResult:
+        held = await self._held(task["run_id"], task["org_id"])
+        command = task["command"]
+        if _diverged(held, task["events"]):
+            if held.state.over:
+                return {"over": True}
+            raise ApplicationError(
+                "the run's journal was continued by another workflow; this one is void",
+                type="diverged",
+                non_retryable=True,
+            )
+        if command is None:
+            await self._record(held, task)
+            return {}
+        return await self._command(held, task, command)
+
+    async def _crashed(self, task: Task, error: Exception) -> None:
+        """Counts it. At the bound the run is parked with a dead letter, and its workflow ends; told anything, it goes on.
+
+        Raises:
+            ApplicationError: it is parked.
+        """
+        run_id, org_id = task["run_id"], task["org_id"]
+        log(names.LOG_INTERNAL, _said(error), level="error", run_id=run_id, exc_info=error)
+        self._runs.pop(run_id, None)  # folded again next time: what is held may be the trouble
+        row = await self._services.database.row("get_crashes", run_id, org=org_id)
+        if row is None:
+            return
+        attempts = activity.info().attempt  # a crash now and then, in different activities, is no reason to park a run
+        park = attempts >= MAX_CRASHES and row["crashes"] + 1 >= MAX_CRASHES
+        commit = Commit(org_id, crashed=[{"run_id": run_id, "parked": park}])
+        if park and not row["parked"]:
+            run = await self._services.database.row("get_run", run_id, org=org_id)
+            assert run is not None, "a workflow has a run"
+            reason = f"an activity of it failed {attempts} times: {_said(error)}"
+            park_run(commit, run, reason, self._services.clock.now())
+        await self._services.committer.submit(commit)
+        if park:
+            raise ApplicationError(
+                "the run is parked; its dead letter says why", type="parked", non_retryable=True
+            ) from None
 
     # -- runs at hand ------------------------------------------------------------------------------------------
 
@@ -248,6 +284,16 @@ class Performer:
             outcome = await self._through_kernel(held, run, command)
         finally:
             held.working.remove(run)
+        try:
+            return await self._done(run, name, outcome)
+        except InvalidInput:
+            instead = unrecordable(outcome)
+            if instead is None:
+                raise
+            return await self._done(run, name, instead)
+
+    async def _done(self, run: Run, name: str, outcome: StepOutcome) -> TaskResult:
+        """Keeps the outcome with the claim; raises InvalidInput if the database refuses a value in it."""
         event = ev.event_to_json(outcome.event)
         commit = commit_of(run, outcomes=[outcome])
         commit.journal = []  # its number is the workflow's to give; the next activity records it
@@ -270,6 +316,11 @@ class Performer:
             return {"event": row["event"]}
         await self._reload(held)
         return {"over": True} if held.state.over else None
+
+
+def _said(error: Exception) -> str:
+    """An error as a person may read it anywhere: the text of one that is not ours may repeat a value."""
+    return error.message if isinstance(error, InterlockError) else type(error).__name__
 
 
 def _diverged(held: _Held, events: list[Recordable]) -> bool:
