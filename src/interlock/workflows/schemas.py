@@ -87,7 +87,7 @@ class Validator:
 
 
 def validator_for(schema: Any, *, formats: bool = False) -> Validator:
-    """A validator that opens no connection, to whatever address the schema refers.
+    """A validator that opens no connection, for any reference in the schema.
 
     Args:
         formats: enforce `format`.

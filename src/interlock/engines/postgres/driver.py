@@ -14,7 +14,7 @@ import contextlib
 from typing import Any
 
 from interlock.base.errors import InvalidInput, LeaseLost, Unavailable
-from interlock.engines.postgres.refusals import Inbox, Refused, Sent, Work, sift, work_in
+from interlock.engines.postgres.refusals import Arrived, Refused, Sent, Work, sift, work_in
 from interlock.execution.attempt import unrecordable
 from interlock.execution.batch.reservations import hold_reserved, let_go, release_reserved
 from interlock.execution.engine import HOLD_SECONDS, Services
@@ -34,7 +34,7 @@ _START_WAITS = 0.05
 
 # Turns of the event loop from `submit` to the transaction's departure: the task's own and the committer's. Work that has
 # nothing to wait for would otherwise run first, and keep the transaction waiting instead of running beside it.
-_HANDED_OVER = 2
+_YIELDS_AFTER_COMMIT = 2
 
 
 class RunDriver:
@@ -43,7 +43,7 @@ class RunDriver:
     def __init__(self, services: Services, run_id: str, org_id: str, fence: int) -> None:
         self._services = services
         self.ids = (run_id, org_id, fence)
-        self._inbox: Inbox = asyncio.Queue()
+        self._events: Arrived = asyncio.Queue()
         self._tasks: dict[asyncio.Task[None], Work] = {}
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._signals = asyncio.Event()
@@ -68,7 +68,7 @@ class RunDriver:
     def drain(self) -> None:
         """Finish what is under way, start nothing new, give the run back."""
         self._draining = True
-        self._inbox.put_nowait(StepOutcome(None))
+        self._events.put_nowait(StepOutcome(None))
 
     async def drive(self) -> None:
         watcher = asyncio.create_task(self._watch_signals())
@@ -85,7 +85,7 @@ class RunDriver:
                     await self._apply(outcomes)
                 except Refused as refused:
                     for outcome in outcomes or [] if refused.sent.given is not outcomes else []:
-                        self._inbox.put_nowait(outcome)
+                        self._events.put_nowait(outcome)
                     await self._record_otherwise(refused)
         except (LeaseLost, Unavailable) as error:
             # Not ours any more, or no way to write: let go. Whoever leases the run next folds the journal again.
@@ -121,11 +121,11 @@ class RunDriver:
         else:
             log(names.LOG_RUN_STARTED, run_id=run_id, workflow=self._run.version.name)
             started = ev.RunStarted(services.clock.now(), seed_of(run_id), await input_facts(self._run))
-            self._inbox.put_nowait(StepOutcome(started))
+            self._events.put_nowait(StepOutcome(started))
 
     async def _second_chance(self) -> None:
         """A dead run was told something: it comes back with that, or leaves the queue again."""
-        delivered = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+        delivered = [self._events.get_nowait() for _ in range(self._events.qsize())]
         outcomes = [one for one in delivered if isinstance(one, StepOutcome)]
         program, state = self._run.version.program, self._state
         received = len(outcomes)
@@ -145,9 +145,9 @@ class RunDriver:
         if self._idle():
             await self._release()
             return None
-        items = [await self._inbox.get()]
-        while not self._inbox.empty():
-            items.append(self._inbox.get_nowait())
+        items = [await self._events.get()]
+        while not self._events.empty():
+            items.append(self._events.get_nowait())
         if (
             self._committing is not None
             and self._committing.done()
@@ -155,7 +155,7 @@ class RunDriver:
             and self._committing.exception()
         ):
             for item in items:  # for whatever comes of the refusal
-                self._inbox.put_nowait(item)
+                self._events.put_nowait(item)
             await self._durable()
         for item in items:
             if isinstance(item, BaseException):
@@ -163,7 +163,7 @@ class RunDriver:
         return [item for item in items if isinstance(item, StepOutcome) and item.event is not None]
 
     def _idle(self) -> bool:
-        if self._tasks or not self._inbox.empty():
+        if self._tasks or not self._events.empty():
             return False
         soonest = min((due for due, _ in self._timers.values()), default=None)
         return self._draining or soonest is None or soonest - self._services.clock.now() > HOLD_SECONDS
@@ -186,7 +186,7 @@ class RunDriver:
             try:
                 await self._read_signals()
             except Exception as error:  # noqa: BLE001  the drive must end with it, not go deaf
-                self._inbox.put_nowait(error)
+                self._events.put_nowait(error)
 
     async def _read_signals(self) -> None:
         rows = await self._services.database.rows("get_signals", self.ids[0], org=self.ids[1])
@@ -196,7 +196,7 @@ class RunDriver:
         for signal in signals:
             if signal["id"] not in self._seen_signals:
                 self._seen_signals.add(signal["id"])
-                self._inbox.put_nowait(StepOutcome(ev.event_from_json(signal["event"]), signal["id"]))
+                self._events.put_nowait(StepOutcome(ev.event_from_json(signal["event"]), signal["id"]))
 
     # -- applying ----------------------------------------------------------------------------------------------
 
@@ -248,7 +248,7 @@ class RunDriver:
         self._committing = asyncio.create_task(self._services.committer.submit(commit))
         if ahead:
             self._committing.add_done_callback(self._on_committed)
-            for _ in range(_HANDED_OVER):
+            for _ in range(_YIELDS_AFTER_COMMIT):
                 await asyncio.sleep(0)
         else:
             await self._durable()
@@ -263,7 +263,7 @@ class RunDriver:
     def _begin(self, state: RunState, accepted: list[StepOutcome], commands: list[ev.Command]) -> None:
         """The first work of a run begins; its start is written with what comes of it, or soon."""
         self._state, self._unwritten = state, accepted
-        asyncio.get_running_loop().call_later(_START_WAITS, self._inbox.put_nowait, StepOutcome(None))
+        asyncio.get_running_loop().call_later(_START_WAITS, self._events.put_nowait, StepOutcome(None))
         self._issue(commands)
 
     async def _durable(self) -> None:
@@ -280,7 +280,7 @@ class RunDriver:
     def _on_committed(self, committing: asyncio.Task[None]) -> None:
         """A refused transaction is noticed at once, not when the work under way is done."""
         if not committing.cancelled() and committing.exception() is not None:
-            self._inbox.put_nowait(StepOutcome(None))
+            self._events.put_nowait(StepOutcome(None))
 
     # -- refused transactions ----------------------------------------------------------------------------------
 
@@ -319,7 +319,7 @@ class RunDriver:
         for _, step, _ in void:
             self._run.ledger.release(step)
         assert self._again is not None
-        self._again |= sift(self._inbox, void)
+        self._again |= sift(self._events, void)
         self._state = self._written = sent.state
         self._seq, self._run.spent = sent.seq, sent.state.spent
         timers = [one for one in pending(sent.state) if isinstance(one, ev.StartTimer)]
@@ -378,9 +378,9 @@ class RunDriver:
         try:
             kernel = self._services.kernel
             outcome = await (kernel.compensate(execution) if compensate else kernel.perform(execution))
-            self._inbox.put_nowait(outcome)
+            self._events.put_nowait(outcome)
         except Exception as error:  # noqa: BLE001  the drive must end with it, not wait for ever
-            self._inbox.put_nowait(error)
+            self._events.put_nowait(error)
         finally:
             self._tasks.pop(task, None)
 
@@ -394,7 +394,7 @@ class RunDriver:
             self._start_timer(command)  # far away, or the clock stepped back: look again later
             return
         self._timers.pop(command.timer, None)
-        self._inbox.put_nowait(StepOutcome(ev.TimerFired(command.timer, self._services.clock.now())))
+        self._events.put_nowait(StepOutcome(ev.TimerFired(command.timer, self._services.clock.now())))
 
 
 def _signals_of(outcomes: list[StepOutcome]) -> list[int]:

@@ -14,7 +14,7 @@ from interlock.machine.state import RunState
 Work = tuple[bool, str, int]
 """Whether it compensates, the step's name, and the attempt."""
 
-Inbox = asyncio.Queue[StepOutcome | BaseException]
+Arrived = asyncio.Queue[StepOutcome | BaseException]
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Refused(InvalidInput):
 
 
 def work_in(item: Any) -> Work | None:
-    """The work whose outcome an item of the inbox is."""
+    """The work whose outcome an item of the queue is."""
     event = item.event if isinstance(item, StepOutcome) else None
     step, attempt = getattr(event, "step", None), getattr(event, "attempt", None)
     if step is None or attempt is None:
@@ -51,12 +51,12 @@ def work_in(item: Any) -> Work | None:
     return isinstance(event, CompensationSucceeded | CompensationFailed), step, attempt
 
 
-def sift(inbox: Inbox, void: set[Work]) -> set[Work]:
-    """Drops the outcomes of void work from an inbox; the work of those that stay."""
+def sift(queue: Arrived, void: set[Work]) -> set[Work]:
+    """Drops the outcomes of void work from a queue; the work of those that stay."""
     left: set[Work] = set()
-    for item in [inbox.get_nowait() for _ in range(inbox.qsize())]:
+    for item in [queue.get_nowait() for _ in range(queue.qsize())]:
         work = work_in(item)
         if work is None or work not in void:
-            inbox.put_nowait(item)
+            queue.put_nowait(item)
             left |= {work} if work is not None else set()
     return left
