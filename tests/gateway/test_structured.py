@@ -103,6 +103,12 @@ async def test_a_single_fence_is_tolerated(fake: FakeProvider, openai: OpenAIPro
         '{"category": "card", "category": "fees", "urgency": 2}',
         "[" * 100_000,
         '{"category": "fees", "urgency": ' + "9" * 5000 + "}",
+        '{"category": "fees", "urgency": 2, "more": ' + "[" * 100 + "]" * 100 + "}",
+        '{"category": "fees", "urgency": 2, "more": 1e999}',
+        '{"category": "fees", "urgency": 2, "more": 9223372036854775808}',
+        '{"category": "fees", "urgency": 2, "a\\ud800": 1}',
+        '{"category": "fees\\ud800", "urgency": 2}',
+        '{"category": "fees", "urgency": 2, "a\\u0000b": 1}',
     ],
 )
 async def test_nothing_cleverer(fake: FakeProvider, openai: OpenAIProvider, text: str) -> None:

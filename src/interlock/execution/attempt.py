@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,7 +35,7 @@ from interlock.machine.events import (
 from interlock.policy.decision import Decision
 from interlock.store.artifacts import Sealed
 from interlock.telemetry import names
-from interlock.telemetry.logs import log
+from interlock.telemetry.logs import log, stack_of
 from interlock.workflows.spec import ModelStep, ToolStep
 
 MAX_MESSAGE = 500
@@ -101,9 +100,7 @@ def failure_of(attempt: Attempt, error: Exception, error_detail: Ref | None) -> 
         code, message = error.code, error.message
     else:
         code, message = "internal", f"an internal error in {type(error).__name__}; the log has the details"
-        # Where it happened, without the error's own text: that may repeat what a person, a model or a tool said.
-        stack = "".join(traceback.format_tb(error.__traceback__))
-        log(names.LOG_INTERNAL, message, level="error", step=attempt.execution.name, stack=stack)
+        log(names.LOG_INTERNAL, message, level="error", step=attempt.execution.name, stack=stack_of(error))
     kind, retry_after = _kind_of(attempt.execution, error), getattr(error, "retry_after", None)
     # That this attempt surely did nothing says nothing about an earlier one.
     ambiguous = attempt.in_doubt or (attempt.dispatched and not isinstance(error, SandboxError | NothingHappened))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interlock.base.errors import Denied
+from interlock.base.json import accept_json
 from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.refs import Ref
 from interlock.guard.injection import scan
@@ -50,9 +51,11 @@ class Redaction:
             origin: where it came from, for the labels.
 
         Raises:
+            InvalidJson: it is over a bound.
             Denied: it holds an injected order, and the settings say `block`.
             Erased: a person whom the run is about was erased; nothing more may be stored about them.
         """
+        accept_json(value)
         flags = [f"injection:{kind}" for kind in scan(value)]
         if flags and self._block:
             raise Denied(

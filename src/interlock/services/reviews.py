@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound
+from interlock.base.json import accept_json
 from interlock.base.labels import Labels, Trust
 from interlock.base.refs import Ref
 from interlock.identity.principal import Principal
@@ -95,13 +96,13 @@ class ReviewQueue:
         principal.require("review.decide")
         if len(note) > _MAX_NOTE:
             raise InvalidInput(f"a note may have {_MAX_NOTE} characters; this one has {len(note)}")
+        accept_json([note, output])
         review = await self.get(principal, review_id)
         if review["role"] not in principal.roles and "admin" not in principal.roles:
             raise Denied(f'this review needs role "{review["role"]}"')
         if review["status"] != "open":
             raise Conflict(f"this review is already {review['status']}")
         approved, now = decision == "approve", self._clock.now()
-        note = note.replace("\0", "")
         value = (
             output if review["purpose"] == "confirm" else {"approved": approved, "by": principal.user_id, "note": note}
         )

@@ -9,6 +9,7 @@ from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, NotFound
 from interlock.base.ids import new_id
+from interlock.base.json import accept_json
 from interlock.definitions.versions import Versions
 from interlock.identity.principal import Principal
 from interlock.machine.events import CancelRequested, PauseRequested, ResumeRequested, SignalReceived, event_to_json
@@ -56,7 +57,7 @@ class Signals:
         if spec is None:
             known = ", ".join(sorted(version.signals)) or "none"
             raise NotFound(f'workflow "{version.name}" waits for no signal "{name[:100]}"; it knows: {known}')
-        check_value(spec.validator, payload, what="payload")
+        check_value(spec.validator, accept_json(payload), what="payload")
         counted = await self._database.row("count_signals", run_id, signal_id, org=principal.org_id)
         assert counted is not None, "a count is always there"
         if counted["known"] is not None:

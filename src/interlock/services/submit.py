@@ -10,6 +10,7 @@ from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Denied, InvalidInput
 from interlock.base.ids import new_id
+from interlock.base.json import accept_json
 from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.definitions.versions import Version, Versions
 from interlock.guard.injection import scan
@@ -66,6 +67,7 @@ class Submission:
             Denied: the role may not, or the input holds an injected order and the settings say `block`.
         """
         principal.require("run.start")
+        accept_json(value)
         if checked_key(idempotency_key):
             # First: what was accepted once is not held against what has been deployed since.
             existing = await self._existing(principal, workflow, str(idempotency_key), value)
@@ -85,6 +87,7 @@ class Submission:
     async def propose(self, principal: Principal, workflow: str, value: Any, key: str) -> tuple[str, Commit]:
         """As `accept`, but the new run is the caller's to commit, together with what made it start."""
         principal.require("run.start")
+        accept_json(value)
         _, version, flags = await self._checked(principal, workflow, value, key, 0)
         return await self._proposed(principal, version, value, key, flags, 0)
 

@@ -15,7 +15,7 @@ from interlock.execution.records import park_run
 from interlock.store.commit import Commit
 from interlock.store.listener import Listener
 from interlock.telemetry import names
-from interlock.telemetry.logs import log
+from interlock.telemetry.logs import log, stack_of
 
 ENGINE = "postgres"
 CHANNEL = "interlock_queue"
@@ -109,7 +109,8 @@ class PostgresEngine:
             await driver.drive()
         except Exception as error:  # noqa: BLE001  one run's bug must not stop the others; its lease expires and it is tried again
             await self._crashed(driver, error)  # before the lease runs out
-            log(names.LOG_INTERNAL, str(error), level="error", run_id=run_id, exc_info=error)
+            said = error.message if isinstance(error, InterlockError) else type(error).__name__
+            log(names.LOG_INTERNAL, said, level="error", run_id=run_id, stack=stack_of(error))
 
     def _driven(self, run_id: str, driver: RunDriver, _: asyncio.Task[None]) -> None:
         """No longer renews the lease of a run that nobody drives."""

@@ -35,7 +35,7 @@ from interlock.machine.machine import advance, fold, pending
 from interlock.machine.state import RunState
 from interlock.store.commit import Commit
 from interlock.telemetry import names
-from interlock.telemetry.logs import log
+from interlock.telemetry.logs import log, stack_of
 
 _HELD = 256  # runs whose state is kept at hand
 _ATTEMPT_BITS = 16
@@ -99,7 +99,8 @@ class Performer:
                 raise
             except Exception as error:  # an error of ours: tried again, and not for ever
                 await self._crashed(task, error)
-                raise
+                # Its text and its causes may repeat a value: not into Temporal's history, nor into the library's log.
+                raise ApplicationError(_said(error), type=type(error).__name__) from None
 
     async def _perform(self, task: Task) -> TaskResult:
         held = await self._held(task["run_id"], task["org_id"])
@@ -124,7 +125,7 @@ class Performer:
             ApplicationError: it is parked.
         """
         run_id, org_id = task["run_id"], task["org_id"]
-        log(names.LOG_INTERNAL, _said(error), level="error", run_id=run_id, exc_info=error)
+        log(names.LOG_INTERNAL, _said(error), level="error", run_id=run_id, stack=stack_of(error))
         self._runs.pop(run_id, None)  # folded again next time: what is held may be the trouble
         row = await self._services.database.row("get_crashes", run_id, org=org_id)
         if row is None:
