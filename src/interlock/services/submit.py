@@ -128,8 +128,8 @@ class Submission:
             return None
         version = await self._versions.get(principal.org_id, workflow, row["version"])
         # Compared by the keyed digest of the raw input, which the vault holds: redacted inputs differ in their tokens.
-        probe = await self._artifacts.seal(principal.org_id, value, self._labels(principal, version, value, pii=False))
-        if row["vault"]["raw_digest"] != probe.ref.digest:
+        labels = self._labels(principal, version, value, pii=False)
+        if row["vault"]["raw_digest"] != await self._artifacts.digest(principal.org_id, value, labels):
             raise Conflict(
                 f'Idempotency-Key "{key}" was used for another input of {version.name} (run {row["run_id"]}); choose a new key'
             )
@@ -142,12 +142,13 @@ class Submission:
         redacted = redactor.redact(value)
         labels = self._labels(principal, version, value, pii=bool(redactor.counts))
         secret = labels.join(Labels(sensitivity=Sensitivity.SECRET))
-        raw = await self._artifacts.seal(principal.org_id, value, self._labels(principal, version, value, pii=False))
+        about = self._labels(principal, version, value, pii=False)
+        raw_digest = await self._artifacts.digest(principal.org_id, value, about)
         stored = await self._artifacts.seal(principal.org_id, redacted, labels)
         vault = await self._artifacts.seal(principal.org_id, redactor.vault, secret)
         taken = {
             "input": stored.ref.to_json(),
-            "vault": {"ref": vault.ref.to_json(), "raw_digest": raw.ref.digest},
+            "vault": {"ref": vault.ref.to_json(), "raw_digest": raw_digest},
             "flags": flags + [f"redacted:{kind}" for kind in sorted(redactor.counts)],
             "priority": priority,
         }

@@ -97,7 +97,7 @@ class Performer:
                 return await self._perform(task)
             except (LeaseLost, Unavailable, ApplicationError):
                 raise
-            except Exception as error:  # an error of ours: tried again, and not for ever
+            except Exception as error:  # noqa: BLE001  an error of ours: tried again, and not for ever
                 await self._crashed(task, error)
                 # Its text and its causes may repeat a value: not into Temporal's history, nor into the library's log.
                 raise ApplicationError(_said(error), type=type(error).__name__) from None

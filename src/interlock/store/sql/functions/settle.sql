@@ -3,7 +3,7 @@
 -- Only the parts that are there cost anything. Refuses the whole batch (IL001) if a run's fence or a command's claim moved on,
 -- (IL002) if an audit head did; the caller sorts it out.
 create or replace function settle(batch jsonb) returns void language plpgsql as $$
-declare moved text; touched integer;
+declare moved text; touched integer; named text[];
 begin
     perform set_config('interlock.orgs', batch ->> 'orgs', true);
 
@@ -79,12 +79,27 @@ begin
     end if;
 
     if batch ? 'artifacts' then
+        -- Large values lie in the object store already. One that was swept meanwhile cannot be named any more.
+        named := array(select a.object from jsonb_to_recordset(batch -> 'artifacts') as a(object text) where a.object is not null);
+        if named <> '{}' then
+            perform from pending_objects where name = any(named) order by name for update;
+            if exists (select from unnest(named) as n(object)
+                    where not exists (select from pending_objects p where p.name = n.object and p.swept_at is null)
+                    and not exists (select from jsonb_to_recordset(batch -> 'artifacts') as a(org_id text, digest text, object text)
+                        join artifacts s using (org_id, digest, object) where a.object = n.object)) then
+                raise exception 'an object was swept before its commit' using errcode = 'IL006';
+            end if;
+        end if;
         insert into artifacts (org_id, digest, size, subjects, ciphertext, object)
             select org_id, digest, size, subjects, decode(ciphertext, 'base64'), object
             from jsonb_to_recordset(batch -> 'artifacts')
                 as a(org_id text, digest text, size bigint, subjects text[], ciphertext text, object text)
             order by org_id, digest -- batches with the same values in them wait for each other here
             on conflict do nothing;
+        if named <> '{}' then -- where another object holds the same value already, this one is left to be swept
+            delete from pending_objects p using artifacts s, jsonb_to_recordset(batch -> 'artifacts') as a(org_id text, digest text)
+                where p.name = any(named) and (s.org_id, s.digest) = (a.org_id, a.digest) and s.object = p.name;
+        end if;
     end if;
 
     if batch ? 'new_runs' then
