@@ -244,8 +244,8 @@ begin
     end if;
 
     -- Told to an engine that keeps its runs itself; the row goes with the record of it, and until then it is told again now and then.
-    if batch ? 'forwarded_at' then
-        update signals set forwarded_at = now() from jsonb_to_recordset(batch -> 'forwarded_at') as h(signal_id bigint)
+    if batch ? 'forwarded_signals' then
+        update signals set forwarded_at = now() from jsonb_to_recordset(batch -> 'forwarded_signals') as h(signal_id bigint)
             where signals.signal_id = h.signal_id;
     end if;
 
@@ -256,9 +256,9 @@ begin
 
     -- Calls in a batch that nobody waits for, one by one or with their whole run: what is not handed in by now never is, answers that
     -- still come are nobody's. A batch goes with the last of its calls.
-    if batch ?| array['let_go', 'finished'] then
+    if batch ?| array['abandoned_calls', 'finished'] then
         with orphaned as (
-            select l.run_id, l.step from jsonb_to_recordset(coalesce(batch -> 'let_go', '[]')) as l(run_id text, step text)
+            select l.run_id, l.step from jsonb_to_recordset(coalesce(batch -> 'abandoned_calls', '[]')) as l(run_id text, step text)
             union all select d.run_id, null from jsonb_to_recordset(coalesce(batch -> 'finished', '[]')) as d(run_id text)
         ), gone as (
             delete from batched_calls c using orphaned n
