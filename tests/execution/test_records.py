@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import structlog
-from runtime.conftest import Deploy
 
 from engines.harness import ASK, Bank, Model, Observer, pay, think, workflow
+from execution.conftest import Deploy
 from interlock.telemetry import logs
 from interlock.testing import rate_limited, status
 

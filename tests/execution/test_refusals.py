@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime.conftest import Deploy
 
 from engines.harness import ASK, Bank, Model, Observer, pay, think, until, workflow
+from execution.conftest import Deploy
 from interlock.definitions.versions import Definition
 from interlock.store.commit import Commit
 
