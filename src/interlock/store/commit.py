@@ -23,7 +23,7 @@ from interlock.store.entries import Entry
 from interlock.store.queries import QUERIES
 from interlock.store.rows import AuditHead, AuditRow, Claim, Fence
 
-SETTLE = "select settle($1)"
+SETTLE = "select settle_v1($1)"
 LEASE_LOST, HEAD_MOVED, NOT_OPEN = "IL001", "IL002", "IL005"
 
 Seal = Callable[[list[Entry], int, str], tuple[list[AuditRow], int, str]]
@@ -34,7 +34,7 @@ Seal = Callable[[list[Entry], int, str], tuple[list[AuditRow], int, str]]
 class Commit:
     """What one run, or one request, wants written together.
 
-    The lists are the parts of a batch; `settle` writes those that hold something.
+    The lists are the parts of a batch; `settle_v1` writes those that hold something.
 
     Attributes:
         fence: (run_id, fence) that must still hold; None for writes that need no lease.
@@ -295,7 +295,7 @@ class Committer:
 
 
 def batch_of(commits: list[Commit]) -> Batch:
-    """What `settle` takes: the parts that hold something."""
+    """What `settle_v1` takes: the parts that hold something."""
     batch: Batch = {}
     for commit in commits:
         for part, of_commit in zip(_OF_COMMITS, _parts_of(commit), strict=True):

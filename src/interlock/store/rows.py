@@ -364,3 +364,11 @@ class ReleasedRun:
     wake_at: float | None
     kept: bool = False
     failed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchedAnswer:
+    """The answer to a batched call, for query `answer_batched_calls`; None if a person it is about was erased."""
+
+    call_id: str
+    result: RefJson | None
