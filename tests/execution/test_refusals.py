@@ -195,7 +195,7 @@ async def test_spending_is_known_before_its_reservation_ends(
     original = desk.app.committer.submit
 
     async def submit(commit: Commit) -> None:
-        if any(row["event"].get("step") == "first" for row in commit.journal):
+        if any(row.event.get("step") == "first" for row in commit.journal):
             spans = desk.app.tracing._store.ended
             await until(lambda: any(span.name == "step note" for span in spans), lambda: "it waits")
             model.release("one")

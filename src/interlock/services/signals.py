@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, NotFound
 from interlock.base.ids import new_id
@@ -18,6 +17,8 @@ from interlock.services.runs import is_over
 from interlock.services.submit import checked_key
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
+from interlock.store.entries import Entry
+from interlock.store.rows import NewSignal
 from interlock.workflows.facts import facts_of
 from interlock.workflows.schemas import check_value
 
@@ -136,5 +137,5 @@ class Signals:
             trace_id=run["trace_id"],
             detail=detail,
         )
-        signal = {"org_id": principal.org_id, "run_id": run["run_id"], "event": event_to_json(event)}
+        signal = NewSignal(org_id=principal.org_id, run_id=run["run_id"], event=event_to_json(event))
         return Commit(principal.org_id, new_signals=[signal], audit=[entry])

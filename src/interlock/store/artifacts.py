@@ -21,6 +21,7 @@ from interlock.base.refs import Ref, canonical_json
 from interlock.store.database import Database
 from interlock.store.keys import KeyStore
 from interlock.store.objects import Objects
+from interlock.store.rows import ArtifactRow
 
 # Up to here a value rides in the step's own transaction; a larger one goes to the object store first.
 INLINE_BYTES = 128 * 1024
@@ -33,7 +34,7 @@ class Sealed:
     """A value ready to be committed: its ref, and the row that must go into the same transaction."""
 
     ref: Ref
-    row: dict[str, Any]
+    row: ArtifactRow
 
 
 class Artifacts:
@@ -62,18 +63,20 @@ class Artifacts:
         digest = _digest(digest_key, plain)
         nonce = os.urandom(_NONCE_BYTES)
         sealed = nonce + cipher.encrypt(nonce, plain, _context(org_id, digest))
-        row: dict[str, Any] = {
-            "org_id": org_id,
-            "digest": digest,
-            "size": len(plain),
-            "subjects": sorted(labels.subjects),
-        }
+        ciphertext, name = None, None
         if len(sealed) <= INLINE_BYTES:
-            row["ciphertext"] = base64.b64encode(sealed).decode()
+            ciphertext = base64.b64encode(sealed).decode()
         else:
             name = f"artifacts/{org_id}/{digest}"
             await self._objects.put(name, sealed)
-            row["object"] = name
+        row = ArtifactRow(
+            org_id=org_id,
+            digest=digest,
+            size=len(plain),
+            subjects=sorted(labels.subjects),
+            ciphertext=ciphertext,
+            object=name,
+        )
         return Sealed(Ref(digest, len(plain), labels), row)
 
     async def open(self, org_id: str, ref: Ref) -> Any:
