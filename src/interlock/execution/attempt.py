@@ -7,7 +7,6 @@ from typing import Any
 
 from interlock.admission.breakers import Admission
 from interlock.admission.quotas import Slot
-from interlock.audit.log import Entry, EventType
 from interlock.base.errors import (
     BudgetExceeded,
     Denied,
@@ -34,6 +33,7 @@ from interlock.machine.events import (
 )
 from interlock.policy.decision import Decision
 from interlock.store.artifacts import Sealed
+from interlock.store.entries import Entry, EventType
 from interlock.telemetry import names
 from interlock.telemetry.logs import log, stack_of
 from interlock.workflows.spec import ModelStep, ToolStep

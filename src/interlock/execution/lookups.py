@@ -12,6 +12,7 @@ from interlock.execution.executors import CallRequest, CallResult
 from interlock.execution.inputs.binding import bind
 from interlock.execution.steps import StepExecution
 from interlock.store.database import Database
+from interlock.store.rows import KeptResult
 from interlock.workflows.schemas import check_value
 from interlock.workflows.spec import Fallback, MapStep, ModelStep, SubworkflowStep, ToolStep
 
@@ -97,12 +98,12 @@ class Lookups:
         except Erased:
             return None
 
-    async def row(self, execution: StepExecution, prepared: CallRequest, output: Ref) -> dict[str, Any] | None:
+    async def row(self, execution: StepExecution, prepared: CallRequest, output: Ref) -> KeptResult | None:
         """What is to be committed with a result so that it can serve again; None if nothing asks for that."""
         if not _is_kept(execution):
             return None
         key = await self._key(execution, prepared)
-        return {"org_id": execution.run.org_id, "key": key, "output": output.to_json()}
+        return KeptResult(org_id=execution.run.org_id, key=key, output=output.to_json())
 
     async def _key(self, execution: StepExecution, prepared: CallRequest) -> str:
         """What makes a call the very same: code or model, and all it is given. Keyed like every digest, so it tells nothing."""

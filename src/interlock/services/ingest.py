@@ -16,6 +16,7 @@ from interlock.guard.injection import scan
 from interlock.guard.pii import Redactor
 from interlock.store.artifacts import Artifacts
 from interlock.store.database import Database, Row
+from interlock.store.rows import ArtifactRow, NewVault
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class Taken:
 
     value: Any
     ref: Ref
-    artifacts: list[dict[str, Any]]
-    vaults: list[dict[str, Any]]
+    artifacts: list[ArtifactRow]
+    vaults: list[NewVault]
     flags: list[str]
 
 
@@ -68,13 +69,13 @@ class Redaction:
         sensitivity = max(about.sensitivity, Sensitivity.PII if redactor.counts else Sensitivity.INTERNAL)
         labels = Labels(Trust.USER, sensitivity, about.subjects, frozenset({origin}))
         sealed = await self._artifacts.seal(run["org_id"], redacted, labels)
-        artifacts, vaults = [sealed.row], []
+        artifacts, vaults = [sealed.row], list[NewVault]()
         new = {token: original for token, original in redactor.vault.items() if token not in known}
         if new:
             secret = labels.join(Labels(sensitivity=Sensitivity.SECRET))
             vault = await self._artifacts.seal(run["org_id"], new, secret)
             artifacts.append(vault.row)
-            vaults.append({"org_id": run["org_id"], "run_id": run["run_id"], "vault": vault.ref.to_json()})
+            vaults.append(NewVault(org_id=run["org_id"], run_id=run["run_id"], vault=vault.ref.to_json()))
         flags += [f"redacted:{kind}" for kind in sorted(redactor.counts)]
         return Taken(redacted, sealed.ref, artifacts, vaults, flags)
 

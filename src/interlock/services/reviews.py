@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound
 from interlock.base.json import accept_json
@@ -15,6 +14,8 @@ from interlock.machine.events import ReviewDecided, event_to_json
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
+from interlock.store.entries import Entry
+from interlock.store.rows import DecidedReview, NewSignal, ReviewDecision
 from interlock.workflows.facts import Facts
 
 _MAX_NOTE = 4000
@@ -127,12 +128,14 @@ class ReviewQueue:
             trace_id=review["trace_id"],
             detail={"step": review["step"], "purpose": review["purpose"], "note": bool(note)},
         )
-        status = "approved" if approved else "rejected"
+        status: ReviewDecision = "approved" if approved else "rejected"
         commit = Commit(
             principal.org_id,
             artifacts=[sealed.row],
-            decided_reviews=[{"review_id": review_id, "status": status, "decided_by": principal.user_id, "note": note}],
-            new_signals=[{"org_id": principal.org_id, "run_id": run_id, "event": event_to_json(event)}],
+            decided_reviews=[
+                DecidedReview(review_id=review_id, status=status, decided_by=principal.user_id, note=note)
+            ],
+            new_signals=[NewSignal(org_id=principal.org_id, run_id=run_id, event=event_to_json(event))],
             audit=[entry],
         )
         await self._committer.submit(commit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Erased, NotFound
 from interlock.base.refs import Ref
@@ -18,6 +17,7 @@ from interlock.services.waiting import waits_for, way_of
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
+from interlock.store.entries import Entry
 
 _TERMINAL = frozenset(status.value for status in TERMINAL)
 MAX_PAGE = 200

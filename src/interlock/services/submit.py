@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Denied, InvalidInput
 from interlock.base.ids import new_id
 from interlock.base.json import accept_json
 from interlock.base.labels import Labels, Sensitivity, Trust
+from interlock.base.refs import RefJson
 from interlock.definitions.versions import Version, Versions
 from interlock.guard.injection import scan
 from interlock.guard.pii import Redactor
@@ -19,7 +20,9 @@ from interlock.identity.principal import Principal
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
+from interlock.store.entries import Entry
 from interlock.store.keys import KeyStore
+from interlock.store.rows import EngineName, NewRun, RunVault
 from interlock.telemetry.spans import TraceIds
 from interlock.workflows.bindings import dig, parse
 from interlock.workflows.schemas import check_value
@@ -40,7 +43,7 @@ class Submission:
         keys: KeyStore,
         clock: Clock,
         *,
-        engine: str = "postgres",
+        engine: EngineName = "postgres",
         block_injections: bool,
     ) -> None:
         self._database = database
@@ -104,7 +107,7 @@ class Submission:
         """
         version = await self._versions.head(row["org_id"], row["workflow"])
         check_value(version.input_validator, value, what="input")
-        again = {name: row[name] for name in ("input", "vault", "flags", "priority")}
+        again = _Stored(row["input"], row["vault"], row["flags"], row["priority"])
         return self._queued(row["org_id"], version, key, again, principal=row["principal"], actor=actor)
 
     async def _checked(
@@ -114,7 +117,7 @@ class Submission:
             raise InvalidInput(f"priority must be -{_MAX_PRIORITY} to {_MAX_PRIORITY}")
         key = checked_key(idempotency_key) or new_id("once")
         version = await self._versions.head(principal.org_id, workflow)
-        check_value(version.input_validator, value, what="input")
+        check_value(version.input_validator, value, what="input", to_sender=True)
         flags = [f"injection:{kind}" for kind in scan(value)]
         if flags and self._block:
             raise Denied(
@@ -146,12 +149,12 @@ class Submission:
         raw_digest = await self._artifacts.digest(principal.org_id, value, about)
         stored = await self._artifacts.seal(principal.org_id, redacted, labels)
         vault = await self._artifacts.seal(principal.org_id, redactor.vault, secret)
-        taken = {
-            "input": stored.ref.to_json(),
-            "vault": {"ref": vault.ref.to_json(), "raw_digest": raw_digest},
-            "flags": flags + [f"redacted:{kind}" for kind in sorted(redactor.counts)],
-            "priority": priority,
-        }
+        taken = _Stored(
+            stored.ref.to_json(),
+            {"ref": vault.ref.to_json(), "raw_digest": raw_digest},
+            flags + [f"redacted:{kind}" for kind in sorted(redactor.counts)],
+            priority,
+        )
         run_id, commit = self._queued(
             principal.org_id, version, key, taken, principal=principal.to_json(), actor=principal.actor
         )
@@ -159,12 +162,11 @@ class Submission:
         return run_id, commit
 
     def _queued(
-        self, org_id: str, version: Version, key: str, taken: dict[str, Any], *, principal: dict[str, Any], actor: str
+        self, org_id: str, version: Version, key: str, taken: _Stored, *, principal: dict[str, Any], actor: str
     ) -> tuple[str, Commit]:
         """A run's row and its audit entry.
 
         Args:
-            taken: `input`, `vault`, `flags` and `priority`.
             principal: in whose name it runs; `actor` is who started it.
         """
         run_id, trace = new_id("run"), TraceIds.new()
@@ -179,20 +181,23 @@ class Submission:
             run_id=run_id,
             trace_id=trace.trace_id,
             policy_version=version.policy.version,
-            detail={"input": taken["input"]["digest"], "flags": taken["flags"]},
+            detail={"input": taken.input["digest"], "flags": taken.flags},
         )
-        row = {
-            "run_id": run_id,
-            "org_id": org_id,
-            "workflow": version.name,
-            "version": version.version,
-            "principal": principal,
-            "idempotency_key": key,
-            "engine": self._engine,
-            "trace_id": trace.trace_id,
-            "span_id": trace.span_id,
-            **taken,
-        }
+        row = NewRun(
+            run_id=run_id,
+            org_id=org_id,
+            workflow=version.name,
+            version=version.version,
+            principal=principal,
+            idempotency_key=key,
+            input=taken.input,
+            vault=taken.vault,
+            flags=taken.flags,
+            trace_id=trace.trace_id,
+            span_id=trace.span_id,
+            engine=self._engine,
+            priority=taken.priority,
+        )
         return run_id, Commit(org_id, new_runs=[row], audit=[entry])
 
     def _labels(self, principal: Principal, version: Version, value: Any, *, pii: bool) -> Labels:
@@ -204,6 +209,16 @@ class Submission:
                 subjects = frozenset({self._keys.pseudonym(principal.org_id, str(name))})
         sensitivity = Sensitivity.PII if pii or subjects else Sensitivity.INTERNAL
         return Labels(trust=Trust.USER, sensitivity=sensitivity, subjects=subjects, origins=frozenset({"input"}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The part of a run that comes from its input."""
+
+    input: RefJson
+    vault: RunVault | None
+    flags: list[str]
+    priority: int
 
 
 def checked_key(key: str | None) -> str | None:

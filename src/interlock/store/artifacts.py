@@ -22,6 +22,7 @@ from interlock.base.refs import Ref, canonical_json
 from interlock.store.database import Database
 from interlock.store.keys import KeyStore
 from interlock.store.objects import Objects
+from interlock.store.rows import ArtifactRow
 
 # Up to here a value rides in the step's own transaction; a larger one goes to the object store first.
 INLINE_BYTES = 128 * 1024
@@ -35,7 +36,7 @@ class Sealed:
     """A value ready to be committed: its ref, and the row that must go into the same transaction."""
 
     ref: Ref
-    row: dict[str, Any]
+    row: ArtifactRow
 
 
 class Artifacts:
@@ -66,16 +67,19 @@ class Artifacts:
         digest, plain, cipher = await self._named(org_id, value, labels)
         nonce = os.urandom(_NONCE_BYTES)
         sealed = nonce + cipher.encrypt(nonce, plain, _context(org_id, digest))
-        row: dict[str, Any] = {
-            "org_id": org_id,
-            "digest": digest,
-            "size": len(plain),
-            "subjects": sorted(labels.subjects),
-        }
+        ciphertext, name = None, None
         if len(sealed) <= INLINE_BYTES:
-            row["ciphertext"] = base64.b64encode(sealed).decode()
+            ciphertext = base64.b64encode(sealed).decode()
         else:
-            row["object"] = await self._put(org_id, digest, sealed)
+            name = await self._put(org_id, digest, sealed)
+        row = ArtifactRow(
+            org_id=org_id,
+            digest=digest,
+            size=len(plain),
+            subjects=sorted(labels.subjects),
+            ciphertext=ciphertext,
+            object=name,
+        )
         return Sealed(Ref(digest, len(plain), labels), row)
 
     async def open(self, org_id: str, ref: Ref) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema_rs
 
 from interlock.base.errors import ContractViolation
-from interlock.base.json import place, sentence
+from interlock.base.json import MAX_PLACE, place, sentence
 
 MAX_MESSAGE = 200
 """Characters of what is said about one violated rule."""
@@ -35,11 +35,13 @@ class Violation:
         place: as `base.json.place`; "" for the value itself.
         keyword: of the schema.
         message: one sentence about the rule.
+        undeclared: the names that the rule refuses. They are data of whoever made the value: only for its sender to see.
     """
 
     place: str
     keyword: str
     message: str
+    undeclared: tuple[str, ...] = ()
 
 
 class Validator:
@@ -63,19 +65,22 @@ class Validator:
             if error.kind.name == "falseSchema":
                 keyword = "false"  # else the path ends in the name of the property that it refuses
             yield Violation(
-                place(error.instance_path, self._declared, value), keyword, self._message(keyword, path, error.message)
+                place(error.instance_path, self._declared, value),
+                keyword,
+                self._message(keyword, path, error.message),
+                tuple(error.kind.unexpected) if keyword in _CLOSED else (),
             )
 
-    def check(self, value: Any, *, what: str) -> None:
-        """Raises:
-        ContractViolation: the value does not fit; names the first place.
-        """
+    def check(self, value: Any, *, what: str, to_sender: bool = False) -> None:
+        """Raises as `check_value`."""
         if self._compiled.is_valid(value):
             return
         for error in self.iter_errors(value):
             where = f"{what}: {error.place[1:]}" if error.place else what
             named = error.keyword in {"required", *_CLOSED}
             message = error.message if named else f'does not meet "{error.keyword}" of its schema'
+            if to_sender and error.undeclared:
+                message += f"; the value has {sentence(', '.join(error.undeclared), MAX_PLACE)}"
             raise ContractViolation(f"{where}: {message}")
 
     def _message(self, keyword: str, path: list[str], said: str) -> str:
@@ -99,13 +104,16 @@ def validator_for(schema: Any, *, formats: bool = False) -> Validator:
     return Validator(compiled, schema)
 
 
-def check_value(validator: Validator, value: Any, *, what: str) -> None:
+def check_value(validator: Validator, value: Any, *, what: str, to_sender: bool = False) -> None:
     """Validates against a compiled schema.
 
+    Args:
+        to_sender: the message goes to the sender of the value and nowhere else, so it may name what they sent.
+
     Raises:
-        ContractViolation: naming the first place; neither the value nor an undeclared name is repeated.
+        ContractViolation: naming the first place; neither the value nor, but to its sender, an undeclared name is repeated.
     """
-    validator.check(value, what=what)
+    validator.check(value, what=what, to_sender=to_sender)
 
 
 def _closed(names: Collection[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from interlock.base.errors import InvalidInput, LeaseLost, Unavailable
 from interlock.engines.postgres.refusals import Arrived, Refused, Sent, Work, sift, work_in
 from interlock.execution.attempt import unrecordable
-from interlock.execution.batch.reservations import hold_reserved, let_go, release_reserved
+from interlock.execution.batch.reservations import abandon_calls, hold_reserved, release_reserved
 from interlock.execution.engine import HOLD_SECONDS, Services
 from interlock.execution.loading import input_facts, load_run, seed_of, work_of
 from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
@@ -24,6 +24,7 @@ from interlock.execution.steps import Run, StepOutcome
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, fold, pending
 from interlock.machine.state import RunState
+from interlock.store.rows import EffectRow, FinishedRun, ReleasedRun
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.workflows.spec import ModelStep, ToolStep
@@ -133,7 +134,7 @@ class RunDriver:
             received = await self._apply(outcomes)
         if self._state.over:
             commit = commit_of(self._run, used_signals=_signals_of(outcomes[:received]))
-            commit.finished.append({"run_id": self._run.run_id})
+            commit.finished.append(FinishedRun(run_id=self._run.run_id))
             await self._durable()
             with contextlib.suppress(LeaseLost):  # it has come to another end, and has left already
                 await self._services.committer.submit(commit)
@@ -174,7 +175,7 @@ class RunDriver:
         if self._draining:
             wake_at = self._services.clock.now()
         commit = commit_of(self._run)
-        commit.released.append({"run_id": self._run.run_id, "wake_at": wake_at})
+        commit.released.append(ReleasedRun(run_id=self._run.run_id, wake_at=wake_at))
         await self._durable()
         await self._services.committer.submit(commit)
         log(names.LOG_RUN_RELEASED, run_id=self._run.run_id, status=self._state.status)
@@ -208,7 +209,7 @@ class RunDriver:
         """
         state, commands, events = self._state, [], []
         accepted: list[StepOutcome] = []
-        settled: list[dict[str, Any]] = []
+        settled: list[EffectRow] = []
         received = 0
         for outcome in outcomes:
             if state.over and state is not self._state:
@@ -241,7 +242,7 @@ class RunDriver:
             used_signals=used,
         )
         commit.effects += settled
-        let_go(commit, self._run, self._state, state)
+        abandon_calls(commit, self._run, self._state, state)
         await records_of(commit, self._run, state, commands, self._services.clock.now())
         self._state, self._written, self._seq = state, state, self._seq + len(accepted)
         self._sent = sent

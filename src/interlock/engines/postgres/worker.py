@@ -14,6 +14,7 @@ from interlock.execution.engine import MAX_CRASHES, Services
 from interlock.execution.records import park_run
 from interlock.store.commit import Commit
 from interlock.store.listener import Listener
+from interlock.store.rows import CrashedRun
 from interlock.telemetry import names
 from interlock.telemetry.logs import log, stack_of
 
@@ -129,7 +130,7 @@ class PostgresEngine:
                 reason = error.message if isinstance(error, InterlockError) else type(error).__name__
                 await self._park(run_id, org_id, fence, f"driving it failed {MAX_CRASHES} times: {reason}")
             else:
-                crashed = [{"run_id": run_id, "parked": False}]
+                crashed = [CrashedRun(run_id=run_id, parked=False)]
                 await self._services.committer.submit(Commit(org_id, fence=(run_id, fence), crashed=crashed))
         except LeaseLost:
             pass  # somebody else drives it by now, and will count
@@ -148,7 +149,7 @@ class PostgresEngine:
             _complain(failure)
 
     async def _park(self, run_id: str, org_id: str, fence: int, reason: str) -> None:
-        commit = Commit(org_id, fence=(run_id, fence), crashed=[{"run_id": run_id, "parked": True}])
+        commit = Commit(org_id, fence=(run_id, fence), crashed=[CrashedRun(run_id=run_id, parked=True)])
         row = await self._services.database.row("get_crashes", run_id, org=org_id)
         if row is not None and not row["parked"]:  # else its dead letter lies there from the last time
             run = await self._services.database.row("get_run", run_id, org=org_id)

@@ -1,4 +1,4 @@
--- Runs that an engine keeps itself (Temporal), leased under its name. `settle` gives and takes their places.
+-- Runs that an engine keeps itself (Temporal), leased under its name. `settle_v1` gives and takes their places.
 
 -- To the bridge: such runs that were told something. They have a place already, so no limit applies.
 create or replace function claim_signalled(claimant text, lease_seconds double precision, wanted integer, engine text)
