@@ -104,7 +104,7 @@ class RunDriver:
         self._take_signals(row["signals"])
         journal = row["journal"]
         self._state = fold(self._run.version.program, map(ev.event_from_json, journal))
-        self._seq, self._run.spent = len(journal), self._state.spent
+        self._seq, self._run.usage = len(journal), self._state.usage
         hold_reserved(self._run, self._state, row)
         if journal:
             self._run.resumed = True
@@ -266,7 +266,7 @@ class RunDriver:
         return tool is not None and not tool.contract.mutating
 
     def _settle_budget(self, events: list[Any]) -> None:
-        self._run.spent = self._state.spent
+        self._run.usage = self._state.usage
         for event in events:
             if isinstance(event, ev.StepSucceeded | ev.StepFailed):
                 self._run.ledger.release(event.step)

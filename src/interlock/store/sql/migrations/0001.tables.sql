@@ -81,7 +81,8 @@ create table runs (
     span_id text not null,
     input_tokens bigint not null default 0,
     output_tokens bigint not null default 0,
-    usd double precision not null default 0,
+    nano_usd bigint not null default 0, -- 1e-9 USD, of the calls whose price is known
+    unpriced integer not null default 0, -- calls whose price is not
     steps integer not null default 0,
     created_at timestamptz not null default now(),
     started_at timestamptz,

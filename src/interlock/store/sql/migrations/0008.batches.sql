@@ -18,7 +18,7 @@ create table batches (
     check ((status = 'submitting') <= (provider_id is null))
 );
 
--- One call of one step. `call_id` is what the provider answers to: a request that differs is another one. `tokens` and `usd` are
+-- One call of one step. `call_id` is what the provider answers to: a request that differs is another one. `tokens` and `nano_usd` are
 -- reserved from the run's budget; after `until` nobody wants the answer any more. A result that is null nobody may read.
 create table batched_calls (
     call_id text primary key,
@@ -29,7 +29,7 @@ create table batched_calls (
     pin text not null,
     request jsonb not null,
     tokens bigint not null,
-    usd double precision not null,
+    nano_usd bigint not null,
     until timestamptz,
     status text not null default 'waiting' check (status in ('waiting', 'submitted', 'done')),
     batch_id text references batches,

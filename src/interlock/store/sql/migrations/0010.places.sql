@@ -6,4 +6,4 @@ create index queue_signalled on queue (engine, available_at) where worker = engi
 
 -- What the command's call may use, later what it did use; null once the run's row says so, or if it needs nothing.
 alter table claims add column tokens bigint;
-alter table claims add column usd double precision;
+alter table claims add column nano_usd bigint;
