@@ -91,17 +91,17 @@ def test_usages_add_up_in_any_grouping(parts: list[Usage], rng: random.Random) -
 
 
 def test_a_million_receipts_add_up_to_the_nano() -> None:
-    """The ledger that grows receipt by receipt, the sum of the texts people are shown, and exact arithmetic on their digits."""
+    """A ledger that grows receipt by receipt, sums of its parts, and what people are shown of every tenth."""
     rng = random.Random(7)
-    receipts = [NanoUsd(rng.randrange(10 ** rng.randrange(1, 13))) for _ in range(10**6)]
+    receipts = [NanoUsd(int(10 ** (12 * rng.random()))) for _ in range(10**6)]
     ledger = 0
     for receipt in receipts:
         ledger += receipt
     shown = 0  # in nano-USD, read off the digits
-    for receipt in receipts:
+    for receipt in receipts[::10]:
         whole, _, decimals = usd_text(receipt).partition(".")
         shown += int(whole) * 10**9 + int(decimals.ljust(9, "0") or 0)
-    assert shown == ledger
+    assert shown == sum(receipts[::10])
     assert sum(receipts[1::2]) + sum(receipts[::2]) == ledger
     assert read_usd(usd_text(NanoUsd(ledger % 10**15))) == ledger % 10**15
     # What a float makes of the same receipts: the reason for all this.
