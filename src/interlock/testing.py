@@ -42,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What the fake does with one request. Build it with the functions below.
+    """Behaviour of the fake provider for one request. Build it with the functions below.
 
     Attributes:
         kind: answer a completion, send a body as it is, never answer, or break off half-way.
@@ -158,7 +158,7 @@ class FakeProvider:
 
     @property
     def count(self) -> int:
-        """Requests received, whatever became of them."""
+        """Requests received, with any outcome."""
         return len(self.requests)
 
     @property

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime.batching import WORDS, batched, config
-from runtime.conftest import Deploy
 
 from engines.conftest import OpenApp
 from engines.harness import Observer, think, until, workflow, write
+from execution.batching import WORDS, batched, config
+from execution.conftest import Deploy
 from gateway.batch_server import BatchServer, asked
 from interlock.base.errors import InvalidSpec
 

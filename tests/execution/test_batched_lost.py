@@ -9,10 +9,10 @@ from typing import Any
 import psycopg
 import pytest
 from aiohttp import web
-from runtime.batching import WORDS, batched, config
-from runtime.conftest import Deploy
 
 from engines.harness import NOTE, NOTE_TOOL, Observer, think, until, workflow, write
+from execution.batching import WORDS, batched, config
+from execution.conftest import Deploy
 from gateway.batch_server import Batch, BatchServer
 from interlock.admission.gate import CallGate
 from interlock.base.errors import TargetDown

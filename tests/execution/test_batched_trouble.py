@@ -8,11 +8,11 @@ import textwrap
 
 import psycopg
 import pytest
-from runtime.batching import WORDS, batched, config
-from runtime.conftest import Deploy
 
 from engines.conftest import Desk, OpenApp, Spawn
 from engines.harness import Observer, think, until, workflow, write
+from execution.batching import WORDS, batched, config
+from execution.conftest import Deploy
 from gateway.batch_server import BatchServer, never
 from interlock.app import App
 from interlock.base.settings import Settings

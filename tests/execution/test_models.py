@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from runtime.conftest import Deploy
 
 from engines.harness import Model, Observer, think, until, workflow
+from execution.conftest import Deploy
 from interlock.testing import (
     Behaviour,
     answer,

@@ -8,9 +8,9 @@ import textwrap
 from typing import Any
 
 import pytest
-from runtime.conftest import Deploy
 
 from engines.harness import NOTE, Bank, Model, Observer, pay, workflow
+from execution.conftest import Deploy
 from interlock.base.errors import InvalidSpec
 from interlock.store.commit import Committer
 from interlock.testing import answer, server_error

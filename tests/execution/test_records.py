@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import structlog
-from runtime.conftest import Deploy
 
 from engines.harness import ASK, Bank, Model, Observer, pay, think, workflow
+from execution.conftest import Deploy
 from interlock.base.errors import Erased
 from interlock.base.refs import Ref
 from interlock.telemetry import logs

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime.batching import config
-from runtime.conftest import Deploy
 
 from engines.harness import ASK, Bank, Model, Observer, pay, think, until, workflow
+from execution.batching import config
+from execution.conftest import Deploy
 from gateway.batch_server import BatchServer
 from interlock.definitions.versions import Definition
 from interlock.store.commit import Commit

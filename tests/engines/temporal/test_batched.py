@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from runtime.batching import LET_GO, SLOW, WORDS, batched, config
 
 from engines.conftest import Desk, OpenApp
 from engines.harness import Observer, think, workflow, write
+from execution.batching import LET_GO, SLOW, WORDS, batched, config
 from gateway.batch_server import BatchServer
 
 
