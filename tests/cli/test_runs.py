@@ -43,7 +43,13 @@ def test_the_project_that_init_writes_runs(cli: Cli, model: FakeModel) -> None:
     shown = cli.ok("show", run_id).out
     for line in (run_id, "by local-admin", "How do I get my money back?", '"found": 1', "output: "):
         assert line in shown, line
+    assert "USD 1 unpriced call" in shown, "the fake model has no price, which is not the same as costing nothing"
+    assert "fake, " in shown
     whole = cli.ok("show", run_id, "--json").json
+    assert (whole["usd"], whole["usd_priced"], whole["unpriced_calls"]) == (None, "0", 1)
+    reply = next(step for step in whole["steps"] if step["id"] == "reply")
+    assert reply["seconds"] > 0
+    assert reply["usage"]["attempts"] == 1
     assert whole["values"]["search"]["entries"][0]["topic"] == "refunds"
     assert [step["id"] for step in whole["steps"]] == ["search", "reply", "unsure"]
     assert whole["output"] == {"topic": "refunds", "answer": "Ask within 30 days."}

@@ -135,7 +135,10 @@ async def test_tokens_of_failed_attempts_count(deploy: Deploy, seen: Observer, m
     run = await desk.start("w")
     assert await seen.finished(run) == ["succeeded"]
     failed = next(event for event in seen.journal(run) if event["type"] == "step_failed")
-    assert (failed["spent"]["input_tokens"], failed["spent"]["output_tokens"]) == (4, 4)
+    assert failed["usage"] == {
+        "provider": "openai", "model": "fake", "input_tokens": 4, "output_tokens": 4, "cached_tokens": 0,
+        "cache_write_tokens": 0, "reasoning_tokens": 0, "attempts": 2, "known_cost": 0, "unpriced": 1,
+    }  # fmt: skip
     assert (seen.run(run)["input_tokens"], seen.run(run)["output_tokens"]) == (4 + GOOD_TOKENS[0], 4 + GOOD_TOKENS[1])
     (first, second) = [one["detail"] for one in seen.audit(run) if one["event_type"] == "model.call"]
     assert (first["input_tokens"], second["input_tokens"]) == (4, 4)

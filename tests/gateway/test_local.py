@@ -52,11 +52,12 @@ async def test_answers_with_usage_and_its_pinned_name(local: LocalProvider) -> N
     assert response.usage.input_tokens > 10
     assert 0 < response.usage.output_tokens <= 48
     assert response.metadata == {}
+    assert (response.usage.provider, response.usage.model, response.usage.attempts) == (local.name, response.model, 1)
 
 
 async def test_structured_answers_are_valid_compact_and_repeat(local: LocalProvider) -> None:
     results = await asyncio.gather(*(complete_structured(local, ask(schema=SCHEMA)) for _ in range(4)))
-    assert {result.attempts for result in results} == {1}
+    assert {result.usage.attempts for result in results} == {1}
     assert len({result.response.text for result in results}) == 1
     assert not re.search(r"\s", results[0].response.text)
     # The prefix all calls share is read once.

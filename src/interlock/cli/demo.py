@@ -310,7 +310,7 @@ async def _report(api: Api, prepared: Demo, runs: dict[str, str], bank: str) -> 
             _outcome(run, output),
             str(run["steps_done"]),
             tokens,
-            usd(run["usd"]),
+            usd(run),
             took,
         )
     out.print(table)
