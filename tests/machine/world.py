@@ -156,7 +156,7 @@ class World:
         assert repr(before) == looked, "the input state changed"
         assert advance(self.program, before, event) == (after, commands), "the same inputs gave something else"
         if hasattr(event, "began"):
-            another = replace(event, began=event.began - self.rng.random())
+            another = replace(event, began=event.began - 0.25)
             assert advance(self.program, before, another) == (after, commands), "the beginning decided something"
         moves_within_the_rules(self.program, before, after, commands)
         counted(self.program, after)
