@@ -1,7 +1,7 @@
 """Fakes for your own tests. They stand at the far end of a wire and speak its real protocol.
 
 `FakeProvider` is a model provider: a real HTTP server on loopback that speaks OpenAI's chat completions. Unscripted it
-answers every request with a valid instance of the schema asked for; scripted it fails the way providers fail::
+answers every request with a valid instance of the schema asked for; scripted it fails the way providers fail:
 
     async with FakeProvider() as fake:
         fake.script(rate_limited(retry_after=2), hang(), answer({"category": "fees"}))

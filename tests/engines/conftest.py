@@ -42,7 +42,7 @@ Spawn = Callable[..., WorkerProcess]
 @pytest.fixture
 async def model() -> AsyncIterator[Model]:
     async with Model() as fake:
-        fake.answers["think"] = {"verdict": "good", "error_detail": "well"}
+        fake.answers["think"] = {"verdict": "good", "words": "well"}
         yield fake
 
 

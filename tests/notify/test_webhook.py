@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MASTER_KEY = bytes(range(32))
 KEY = b"a key of this test"
 EVENT = OutboxEvent(
-    7, "acme", "run.finished", {"run_id": "run_1", "status": "succeeded", "error_detail": "ø\u2028"}, 1_000_000.5
+    7, "acme", "run.finished", {"run_id": "run_1", "status": "succeeded", "words": "ø\u2028"}, 1_000_000.5
 )
 
 

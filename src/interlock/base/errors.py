@@ -1,7 +1,5 @@
 """Every error Interlock raises, in one tree.
 
-::
-
     InterlockError
     ├── InvalidInput            what came from outside does not fit; the message names the place and the mend
     │   ├── InvalidSpec         a workflow, prompt, tool or settings file (file:line: field: mend)
