@@ -92,7 +92,10 @@ class _Rates:
 
 @lru_cache(maxsize=256)
 def _rates(provider: str, model: str) -> _Rates | None:
-    """Rates taken from the library once, because its own calculation costs 0.2 ms; None if tiers, the hour or a fee per request count."""
+    """Rates taken from the library once, because its own calculation costs 0.2 ms.
+
+    None if the price depends on the size, the hour or a fee per request.
+    """
     found = _find(provider, model)
     if found is None:
         return None
