@@ -6,10 +6,18 @@ import pytest
 
 from interlock.base.clock import SystemClock
 from interlock.base.settings import BreakerSettings
+from interlock.health import breakers, tools
 from interlock.health.breakers import Breakers
 from interlock.store.database import Database
 
 Process = Callable[..., Breakers]
+
+
+@pytest.fixture(autouse=True)
+def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is only slow is waited for: what is given up after two seconds would not be counted."""
+    for module in (breakers, tools):
+        monkeypatch.setattr(module, "_PATIENCE", 60.0)
 
 
 @pytest.fixture

@@ -18,6 +18,12 @@ from runtime.conftest import Deploy
 ONCE = think(attempts=1)
 
 
+@pytest.fixture(autouse=True)
+def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is only slow is waited for: a failure that is not written down in two seconds would not be counted."""
+    monkeypatch.setattr("interlock.health.breakers._PATIENCE", 60.0)
+
+
 def codes(seen: Observer, run: str) -> list[str]:
     return [event["failure"]["code"] for event in seen.journal(run) if event["type"] == "step_failed"]
 

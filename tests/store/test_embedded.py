@@ -22,7 +22,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 def answers(url: str) -> bool:
     try:
-        with psycopg.connect(url, connect_timeout=5) as connection:
+        with psycopg.connect(url, connect_timeout=60) as connection:
             return connection.execute("select current_database()").fetchone() == ("interlock",)
     except psycopg.OperationalError:
         return False
@@ -30,13 +30,13 @@ def answers(url: str) -> bool:
 
 def use(directory: Path, together: Barrier, found: multiprocessing.SimpleQueue[tuple[str, bool]]) -> None:
     server = EmbeddedPostgres(directory, MASTER_KEY)
-    together.wait(60)
+    together.wait(300)
     url = server.start()
     worked = answers(url)
-    together.wait(60)  # nobody stops before everybody has started
+    together.wait(300)  # nobody stops before everybody has started
     server.stop()
     found.put((url, worked))
-    together.wait(60)  # they live on, and must not keep the server alive by that
+    together.wait(300)  # they live on, and must not keep the server alive by that
 
 
 def die_while_securing(directory: Path) -> None:
@@ -50,15 +50,15 @@ def test_processes_that_start_together_share_one_server_and_the_last_stops_it(sh
     processes = [SPAWN.Process(target=use, args=(directory, together, found)) for _ in range(2)]
     for process in processes:
         process.start()
-    together.wait(60)
-    together.wait(60)
+    together.wait(300)
+    together.wait(300)
     results = [found.get() for _ in processes]
     assert len(set(results)) == 1
     url, worked = results[0]
     assert worked
     assert not answers(url)
     assert not (directory / "postmaster.pid").exists()
-    together.wait(60)
+    together.wait(300)
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
@@ -79,7 +79,7 @@ def test_a_start_that_was_killed_half_way_is_completed(short_directory: Path) ->
         for user in ("postgres", "postgres:wrong", "somebody"):
             stranger = urlunsplit(nobody._replace(netloc=f"{user}@"))
             with pytest.raises(psycopg.OperationalError):
-                psycopg.connect(stranger, connect_timeout=5)
+                psycopg.connect(stranger, connect_timeout=60)
         assert (directory / "pg_hba.conf").read_text().split() == ["local", "all", "all", "scram-sha-256"]
     finally:
         server.stop()

@@ -124,7 +124,10 @@ def _weights(what: str) -> Finding:
 def _port(settings: Settings) -> Finding:
     server = settings.server
     what = f"port {server.port} on {server.host}"
-    running = asyncio.run(find_server(settings))
+    try:
+        running = asyncio.run(find_server(settings))
+    except Unavailable as error:
+        return Finding(what, error.message)
     if running is not None:
         return Finding(f"server running at {running[0]}")
     with socket.socket() as probe:
