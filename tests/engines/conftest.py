@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from interlock.identity.principal import Principal
 StartBank = Callable[..., Bank]
 OpenApp = Callable[..., Any]
 Spawn = Callable[..., WorkerProcess]
+Lapse = Callable[[str], Awaitable[None]]
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def _indent(text: str, by: int) -> str:
 
 @pytest.fixture
 def settings(model: Model, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Settings of every process of a test: a lease that no busy machine loses (`Observer.lapse`). Banks run if a test asks for them."""
+    """Settings of every process of a test: a lease that no stall breaks (`Observer.lapse`). Banks run if a test asks for them."""
 
     def address(bank: str) -> str:
         return request.getfixturevalue(bank).address if bank in request.fixturenames else "127.0.0.1:9"
@@ -176,8 +177,18 @@ async def open_app(
 
 
 @pytest.fixture
+def lapse(seen: Observer) -> Lapse:
+    """Ends the leases of a worker that died or was stopped."""
+
+    async def end(worker: str) -> None:
+        seen.lapse(worker=worker)
+
+    return end
+
+
+@pytest.fixture
 def spawn(
-    project: Path, data_dir: Path, database_url: str, settings: dict[str, Any], tmp_path: Path, seen: Observer
+    project: Path, data_dir: Path, database_url: str, settings: dict[str, Any], tmp_path: Path, lapse: Lapse
 ) -> Iterator[Spawn]:
     """Starts a worker of this test's installation as a process; `crash=(point, runs)` makes it kill itself.
 
@@ -203,9 +214,7 @@ def spawn(
         }
         config = {"project": str(project), "settings": given, "crash": crash}
         config |= {"poison": poison, "wall": wall, "together": together}
-        started.append(
-            WorkerProcess(tmp_path / f"worker{next(numbers)}", config, lambda worker: seen.lapse(worker=worker))
-        )
+        started.append(WorkerProcess(tmp_path / f"worker{next(numbers)}", config, lapse))
         return started[-1]
 
     yield start

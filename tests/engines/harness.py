@@ -311,19 +311,17 @@ class Observer:
 
         Tests have long leases, so that none runs out because the machine is busy; where one is to run out, it is made to.
         """
-        if worker is not None:
-            self.connection.execute(
-                "update workers set seen_at = now() - interval '1 hour' where worker_id = %s", (worker,)
-            )
-            self.connection.execute(  # so its calls are over: who takes the run over waits for a tool's deadline from then on
-                "update effects e set updated_at = now() - interval '1 hour' from queue q "
-                "where q.run_id = e.run_id and q.worker = %s and e.status = 'executing'",
-                (worker,),
-            )
-        self.connection.execute(
-            "update queue set lease_until = now() - interval '1 second' where worker = %s or worker is not null and run_id = %s",
-            (worker, run),
-        )
+        silent = "update workers set seen_at = now() - interval '1 hour' where worker_id = %s"
+        self.connection.execute(silent, (worker,))
+        for (held,) in self.rows("select run_id from queue where worker = %s", worker):
+            self.age_calls(held)
+        ended = "update queue set lease_until = now() - interval '1 second' where worker = %s or worker is not null and run_id = %s"
+        self.connection.execute(ended, (worker, run))
+
+    def age_calls(self, run: str) -> None:
+        """Makes its calls under way begin an hour earlier: who takes the run over waits until a tool's deadline is past."""
+        query = "update effects set updated_at = now() - interval '1 hour' where run_id = %s and status = 'executing'"
+        self.connection.execute(query, (run,))
 
     async def finished(self, *run_ids: str) -> list[str]:
         """Waits until all of these are over; their statuses."""
@@ -411,7 +409,7 @@ class WorkerProcess:
     `lapse` ends the leases of a worker by its id.
     """
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], lapse: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path, config: Mapping[str, Any], lapse: Callable[[str], Awaitable[None]]) -> None:
         directory.mkdir(parents=True)
         self._lapse = lapse
         self.log_file = directory / "log.jsonl"
@@ -446,14 +444,18 @@ class WorkerProcess:
         """Waits for its end; the exit status, negative for a signal. If it died, its leases end as well."""
         await until(lambda: self.process.poll() is not None, lambda: f"the worker lives: {self._output.read_text()}")
         if self.process.returncode != 0:
-            self._lapse(self.worker_id)
+            await self.lapse()
         return int(self.process.returncode)
 
     async def stop(self) -> None:
         """Stops it (SIGSTOP) for longer than its leases last."""
         self.send(signal.SIGSTOP)
         await until(self.stopped, lambda: "the worker goes on")
-        self._lapse(self.worker_id)
+        await self.lapse()
+
+    async def lapse(self) -> None:
+        """Its leases run out."""
+        await self._lapse(self.worker_id)
 
     def stopping(self) -> bool:
         """Whether it has heard that it is to drain."""

@@ -11,6 +11,7 @@ from engines.conftest import (  # noqa: F401
     OpenApp,
     bank,
     desk,
+    lapse,
     model,
     open_app,
     seen,
