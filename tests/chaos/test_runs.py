@@ -23,7 +23,7 @@ from interlock.identity.principal import Principal
 
 def interlock(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "interlock.cli.main", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=150)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=600)
 
 
 async def test_all_faults_in_a_short_run(tmp_path: Path) -> None:

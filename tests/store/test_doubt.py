@@ -193,7 +193,7 @@ async def until_waiting(owner: psycopg.Connection[Any], wanted: int) -> None:
         "select count(*) from pg_stat_activity where datname = current_database() "
         "and usename = 'interlock_app' and wait_event_type = 'Lock'"
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while owner.execute(query).fetchone() != (wanted,):
             await asyncio.sleep(0.01)
 
