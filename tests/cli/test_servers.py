@@ -12,6 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from interlock.base.errors import Unavailable
+from interlock.base.settings import Settings
+from interlock.cli import connection
 from interlock.testing import answer
 
 from .conftest import PATIENCE, QUESTION, Cli, Command, FakeModel, left_with
@@ -199,3 +202,18 @@ def test_deploy_makes_a_version_once(embedded: Cli) -> None:
     assert embedded.ok("deploy").out.strip() == "nothing to do: this is what is deployed"
     embedded.edit("prompts/answer.yaml", "Use only", "Use nothing but")
     assert embedded.ok("deploy").out.startswith("deployed answer@")
+
+
+async def test_a_server_that_lives_and_does_not_answer_is_no_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the command would do its work in a process of its own, beside the server's."""
+    monkeypatch.setattr(connection, "_ANSWER_SECONDS", 0.3)
+    settings = Settings(data_dir=tmp_path)
+    (tmp_path / "client.json").write_text(json.dumps({"api_key": "il_x_y"}))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with connection.announced(settings, url), pytest.raises(Unavailable, match=f"{url} did not answer within"):
+            await connection.find_server(settings)
+    with connection.announced(settings, url):  # nobody listens there now: it is only starting
+        assert await connection.find_server(settings) is None

