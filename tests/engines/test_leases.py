@@ -49,6 +49,7 @@ async def test_stopped_in_the_middle_of_a_call(
     await app._worker.drain()
     again = await desk.start("pay_keyed", ticket="b")
     assert await seen.finished(again) == ["succeeded"]
+    await until(lambda: bool(sleeper.log("run.finished")), lambda: "not in its log")  # written after the commit
     assert [line["structured_data"]["run_id"] for line in sleeper.log("run.finished")] == [again]
 
 
@@ -239,13 +240,13 @@ async def test_sixty_runs_on_two_workers(
 
     assert bank.refunds + strict.refunds == {f"r{number}": 1 for number in range(60) if number % 3 != 2}
     assert bank.requests + strict.requests == 40
-    assert [bool(worker.log("run.finished")) for worker in workers] == [True, True]
 
     def told() -> int:
         return sum(len(worker.log("run.finished")) for worker in workers)
 
     await until(lambda: told() >= 60, lambda: f"only {told()} ends are in the logs")  # written after the commit
     assert told() == 60
+    assert [bool(worker.log("run.finished")) for worker in workers] == [True, True]
     assert seen.rows("select count(*) from queue") == [(0,)]
     seen.story(*runs)
     verdict = await desk.app.audit.verify(admin.org_id)

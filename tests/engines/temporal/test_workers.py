@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engines.conftest import Desk, OpenApp, Spawn, faults
-from engines.harness import Bank, Observer, WorkerProcess, until
+from engines.harness import Bank, Model, Observer, WorkerProcess, until
 from interlock.engines.temporal import workflow
 from interlock.identity.principal import Principal
 
@@ -28,22 +28,25 @@ async def taken_over(sleeper: WorkerProcess, done: Callable[[], bool]) -> None:
 
 
 async def test_many_runs_on_two_workers(
-    desk: Desk, spawn: Spawn, seen: Observer, bank: Bank, strict: Bank, admin: Principal
+    desk: Desk, spawn: Spawn, seen: Observer, bank: Bank, strict: Bank, model: Model, admin: Principal
 ) -> None:
     kinds = ("think_pay", "pay_probed", "only_think")
     workers = [await spawn().ready() for _ in range(2)]
+    model.hold("think")
     runs = [await desk.start(kinds[number % 3], ticket=f"r{number}") for number in range(30)]
+    await until(lambda: model.asked("think") > SHORT["concurrency"], lambda: "one worker has it all")
+    model.release("think")
     assert set(await seen.finished(*runs)) == {"succeeded"}
 
     assert bank.refunds + strict.refunds == {f"r{number}": 1 for number in range(30) if number % 3 != 2}
     assert bank.requests + strict.requests == 20
-    assert [bool(worker.log("step.finished")) for worker in workers] == [True, True]
 
     def told() -> int:
         return sum(len(worker.log("run.finished")) for worker in workers)
 
     await until(lambda: told() >= 30, lambda: f"only {told()} ends are in the logs")  # written after the commit
     assert told() == 30
+    assert [bool(worker.log("step.finished")) for worker in workers] == [True, True]
     assert seen.rows("select count(*) from queue") == [(0,)]
     assert seen.rows("select count(*) from claims") == [(0,)]
     seen.story(*runs)
