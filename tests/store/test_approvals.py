@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -12,6 +13,7 @@ import pytest
 
 from interlock.base.errors import ApprovalInvalid, Conflict
 from interlock.store.commit import Commit, Committer
+from interlock.store.rows import ConsumedApproval, DecidedReview, NewRun, RevokedApproval
 
 from . import rows
 
@@ -19,29 +21,26 @@ if TYPE_CHECKING:
     from conftest import Tenant
     from interlock.identity.principal import Principal
 
-ACT = {"step": "pay", "digest": "d"}
 
-
-async def approved(committer: Committer, admin: Principal, run: dict[str, Any], review: str = "r1") -> dict[str, Any]:
+async def approved(committer: Committer, run: NewRun, review: str = "r1") -> ConsumedApproval:
     """A run in which a person has just approved an act; the row that uses the approval up."""
-    asked = {**rows.review(run, review, "pay"), "purpose": "approve_act", "act": ACT}
-    await committer.submit(Commit(admin.org_id, new_runs=[run], new_reviews=[asked]))
-    decided = {"review_id": review, "status": "approved", "decided_by": "bob", "note": ""}
-    row = {"review_id": review, "org_id": admin.org_id, "run_id": run["run_id"], **ACT}
-    granted = {**row, "approver": "bob", "roles": ["reviewer"], "expires": 4_000_000_000, "signature": "s"}
-    await committer.submit(Commit(admin.org_id, decided_reviews=[decided], new_approvals=[granted]))
-    return {**row, "consumed_by": "key"}
+    await committer.submit(Commit(run.org_id, new_runs=[run], new_reviews=[rows.act_review(run, review)]))
+    decided = DecidedReview(review_id=review, status="approved", decided_by="ada", note="")
+    granted = rows.approval(run, review)
+    await committer.submit(Commit(run.org_id, decided_reviews=[decided], new_approvals=[granted]))
+    return rows.consumption(run, review)
 
 
-def using(row: dict[str, Any], run: dict[str, Any], **changes: Any) -> Commit:
-    return Commit(run["org_id"], consumed_approvals=[{**row, **changes}], effects=[rows.effect(run, "intended")])
+def using(row: ConsumedApproval, run: NewRun, **changes: str) -> Commit:
+    effect = rows.effect(run, "intended")
+    return Commit(run.org_id, consumed_approvals=[replace(row, **changes)], effects=[effect])
 
 
 async def test_used_once_with_its_effect(
     committer: Committer, admin: Principal, owner: psycopg.Connection[Any]
 ) -> None:
     run = rows.new_run(admin.org_id)
-    row = await approved(committer, admin, run)
+    row = await approved(committer, run)
     await committer.submit(using(row, run))
     assert owner.execute("select consumed_by, consumed_at is null from approvals").fetchall() == [("key", False)]
     owner.execute("delete from effects")
@@ -56,7 +55,7 @@ async def test_for_nothing_else(
     field: str, committer: Committer, admin: Principal, owner: psycopg.Connection[Any]
 ) -> None:
     run = rows.new_run(admin.org_id)
-    row = await approved(committer, admin, run)
+    row = await approved(committer, run)
     with pytest.raises(ApprovalInvalid):
         await committer.submit(using(row, run, **{field: "another"}))
     assert owner.execute("select consumed_at from approvals").fetchall() == [(None,)]
@@ -68,20 +67,20 @@ async def test_revoked_or_expired(
     change: str, committer: Committer, admin: Principal, owner: psycopg.Connection[Any]
 ) -> None:
     run = rows.new_run(admin.org_id)
-    row = await approved(committer, admin, run)
+    row = await approved(committer, run)
     owner.execute("set session_replication_role = replica")
     owner.execute(f"update approvals set {change}")  # type: ignore[arg-type]
     with pytest.raises(ApprovalInvalid):
         await committer.submit(using(row, run))
-    revoked = [{"review_id": "r1", "revoked_by": "bob"}]
+    revoked = RevokedApproval(review_id="r1", revoked_by="bob")
     with pytest.raises(Conflict):
-        await committer.submit(Commit(admin.org_id, revoked_approvals=revoked))
+        await committer.submit(Commit(admin.org_id, revoked_approvals=[revoked]))
     assert owner.execute("select from effects").fetchall() == []
 
 
 async def test_of_two_in_one_batch_the_first_has_it(committer: Committer, admin: Principal) -> None:
     run = rows.new_run(admin.org_id)
-    row = await approved(committer, admin, run)
+    row = await approved(committer, run)
     commits = [committer.submit(using(row, run, consumed_by=str(number))) for number in range(20)]
     results = await asyncio.gather(*commits, return_exceptions=True)
     assert Counter(type(one) for one in results) == {type(None): 1, ApprovalInvalid: 19}
@@ -91,18 +90,15 @@ async def test_none_without_the_decision_of_its_review(
     committer: Committer, admin: Principal, owner: psycopg.Connection[Any]
 ) -> None:
     run = rows.new_run(admin.org_id)
-    asked = {**rows.review(run, "r1", "pay"), "purpose": "approve_act", "act": ACT}
-    await committer.submit(Commit(admin.org_id, new_runs=[run], new_reviews=[asked]))
-    row = {"review_id": "r1", "org_id": admin.org_id, "run_id": run["run_id"], **ACT}
-    granted = {**row, "approver": "bob", "roles": [], "expires": 4_000_000_000, "signature": "s"}
-    rejected = {"review_id": "r1", "status": "rejected", "decided_by": "bob", "note": ""}
-    decided = {**rejected, "status": "approved"}
+    await committer.submit(Commit(admin.org_id, new_runs=[run], new_reviews=[rows.act_review(run, "r1")]))
+    granted = rows.approval(run, "r1")
+    decided = DecidedReview(review_id="r1", status="approved", decided_by="ada", note="")
     for decisions, grant in (
         ([], granted),
-        ([rejected], granted),
-        ([{**decided, "decided_by": "carol"}], granted),
-        ([decided], {**granted, "digest": "another"}),
-        ([decided], {**granted, "step": "another"}),
+        ([replace(decided, status="rejected")], granted),
+        ([replace(decided, decided_by="carol")], granted),
+        ([decided], replace(granted, digest="another")),
+        ([decided], replace(granted, step="another")),
     ):
         with pytest.raises(ApprovalInvalid):
             await committer.submit(Commit(admin.org_id, decided_reviews=decisions, new_approvals=[grant]))
@@ -116,7 +112,7 @@ _RACE = """
 do $$ declare one record; begin
     for one in select review_id, run_id, step from approvals order by hashtext(step) / 50000, random() loop
         begin
-            perform settle(jsonb_build_object('orgs', 'acme',
+            perform settle_v1(jsonb_build_object('orgs', 'acme',
                 'consumed_approvals', jsonb_build_array(jsonb_build_object('review_id', one.review_id, 'org_id', 'acme',
                     'run_id', one.run_id, 'step', one.step, 'digest', 'd', 'consumed_by', 'worker WORKER')),
                 'effects', jsonb_build_array(jsonb_build_object('run_id', one.run_id, 'step', one.step, 'org_id', 'acme',

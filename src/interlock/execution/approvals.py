@@ -25,6 +25,7 @@ from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.policy.decision import NO_APPROVAL, ApprovalFacts
 from interlock.store.artifacts import Sealed
 from interlock.store.database import Database, Row
+from interlock.store.rows import ConsumedApproval, NewApproval
 from interlock.tools.registry import Tool
 from interlock.workflows.approvals import unshown
 from interlock.workflows.spec import ReviewStep, ToolStep
@@ -153,19 +154,19 @@ class Approval:
         ]
         return hmac.new(key, canonical_json(what), hashlib.sha256).hexdigest()
 
-    def row(self, key: bytes) -> dict[str, Any]:
+    def row(self, key: bytes) -> NewApproval:
         """The row of `approvals`."""
-        return {
-            "review_id": self.review_id,
-            "org_id": self.org_id,
-            "run_id": self.run_id,
-            "step": self.step,
-            "digest": self.digest,
-            "approver": self.approver,
-            "roles": list(self.roles),
-            "expires": self.expires,
-            "signature": self.signature(key),
-        }
+        return NewApproval(
+            review_id=self.review_id,
+            org_id=self.org_id,
+            run_id=self.run_id,
+            step=self.step,
+            digest=self.digest,
+            approver=self.approver,
+            roles=list(self.roles),
+            expires=self.expires,
+            signature=self.signature(key),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +256,19 @@ def approval_key(master_key: bytes) -> bytes:
     return hmac.new(master_key, b"approvals", hashlib.sha256).digest()
 
 
-def consumed_rows(approvals: Sequence[Approval], effect_key: str) -> list[dict[str, Any]]:
+def consumed_rows(approvals: Sequence[Approval], effect_key: str) -> list[ConsumedApproval]:
     """Rows that use approvals up, for the commit that writes their effect as intended."""
-    names = ("review_id", "org_id", "run_id", "step", "digest")
-    return [{**{name: getattr(one, name) for name in names}, "consumed_by": effect_key} for one in approvals]
+    return [
+        ConsumedApproval(
+            review_id=one.review_id,
+            org_id=one.org_id,
+            run_id=one.run_id,
+            step=one.step,
+            digest=one.digest,
+            consumed_by=effect_key,
+        )
+        for one in approvals
+    ]
 
 
 def _approval(row: Row) -> Approval:

@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal
 
-from interlock.audit.log import Entry
 from interlock.base.clock import since_boot
 from interlock.base.refs import Ref
 from interlock.execution.steps import StepExecution
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database
+from interlock.store.entries import Entry
+from interlock.store.rows import ConsumedApproval, EffectRow, EffectStatus
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.spec import ToolStep
 
@@ -27,8 +27,6 @@ from interlock.workflows.spec import ToolStep
 _START_SECONDS = 2.0
 # Seconds that a request may be on its way to the tool's far side.
 _FLIGHT_SECONDS = 1.0
-
-EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +41,19 @@ class Effect:
     attempt: int
     input: Ref
 
-    def row(self, status: EffectStatus, output: Ref | None = None) -> dict[str, Any]:
+    def row(self, status: EffectStatus, output: Ref | None = None) -> EffectRow:
         """The ledger row in a given status."""
-        return {
-            "run_id": self.run_id,
-            "step": self.step,
-            "org_id": self.org_id,
-            "tool": self.tool,
-            "idempotency_key": self.idempotency_key,
-            "status": status,
-            "attempt": self.attempt,
-            "input": self.input.to_json(),
-            "output": output.to_json() if output else None,
-        }
+        return EffectRow(
+            run_id=self.run_id,
+            step=self.step,
+            org_id=self.org_id,
+            tool=self.tool,
+            idempotency_key=self.idempotency_key,
+            status=status,
+            attempt=self.attempt,
+            input=self.input.to_json(),
+            output=output.to_json() if output else None,
+        )
 
 
 def idempotency_key(run_id: str, step: str, input_digest: str) -> str:
@@ -98,7 +96,7 @@ class EffectLedger:
         execution: StepExecution,
         effect: Effect,
         arguments: Sealed,
-        consumed: list[dict[str, Any]] | None = None,
+        consumed: list[ConsumedApproval] | None = None,
         audit: list[Entry] | None = None,
     ) -> None:
         """Durable before anything else happens: what will be done, with which key, and which approvals that uses up.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from interlock.audit.log import Entry, EventType
 from interlock.base.clock import Clock
 from interlock.base.errors import ApprovalRejected, Denied
 from interlock.execution.approvals import NO_STANDING, Act, Approval, Approvals, Standing, act_of
@@ -21,6 +20,7 @@ from interlock.identity.principal import ROLES
 from interlock.machine.events import ApprovalNeeded
 from interlock.policy.decision import NO_APPROVAL, ApprovalFacts
 from interlock.store.artifacts import Sealed
+from interlock.store.entries import Entry, EventType
 from interlock.telemetry import names
 from interlock.workflows.spec import ToolStep
 
@@ -121,6 +121,7 @@ class Judge:
         event = ApprovalNeeded(
             execution.name,
             execution.attempt,
+            attempt.began,
             self._clock.now(),
             lack.act.digest,
             lack.arguments.ref,

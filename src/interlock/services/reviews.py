@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from interlock.audit.log import Entry, EventType
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound, SelfApproval
+from interlock.base.json import accept_json
 from interlock.base.labels import Labels, Trust
 from interlock.base.refs import Ref
 from interlock.execution.approvals import Approval
@@ -16,6 +16,8 @@ from interlock.machine.events import ReviewDecided, event_to_json
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
+from interlock.store.entries import Entry, EventType
+from interlock.store.rows import DecidedReview, NewSignal, ReviewDecision, RevokedApproval
 from interlock.workflows.facts import Facts
 
 _MAX_NOTE = 4000
@@ -115,6 +117,7 @@ class ReviewQueue:
         principal.require("review.decide")
         if len(note) > _MAX_NOTE:
             raise InvalidInput(f"a note may have {_MAX_NOTE} characters; this one has {len(note)}")
+        accept_json([note, output])
         review = await self.get(principal, review_id)
         _require_role(principal, review)
         if review["status"] != "open":
@@ -122,7 +125,6 @@ class ReviewQueue:
         approved, now = decision == "approve", self._clock.now()
         if approved:
             self._require_another(principal, review)
-        note = note.replace("\0", "")
         value = (
             output if review["purpose"] == "confirm" else {"approved": approved, "by": principal.user_id, "note": note}
         )
@@ -139,12 +141,14 @@ class ReviewQueue:
         run_id = review["run_id"]
         detail = {"step": review["step"], "purpose": review["purpose"], "note": bool(note)}
         audit = [_entry(principal, review, "review.decided", decision, now, detail)]
-        status = "approved" if approved else "rejected"
+        status: ReviewDecision = "approved" if approved else "rejected"
         commit = Commit(
             principal.org_id,
             artifacts=[sealed.row],
-            decided_reviews=[{"review_id": review_id, "status": status, "decided_by": principal.user_id, "note": note}],
-            new_signals=[{"org_id": principal.org_id, "run_id": run_id, "event": event_to_json(event)}],
+            decided_reviews=[
+                DecidedReview(review_id=review_id, status=status, decided_by=principal.user_id, note=note)
+            ],
+            new_signals=[NewSignal(org_id=principal.org_id, run_id=run_id, event=event_to_json(event))],
             audit=audit,
         )
         if act is not None:
@@ -168,7 +172,7 @@ class ReviewQueue:
         if review["act"] is None or review["status"] != "approved":
             raise Conflict("this review has approved no call of a tool, so there is nothing to revoke")
         entry = _entry(principal, review, "approval.revoked", "revoke", self._clock.now(), _about(review["act"]))
-        row = {"review_id": review_id, "revoked_by": principal.user_id}
+        row = RevokedApproval(review_id=review_id, revoked_by=principal.user_id)
         try:
             await self._committer.submit(Commit(principal.org_id, revoked_approvals=[row], audit=[entry]))
         except Conflict as error:

@@ -61,7 +61,7 @@ class ScriptedKernel:
         if entry.verb == "lacks":
             return await self._lacking(execution, entry, now)
         sealed = await execution.run.artifacts.seal(execution.run.org_id, _value(execution, entry), Labels())
-        event = outcome_event(entry, execution.attempt, now, sealed.ref)
+        event = outcome_event(entry, execution.attempt, now, now, sealed.ref)
         outcome = StepOutcome(event, artifacts=[sealed.row])
         execution.run.remember(sealed.ref, _value(execution, entry))  # it may be read before it is durable
         failed = entry.verb == "fail"
@@ -77,12 +77,12 @@ class ScriptedKernel:
         arguments = await self._arguments(execution)
         act = _act(execution, arguments)
         return StepOutcome(
-            outcome_event(entry, execution.attempt, now, arguments.ref, act.digest), artifacts=[arguments.row]
+            outcome_event(entry, execution.attempt, now, now, arguments.ref, act.digest), artifacts=[arguments.row]
         )
 
     async def compensate(self, execution: StepExecution) -> StepOutcome:
         entry, now = await self._asked("compensate", execution)
-        event = outcome_event(entry, execution.attempt, now, _none())
+        event = outcome_event(entry, execution.attempt, now, now, _none())
         effects = (
             [_effect(execution, await self._arguments(execution)).row("compensated")] if entry.verb == "undone" else []
         )
