@@ -158,6 +158,9 @@ async def events(
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
+_END = ("run_id", "status", "reason", "input_tokens", "output_tokens", "usd", "usd_priced", "unpriced_calls")
+
+
 async def _follow(
     services: App, caller: Principal, run_id: str, after: int, stopping: asyncio.Event
 ) -> AsyncIterator[str]:
@@ -167,7 +170,7 @@ async def _follow(
             after = event["seq"]
             yield f"id: {after}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"
         if is_over(run["status"]):
-            end = {key: run[key] for key in ("run_id", "status", "reason", "input_tokens", "output_tokens", "usd")}
+            end = {key: run[key] for key in _END}
             yield f"event: end\ndata: {json.dumps(end)}\n\n"
             return
         yield ": still here\n\n"

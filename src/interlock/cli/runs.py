@@ -103,7 +103,7 @@ def runs(
             status(one["status"]),
             str(one["steps_done"]),
             tokens,
-            usd(one["usd"]),
+            usd(one),
             took,
             one["reason"] or "",
         )
@@ -136,7 +136,7 @@ def show(
         out.print(f"  {found['reason']}")
     tokens = f"{found['input_tokens']} tokens in, {found['output_tokens']} out"
     out.print(
-        f"  by {found['user_id']}, {tokens}, {usd(found['usd'])} USD, {seconds(found['created_at'], found['finished_at']) or '…'} s"
+        f"  by {found['user_id']}, {tokens}, USD {usd(found)}, {seconds(found['created_at'], found['finished_at']) or '…'} s"
     )
     if found["flags"]:
         out.print(f"  flags: {', '.join(found['flags'])}")

@@ -9,7 +9,9 @@ from interlock.base.errors import Erased
 from interlock.base.ids import new_id
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
+from interlock.base.usage import cost_json
 from interlock.execution.effects import Effect
+from interlock.execution.executors import cost_attributes
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.inputs.binding import bind
 from interlock.execution.steps import Run, StepExecution, StepOutcome, effect_name
@@ -75,9 +77,10 @@ def run_row(run: Run, state: RunState) -> RunUpdate:
         status=state.status,
         reason=state.reason,
         output=None,
-        input_tokens=state.spent.input_tokens,
-        output_tokens=state.spent.output_tokens,
-        usd=state.spent.usd,
+        input_tokens=state.usage.input_tokens,
+        output_tokens=state.usage.output_tokens,
+        nano_usd=state.usage.known_cost,
+        unpriced=state.usage.unpriced,
         steps=state.done,
         finished=state.over,
     )
@@ -193,9 +196,9 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
         "status": command.status.value,
         "reason": command.reason,
         "output": sealed.ref.digest,
-        "input_tokens": state.spent.input_tokens,
-        "output_tokens": state.spent.output_tokens,
-        "usd": f"{state.spent.usd:.6f}",
+        "input_tokens": state.usage.input_tokens,
+        "output_tokens": state.usage.output_tokens,
+        **cost_json(state.usage.known_cost, state.usage.unpriced),
     }
     commit.audit.append(_entry(run, "run.finished", "finish_run", f"run:{run.run_id}", now, detail))
     payload = {
@@ -254,9 +257,9 @@ def finish_attributes(run: Run, state: RunState) -> dict[str, Any]:
     attributes = {
         **run.attributes(),
         names.SUCCESS: state.status is ev.RunStatus.SUCCEEDED,
-        names.TOKENS_INPUT: state.spent.input_tokens,
-        names.TOKENS_OUTPUT: state.spent.output_tokens,
-        names.COST_USD: state.spent.usd,
+        names.TOKENS_INPUT: state.usage.input_tokens,
+        names.TOKENS_OUTPUT: state.usage.output_tokens,
+        **cost_attributes(state.usage),
         "run.status": state.status.value,
     }
     if state.reason:
