@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import socket
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP
 from fractions import Fraction
 
 import pytest
+from genai_prices import Usage as PricedUsage
+from genai_prices.data_snapshot import get_snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,3 +114,34 @@ def test_no_network_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     _find.cache_clear()
     assert is_priced("openai", "gpt-4o")
     assert not is_priced("openai", "gpt-of-tomorrow")
+
+
+def test_cached_rates_give_the_price_of_the_library() -> None:
+    """For every model of the list: the cached rates and the library's own calculation agree to the nano-USD."""
+    rng, compared = random.Random(5), 0
+    for provider in get_snapshot().providers:
+        for info in provider.models:
+            prices = info.get_prices(datetime.now(UTC))
+            if prices.input_mtok is None or prices.output_mtok is None:
+                continue
+            given = rng.randrange(300_000)
+            cached = rng.randrange(given + 1)
+            written = rng.randrange(given - cached + 1)
+            out = rng.randrange(90_000)
+            counted = PricedUsage(
+                input_tokens=given, output_tokens=out, cache_read_tokens=cached, cache_write_tokens=written
+            )
+            usage = {
+                "input_tokens": given,
+                "output_tokens": out,
+                "cached_tokens": cached,
+                "cache_write_tokens": written,
+            }
+            cost = cost_of(provider.id, info.id, **usage)
+            if cost is None:
+                continue  # the name of the model leads to another entry
+            found = get_snapshot().find_provider_model(info.id, None, provider.id, None)
+            usd = found[1].calc_price(counted, found[0]).total_price
+            assert cost == (usd * 10**9).to_integral_value(ROUND_HALF_UP), (provider.id, info.id, usage)
+            compared += 1
+    assert compared > 300

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
 
-from engines.harness import ASK, Bank, Model, Observer, pay, think, workflow
+from engines.harness import ASK, Bank, Model, Observer, pay, think, until, workflow
 from execution.conftest import Deploy
 from interlock.base.errors import Erased
 from interlock.base.refs import Ref
@@ -250,10 +249,7 @@ async def test_the_journal_of_a_failure_folds(deploy: Deploy, project: Path, see
     note = "- {id: note, kind: tool, tool: note, input: {text: $input.ticket}, retry: {max_attempts: 2}}\n"
     desk = await deploy(workflow("w", note, allow="note"))
     run = await desk.start("w")
-    for _ in range(200):
-        if "step_failed note" in seen.kinds(run):
-            break
-        await asyncio.sleep(0.02)
+    await until(lambda: "step_failed note" in seen.kinds(run), lambda: str(seen.kinds(run)))
     await desk.app._worker.drain()  # type: ignore[union-attr]
     await desk.app.start_worker()
     assert await seen.finished(run) == ["failed"]

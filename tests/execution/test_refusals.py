@@ -284,7 +284,7 @@ async def test_an_answer_that_breaks_the_contract(deploy: Deploy, project: Path,
 async def test_a_tool_that_fails(code: str, reason: str, deploy: Deploy, project: Path, seen: Observer) -> None:
     (project / "tools/note/main.py").write_text(f"def run(text):\n    {code}\n")
     contract = project / "tools/note/tool.yaml"
-    contract.write_text(contract.read_text() + "timeout: 1\n")
+    contract.write_text(contract.read_text() + ("timeout: 1\n" if "sleep" in code else ""))
     step = NOTE.replace("}}", "}, retry: {max_attempts: 2, backoff: 0.01}}")
     desk = await deploy(workflow("w", step, allow="note"))
     run = await desk.start("w")

@@ -28,7 +28,7 @@ _ROLE_ATTEMPTS = 10
 def is_privileged(url: str) -> bool:
     """Whether this URL's role could get around row-level security: superuser, BYPASSRLS, or able to create in the schema."""
     try:
-        with psycopg.connect(url, connect_timeout=10) as connection:
+        with psycopg.connect(url, connect_timeout=60) as connection:
             row = connection.execute(
                 "select rolsuper or rolbypassrls or has_schema_privilege('public', 'create') "
                 "from pg_roles where rolname = current_user"
@@ -133,7 +133,7 @@ def _let_app_in(connection: psycopg.Connection[Any], owner_url: str, master_key:
 
 def _opens(url: str) -> bool:
     try:
-        with psycopg.connect(url, connect_timeout=10):
+        with psycopg.connect(url, connect_timeout=60):
             return True
     except psycopg.OperationalError:
         return False

@@ -31,7 +31,7 @@ from .scenario import OUTCOMES, TOLD_TYPES, Entry, Record, Scenario, line, norma
 from .scripted import ScriptedKernel
 from .world import MODELS
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds without what a script waits for, until it gives up."""
 
 _LOOK_SECONDS = 0.01

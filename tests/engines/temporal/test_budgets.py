@@ -11,7 +11,7 @@ from engines.conftest import Desk, OpenApp
 from engines.harness import ASK, Model, Observer, think, until, workflow, write
 from interlock.store.commit import LEASE_LOST
 
-ONE_STEP = {"concurrency": 1, "lease_seconds": 1}
+ONE_STEP = {"concurrency": 1, "lease_seconds": 60}
 SUM = "select sum(tokens), sum(nano_usd) from claims where run_id = %s"
 
 
