@@ -350,12 +350,12 @@ async def test_a_process_that_dies_between_object_and_commit_leaves_work_for_the
     died = subprocess.run(command, check=False, capture_output=True, env={**os.environ})
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert len(stored(objects)) == 3
-    assert named(owner) == {kept.row["object"]}
+    assert named(owner) == {kept.row.object}
 
     sweeper = sweeper_of(database, objects)
     assert await sweeper.sweep() == 0, "it may be about to be committed"
     assert await sweeper.sweep(grace_seconds=0) == 2
-    assert stored(objects) == named(owner) == {kept.row["object"]}
+    assert stored(objects) == named(owner) == {kept.row.object}
     assert owner.execute("select count(*) from pending_objects").fetchone() == (0,)
     assert await artifacts.open(org, again.ref) == "y" * 200_000
 
@@ -370,7 +370,7 @@ async def test_a_commit_that_comes_after_the_sweeper_is_refused(
 ) -> None:
     late = await process.artifacts.seal(org, "x" * 200_000, Labels())
     # A sweeper that dies after its mark: the object is there, and the next one deletes it.
-    assert [row["name"] for row in await database.rows("sweep_objects", 0.0, 10)] == [late.row["object"]]
+    assert [row["name"] for row in await database.rows("sweep_objects", 0.0, 10)] == [late.row.object]
     with pytest.raises(asyncpg.PostgresError, match="swept"):
         await committer.submit(Commit(org, artifacts=[late.row]))
     assert named(owner) == set()
