@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from interlock.cli.console import out, status, visible
-from interlock.machine.program import path_of
+from interlock.machine.names import path_of
 
 MAX_LINES = 40
 _DONE = {"succeeded", "open", "undone"}

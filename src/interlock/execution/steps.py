@@ -12,7 +12,8 @@ from interlock.budget.ledger import RunLedger
 from interlock.definitions.versions import Version
 from interlock.identity.principal import Principal
 from interlock.machine.events import Spent
-from interlock.machine.program import Node, path_of
+from interlock.machine.names import path_of
+from interlock.machine.program import Node
 from interlock.machine.state import RunState, StepState
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit

@@ -23,15 +23,16 @@ from interlock.machine.failures import (
     deadline_passed,
     end,
     failed,
+    forget_attempt_timers,
     out_of_time,
 )
 from interlock.machine.flow import enter, leave, open_body, wrong_calls
+from interlock.machine.names import DEADLINE, TimerKey, TimerKind
 from interlock.machine.program import Program
 from interlock.machine.state import Kept, RunState, StepState, StepStatus
 from interlock.machine.transition import Transition
 from interlock.workflows.spec import MapStep, ReviewStep, SubworkflowStep, WaitStep
 
-DEADLINE = "deadline"
 MAX_SIGNALS = 1000
 """Signals a run takes in its life, and so how many it may keep: what a caller can make it hold is bounded."""
 
@@ -72,7 +73,8 @@ def pending(state: RunState) -> list[Command]:
     if state.over:
         return []
     commands: list[Command] = []
-    for name, step in state.steps.items():
+    for name in state.live:
+        step = state.steps[name]
         if step.status is StepStatus.RUNNING:
             commands.append(ev.Perform(name, step.attempt))
         elif step.status is StepStatus.COMPENSATING:
@@ -157,7 +159,7 @@ def _step_deferred(transition: Transition, event: ev.StepDeferred) -> bool:
         return True
     step = replace(step, status=StepStatus.RETRYING, deferrals=step.deferrals + 1)
     transition.put(name, step)
-    transition.timer(f"defer:{name}:{step.attempt}:{step.deferrals}", transition.at + max(event.delay, 0.0))
+    transition.timer(str(TimerKey.defer(name, step.attempt, step.deferrals)), transition.at + max(event.delay, 0.0))
     return True
 
 
@@ -229,8 +231,8 @@ def _resume_requested(transition: Transition, event: ev.ResumeRequested) -> bool
     if not transition.paused:
         return False
     transition.paused = False
-    for name, step in list(transition.steps.items()):
-        if step.status is StepStatus.PAUSED:
+    for name in list(transition.live):
+        if (step := transition.steps[name]).status is StepStatus.PAUSED:
             transition.perform(name, step)
     return True
 
@@ -287,10 +289,11 @@ def _signal_received(transition: Transition, event: ev.SignalReceived) -> bool:
     ):
         return False
     transition.received |= {event.signal_id}
-    for name, step in transition.steps.items():
+    for name in transition.live:
+        step = transition.steps[name]
         spec = transition.program.node(name).step if step.status is StepStatus.WAITING else None
         if isinstance(spec, WaitStep) and spec.signal == event.name:
-            transition.timers.pop(f"wait:{name}", None)
+            transition.timers.pop(str(TimerKey.wait(name)))
             transition.succeed(name, replace(step, output=event.payload, facts={**event.facts, "received": True}))
             return True
     kept = Kept(event.signal_id, event.payload, event.facts)
@@ -302,22 +305,22 @@ def _signal_received(transition: Transition, event: ev.SignalReceived) -> bool:
 
 
 def _timer_fired(transition: Transition, event: ev.TimerFired) -> bool:
-    if transition.timers.pop(event.timer, None) is None:
+    if transition.timers.pop(event.timer) is None:
         return False
     if event.timer == DEADLINE:
         return end(
             transition, RunStatus.PARTIAL, f"the run's deadline of {transition.program.workflow.deadline:g} s passed"
         )
-    kind, name, *_ = event.timer.split(":")
-    step = transition.steps[name]
-    match kind:
-        case "retry":
+    key = TimerKey.parse(event.timer)
+    name, step = key.instance, transition.steps[key.instance]
+    match key.kind:
+        case TimerKind.RETRY:
             transition.perform(name, replace(step, attempt=step.attempt + 1, tries=step.tries + 1, deferrals=0))
-        case "defer":
+        case TimerKind.DEFER:
             transition.perform(name, step)
-        case "compensate":
+        case TimerKind.COMPENSATE:
             compensate(transition, name, step)
-        case "wait":
+        case TimerKind.WAIT:
             _wait_over(transition, name, step)
         case _:
             _limit_passed(transition, name, step)
@@ -340,8 +343,7 @@ def _limit_passed(transition: Transition, name: str, step: StepState) -> None:
         case StepStatus.RUNNING | StepStatus.CONFIRMING:
             transition.put(name, replace(step, expired=True))  # an effect may be happening: its outcome is awaited
         case StepStatus.RETRYING | StepStatus.PAUSED:
-            for key in (f"retry:{name}:{step.attempt}", f"defer:{name}:{step.attempt}:{step.deferrals}"):
-                transition.timers.pop(key, None)
+            forget_attempt_timers(transition, name, step)
             out_of_time(transition, name, step)
         case StepStatus.REVIEWING:
             transition.commands.append(ev.CloseReview(name))

@@ -26,7 +26,8 @@ from interlock.engines.simulator.checks import (
 from interlock.engines.simulator.programs import BOOK, LOOK, MAX_ITEMS, SEND, SIGNALS, Dice, random_program
 from interlock.machine import events as ev
 from interlock.machine.machine import pending
-from interlock.machine.program import Program, path_of
+from interlock.machine.names import path_of
+from interlock.machine.program import Program
 from interlock.machine.state import RunState
 from interlock.workflows.spec import AgentStep, MapStep
 

@@ -9,7 +9,7 @@ from interlock.base.errors import ContractViolation
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.execution.steps import Run
-from interlock.machine.program import path_of
+from interlock.machine.names import path_of
 from interlock.machine.state import UNDO, RunState, StepState, StepStatus, is_settled
 from interlock.workflows.bindings import Reference, dig, references, resolve
 from interlock.workflows.spec import LoopStep, MapStep, SubworkflowStep, ToolStep, WaitStep

@@ -8,7 +8,7 @@ from interlock.base.errors import IntegrityError
 from interlock.base.labels import Labels
 from interlock.definitions.agent_schemas import instructions, said, told_results
 from interlock.execution.steps import StepExecution
-from interlock.machine.program import CALL, TURN
+from interlock.machine.names import CALL, TURN
 from interlock.machine.state import StepStatus
 from interlock.workflows.spec import AgentStep
 
