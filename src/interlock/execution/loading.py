@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
 
 from interlock.base.errors import Erased
 from interlock.base.refs import Ref
@@ -13,11 +16,19 @@ from interlock.execution.steps import Run, StepExecution
 from interlock.identity.principal import Principal
 from interlock.machine.events import event_from_json
 from interlock.machine.machine import fold
+from interlock.machine.program import Program
 from interlock.machine.state import RunState
 from interlock.store.artifacts import Artifacts
 from interlock.store.database import Database, Row
 from interlock.telemetry.spans import TraceIds
 from interlock.workflows.facts import Facts, facts_of
+
+JOURNAL_PAGE = 500
+"""Events of a journal that are read at once."""
+_SLICE = 50  # events folded before others get the event loop: some milliseconds
+
+Page = list[dict[str, Any]]
+"""Events as JSON, in order."""
 
 
 async def load_run(services: Services, row: Row, *, fence: int) -> Run:
@@ -58,8 +69,46 @@ async def input_facts(run: Run) -> Facts:
 async def folded(database: Database, versions: Versions, row: Row) -> tuple[Version, RunState]:
     """How the run of a row of `runs` stands: its version, and its journal folded."""
     version = await versions.get(row["org_id"], row["workflow"], row["version"])
-    journal = await database.rows("get_journal", row["run_id"], 0, org=row["org_id"])
-    return version, fold(version.program, (event_from_json(entry["event"]) for entry in journal))
+    state = RunState()
+    async for page in journal_after(database, row["run_id"], row["org_id"], 0):
+        state = await fold_in_slices(version.program, page, state)
+    return version, state
+
+
+async def replayed(database: Database, program: Program, row: Row) -> tuple[RunState, int]:
+    """The state of a run and how many events led to it; `row` is `load_run`'s."""
+    state, seq = RunState(), 0
+    async for page in journal_of(database, row):
+        state = await fold_in_slices(program, page, state)
+        seq += len(page)
+    return state, seq
+
+
+async def journal_of(database: Database, row: Row) -> AsyncIterator[Page]:
+    """The whole journal of a run; `row` is `load_run`'s and brings the first page along."""
+    first: Page = row["journal"]
+    yield first
+    if len(first) == JOURNAL_PAGE:
+        async for page in journal_after(database, row["run_id"], row["org_id"], len(first)):
+            yield page
+
+
+async def journal_after(database: Database, run_id: str, org_id: str, seq: int) -> AsyncIterator[Page]:
+    """The events of a run after a number. In pages: a long journal decoded at once would hold up the event loop."""
+    while True:
+        rows = await database.rows("get_journal", run_id, seq, JOURNAL_PAGE, org=org_id)
+        yield [row["event"] for row in rows]
+        if len(rows) < JOURNAL_PAGE:
+            return
+        seq = rows[-1]["seq"]
+
+
+async def fold_in_slices(program: Program, events: Page, state: RunState) -> RunState:
+    """The state after some events more. Others get the event loop in between: leases are renewed, requests answered."""
+    for start in range(0, len(events), _SLICE):
+        state = fold(program, map(event_from_json, events[start : start + _SLICE]), state)
+        await asyncio.sleep(0)
+    return state
 
 
 def seed_of(run_id: str) -> int:

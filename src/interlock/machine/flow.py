@@ -173,10 +173,10 @@ def _facts(transition: Transition, path: str | None, near: str) -> Facts:
         home = transition.program.node(near).home
         if not home:
             return transition.input_facts
-        path = home[:-1]  # the facts of an open subworkflow are those of its input
-        caller = transition.steps.get(transition.program.instance(near, path, transition.steps))
+        path = enclosing(home)  # the facts of an open subworkflow are those of its input
+        caller = transition.steps.get(transition.program.instance(near, path, transition.steps.get))
         return caller.facts if caller is not None else {}
-    step = transition.steps.get(transition.program.instance(near, path, transition.steps))
+    step = transition.steps.get(transition.program.instance(near, path, transition.steps.get))
     if step is None or not is_settled(
         step, opens_body=isinstance(transition.program.nodes[path].step, MapStep | SubworkflowStep)
     ):

@@ -155,6 +155,11 @@ class PersistentMap(Mapping[str, V]):
         return repr({key: held[1] for key, held in self._own().items()})
 
 
+def changed_keys(before: Mapping[str, V], after: Mapping[str, V]) -> set[str]:
+    """Keys whose value or presence may differ; costs what changed if `after` is a later version of `before`."""
+    return PersistentMap.of(before).changed_until(PersistentMap.of(after))
+
+
 class MapEdit(Generic[V]):
     """Changes upon a `PersistentMap`, which stays as it is; `done` makes the next version."""
 

@@ -8,7 +8,7 @@ their steps are named like their siblings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from interlock.machine.names import (
     unnumbered,
     within,
 )
+from interlock.machine.state import StepState
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.facts import compile_condition
 from interlock.workflows.spec import (
@@ -157,11 +158,11 @@ class Program:
         contract = self.contracts.get(step.tool)
         return contract is not None and contract.mutating and contract.compensate
 
-    def instance(self, near: str, path: str, rounds: Mapping[str, Any]) -> str:
+    def instance(self, near: str, path: str, step_of: Callable[[str], StepState | None]) -> str:
         """The instance of the step at `path` that the instance `near` means: of its own item or round, else of the last one.
 
         Args:
-            rounds: the state's steps, whose `iteration` says which round of a loop was the last.
+            step_of: the state's step of a name; its `iteration` says which round of a loop was the last.
         """
         *bodies, last = InstanceName.parse(path).segments
         if not bodies:
@@ -178,7 +179,7 @@ class Program:
                 built.append(ours[depth])
             else:
                 aligned = False
-                container = rounds.get(str(inside))
+                container = step_of(str(inside))
                 built.append(Segment(body.id, container.iteration if container is not None else 1))
         return str(InstanceName((*built, last)))
 

@@ -118,7 +118,7 @@ class Runs:
     async def events(self, principal: Principal, run_id: str, after: int = 0) -> list[dict[str, Any]]:
         """Journal entries after a sequence number."""
         await self._row(principal, run_id)
-        rows = await self._database.rows("get_journal", run_id, after, org=principal.org_id)
+        rows = await self._database.rows("get_journal", run_id, after, None, org=principal.org_id)
         return [{"seq": row["seq"], **row["event"]} for row in rows]
 
     async def trace(self, principal: Principal, run_id: str) -> list[dict[str, Any]]:

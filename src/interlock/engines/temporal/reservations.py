@@ -15,6 +15,7 @@ from interlock.base.errors import LeaseLost
 from interlock.budget.ledger import RunLedger, Spending
 from interlock.execution.steps import Run
 from interlock.machine import events as ev
+from interlock.machine.names import CommandKey, CommandKind
 from interlock.store.commit import LEASE_LOST
 from interlock.store.database import Database
 from interlock.workflows.spec import (
@@ -72,7 +73,10 @@ def settled_claims(run: Run, events: list[Any]) -> list[dict[str, Any]]:
     if not _shared(run):
         return []
     ended = [event for event in events if isinstance(event, ev.StepSucceeded | ev.StepFailed)]
-    return [{"run_id": run.run_id, "command": f"perform:{event.step}:{event.attempt}"} for event in ended]
+    return [
+        {"run_id": run.run_id, "command": str(CommandKey(CommandKind.PERFORM, event.step, event.attempt))}
+        for event in ended
+    ]
 
 
 def _shared(run: Run) -> bool:

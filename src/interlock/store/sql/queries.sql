@@ -84,7 +84,8 @@ select * from runs where run_id = $1
 
 -- name: load_run
 select runs.*,
-    (select coalesce(jsonb_agg(event order by seq), '[]') from journal where journal.run_id = runs.run_id) as journal,
+    (select coalesce(jsonb_agg(event order by seq), '[]') from (select seq, event from journal
+        where journal.run_id = runs.run_id order by seq limit $2) first_page) as journal,
     (select coalesce(jsonb_agg(jsonb_build_object('id', signal_id, 'event', event) order by signal_id), '[]')
         from signals where signals.run_id = runs.run_id) as signals,
     (select coalesce(jsonb_agg(jsonb_build_object('step', step, 'attempt', attempt, 'tokens', tokens, 'usd', usd)), '[]')
@@ -99,7 +100,7 @@ select * from runs where ($1::text is null or status = $1) and ($2::text is null
     and ($3::text is null or run_id < $3) order by run_id desc limit $4
 
 -- name: get_journal
-select seq, event from journal where run_id = $1 and seq > $2 order by seq
+select seq, event from journal where run_id = $1 and seq > $2 order by seq limit $3
 
 -- name: get_signals
 select signal_id, event from signals where run_id = $1 order by signal_id
