@@ -13,7 +13,7 @@ from typing import Any, Self
 from interlock.admission.breakers import Breakers
 from interlock.admission.gate import CallGate
 from interlock.admission.quotas import CallQuotas
-from interlock.admission.refresh import Watch
+from interlock.admission.refresh import StateRefresh
 from interlock.admission.tool_health import Poller, ToolHealth
 from interlock.audit.log import AuditLog
 from interlock.audit.records import AuditRecords
@@ -29,7 +29,7 @@ from interlock.execution.engine import Engine, Services
 from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
 from interlock.execution.kernel import Kernel
 from interlock.execution.lookups import Lookups
-from interlock.fleet.workers import Roster
+from interlock.fleet.workers import WorkerRegistry
 from interlock.gateway.catalog import ModelCatalog
 from interlock.identity.auth import Authenticator
 from interlock.notify.webhook import Webhook, to_log
@@ -41,7 +41,7 @@ from interlock.services.reviews import ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
 from interlock.services.submit import Submission
-from interlock.services.tool_answers import Answers
+from interlock.services.tool_answers import ToolAnswers
 from interlock.store.artifacts import Artifacts
 from interlock.store.clock import DatabaseClock
 from interlock.store.commit import Committer
@@ -124,7 +124,7 @@ class App:
         self.artifacts = Artifacts(self.database, self.keys, objects, limit_bytes=settings.limits.payload_bytes)
         self.versions = Versions(self.database, objects, self.data / "bundles")
         self.authenticator = Authenticator(self.database)
-        self.intake = Submission(
+        self.submission = Submission(
             self.database,
             self.committer,
             self.versions,
@@ -140,15 +140,15 @@ class App:
             self.committer,
             self.artifacts,
             self.clock,
-            answers=Answers(self.database, self.versions),
+            answers=ToolAnswers(self.database, self.versions),
         )
         redaction = Redaction(self.database, self.artifacts, block_injections=settings.guard.on_injection == "block")
-        self.inbox = Signals(self.database, self.committer, self.versions, redaction, self.clock)
+        self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
         self.admin = Administration(
             self.database, self.committer, self.versions, self.authenticator, self.clock, data=self.data
         )
         self.dead_letters = DeadLetters(
-            self.database, self.committer, self.versions, self.artifacts, self.intake, redaction, self.clock
+            self.database, self.committer, self.versions, self.artifacts, self.submission, redaction, self.clock
         )
 
     async def _follow_database(self) -> Clock:
@@ -176,7 +176,7 @@ class App:
                 try:
                     await close()
                 except asyncio.CancelledError as error:
-                    hurry = error  # what is under way is broken off; the rest is closed all the same
+                    hurry = error  # work under way is cancelled; everything else is still closed
                 except Exception as error:  # noqa: BLE001  the others must be closed all the same
                     log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
         finally:
@@ -220,12 +220,14 @@ class App:
         )
         self._worker = self._engine(services)
         every = self.settings.worker.lease_seconds / 3
-        self.roster = Roster(self.database, worker_id=self._worker.worker_id, engine=settings.engine, every=every)
+        self.worker_registry = WorkerRegistry(
+            self.database, worker_id=self._worker.worker_id, engine=settings.engine, every=every
+        )
         await self._worker.start()
         self._closers.append(self._worker.drain)
-        await self.roster.start()
+        await self.worker_registry.start()
         # Closed after the drain: until then it is there.
-        self._closers.insert(-1, self.roster.close)
+        self._closers.insert(-1, self.worker_registry.close)
         self._start_relay()
 
     def _engine(self, services: Services) -> Engine:
@@ -249,12 +251,12 @@ class App:
         )
 
     async def _start_health(self, tools: Tools) -> tuple[CallGate, CallQuotas]:
-        """What decides whether a tool or provider may be called now, kept up to date until the app closes."""
+        """Starts the call gate and the quotas, refreshed until the app closes."""
         breakers = Breakers(self.database, self.settings.breaker, self.clock)
         tool_health, quotas = ToolHealth(self.database), CallQuotas(self.database)
         health = CallGate(breakers, tool_health)
         self._closers += [health.close, quotas.close]
-        watch = Watch(self.database, [breakers.refresh, tool_health.refresh, quotas.refresh])
+        watch = StateRefresh(self.database, [breakers.refresh, tool_health.refresh, quotas.refresh])
         await watch.start()
         self._closers.append(watch.close)
         poller = Poller(self.database, HealthChecks(tools).ask)
@@ -284,8 +286,8 @@ class App:
         if self._worker is not None and self._worker.drain in self._closers:
             self._closers.remove(self._worker.drain)
             await self._worker.drain()
-            self._closers.remove(self.roster.close)
-            await self.roster.close()
+            self._closers.remove(self.worker_registry.close)
+            await self.worker_registry.close()
 
 
 def _log_undelivered(error: Exception) -> None:

@@ -80,8 +80,8 @@ async def test_a_letter_decided_while_the_run_dies_brings_it_back(
                 isinstance(one.event, ev.CompensationFailed) and one.event.step == "pay_a" for one in outcomes or ()
             ):
                 await decide(driver.ids[0])
-                await until(lambda: not driver._inbox.empty(), lambda: "not told")
-                outcomes += [driver._inbox.get_nowait() for _ in range(driver._inbox.qsize())]
+                await until(lambda: not driver._events.empty(), lambda: "not told")
+                outcomes += [driver._events.get_nowait() for _ in range(driver._events.qsize())]
             return outcomes
 
         monkeypatch.setattr(RunDriver, "_next", together)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from runtime.conftest import Deploy
 
 from engines.harness import Bank, Model, Observer, pay, think, until, workflow
+from execution.conftest import Deploy
 from interlock.base.errors import LeaseLost
 from interlock.store.commit import Commit
 

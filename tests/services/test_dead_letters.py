@@ -336,7 +336,7 @@ def run(context, **given):
 async def test_a_failed_run_starts_again_on_the_head_version(deploy: Deploy, seen: Observer, project: Path) -> None:
     desk = await deploy(PICKY, FAIL)
     starter = Principal("dora", desk.admin.org_id, frozenset({"developer"}))
-    run, _ = await desk.app.intake.accept(starter, "w", {"ticket": "t", **BAD}, None)
+    run, _ = await desk.app.submission.accept(starter, "w", {"ticket": "t", **BAD}, None)
     assert await seen.finished(run) == ["failed"]
     dead_letter_id = await dead_letter_of(seen, run, "run")
     mended = PICKY["tools/picky/main.py"].replace('"bad" in text', "False")

@@ -57,7 +57,7 @@ async def start(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
     """Starts a run; 201 if new, 200 with the same run for a repeated Idempotency-Key."""
-    run_id, new = await services.intake.accept(
+    run_id, new = await services.submission.accept(
         caller, body.workflow, body.input, idempotency_key, priority=body.priority
     )
     response.status_code = 201 if new else 200
@@ -105,7 +105,7 @@ async def trace(run_id: str, caller: Caller, services: Services) -> dict[str, An
 @router.post("/{run_id}/cancel", status_code=202)
 async def cancel(run_id: str, body: Cancellation, caller: Caller, services: Services) -> dict[str, Any]:
     """Asks a run to stop."""
-    await services.inbox.cancel(caller, run_id, body.reason)
+    await services.signals.cancel(caller, run_id, body.reason)
     return {"run_id": run_id}
 
 
@@ -119,21 +119,21 @@ async def signal(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
     """Sends a run a signal that its workflow waits for, now or later. A repeated Idempotency-Key counts once."""
-    signal_id, new = await services.inbox.signal(caller, run_id, name, body.payload, idempotency_key)
+    signal_id, new = await services.signals.signal(caller, run_id, name, body.payload, idempotency_key)
     return {"run_id": run_id, "signal_id": signal_id, "new": new}
 
 
 @router.post("/{run_id}/pause", status_code=202)
 async def pause(run_id: str, body: Pause, caller: Caller, services: Services) -> dict[str, Any]:
     """Lets a run finish what is under way and begin nothing new."""
-    await services.inbox.pause(caller, run_id, body.reason)
+    await services.signals.pause(caller, run_id, body.reason)
     return {"run_id": run_id}
 
 
 @router.post("/{run_id}/resume", status_code=202)
 async def resume(run_id: str, caller: Caller, services: Services) -> dict[str, Any]:
     """Lets a paused run go on."""
-    await services.inbox.resume(caller, run_id)
+    await services.signals.resume(caller, run_id)
     return {"run_id": run_id}
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 
 class Trust(IntEnum):
-    """Who wrote the value. A combination is as trustworthy as its least trusted part."""
+    """Origin of a value by trust. A combination is as trustworthy as its least trusted part."""
 
     TOOL = 0
     USER = 1
@@ -17,7 +17,7 @@ class Trust(IntEnum):
 
 
 class Sensitivity(IntEnum):
-    """Who may see the value. A combination is as sensitive as its most sensitive part."""
+    """Audience of a value. A combination is as sensitive as its most sensitive part."""
 
     PUBLIC = 0
     INTERNAL = 1

@@ -10,17 +10,17 @@ from interlock.app import App
 from interlock.base.errors import Conflict, Unavailable
 from interlock.chaos.oracle import Oracle
 from interlock.chaos.project import KINDS
-from interlock.chaos.watch import Watch
+from interlock.chaos.watch import RunWatch
 from interlock.identity.principal import Principal
 from interlock.services.reviews import ReviewQueue
-from interlock.services.tool_answers import Answers
+from interlock.services.tool_answers import ToolAnswers
 from interlock.store.commit import Commit
 
 _PAUSE = 0.2  # seconds between two looks at the queue
 
 
 class People:
-    """Answers every review of the organisation; nobody else in a chaos run does.
+    """Answers every review of the organisation during a chaos run.
 
     Args:
         orders: run id → (kind of run, order); what the answers depend on.
@@ -36,7 +36,7 @@ class People:
         app: App,
         principal: Principal,
         oracle: Oracle,
-        watch: Watch,
+        watch: RunWatch,
         orders: dict[str, tuple[str, str]],
         seed: int,
     ) -> None:
@@ -114,7 +114,7 @@ class People:
             overheard,
             self._app.artifacts,
             self._app.clock,
-            answers=Answers(self._app.database, self._app.versions),
+            answers=ToolAnswers(self._app.database, self._app.versions),
         )
         await reviews.decide(self._principal, review["review_id"], decision, "", output)
         return sent

@@ -19,7 +19,7 @@ from interlock.app import App
 from interlock.base.errors import InvalidInput, Unavailable
 from interlock.cli.connection import connect, segment, settings_here
 from interlock.cli.console import out, print_json
-from interlock.fleet import workers as roster
+from interlock.fleet import workers as worker_registry
 from interlock.telemetry import logs
 
 _LOOK_SECONDS = 0.2
@@ -70,7 +70,7 @@ def workers(as_json: Json = False) -> None:
     """List the workers of this database."""
 
     async def look(app: App) -> list[dict[str, Any]]:
-        return await roster.workers(app.database)
+        return await worker_registry.workers(app.database)
 
     found = _opened(look)
     if as_json:
@@ -79,7 +79,7 @@ def workers(as_json: Json = False) -> None:
     table = Table("worker", "host", "pid", "engine", "version", "runs", "started", "", box=None, pad_edge=False)
     for one in found:
         state = "draining" if one["draining"] else ""
-        if one["silent"] > roster.SILENT_SECONDS:
+        if one["silent"] > worker_registry.SILENT_SECONDS:
             state = f"silent for {one['silent']:.0f} s"
         started = one["started_at"].isoformat(sep=" ", timespec="seconds")
         row = (one["worker_id"], one["host"], one["pid"], one["engine"], one["version"], one["runs"], started, state)
@@ -113,15 +113,15 @@ def drain(
 async def _left(app: App, asked: set[str], deadline: float) -> list[str]:
     """Those of the workers that are still there at the deadline."""
     while True:
-        there = [one for one in await roster.workers(app.database) if one["worker_id"] in asked]
-        left = [str(one["worker_id"]) for one in there if one["silent"] <= roster.SILENT_SECONDS]
+        there = [one for one in await worker_registry.workers(app.database) if one["worker_id"] in asked]
+        left = [str(one["worker_id"]) for one in there if one["silent"] <= worker_registry.SILENT_SECONDS]
         if not left or time.monotonic() > deadline:
             return left
         await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _login() -> str:
-    """Who runs this command, as the system knows them: what the environment says anybody can set."""
+    """Login and host of the operator from the system; environment variables could be forged."""
     try:
         name = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # a container's user without a name
@@ -130,7 +130,7 @@ def _login() -> str:
 
 
 def _opened(use: Callable[[App], Coroutine[Any, Any, T]]) -> T:
-    """Workers belong to the installation, so whoever commands them opens its database: no API key is enough."""
+    """Opens the installation's database: workers belong to the installation, so an API key is not enough."""
     settings = settings_here()
     if settings.database.url is None and not (settings.data_dir / "pg").exists():
         raise InvalidInput("nothing has run in this directory yet; start with `interlock dev` or `interlock run`")

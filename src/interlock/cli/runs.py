@@ -16,7 +16,7 @@ from interlock.api.body import check
 from interlock.base.errors import InvalidInput, StepError
 from interlock.cli.connection import Api, connect, segment
 from interlock.cli.console import out, print_json, seconds, status, usd, visible
-from interlock.cli.waiting import MAX_LINES, needs_somebody, print_steps, print_value, print_waits, wait_text
+from interlock.cli.waiting import MAX_LINES, needs_a_person, print_steps, print_value, print_waits, wait_text
 from interlock.services.runs import is_over
 
 _POLL_SECONDS = 0.15
@@ -255,7 +255,7 @@ async def _follow(api: Api, run_id: str, *, quiet: bool) -> dict[str, Any]:
                 said = visible(step["error"] or "")
                 out.print(Text.assemble("  ", f"{step['id']:24}", status(step["status"]), f"  {said}"))
             shown[step["id"]] = now
-        if is_over(found["status"]) or (found["status"] == "waiting" and needs_somebody(found["waits_for"])):
+        if is_over(found["status"]) or (found["status"] == "waiting" and needs_a_person(found["waits_for"])):
             return found
         await asyncio.sleep(_POLL_SECONDS)
 

@@ -65,7 +65,7 @@ def _line(step: dict[str, Any]) -> Text:
 
 
 def print_waits(run: dict[str, Any]) -> None:
-    """What the run waits for, and what a person can do about it; and why its result is only partial."""
+    """Prints what the run waits for with the command that answers it, and why its result is only partial."""
     if run["degraded"]:
         out.print(f"  goes on without: {run['degraded']}", style="yellow")
     for one in run["waits_for"][:5]:
@@ -85,9 +85,9 @@ def wait_text(run_id: str, wait: dict[str, Any]) -> str:
     until = _moment(wait["until"]) if wait.get("until") is not None else ""
     match wait["for"]:
         case "paused":
-            return f"somebody to resume it: interlock resume {run_id}"
+            return f"an operator to resume it: interlock resume {run_id}"
         case "review" | "confirm":
-            what = "a decision" if wait["for"] == "review" else "somebody to say whether it happened"
+            what = "a decision" if wait["for"] == "review" else "a decision whether it happened"
             return f"{what}{step}: interlock review show {wait['review_id'] or '…'}"
         case "dead_letter":
             return f"a decision about what failed{step}: interlock dead-letters show {wait['dead_letter_id'] or '…'}"
@@ -100,8 +100,8 @@ def wait_text(run_id: str, wait: dict[str, Any]) -> str:
             return f"its time{step}: {until}" if until else f"its time{step}"
 
 
-def needs_somebody(waits: list[dict[str, Any]]) -> bool:
-    """Whether nothing but a person, or a signal, lets the run go on."""
+def needs_a_person(waits: list[dict[str, Any]]) -> bool:
+    """True if only a person or a signal can continue the run."""
     return any(one["for"] in {"paused", "review", "confirm", "dead_letter", "signal"} for one in waits)
 
 

@@ -69,7 +69,7 @@ class Endpoint:
         """Send one JSON request and read the whole answer within `timeout` seconds.
 
         Raises:
-            ProviderError: whatever went wrong on the far side, with the kind `Provider` promises; so for all below.
+            ProviderError: any failure of the far side, with the kinds documented at `Provider`; so for all below.
         """
         return self._reply(await self._call("POST", path, timeout=timeout, limit=self._max_body, json=body))
 

@@ -1,8 +1,8 @@
 """Structured output on top of any provider: parse, validate, and ask for a correction a bounded number of times.
 
 Providers promise JSON in different degrees (strict grammars, forced tools, mere requests), so every answer is
-validated here, whatever was promised. A correction names places and rules, never the offending value: the answer may
-hold personal data, and error messages travel further than answers.
+validated here, even if the provider enforces the schema. A correction names places and rules, never the offending value:
+the answer may hold personal data, and error messages travel further than answers.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _parse(text: str) -> Any:
 
 
 def _unfence(text: str) -> str | None:
-    """What stands in the text's only fenced block, if the text ends with it; else None. Nothing cleverer."""
+    """Content of the text's only fenced block if the text ends with it; else None."""
     parts = text.split(_FENCE)
     if len(parts) != 3 or parts[2].strip():
         return None

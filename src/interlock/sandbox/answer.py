@@ -1,6 +1,6 @@
 """Reading the answer of a sandbox, which may be anything: its bytes come from code we do not trust.
 
-A tool shares its process with the runner, so it can write whatever it likes on the channel. The worst it can
+A tool shares its process with the runner, so it can write anything to the channel. The worst it can
 achieve is a wrong answer to its own job; here every field is checked for type and size before it is believed.
 """
 
@@ -31,7 +31,7 @@ _FROM_RUNNER: Mapping[str, Ending] = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the host saw itself and the answer cannot claim."""
+    """Observations of the host, which the answer cannot forge."""
 
     stderr: str
     seconds: float

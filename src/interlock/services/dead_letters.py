@@ -47,7 +47,7 @@ class DeadLetters:
         committer: Committer,
         versions: Versions,
         artifacts: Artifacts,
-        intake: Submission,
+        submission: Submission,
         redaction: Redaction,
         clock: Clock,
     ) -> None:
@@ -55,7 +55,7 @@ class DeadLetters:
         self._committer = committer
         self._versions = versions
         self._artifacts = artifacts
-        self._intake = intake
+        self._submission = submission
         self._redaction = redaction
         self._clock = clock
 
@@ -215,9 +215,9 @@ class DeadLetters:
         vault = await vault_of(self._database, self._artifacts, run)
         if arguments is not None:
             # The tokens in what was shown mean something in the old run only.
-            return await self._intake.propose(principal, run["workflow"], reveal(arguments, vault), key)
+            return await self._submission.propose(principal, run["workflow"], reveal(arguments, vault), key)
         stored = await self._artifacts.open(run["org_id"], Ref.from_json(run["input"]))
-        return await self._intake.propose_again(run, reveal(stored, vault), key, actor=principal.actor)
+        return await self._submission.propose_again(run, reveal(stored, vault), key, actor=principal.actor)
 
     # -- reading -----------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ _MAX_NOTE = 4000
 MAX_PAGE = 200
 
 
-class Answers(Protocol):
+class OutputFacts(Protocol):
     """Knows what tools can have given."""
 
     async def facts(self, org_id: str, run_id: str, step: str, output: Any) -> Facts:
@@ -42,7 +42,7 @@ class ReviewQueue:
         artifacts: Artifacts,
         clock: Clock,
         *,
-        answers: Answers | None = None,
+        answers: OutputFacts | None = None,
     ) -> None:
         self._answers = answers
         self._database = database

@@ -10,7 +10,7 @@ from interlock.machine.program import Program
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.workflows.spec import ModelStep, ToolStep, WaitStep
 
-_LETTERS = {StepStatus.HELD, StepStatus.COMPENSATION_FAILED}
+_DEAD_LETTERS = {StepStatus.HELD, StepStatus.COMPENSATION_FAILED}
 
 
 def waits_for(
@@ -41,7 +41,7 @@ def waits_for(
 
 
 def _wait_of(program: Program, state: RunState, name: str, step: StepState) -> dict[str, Any] | None:
-    if step.status in _LETTERS:
+    if step.status in _DEAD_LETTERS:
         return {"for": "dead_letter"}
     match step.status:
         case StepStatus.REVIEWING:

@@ -13,7 +13,7 @@ import structlog
 
 from interlock.telemetry.spans import current_ids
 
-# Whatever looks like a credential, wherever it stands: ours (il_…), providers' (sk-…, AWS, GitHub, Slack), bearer tokens,
+# Shapes of credentials: ours (il_…), providers' (sk-…, AWS, GitHub, Slack), bearer tokens,
 # URL passwords.
 _SECRETS = re.compile(
     r"il_[a-z0-9]{10,}_[a-z0-9]+|sk-[A-Za-z0-9_-]{8,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|xox[abpr]-[A-Za-z0-9-]{10,}"

@@ -25,7 +25,7 @@ MAX_TURNS = 10_000
 _MAX_ARGUMENT = 1000  # of a filter: characters of a text, size of a number
 
 # What a template may be made of: it shows its slots, chooses and repeats. It neither calls, assigns nor calculates, so
-# no few lines of it can ask for gigabytes or years, whatever the slots hold.
+# a short template cannot ask for gigabytes or hours, for any slot values.
 _NODES: tuple[type[nodes.Node], ...] = (
     *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Neg, nodes.List, nodes.Tuple),
     *(nodes.Name, nodes.Getattr, nodes.Getitem, nodes.Slice),
@@ -152,7 +152,7 @@ def _parse(content: str) -> nodes.Template:
 
 
 def _fixed(tree: nodes.Template) -> str | None:
-    """What a template without slots says, always; such as many a system turn."""
+    """Constant text of a template without slots, such as many system messages."""
     if not all(type(node) in (nodes.Output, nodes.TemplateData) for node in tree.find_all(nodes.Node)):
         return None
     text = "".join(node.data for node in tree.find_all(nodes.TemplateData)).strip()

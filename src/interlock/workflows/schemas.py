@@ -10,7 +10,7 @@ from interlock.base.errors import ContractViolation
 
 
 def validator_for(schema: Any) -> Any:
-    """A validator that opens no connection, whatever the schema refers to.
+    """A validator that opens no connection, for any reference in the schema.
 
     Raises:
         jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError: it is no JSON Schema.
@@ -33,7 +33,7 @@ def check_value(validator: Any, value: Any, *, what: str) -> None:
 
 
 def _explain(error: Any) -> str:
-    """What a schema violation is about, without the value: values may be personal data."""
+    """Message of a schema violation without the value: values may be personal data."""
     path = [str(part) for part in error.schema_path]
     keyword = path[-1] if path else "schema"
     return (

@@ -36,7 +36,7 @@ _START_WAITS = 0.05
 
 # Turns of the event loop from `submit` to the transaction's departure: the task's own and the committer's. Work that has
 # nothing to wait for would otherwise run first, and keep the transaction waiting instead of running beside it.
-_HANDED_OVER = 2
+_YIELDS_AFTER_COMMIT = 2
 
 
 class RunDriver:
@@ -45,7 +45,7 @@ class RunDriver:
     def __init__(self, services: Services, run_id: str, org_id: str, fence: int) -> None:
         self._services = services
         self.ids = (run_id, org_id, fence)
-        self._inbox: asyncio.Queue[StepOutcome | BaseException] = asyncio.Queue()
+        self._events: asyncio.Queue[StepOutcome | BaseException] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._signals = asyncio.Event()
@@ -68,7 +68,7 @@ class RunDriver:
     def drain(self) -> None:
         """Finish what is under way, start nothing new, give the run back."""
         self._draining = True
-        self._inbox.put_nowait(StepOutcome(None))
+        self._events.put_nowait(StepOutcome(None))
 
     async def drive(self) -> None:
         watcher = asyncio.create_task(self._watch_signals())
@@ -114,11 +114,11 @@ class RunDriver:
         else:
             log(names.LOG_RUN_STARTED, run_id=run_id, workflow=self._run.version.name)
             started = ev.RunStarted(services.clock.now(), seed_of(run_id), await input_facts(self._run))
-            self._inbox.put_nowait(StepOutcome(started))
+            self._events.put_nowait(StepOutcome(started))
 
     async def _second_chance(self) -> None:
         """A dead run was told something: it comes back with that, or leaves the queue again."""
-        delivered = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+        delivered = [self._events.get_nowait() for _ in range(self._events.qsize())]
         outcomes = [one for one in delivered if isinstance(one, StepOutcome)]
         program, state = self._run.version.program, self._state
         received = len(outcomes)
@@ -138,16 +138,16 @@ class RunDriver:
         if self._idle():
             await self._release()
             return None
-        items = [await self._inbox.get()]
-        while not self._inbox.empty():
-            items.append(self._inbox.get_nowait())
+        items = [await self._events.get()]
+        while not self._events.empty():
+            items.append(self._events.get_nowait())
         for item in items:
             if isinstance(item, BaseException):
                 raise item
         return [item for item in items if isinstance(item, StepOutcome) and item.event is not None]
 
     def _idle(self) -> bool:
-        if self._tasks or not self._inbox.empty():
+        if self._tasks or not self._events.empty():
             return False
         soonest = min((due for due, _ in self._timers.values()), default=None)
         return self._draining or soonest is None or soonest - self._services.clock.now() > HOLD_SECONDS
@@ -170,7 +170,7 @@ class RunDriver:
             try:
                 await self._read_signals()
             except Exception as error:  # noqa: BLE001  the drive must end with it, not go deaf
-                self._inbox.put_nowait(error)
+                self._events.put_nowait(error)
 
     async def _read_signals(self) -> None:
         rows = await self._services.database.rows("get_signals", self.ids[0], org=self.ids[1])
@@ -180,7 +180,7 @@ class RunDriver:
         for signal in signals:
             if signal["id"] not in self._seen_signals:
                 self._seen_signals.add(signal["id"])
-                self._inbox.put_nowait(StepOutcome(ev.event_from_json(signal["event"]), signal["id"]))
+                self._events.put_nowait(StepOutcome(ev.event_from_json(signal["event"]), signal["id"]))
 
     # -- applying ----------------------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class RunDriver:
         self._committing = asyncio.create_task(self._services.committer.submit(commit))
         if ahead:
             self._committing.add_done_callback(self._on_committed)
-            for _ in range(_HANDED_OVER):
+            for _ in range(_YIELDS_AFTER_COMMIT):
                 await asyncio.sleep(0)
         else:
             await self._durable()
@@ -242,7 +242,7 @@ class RunDriver:
     def _begin(self, state: RunState, accepted: list[StepOutcome], commands: list[ev.Command]) -> None:
         """The first work of a run begins; its start is written with what comes of it, or soon."""
         self._state, self._unwritten = state, accepted
-        asyncio.get_running_loop().call_later(_START_WAITS, self._inbox.put_nowait, StepOutcome(None))
+        asyncio.get_running_loop().call_later(_START_WAITS, self._events.put_nowait, StepOutcome(None))
         self._issue(commands)
 
     async def _durable(self) -> None:
@@ -254,7 +254,7 @@ class RunDriver:
     def _on_committed(self, committing: asyncio.Task[None]) -> None:
         """A refused transaction ends the drive at once, not when the work under way is done."""
         if not committing.cancelled() and (error := committing.exception()) is not None:
-            self._inbox.put_nowait(error)
+            self._events.put_nowait(error)
 
     def _may_go_ahead(self, state: RunState, command: ev.Command) -> bool:
         """Whether a command may be carried out before its cause is durable: only work that changes nothing outside."""
@@ -311,9 +311,9 @@ class RunDriver:
         try:
             kernel = self._services.kernel
             outcome = await (kernel.compensate(execution) if compensate else kernel.perform(execution))
-            self._inbox.put_nowait(outcome)
+            self._events.put_nowait(outcome)
         except Exception as error:  # noqa: BLE001  the drive must end with it, not wait for ever
-            self._inbox.put_nowait(error)
+            self._events.put_nowait(error)
         finally:
             self._tasks.discard(task)
 
@@ -327,7 +327,7 @@ class RunDriver:
             self._start_timer(command)  # far away, or the clock stepped back: look again later
             return
         self._timers.pop(command.timer, None)
-        self._inbox.put_nowait(StepOutcome(ev.TimerFired(command.timer, self._services.clock.now())))
+        self._events.put_nowait(StepOutcome(ev.TimerFired(command.timer, self._services.clock.now())))
 
 
 def _signals_of(outcomes: list[StepOutcome]) -> list[int]:

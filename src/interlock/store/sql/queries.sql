@@ -106,9 +106,9 @@ select seq, event from journal where run_id = $1 and seq > $2 order by seq limit
 select signal_id, event from signals where run_id = $1 order by signal_id
 
 -- name: count_signals
-with told as (select event from journal where run_id = $1 and event ->> 'type' = 'signal_received'
+with received as (select event from journal where run_id = $1 and event ->> 'type' = 'signal_received'
         union all select event from signals where run_id = $1 and event ->> 'type' = 'signal_received')
-select count(*) as total, max(event ->> 'name') filter (where event ->> 'signal_id' = $2) as known from told -- its name
+select count(*) as total, max(event ->> 'name') filter (where event ->> 'signal_id' = $2) as known from received -- its name
 
 -- name: get_effect
 select idempotency_key, tool, status, attempt, input, output,
