@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import Field, TypeAdapter
 
 from interlock.base.errors import FailureKind
 from interlock.base.refs import Ref
+from interlock.machine.version import NeedsNewerRelease
 from interlock.workflows.facts import Facts
 
 
@@ -69,11 +70,12 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """First event of every run. `seed` feeds the jitter; `facts` are the input's."""
+    """First event of every run. `seed` feeds the jitter; `facts` are the input's; `machine` is the version it is driven by."""
 
     at: float
     seed: int
     facts: Facts = field(default_factory=dict)
+    machine: int = 1
     type: Literal["run_started"] = "run_started"
 
 
@@ -290,6 +292,7 @@ class Finish:
 Command = Perform | Compensate | StartTimer | OpenReview | CloseReview | OpenDeadLetter | CloseDeadLetter | Finish
 
 _EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
+_KINDS = frozenset(get_args(get_type_hints(one)["type"])[0] for one in get_args(get_args(Event)[0]))
 
 
 _REFS = ("output", "payload", "input")
@@ -311,7 +314,17 @@ def event_to_json(event: Any) -> dict[str, Any]:
 
 
 def event_from_json(data: dict[str, Any]) -> Any:
-    """The event of a journal entry."""
+    """The event of a journal entry.
+
+    Raises:
+        NeedsNewerRelease: it is of a kind that this release does not know.
+        pydantic.ValidationError: it is no event.
+    """
+    kind = data.get("type")
+    if isinstance(kind, str) and kind not in _KINDS:
+        raise NeedsNewerRelease(
+            f'this run needs a newer release: its journal has an event "{kind[:60]}", unknown to this one'
+        )
     refs = {name: Ref.from_json(data[name]) for name in _REFS if data.get(name) is not None}
     if refs:
         data = {**data, **refs}

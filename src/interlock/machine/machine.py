@@ -1,5 +1,7 @@
 """The orchestrator: `advance(program, state, event) -> (state, commands)`. No I/O, no clock, no randomness.
 
+Every run behaves as the machine version did under which it was submitted (`version`).
+
 Total: an event that does not fit the state (a stale attempt, a decision nobody asked for, anything after the
 end) gives back the very same state and no commands. So duplicated and reordered deliveries are harmless.
 """
@@ -31,6 +33,7 @@ from interlock.machine.names import DEADLINE, TimerKey, TimerKind
 from interlock.machine.program import Program
 from interlock.machine.state import Kept, RunState, StepState, StepStatus
 from interlock.machine.transition import Transition
+from interlock.machine.version import require_known
 from interlock.workflows.spec import MapStep, ReviewStep, SubworkflowStep, WaitStep
 
 MAX_SIGNALS = 1000
@@ -93,7 +96,8 @@ def _is_second_chance(state: RunState, event: Any) -> bool:
 def _run_started(transition: Transition, event: ev.RunStarted) -> bool:
     if transition.state.status is not RunStatus.QUEUED or transition.steps:
         return False
-    transition.seed, transition.input_facts = event.seed, event.facts
+    require_known(event.machine)
+    transition.seed, transition.input_facts, transition.machine = event.seed, event.facts, event.machine
     transition.status = RunStatus.RUNNING
     if transition.program.workflow.deadline is not None:
         transition.timer(DEADLINE, transition.at + transition.program.workflow.deadline)

@@ -45,6 +45,11 @@ def space_of(name: str) -> str:
     return name[: name.rfind("/") + 1]
 
 
+def body_of(name: str) -> str:
+    """What the steps in an instance's body are named behind: `each#3` → `each#3/`."""
+    return f"{name}/"
+
+
 def id_of(name: str) -> str:
     """The last id of a path."""
     return name[name.rfind("/") + 1 :]

@@ -18,6 +18,7 @@ from interlock.machine.names import (
     InstanceName,
     Segment,
     beside,
+    body_of,
     enclosing,
     id_of,
     is_numbered,
@@ -238,15 +239,15 @@ class _Compiler:
             case MapStep() | LoopStep():
                 if isinstance(step, LoopStep):
                     self.texts[path] = ((step.until, home),)
-                self.scopes[path] = (self.add(step.steps, owner=path, body=True, space=f"{path}/", home=home),)
+                self.scopes[path] = (self.add(step.steps, owner=path, body=True, space=body_of(path), home=home),)
             case SubworkflowStep():
                 child = self.subworkflows[path] = self.known[step.workflow]
-                self.scopes[path] = (self.add(child.steps, owner=path, body=True, space=f"{path}/", home=f"{path}/"),)
+                self.scopes[path] = (self.add(child.steps, owner=path, body=True, space=body_of(path), home=body_of(path)),)
             case AgentStep():
                 self._agent(step, path, home)
 
     def _agent(self, step: AgentStep, path: str, home: str) -> None:
-        scope = Block(path, True, (TURN,), f"{path}/")
+        scope = Block(path, True, (TURN,), body_of(path))
         self.scopes[path] = (scope,)
         shared = {name: getattr(step, name) for name in _SHARED}
         own = {"kind": "model", "id": TURN, "on_failure": "fail", "deadline": None, "cache": None}

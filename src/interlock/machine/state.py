@@ -13,6 +13,7 @@ from interlock.base.refs import Ref
 from interlock.machine.events import TERMINAL, Failure, RunStatus, Spent
 from interlock.machine.names import TimerKey
 from interlock.machine.persistent import PersistentMap
+from interlock.machine.version import require_known
 from interlock.workflows.facts import Facts
 
 
@@ -153,6 +154,7 @@ class RunState:
     """A run. A value: `advance` makes another one, whose mappings share what did not change.
 
     Attributes:
+        machine: the version of the machine that drives it, to its end.
         live: instances that are not in `SETTLED`: what is performed, waits, or is a container under way.
         completed: undoable instances that succeeded and were not compensated, in the order of their success.
         timers: key → due, seconds since the epoch.
@@ -166,6 +168,7 @@ class RunState:
     """
 
     status: RunStatus = RunStatus.QUEUED
+    machine: int = 1
     seed: int = 0
     input_facts: Facts = field(default_factory=dict)
     steps: Mapping[str, StepState] = field(default_factory=_empty)
@@ -216,9 +219,11 @@ def state_from_json(data: Any) -> RunState:
     """The state that `state_to_json` gave.
 
     Raises:
+        NeedsNewerRelease: it is of a machine version that this release does not know.
         pydantic.ValidationError: it is not one.
     """
     state = _STATE.validate_python(data)
+    require_known(state.machine)
     return replace(
         state,
         steps=PersistentMap(state.steps),

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from interlock.machine import events as ev
 from interlock.machine.events import Command, Failure, RunStatus, Spent
-from interlock.machine.names import call_of, enclosing, frame_of, is_numbered, path_of, space_of, turn_of, unnumbered
+from interlock.machine.names import body_of, call_of, enclosing, frame_of, is_numbered, path_of, space_of, turn_of, unnumbered
 from interlock.machine.persistent import PersistentMap
 from interlock.machine.program import FRAMED, Program
 from interlock.machine.state import (
@@ -59,7 +59,7 @@ class Transition:
         self.received = state.received
         self.status = state.status
         self.reason = state.reason
-        self.seed, self.input_facts = state.seed, state.input_facts
+        self.seed, self.input_facts, self.machine = state.seed, state.input_facts, state.machine
         self.commands: list[Command] = []
         self.todo: list[Todo] = []
         self.changed: set[str] = set()  # steps that were put in this turn, and are still to be looked at by `conclude`
@@ -143,7 +143,7 @@ class Transition:
             turn = self.steps.get(turn_of(name))
             calls = turn.calls if turn is not None else ()
             return (turn_of(name), *(call_of(name, number) for number in range(1, len(calls) + 1)))
-        space = f"{name}/" if scopes[0].body else space_of(name)
+        space = body_of(name) if scopes[0].body else space_of(name)
         return (space + one for scope in scopes for one in scope.steps)
 
     def agent_of(self, name: str) -> str | None:
@@ -193,6 +193,7 @@ class Transition:
                 self.commands.append(ev.Finish(self.status, self.reason))
         state = RunState(
             status=self.status,
+            machine=self.machine,
             seed=self.seed,
             input_facts=self.input_facts,
             steps=self.steps.done(),

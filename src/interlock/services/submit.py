@@ -15,6 +15,7 @@ from interlock.definitions.versions import Version, Versions
 from interlock.guard.injection import scan
 from interlock.guard.pii import Redactor
 from interlock.identity.principal import Principal
+from interlock.machine import version as machine_version
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
@@ -185,6 +186,7 @@ class Submission:
             "principal": principal,
             "idempotency_key": key,
             "engine": self._engine,
+            "machine": machine_version.MACHINE_VERSION,
             "trace_id": trace.trace_id,
             "span_id": trace.span_id,
             **taken,

@@ -118,7 +118,7 @@ class Simulated:
             case ev.ReviewDecided():
                 self._settle("reviews", event.step, "approved" if event.approved else "rejected")
             case ev.DeadLetterRequeued() | ev.DeadLetterDiscarded():
-                self._settle("dead_letters", event.step, event.type.removeprefix("letter_"))
+                self._settle("dead_letters", event.step, event.type.removeprefix("dead_letter_"))
         for command in commands:
             self._carry_out(command)
         return True

@@ -113,7 +113,7 @@ class RunDriver:
             self._issue(pending(self._state))
         else:
             log(names.LOG_RUN_STARTED, run_id=run_id, workflow=self._run.version.name)
-            started = ev.RunStarted(services.clock.now(), seed_of(run_id), await input_facts(self._run))
+            started = ev.RunStarted(services.clock.now(), seed_of(run_id), await input_facts(self._run), row["machine"])
             self._events.put_nowait(StepOutcome(started))
 
     async def _second_chance(self) -> None:

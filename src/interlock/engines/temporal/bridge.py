@@ -20,11 +20,12 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from interlock.base.errors import LeaseLost, Unavailable
-from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, SignalInput, Start, WorkerLimits
+from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, Beginning, SignalInput, Start, WorkerLimits
 from interlock.engines.temporal.workflow import program_to_json
 from interlock.execution.engine import Services
 from interlock.execution.loading import JOURNAL_PAGE, input_facts, load_run, replayed, seed_of
 from interlock.execution.steps import Run
+from interlock.machine import version as machine_version
 from interlock.machine.state import state_to_json
 from interlock.store.commit import Commit
 from interlock.store.database import Row
@@ -100,7 +101,15 @@ class Bridge:
                         await self._wake.wait()
 
     async def _claim(self) -> int:
-        rows = await self._services.database.rows("claim_kept", self._worker_id, _LEASE_SECONDS, _AT_ONCE, ENGINE)
+        rows = await self._services.database.rows(
+            "claim_kept",
+            self._worker_id,
+            _LEASE_SECONDS,
+            _AT_ONCE,
+            ENGINE,
+            machine_version.OLDEST_MACHINE,
+            machine_version.MACHINE_VERSION,
+        )
         await asyncio.gather(*map(self._forward, rows))
         return len(rows)
 
@@ -182,7 +191,7 @@ class Bridge:
             "run_id": run.run_id,
             "org_id": run.org_id,
             "program": program_to_json(program),
-            "begin": None if rebuilt else {"seed": seed_of(run.run_id), "facts": dict(await input_facts(run))},
+            "begin": None if rebuilt else await self._first(run, row["machine"]),
             "state": state_to_json(state) if rebuilt else None,
             "seq": seq,
             "unrecorded": [],
@@ -192,6 +201,10 @@ class Bridge:
             "heartbeat": self._heartbeat,
             "limits": self._limits,
         }
+
+    @staticmethod
+    async def _first(run: Run, machine: int) -> Beginning:
+        return {"seed": seed_of(run.run_id), "facts": dict(await input_facts(run)), "machine": machine}
 
 
 def _priority_key(priority: int) -> int:

@@ -83,7 +83,7 @@ class InterlockRun:
         self.deliver(start["signals"])
         if start["begin"] is not None:
             begin = start["begin"]
-            self._events.append((ev.RunStarted(workflow.time(), begin["seed"], begin["facts"]), None))
+            self._events.append((ev.RunStarted(workflow.time(), begin["seed"], begin["facts"], begin["machine"]), None))
         else:
             self._issue(pending(self._state))
         while not self._ended_elsewhere:

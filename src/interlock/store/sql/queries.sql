@@ -182,14 +182,14 @@ insert into spans (trace_id, span_id, org_id, parent_id, name, start_ns, end_ns,
 select span_id, parent_id, name, start_ns, end_ns, ok, attributes from spans where trace_id = $1 order by start_ns, span_id
 
 -- name: claim_runs
-select run_id, org_id, fence, crash_streak from claim_runs($1, $2, $3, $4)
+select run_id, org_id, fence, crash_streak from claim_runs($1, $2, $3, $4, $5, $6)
 
 -- name: take_exclusive_slot
-select take_exclusive_slot($1, $2, $3) as chosen
+select take_exclusive_slot($1, $2, $3, $4, $5) as chosen
 
 -- name: claim_kept
-select run_id, org_id, fence, true as works from claim_signalled($1, $2, $3, $4)
-    union all select run_id, org_id, fence, false from claim_runs($1, $2, $3, $4)
+select run_id, org_id, fence, true as works from claim_signalled($1, $2, $3, $4, $5, $6)
+    union all select run_id, org_id, fence, false from claim_runs($1, $2, $3, $4, $5, $6)
 
 -- name: reserve_claim
 select fits, used_tokens, used_usd from reserve_claim($1, $2, $3, $4, $5, $6, $7)

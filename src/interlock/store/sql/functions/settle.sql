@@ -57,8 +57,8 @@ begin
     end if;
     -- A run that its engine heard was brought back: dead, it left the queue. Its fence begins above all that it ever had.
     if batch ? 'revived' then
-        insert into queue (run_id, org_id, workflow, engine, priority, available_at, fence)
-            select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, 'infinity', (extract(epoch from now()) * 1000)::bigint
+        insert into queue (run_id, org_id, workflow, engine, priority, machine, available_at, fence)
+            select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, runs.machine, 'infinity', (extract(epoch from now()) * 1000)::bigint
             from jsonb_to_recordset(batch -> 'revived') as r(run_id text) join runs using (run_id)
             where runs.status = 'dead'
             on conflict (run_id) do nothing;
@@ -89,15 +89,16 @@ begin
 
     if batch ? 'new_runs' then
         insert into runs (run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id,
-                engine, priority)
+                engine, priority, machine)
             select run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id,
-                coalesce(engine, 'postgres'), coalesce(priority, 0)
+                coalesce(engine, 'postgres'), coalesce(priority, 0), coalesce(machine, 1)
             from jsonb_to_recordset(batch -> 'new_runs') as r(run_id text, org_id text, workflow text, version text, principal jsonb,
-                idempotency_key text, input jsonb, vault jsonb, flags text[], trace_id text, span_id text, engine text, priority smallint);
-        insert into queue (run_id, org_id, workflow, engine, priority)
-            select run_id, org_id, workflow, coalesce(engine, 'postgres'), coalesce(priority, 0)
+                idempotency_key text, input jsonb, vault jsonb, flags text[], trace_id text, span_id text, engine text, priority smallint,
+                machine integer);
+        insert into queue (run_id, org_id, workflow, engine, priority, machine)
+            select run_id, org_id, workflow, coalesce(engine, 'postgres'), coalesce(priority, 0), coalesce(machine, 1)
             from jsonb_to_recordset(batch -> 'new_runs')
-                as r(run_id text, org_id text, workflow text, engine text, priority smallint);
+                as r(run_id text, org_id text, workflow text, engine text, priority smallint, machine integer);
         perform pg_notify('interlock_queue', '');
     end if;
 
@@ -212,8 +213,8 @@ begin
         insert into signals (org_id, run_id, event) select org_id, run_id, event
             from jsonb_to_recordset(batch -> 'new_signals') as s(org_id text, run_id text, event jsonb);
         -- A run that is dead left the queue; a person may bring it back. Its fence begins above all that it ever had.
-        insert into queue (run_id, org_id, workflow, engine, priority, fence)
-            select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, (extract(epoch from now()) * 1000)::bigint
+        insert into queue (run_id, org_id, workflow, engine, priority, machine, fence)
+            select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, runs.machine, (extract(epoch from now()) * 1000)::bigint
             from jsonb_to_recordset(batch -> 'new_signals') as s(run_id text) join runs using (run_id)
             where runs.status = 'dead'
             on conflict (run_id) do nothing;
