@@ -10,6 +10,7 @@ and `advance` event by event with every state kept for a while, as a driver and 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import cProfile
 import gc
 import json
@@ -19,10 +20,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from interlock.base import loop
 from interlock.base.errors import FailureKind
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.engines.simulator.driver import simulate
+from interlock.execution.loading import JOURNAL_PAGE, fold_in_slices
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, fold
 from interlock.machine.program import Program, compile_program
@@ -93,6 +96,27 @@ def seconds(work: Callable[[], Any], repeat: int) -> float:
     return best
 
 
+async def longest_stall(program: Program, texts: Sequence[str]) -> float:
+    """Seconds of the processor for which nothing else on the event loop ran while a journal was decoded and folded."""
+    worst, last = 0.0, time.process_time()
+
+    async def others() -> None:
+        nonlocal worst, last
+        while True:
+            now = time.process_time()
+            worst, last = max(worst, now - last), now
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    await asyncio.sleep(0)
+    state = RunState()
+    for start in range(0, len(texts), JOURNAL_PAGE):
+        page = [json.loads(text) for text in texts[start : start + JOURNAL_PAGE]]
+        state = await fold_in_slices(program, page, state)
+    task.cancel()
+    return worst
+
+
 def decoded(texts: Sequence[str]) -> list[Any]:
     return [ev.event_from_json(json.loads(text)) for text in texts]
 
@@ -114,7 +138,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="journals up to 3,000 events only")
     parser.add_argument("--profile", action="store_true", help="where the time of the longest fold goes")
     given = parser.parse_args()
-    print(f"{'':26}{'events':>8}{'fold s':>9}{'µs/event':>10}{'live µs':>9}{'decode µs':>11}")
+    print(f"{'':26}{'events':>8}{'fold s':>9}{'µs/event':>10}{'live µs':>9}{'decode µs':>11}{'stall ms':>10}")
     costs: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for name, items, steps, fails in CASES:
         if given.quick and items > 1000:
@@ -126,9 +150,13 @@ def main() -> None:
         living = seconds(lambda p=program, j=journal: live(p, j), repeat)  # type: ignore[misc]
         texts = [json.dumps(ev.event_to_json(event)) for event in journal]
         decoding = seconds(lambda t=texts: decoded(t), 1)  # type: ignore[misc]
+        stall = 1e3 * loop.run(longest_stall(program, texts))  # as workers and servers run
         each = [1e6 * one / len(journal) for one in (folding, living, decoding)]
         costs[fails].append((each[0], each[1]))
-        print(f"{name:26}{len(journal):8}{folding:9.3f}{each[0]:10.1f}{each[1]:9.1f}{each[2]:11.1f}", flush=True)
+        print(
+            f"{name:26}{len(journal):8}{folding:9.3f}{each[0]:10.1f}{each[1]:9.1f}{each[2]:11.1f}{stall:10.1f}",
+            flush=True,
+        )
     for fails, what in ((False, "all succeed"), (True, "last fails")):
         folds, lives = zip(*costs[fails], strict=True)
         print(

@@ -18,7 +18,9 @@ STARTED = ev.RunStarted(1.0, 1, {}, 2)
 
 
 def test_a_run_of_a_newer_version_is_refused_by_name() -> None:
-    with pytest.raises(NeedsNewerRelease, match=r"needs a newer release: its machine version is 2, and this release knows 1 to 1"):
+    with pytest.raises(
+        NeedsNewerRelease, match=r"needs a newer release: its machine version is 2, and this release knows 1 to 1"
+    ):
         advance(Run("- {id: a, kind: wait, duration: 5}").program, RunState(), STARTED)
 
 

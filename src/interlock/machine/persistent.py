@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Final, Generic, Self, TypeVar, overload
+from typing import Final, Generic, TypeVar, overload
 
 V = TypeVar("V")
 D = TypeVar("D")
@@ -24,22 +24,26 @@ class _Mark(Enum):
 
 _ABSENT: Final = _Mark.ABSENT
 
-_Held = tuple[int, V]
-"""(position among the keys, value)."""
+_Undo = dict[str, tuple[int, V] | _Mark]
+"""What a version had where the next one has something else: (position among the keys, value)."""
 
 
 class PersistentMap(Mapping[str, V]):
     """Immutable; `edit` makes the next version of it. Equal to any mapping of the same items."""
 
-    __slots__ = ("_content", "_newer", "_next", "_undo")
+    __slots__ = ("_content", "_newer", "_next", "_places", "_undo")
 
-    _content: dict[str, _Held[V]] | None
+    # Positions stand apart from the values: a dict of numbers is nothing to the garbage collector, whose pauses grow with
+    # what it has to look at.
+    _content: dict[str, V] | None
+    _places: dict[str, int]
     _newer: PersistentMap[V] | None
-    _undo: dict[str, _Held[V] | _Mark]
+    _undo: _Undo[V]
     _next: int
 
     def __init__(self, items: Mapping[str, V] | None = None) -> None:
-        self._content = {key: (place, value) for place, (key, value) in enumerate((items or {}).items())}
+        self._content = dict(items or {})
+        self._places = {key: place for place, key in enumerate(self._content)}
         self._newer = None
         self._next = len(self._content)
 
@@ -52,79 +56,80 @@ class PersistentMap(Mapping[str, V]):
         return MapEdit(self)
 
     def _apply(self, changes: Mapping[str, V | _Mark]) -> PersistentMap[V]:
-        """The next version, which takes the dict over; this one keeps the way back."""
-        content, place = self._own(), self._next
-        undo: dict[str, _Held[V] | _Mark] = {}
+        """The next version, which takes the dicts over; this one keeps the way back."""
+        content, places, place = self._own(), self._places, self._next
+        undo: _Undo[V] = {}
         for key, value in changes.items():
-            held = content.get(key, _ABSENT)
-            undo[key] = held
+            before = places.get(key)
+            undo[key] = _ABSENT if before is None else (before, content[key])
             if value is _ABSENT:
-                content.pop(key, None)
-            elif held is _ABSENT:
-                content[key] = (place, value)
+                if before is not None:
+                    del content[key], places[key]
+                continue
+            content[key] = value
+            if before is None:
+                places[key] = place
                 place += 1
-            else:
-                content[key] = (held[0], value)
         newer: PersistentMap[V] = PersistentMap.__new__(PersistentMap)
-        newer._content, newer._newer, newer._next = content, None, place
-        self._content, self._newer, self._undo = None, newer, undo
+        newer._content, newer._places, newer._newer, newer._next = content, places, None, place
+        self._content, self._newer, self._undo, self._places = None, newer, undo, {}
         return newer
 
-    def _own(self) -> dict[str, _Held[V]]:
+    def _own(self) -> dict[str, V]:
         """The content as a dict; an older version makes its own from the newest one's and stands alone from then on."""
         if self._content is not None:
             return self._content
-        undone: list[dict[str, _Held[V] | _Mark]] = []
+        undone: list[_Undo[V]] = []
         one = self
         while one._content is None:
             undone.append(one._undo)
             assert one._newer is not None
             one = one._newer
-        content, back = dict(one._content), False  # noqa: SLF001  of the same class
+        content, places, back = dict(one._content), dict(one._places), False  # noqa: SLF001  of the same class
         for undo in reversed(undone):
             for key, held in undo.items():
                 if held is _ABSENT:
                     content.pop(key, None)
+                    places.pop(key, None)
                 else:
                     back = back or key not in content
-                    content[key] = held
+                    places[key], content[key] = held
         if back:  # what was removed since stands at the end now
-            content = dict(sorted(content.items(), key=lambda item: item[1][0]))
-        self._content, self._newer, self._undo = content, None, {}
+            content = {key: content[key] for key in sorted(content, key=places.__getitem__)}
+        self._content, self._places, self._newer, self._undo = content, places, None, {}
         return content
 
-    def _find(self, key: str) -> _Held[V] | _Mark:
+    def _find(self, key: str) -> V | _Mark:
         one = self
         while (content := one._content) is None:
             if (held := one._undo.get(key)) is not None:
-                return held
+                return held if held is _ABSENT else held[1]
             assert one._newer is not None
             one = one._newer
         return content.get(key, _ABSENT)
 
     def position(self, key: str) -> int:
         """A number that grows along the order of the keys. Raises KeyError."""
-        held = self._find(key)
-        if held is _ABSENT:
-            raise KeyError(key)
-        return held[0]
+        self._own()
+        return self._places[key]
 
-    def changed_until(self, later: Self) -> set[str]:
+    def changed_until(self, later: PersistentMap[V]) -> set[str]:
         """Keys whose value or presence may differ between this version and a later one."""
         changed: set[str] = set()
         one: PersistentMap[V] = self
         while one is not later:
             if one._newer is None:  # of another line
-                return {key for key in self._own().keys() | later._own().keys() if self._find(key) != later._find(key)}
+                keys = self._own().keys() | later._own().keys()
+                return {key for key in keys if self._find(key) != later._find(key)}
             changed.update(one._undo)
             one = one._newer
         return changed
 
     def __getitem__(self, key: str) -> V:
-        held = self._find(key)
-        if held is _ABSENT:
+        value = self._find(key)
+        if value is _ABSENT:
             raise KeyError(key)
-        return held[1]
+        return value
 
     @overload
     def get(self, key: str, default: None = None, /) -> V | None: ...
@@ -133,8 +138,8 @@ class PersistentMap(Mapping[str, V]):
     @overload
     def get(self, key: str, default: D, /) -> V | D: ...
     def get(self, key: str, default: D | None = None, /) -> V | D | None:
-        held = self._find(key)
-        return default if held is _ABSENT else held[1]
+        value = self._find(key)
+        return default if value is _ABSENT else value
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self._find(key) is not _ABSENT
@@ -152,7 +157,7 @@ class PersistentMap(Mapping[str, V]):
         return bool(self._own())
 
     def __repr__(self) -> str:
-        return repr({key: held[1] for key, held in self._own().items()})
+        return repr(self._own())
 
 
 def changed_keys(before: Mapping[str, V], after: Mapping[str, V]) -> set[str]:

@@ -242,7 +242,9 @@ class _Compiler:
                 self.scopes[path] = (self.add(step.steps, owner=path, body=True, space=body_of(path), home=home),)
             case SubworkflowStep():
                 child = self.subworkflows[path] = self.known[step.workflow]
-                self.scopes[path] = (self.add(child.steps, owner=path, body=True, space=body_of(path), home=body_of(path)),)
+                self.scopes[path] = (
+                    self.add(child.steps, owner=path, body=True, space=body_of(path), home=body_of(path)),
+                )
             case AgentStep():
                 self._agent(step, path, home)
 

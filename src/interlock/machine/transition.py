@@ -13,7 +13,17 @@ from dataclasses import replace
 
 from interlock.machine import events as ev
 from interlock.machine.events import Command, Failure, RunStatus, Spent
-from interlock.machine.names import body_of, call_of, enclosing, frame_of, is_numbered, path_of, space_of, turn_of, unnumbered
+from interlock.machine.names import (
+    body_of,
+    call_of,
+    enclosing,
+    frame_of,
+    is_numbered,
+    path_of,
+    space_of,
+    turn_of,
+    unnumbered,
+)
 from interlock.machine.persistent import PersistentMap
 from interlock.machine.program import FRAMED, Program
 from interlock.machine.state import (
