@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engines.conftest import Desk, OpenApp, Spawn
-from engines.harness import Observer, WorkerProcess, until, write
+from engines.harness import TERMINAL, Observer, until, write
 from interlock.base.errors import FailureKind
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
@@ -92,6 +92,7 @@ async def test_a_journal_of_a_newer_release_parks_no_run(desk: Desk, spawn: Spaw
 # -- long journals -------------------------------------------------------------------------------------------------
 
 
+LEASE = {"concurrency": 8, "lease_seconds": 3}  # half of it in one piece is taken for a stopped process
 BULK = """\
 name: bulk
 input: {type: object, properties: {text: {type: string}, items: {type: array, items: {type: string}}}}
@@ -128,8 +129,8 @@ def journal_of(program: Program, items: int, last: str | None) -> list[Any]:
     return simulate(program, reply, seed=7).events
 
 
-async def taken_up(worker: WorkerProcess, desk: Desk, seen: Observer, items: int, last: str | None) -> None:
-    """A run that stands before its signal after so many items, taken up by a worker with a lease of a second."""
+async def taken_up(spawn: Spawn, desk: Desk, seen: Observer, items: int, last: str | None) -> None:
+    """A run that stands before its signal after so many items, taken up by a worker with a short lease."""
     run = await desk.start("bulk", items=[])
     org, name, of_version = seen.rows("select org_id, workflow, version from runs where run_id = %s", run)[0]
     events = journal_of((await desk.app.versions.get(org, name, of_version)).program, items, last)
@@ -137,11 +138,11 @@ async def taken_up(worker: WorkerProcess, desk: Desk, seen: Observer, items: int
     rows = [(run, number, org, json.dumps(ev.event_to_json(one))) for number, one in enumerate(events, 1)]
     with seen.connection.transaction(), seen.connection.cursor() as cursor:
         cursor.executemany("insert into journal (run_id, seq, org_id, event) values (%s, %s, %s, %s)", rows)
-    await worker.ready()
+    worker = await spawn(worker=LEASE).ready()
     small = [await desk.start("only_think") for _ in range(3)]
     assert await seen.finished(*small) == ["succeeded"] * 3
     await desk.app.signals.signal(desk.admin, run, "go", {})
-    await until(lambda: seen.run(run)["status"] not in {"queued", "waiting", "running"}, lambda: f"{worker.log_file.read_text()[-3000:]}")
+    await until(lambda: seen.run(run)["status"] in TERMINAL, lambda: str(worker.log("run.abandoned")))
     assert seen.run(run)["status"] == ("partial" if last else "succeeded")
     assert len(seen.journal(run)) == len(events) + 1
     assert worker.log("run.abandoned") == []
@@ -154,7 +155,7 @@ def project(project: Path) -> Path:
 
 
 async def test_a_long_run_is_taken_up_again_under_a_short_lease(spawn: Spawn, desk: Desk, seen: Observer) -> None:
-    await taken_up(spawn(), desk, seen, 1000, "s3")
+    await taken_up(spawn, desk, seen, 1000, "s3")
 
 
 @pytest.mark.chaos
@@ -162,7 +163,7 @@ async def test_a_long_run_is_taken_up_again_under_a_short_lease(spawn: Spawn, de
 async def test_the_longest_run_is_taken_up_again(
     spawn: Spawn, desk: Desk, seen: Observer, items: int, last: str | None
 ) -> None:
-    await taken_up(spawn(), desk, seen, items, last)
+    await taken_up(spawn, desk, seen, items, last)
 
 
 async def test_others_get_the_event_loop_while_a_journal_is_folded(desk: Desk) -> None:

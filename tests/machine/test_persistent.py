@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from typing import Any
 
 import pytest
@@ -42,13 +43,13 @@ def test_every_version_stays_what_it_was(steps: list[tuple[int, Any]], reads: li
             assert made.get(key) == plain.get(key)
         assert made == plain
         assert sorted(made, key=made.position) == list(made)
-    for (before, old), (after, new) in zip(versions, versions[1:], strict=False):
+    for (before, old), (after, new) in itertools.pairwise(versions):
         differ = {key for key in "abcdef" if old.get(key) != new.get(key) or (key in old) != (key in new)}
         assert changed_keys(before, after) >= differ
 
 
 def test_keys_keep_their_order_in_an_older_version() -> None:
-    first = PersistentMap({key: 0 for key in "abcde"})
+    first = PersistentMap(dict.fromkeys("abcde", 0))
     edit = first.edit()
     for key in "bd":
         edit.pop(key)
