@@ -63,10 +63,10 @@ def journal_of(program: Program, items: int, last: str | None) -> list[Any]:
         if not isinstance(command, ev.Perform):
             return None
         if command.step == "each":
-            return ev.StepSucceeded("each", command.attempt, now, _VALUE, {"count": items})
+            return ev.StepSucceeded("each", command.attempt, now, now, _VALUE, {"count": items})
         if last is not None and command.step.endswith(f"/{last}"):
-            return ev.StepFailed(command.step, command.attempt, now, failure)
-        return ev.StepSucceeded(command.step, command.attempt, now, _VALUE)
+            return ev.StepFailed(command.step, command.attempt, now, now, failure)
+        return ev.StepSucceeded(command.step, command.attempt, now, now, _VALUE)
 
     return simulate(program, answer, seed=7).events
 
@@ -112,7 +112,7 @@ async def longest_stall(program: Program, texts: Sequence[str]) -> float:
     state = RunState()
     for start in range(0, len(texts), JOURNAL_PAGE):
         page = [json.loads(text) for text in texts[start : start + JOURNAL_PAGE]]
-        state = await fold_in_slices(program, page, state)
+        state = await fold_in_slices(program, map(ev.event_from_json, page), state)
     task.cancel()
     return worst
 

@@ -121,10 +121,10 @@ def journal_of(program: Program, items: int, last: str | None) -> list[Any]:
         if not isinstance(command, ev.Perform):
             return None
         if command.step == "each":
-            return ev.StepSucceeded("each", command.attempt, now, value, {"count": items})
+            return ev.StepSucceeded("each", command.attempt, now, now, value, {"count": items})
         if last is not None and id_of(command.step) == last:
-            return ev.StepFailed(command.step, command.attempt, now, failure)
-        return ev.StepSucceeded(command.step, command.attempt, now, value)
+            return ev.StepFailed(command.step, command.attempt, now, now, failure)
+        return ev.StepSucceeded(command.step, command.attempt, now, now, value)
 
     return simulate(program, reply, seed=7).events
 
@@ -178,7 +178,7 @@ async def test_others_get_the_event_loop_while_a_journal_is_folded(desk: Desk) -
             await asyncio.sleep(0)
 
     task = asyncio.create_task(others())
-    state = await fold_in_slices(definition.program, [ev.event_to_json(one) for one in events], RunState())
+    state = await fold_in_slices(definition.program, events, RunState())
     task.cancel()
     assert state == fold(definition.program, events)
     assert turns >= len(events) // 100

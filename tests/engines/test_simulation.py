@@ -189,8 +189,8 @@ def _signals_are_heard_and_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 class _InPlace(MapEdit[StepState]):
     def __setitem__(self, key: str, value: StepState) -> None:
-        content = self._base._own()
-        content[key] = (content[key][0] if key in content else len(content), value)
+        self._base._own()[key] = value
+        self._base._places.setdefault(key, len(self._base._places))
 
     def done(self) -> PersistentMap[StepState]:
         return self._base

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypedDict
 
 
 class Trust(IntEnum):
@@ -24,6 +25,16 @@ class Sensitivity(IntEnum):
     INTERNAL = 1
     PII = 2
     SECRET = 3
+
+
+class LabelsJson(TypedDict):
+    """`Labels` as JSON."""
+
+    trust: str
+    sensitivity: str
+    subjects: list[str]
+    origins: list[str]
+    as_of: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ class Labels:
             as_of=min(ages) if ages else None,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> LabelsJson:
         return {
             "trust": self.trust.name.lower(),
             "sensitivity": self.sensitivity.name.lower(),
@@ -65,7 +76,7 @@ class Labels:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Labels:
+    def from_json(cls, data: Mapping[str, Any]) -> Labels:
         subjects, origins = tuple(data["subjects"]), tuple(data["origins"])
         return _labels(data["trust"], data["sensitivity"], subjects, origins, data["as_of"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,17 @@ def short(path: Path) -> str:
     return str(path)
 
 
-def usd(amount: float) -> str:
-    """Money; what costs nothing is shown as nothing."""
-    return f"{amount:.4f}" if amount else "0"
+def usd(cost: Mapping[str, Any]) -> str:
+    """What a run or a step cost, in USD; calls at a price that is not known are counted beside the sum of the others.
+
+    Args:
+        cost: has `usd`, `usd_priced` and `unpriced_calls`, as the API gives them.
+    """
+    unpriced = cost["unpriced_calls"]
+    if not unpriced:
+        return str(cost["usd"])
+    calls = "1 unpriced call" if unpriced == 1 else f"{unpriced} unpriced calls"
+    return calls if cost["usd_priced"] == "0" else f"{cost['usd_priced']} + {calls}"
 
 
 def print_json(value: Any) -> None:

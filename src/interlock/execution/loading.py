@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from itertools import islice
 from typing import Any
 
 from interlock.base.errors import Erased
@@ -14,7 +15,7 @@ from interlock.definitions.versions import Version, Versions
 from interlock.execution.engine import Services
 from interlock.execution.steps import Run, StepExecution
 from interlock.identity.principal import Principal
-from interlock.machine.events import event_from_json
+from interlock.machine.events import Event, event_from_json
 from interlock.machine.machine import fold
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
@@ -51,7 +52,7 @@ def run_of(row: Row, version: Version, artifacts: Artifacts, *, fence: int) -> R
         version=version,
         trace=TraceIds(row["trace_id"], row["span_id"]),
         input=Ref.from_json(row["input"]),
-        ledger=RunLedger(tokens=budget.tokens, usd=budget.usd),
+        ledger=RunLedger(tokens=budget.tokens, cost=budget.usd),
         artifacts=artifacts,
         fence=fence,
     )
@@ -71,20 +72,20 @@ async def folded(database: Database, versions: Versions, row: Row) -> tuple[Vers
     version = await versions.get(row["org_id"], row["workflow"], row["version"])
     state = RunState()
     async for page in journal_after(database, row["run_id"], row["org_id"], 0):
-        state = await fold_in_slices(version.program, page, state)
+        state = await fold_in_slices(version.program, map(event_from_json, page), state)
     return version, state
 
 
 async def replayed(database: Database, program: Program, row: Row) -> tuple[RunState, int]:
     """The state of a run and how many events led to it; `row` is `load_run`'s."""
     state, seq = RunState(), 0
-    async for page in journal_of(database, row):
-        state = await fold_in_slices(program, page, state)
+    async for page in pages_of(database, row):
+        state = await fold_in_slices(program, map(event_from_json, page), state)
         seq += len(page)
     return state, seq
 
 
-async def journal_of(database: Database, row: Row) -> AsyncIterator[Page]:
+async def pages_of(database: Database, row: Row) -> AsyncIterator[Page]:
     """The whole journal of a run; `row` is `load_run`'s and brings the first page along."""
     first: Page = row["journal"]
     yield first
@@ -103,12 +104,22 @@ async def journal_after(database: Database, run_id: str, org_id: str, seq: int) 
         seq = rows[-1]["seq"]
 
 
-async def fold_in_slices(program: Program, events: Page, state: RunState) -> RunState:
+async def fold_in_slices(program: Program, events: Iterable[Event], state: RunState) -> RunState:
     """The state after some events more. Others get the event loop in between: leases are renewed, requests answered."""
-    for start in range(0, len(events), _SLICE):
-        state = fold(program, map(event_from_json, events[start : start + _SLICE]), state)
+    rest = iter(events)
+    while part := list(islice(rest, _SLICE)):
+        state = fold(program, part, state)
         await asyncio.sleep(0)
     return state
+
+
+async def journal_of(database: Database, row: Row) -> list[Event]:
+    """The events of the run of a row of `runs`, in order."""
+    return [
+        event_from_json(event)
+        async for page in journal_after(database, row["run_id"], row["org_id"], 0)
+        for event in page
+    ]
 
 
 def seed_of(run_id: str) -> int:

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from interlock.base.errors import FailureKind, ProviderError
-from interlock.gateway.provider import Usage
+from interlock.base.usage import Usage
 
 MESSAGE_LIMIT = 300
 """Characters of a provider's own words that reach a message: enough for any real one, too few to leak a prompt."""
@@ -23,6 +23,8 @@ _LONGEST_PAUSE = 24 * 3600.0  # seconds; a longer Retry-After is taken for an er
 # Providers echo a wrong key back ("Incorrect API key provided: sk-…"), sometimes half masked, so an exact
 # match alone would let the visible half through.
 _KEY_SHAPES = re.compile(r"(?i)\b(?:sk|pk|key|gsk|xai)-[\w*.-]{6,}|\bbearer\s+[^\s\"']+")
+# No call has more; a sum of what a broken server reports must still fit into the database's integers.
+_MOST_TOKENS = 10**9
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -30,8 +32,7 @@ class BilledError(ProviderError):
     """The provider answered and charges for it, but the answer is of no use (refused, or invalid to the end).
 
     Attributes:
-        usage: everything spent, to be settled like a success.
-        attempts: calls made.
+        usage: of all calls made, to be settled like a success.
     """
 
     def __init__(
@@ -40,13 +41,11 @@ class BilledError(ProviderError):
         *,
         kind: FailureKind,
         usage: Usage,
-        attempts: int = 1,
         retry_after: float | None = None,
         detail: str | None = None,
     ) -> None:
         super().__init__(message, kind=kind, retry_after=retry_after, detail=detail)
         self.usage = usage
-        self.attempts = attempts
 
 
 def kind_of(status: int) -> FailureKind:
@@ -156,4 +155,4 @@ def not_the_protocol(name: str, what: str) -> NotTheProtocol:
 
 def count(value: Any) -> int | None:
     """A token count as a provider may send it, or None for anything that is not one."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS else None

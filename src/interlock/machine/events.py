@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Literal, cast, get_args, get_type_hints
 
 from pydantic import Field, TypeAdapter
 
 from interlock.base.errors import FailureKind
+from interlock.base.json import Json
 from interlock.base.refs import Ref
+from interlock.base.usage import Usage
 from interlock.machine.version import NeedsNewerRelease
 from interlock.workflows.facts import Facts
 
@@ -60,15 +63,6 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What an attempt cost: tokens of model calls and USD."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    usd: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class RunStarted:
     """First event of every run. `seed` feeds the jitter; `facts` are the input's; `machine` is the version it is driven by."""
 
@@ -81,25 +75,39 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class StepSucceeded:
-    """`calls`: for an agent's turn, the tools it wants called, in its order; none means that this is its answer."""
+    """An attempt at a step gave a result.
+
+    Attributes:
+        began: when the kernel began with the attempt; like `at`, seconds since the epoch by the database's clock. Here and in
+            the other outcomes the machine decides nothing by it.
+        usage: of a model step; None of other steps.
+        calls: for an agent's turn, the tools it wants called, in its order; none means that this is its answer.
+        request: the rendered request of a model call; None if no model was asked.
+    """
 
     step: str
     attempt: int
+    began: float
     at: float
     output: Ref
     facts: Facts = field(default_factory=dict)
-    spent: Spent = field(default_factory=Spent)
+    usage: Usage | None = None
     calls: tuple[str, ...] = ()
+    request: Ref | None = None
     type: Literal["step_succeeded"] = "step_succeeded"
 
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
+    """An attempt at a step failed; fields as in `StepSucceeded`."""
+
     step: str
     attempt: int
+    began: float
     at: float
     failure: Failure
-    spent: Spent = field(default_factory=Spent)
+    usage: Usage | None = None
+    request: Ref | None = None
     type: Literal["step_failed"] = "step_failed"
 
 
@@ -113,6 +121,7 @@ class StepDeferred:
 
     step: str
     attempt: int
+    began: float
     at: float
     delay: float
     ambiguous: bool = False
@@ -142,6 +151,7 @@ class TimerFired:
 class CompensationSucceeded:
     step: str
     attempt: int
+    began: float
     at: float
     type: Literal["compensation_succeeded"] = "compensation_succeeded"
 
@@ -150,6 +160,7 @@ class CompensationSucceeded:
 class CompensationFailed:
     step: str
     attempt: int
+    began: float
     at: float
     failure: Failure
     type: Literal["compensation_failed"] = "compensation_failed"
@@ -291,29 +302,25 @@ class Finish:
 
 Command = Perform | Compensate | StartTimer | OpenReview | CloseReview | OpenDeadLetter | CloseDeadLetter | Finish
 
-_EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
+_EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 _KINDS = frozenset(get_args(get_type_hints(one)["type"])[0] for one in get_args(get_args(Event)[0]))
+_REFS = ("output", "payload", "input", "request")
 
 
-_REFS = ("output", "payload", "input")
-
-
-def event_to_json(event: Any) -> dict[str, Any]:
+def event_to_json(event: Event) -> dict[str, Json]:
     """JSON of an event, as the journal keeps it."""
-    data: dict[str, Any] = {name: getattr(event, name) for name in event.__slots__}
-    for name, value in data.items():
-        if isinstance(value, Ref):
-            data[name] = value.to_json()
-        elif isinstance(value, Failure | Spent):
-            data[name] = {key: getattr(value, key) for key in value.__slots__}
-        elif isinstance(value, tuple):
-            data[name] = list(value)
-    if isinstance(failure := getattr(event, "failure", None), Failure) and failure.error_detail is not None:
-        data["failure"]["error_detail"] = failure.error_detail.to_json()
-    return data
+    return {name: _to_json(getattr(event, name)) for name in event.__slots__}
 
 
-def event_from_json(data: dict[str, Any]) -> Any:
+def _to_json(value: object) -> Json:
+    if isinstance(value, Ref | Usage):
+        return cast("Json", value.to_json())
+    if isinstance(value, Failure):
+        return {name: _to_json(getattr(value, name)) for name in value.__slots__}
+    return list(value) if isinstance(value, tuple) else cast("Json", value)
+
+
+def event_from_json(data: Mapping[str, Json]) -> Event:
     """The event of a journal entry.
 
     Raises:
@@ -322,12 +329,14 @@ def event_from_json(data: dict[str, Any]) -> Any:
     """
     kind = data.get("type")
     if isinstance(kind, str) and kind not in _KINDS:
-        raise NeedsNewerRelease(
-            f'this run needs a newer release: its journal has an event "{kind[:60]}", unknown to this one'
-        )
-    refs = {name: Ref.from_json(data[name]) for name in _REFS if data.get(name) is not None}
-    if refs:
-        data = {**data, **refs}
-    if (data.get("failure") or {}).get("error_detail"):
-        data = {**data, "failure": {**data["failure"], "error_detail": Ref.from_json(data["failure"]["error_detail"])}}
-    return _EVENTS.validate_python(data)
+        message = f'this run needs a newer release: its journal has an event "{kind[:60]}", unknown to this one'
+        raise NeedsNewerRelease(message)
+    fields: dict[str, object] = dict(data)
+    for name in _REFS:
+        if isinstance(ref := data.get(name), Mapping):
+            fields[name] = Ref.from_json(ref)
+    if isinstance(failure := data.get("failure"), Mapping) and isinstance(
+        detail := failure.get("error_detail"), Mapping
+    ):
+        fields["failure"] = {**failure, "error_detail": Ref.from_json(detail)}
+    return _EVENTS.validate_python(fields)

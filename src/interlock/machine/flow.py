@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from interlock.base.errors import FailureKind, InvalidSpec
 from interlock.machine import events as ev
@@ -355,7 +354,7 @@ def _moment(transition: Transition, name: str, until: str) -> float | None:
         if reference.root == "input"
         else transition.program.ids.get((home, str(reference.step)), str(reference.step))
     )
-    value: Any = dig(_facts(transition, path, name), reference.path)
+    value: object = dig(_facts(transition, path, name), reference.path)
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LAST_MOMENT:
         return None
     return float(value)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Never, cast
 
 from interlock.base.errors import FailureKind
 from interlock.machine import events as ev
-from interlock.machine.events import Command, Failure, RunStatus
+from interlock.machine.events import Command, Event, Failure, RunStatus
 from interlock.machine.failures import (
     REJECTED,
     attempt_failed,
@@ -40,13 +40,13 @@ MAX_SIGNALS = 1000
 """Signals a run takes in its life, and so how many it may keep: what a caller can make it hold is bounded."""
 
 
-def advance(program: Program, state: RunState, event: Any) -> tuple[RunState, list[Command]]:
+def advance(program: Program, state: RunState, event: Event) -> tuple[RunState, list[Command]]:
     """The state after `event`, and what the driver must do because of it."""
     handle = _HANDLERS.get(type(event))
     if handle is None or (state.over and not _is_second_chance(state, event)):
         return state, []
     transition = Transition(program, state, event.at)
-    if not handle(transition, event):
+    if not handle(transition, cast("Never", event)):  # the table gives the handler of its type
         return state, []
     while True:
         while transition.todo:
@@ -63,7 +63,7 @@ def advance(program: Program, state: RunState, event: Any) -> tuple[RunState, li
             return transition.finish()
 
 
-def fold(program: Program, journal: Iterable[Any], state: RunState | None = None) -> RunState:
+def fold(program: Program, journal: Iterable[Event], state: RunState | None = None) -> RunState:
     """The state after a journal: its events in order, upon `state` or from the beginning."""
     folded = state if state is not None else RunState()
     for event in journal:
@@ -86,7 +86,7 @@ def pending(state: RunState) -> list[Command]:
     return commands
 
 
-def _is_second_chance(state: RunState, event: Any) -> bool:
+def _is_second_chance(state: RunState, event: Event) -> bool:
     return state.status is RunStatus.DEAD and isinstance(event, ev.DeadLetterRequeued | ev.DeadLetterDiscarded)
 
 
@@ -110,7 +110,7 @@ def _step_succeeded(transition: Transition, event: ev.StepSucceeded) -> bool:
     step = transition.current(name, StepStatus.RUNNING, event.attempt)
     if step is None:
         return False
-    transition.spend(event.spent)
+    transition.use(event.usage)
     node = transition.program.node(name)
     is_turn = node.agent is not None and step.tool is None
     step = replace(
@@ -137,7 +137,7 @@ def _step_failed(transition: Transition, event: ev.StepFailed) -> bool:
     step = transition.current(event.step, StepStatus.RUNNING, event.attempt)
     if step is None:
         return False
-    transition.spend(event.spent)
+    transition.use(event.usage)
     attempt_failed(transition, event.step, step, event.failure)
     return True
 
@@ -358,7 +358,7 @@ def _limit_passed(transition: Transition, name: str, step: StepState) -> None:
             pass
 
 
-_HANDLERS: dict[type, Callable[[Transition, Any], bool]] = {
+_HANDLERS: dict[type[Event], Callable[[Transition, Never], bool]] = {
     ev.RunStarted: _run_started,
     ev.StepSucceeded: _step_succeeded,
     ev.StepFailed: _step_failed,

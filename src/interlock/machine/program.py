@@ -8,9 +8,9 @@ their steps are named like their siblings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 from interlock.machine.names import (
     CALL,
@@ -88,11 +88,17 @@ class Node:
     variants: tuple[Step, ...] = ()
 
 
+class CompiledCondition(Protocol):
+    """What the CEL library compiles a condition to; `facts.holds` evaluates it."""
+
+    def variables(self) -> Iterable[str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """Compiled CEL and the steps whose facts it reads: variable → path, `input` → None."""
 
-    program: Any
+    program: CompiledCondition
     reads: tuple[tuple[str, str | None], ...]
 
 

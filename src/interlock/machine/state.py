@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import cast
 
 from pydantic import TypeAdapter
 
+from interlock.base.json import Json
 from interlock.base.refs import Ref
-from interlock.machine.events import TERMINAL, Failure, RunStatus, Spent
+from interlock.base.usage import Usage
+from interlock.machine.events import TERMINAL, Failure, RunStatus
 from interlock.machine.names import TimerKey
 from interlock.machine.persistent import PersistentMap
 from interlock.machine.version import require_known
@@ -145,10 +147,6 @@ class Failing:
     left: int = 0
 
 
-def _empty() -> Any:
-    return PersistentMap[Any]()
-
-
 @dataclass(frozen=True, slots=True)
 class RunState:
     """A run. A value: `advance` makes another one, whose mappings share what did not change.
@@ -162,6 +160,7 @@ class RunState:
         done: steps that succeeded, containers aside; `approvals`: reviews that were approved.
         ending: set when the run can no longer succeed; then nothing new starts.
         failing: containers that failed and are not finished yet.
+        usage: of all calls together, without provider and model.
         degraded: why the run will end as partial although it goes on.
         paused: nothing new is performed.
         signals: name → signals nobody has waited for yet; `heard`: ids of all signals taken.
@@ -171,18 +170,18 @@ class RunState:
     machine: int = 1
     seed: int = 0
     input_facts: Facts = field(default_factory=dict)
-    steps: Mapping[str, StepState] = field(default_factory=_empty)
-    live: Mapping[str, bool] = field(default_factory=_empty)
-    completed: Mapping[str, bool] = field(default_factory=_empty)
-    timers: Mapping[str, float] = field(default_factory=_empty)
+    steps: Mapping[str, StepState] = field(default_factory=PersistentMap[StepState])
+    live: Mapping[str, bool] = field(default_factory=PersistentMap[bool])
+    completed: Mapping[str, bool] = field(default_factory=PersistentMap[bool])
+    timers: Mapping[str, float] = field(default_factory=PersistentMap[float])
     working: int = 0
     busy: int = 0
     done: int = 0
     approvals: int = 0
     retries: int = 0
-    spent: Spent = field(default_factory=Spent)
+    usage: Usage = field(default_factory=Usage)
     ending: Ending | None = None
-    failing: Mapping[str, Failing] = field(default_factory=_empty)
+    failing: Mapping[str, Failing] = field(default_factory=PersistentMap[Failing])
     degraded: str | None = None
     paused: bool = False
     signals: Mapping[str, tuple[Kept, ...]] = field(default_factory=dict)
@@ -202,7 +201,7 @@ class RunState:
 _STATE: TypeAdapter[RunState] = TypeAdapter(RunState)
 
 
-def state_to_json(state: RunState) -> Any:
+def state_to_json(state: RunState) -> Json:
     """The state as JSON, for an engine that forwards it whole; the journal is what is kept."""
     plain = replace(
         state,
@@ -212,10 +211,10 @@ def state_to_json(state: RunState) -> Any:
         timers=dict(state.timers),
         failing=dict(state.failing),
     )
-    return _STATE.dump_python(plain, mode="json")
+    return cast("Json", _STATE.dump_python(plain, mode="json"))
 
 
-def state_from_json(data: Any) -> RunState:
+def state_from_json(data: Json) -> RunState:
     """The state that `state_to_json` gave.
 
     Raises:

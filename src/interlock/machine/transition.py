@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from interlock.base.usage import Usage
 from interlock.machine import events as ev
-from interlock.machine.events import Command, Failure, RunStatus, Spent
+from interlock.machine.events import Command, Failure, RunStatus
 from interlock.machine.names import (
     body_of,
     call_of,
@@ -60,7 +61,7 @@ class Transition:
         self.working, self.busy = state.working, state.busy
         self.done, self.approvals = state.done, state.approvals
         self.retries = state.retries
-        self.spent = state.spent
+        self.usage = state.usage
         self.ending: Ending | None = state.ending
         self.failing = PersistentMap.of(state.failing).edit()
         self.degraded = state.degraded
@@ -184,12 +185,10 @@ class Transition:
         if self.timers:
             self.timers.pop(limit_key(name, self.steps[name]))
 
-    def spend(self, spent: Spent) -> None:
-        self.spent = Spent(
-            self.spent.input_tokens + spent.input_tokens,
-            self.spent.output_tokens + spent.output_tokens,
-            self.spent.usd + spent.usd,
-        )
+    def use(self, usage: Usage | None) -> None:
+        """Adds what an attempt used to the run's total."""
+        if usage is not None:
+            self.usage = (self.usage + usage).anonymous()
 
     # -- the end of the turn -----------------------------------------------------------------------------------
 
@@ -215,7 +214,7 @@ class Transition:
             done=self.done,
             approvals=self.approvals,
             retries=self.retries,
-            spent=self.spent,
+            usage=self.usage,
             ending=self.ending,
             failing=self.failing.done(),
             degraded=self.degraded,

@@ -85,7 +85,7 @@ class Simulated:
         attempt = self._under_way.pop(key)
         wanted = entry.options.get("attempt", attempt)
         assert attempt == wanted, f"{entry}: attempt {attempt} is under way, not {wanted}"
-        return outcome_event(entry, attempt, self.now, _ref())
+        return outcome_event(entry, attempt, self.now, self.now, _ref())
 
     def _telling(self, entry: Entry) -> Any:
         if entry.verb == "again":
