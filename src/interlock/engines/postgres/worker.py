@@ -83,7 +83,15 @@ class PostgresEngine:
                         await self._wake.wait()
 
     async def _claim(self, free: int) -> int:
-        rows = await self._services.database.rows("claim_runs", self.worker_id, self._lease, free, ENGINE, *_machines())
+        rows = await self._services.database.rows(
+            "claim_runs",
+            self.worker_id,
+            self._lease,
+            free,
+            ENGINE,
+            machine_version.OLDEST_MACHINE,
+            machine_version.MACHINE_VERSION,
+        )
         if self._stopping:
             return 0  # claimed while the drain began; the drain gives them back
         self._making_room = False
@@ -180,7 +188,12 @@ class PostgresEngine:
     async def _take_exclusive_slot(self) -> None:
         """Hands over all it drives if a run waits to be driven alone and no idle worker took it: somebody must be idle."""
         row = await self._services.database.row(
-            "take_exclusive_slot", self.worker_id, self._lease, ENGINE, *_machines()
+            "take_exclusive_slot",
+            self.worker_id,
+            self._lease,
+            ENGINE,
+            machine_version.OLDEST_MACHINE,
+            machine_version.MACHINE_VERSION,
         )
         if row is not None and row["chosen"]:
             self._making_room = True
@@ -209,11 +222,6 @@ class PostgresEngine:
             mine[0].wake()
         else:
             self._wake.set()
-
-
-def _machines() -> tuple[int, int]:
-    """The oldest and the newest machine version that this release can drive."""
-    return machine_version.OLDEST_MACHINE, machine_version.MACHINE_VERSION
 
 
 def _complain(error: Exception) -> None:
