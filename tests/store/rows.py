@@ -50,6 +50,7 @@ def new_run(org_id: str, run_id: str | None = None) -> NewRun:
         span_id="0" * 16,
         engine="postgres",
         priority=0,
+        machine=1,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from interlock.cli.console import out, status, usd, visible
-from interlock.machine.program import path_of
+from interlock.machine.names import is_numbered, path_of
 
 MAX_LINES = 40
 _DONE = {"succeeded", "open", "undone"}
@@ -51,7 +51,7 @@ def _groups(steps: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for step in steps:
         name = step["id"]
-        item = "#" in name[name.rfind("/") + 1 :]
+        item = is_numbered(name)
         groups.setdefault(path_of(name) + ("#" if item else ""), []).append(step)
     return groups
 

@@ -9,11 +9,11 @@ from interlock.base.errors import Conflict, Erased, NotFound
 from interlock.base.refs import Ref
 from interlock.base.usage import cost_json
 from interlock.definitions.versions import Versions
-from interlock.execution.loading import folded, journal_of
+from interlock.execution.loading import fold_in_slices, folded, journal_of
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.machine.events import TERMINAL, Failure, RunStatus
-from interlock.machine.machine import fold
+from interlock.machine.state import RunState
 from interlock.services.ingest import vault_of
 from interlock.services.timeline import step_times, timed_spans
 from interlock.services.waiting import waits_for, way_of
@@ -64,7 +64,7 @@ class Runs:
         row = await self._row(principal, run_id)
         version = await self._versions.get(row["org_id"], row["workflow"], row["version"])
         program, journal = version.program, await journal_of(self._database, row)
-        state, times = fold(program, journal), step_times(journal)
+        state, times = await fold_in_slices(program, journal, RunState()), step_times(journal)
         steps = [
             {
                 **(times[name].to_json() if name in times else _NOT_TIMED),
@@ -124,7 +124,7 @@ class Runs:
     async def events(self, principal: Principal, run_id: str, after: int = 0) -> list[dict[str, Any]]:
         """Journal entries after a sequence number."""
         await self._row(principal, run_id)
-        rows = await self._database.rows("get_journal", run_id, after, org=principal.org_id)
+        rows = await self._database.rows("get_journal", run_id, after, None, org=principal.org_id)
         return [{"seq": row["seq"], **row["event"]} for row in rows]
 
     async def trace(self, principal: Principal, run_id: str) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from interlock.definitions.versions import Version, Versions
 from interlock.guard.gate import Stage, inspect, secret
 from interlock.guard.pii import Redactor
 from interlock.identity.principal import Principal
+from interlock.machine import version as machine_version
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
@@ -192,6 +193,7 @@ class Submission:
             span_id=trace.span_id,
             engine=self._engine,
             priority=taken.priority,
+            machine=machine_version.MACHINE_VERSION,
         )
         return run_id, Commit(org_id, new_runs=[row], audit=[entry])
 

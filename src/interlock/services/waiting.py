@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from interlock.machine.names import TimerKey
 from interlock.machine.program import Program
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.workflows.spec import ModelStep, ToolStep, WaitStep
@@ -24,7 +25,8 @@ def waits_for(
         reviews: step → id of its open review; `dead_letters` likewise, with '' for the run itself.
     """
     found: list[dict[str, Any]] = [{"for": "paused"}] if state.paused else []
-    for name, step in state.steps.items():
+    for name in state.live:
+        step = state.steps[name]
         one = _wait_of(program, state, name, step)
         if one is None:
             continue
@@ -47,16 +49,19 @@ def _wait_of(program: Program, state: RunState, name: str, step: StepState) -> d
         case StepStatus.CONFIRMING:
             return {"for": "confirm"}
         case StepStatus.WAITING:
-            spec, until = program.node(name).step, state.timers.get(f"wait:{name}")
+            spec, until = program.node(name).step, state.timers.get(str(TimerKey.wait(name)))
             if isinstance(spec, WaitStep) and spec.signal is not None:
                 return {"for": "signal", "name": spec.signal, "until": until}
             return {"for": "timer", "until": until}
         case StepStatus.RETRYING:
-            later = (f"retry:{name}:{step.attempt}", f"defer:{name}:{step.attempt}:{step.deferrals}")
-            due = [state.timers[key] for key in later if key in state.timers]
+            later = (TimerKey.retry(name, step.attempt), TimerKey.defer(name, step.attempt, step.deferrals))
+            due = [state.timers[str(key)] for key in later if str(key) in state.timers]
             return {"for": "retry", "until": min(due, default=None)}
         case StepStatus.COMPENSATION_RETRYING:
-            return {"for": "retry", "until": state.timers.get(f"compensate:{name}:{step.compensation_attempt}")}
+            return {
+                "for": "retry",
+                "until": state.timers.get(str(TimerKey.compensate(name, step.compensation_attempt))),
+            }
         case _:
             return None
 

@@ -124,6 +124,7 @@ class NewRun:
         principal: in whose name it runs, as JSON of a `Principal`.
         flags: findings about the input.
         priority: -100 to 100.
+        machine: version of the machine that drives it; workers that do not know it leave it alone.
     """
 
     run_id: str
@@ -139,6 +140,7 @@ class NewRun:
     span_id: str
     engine: EngineName
     priority: int
+    machine: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

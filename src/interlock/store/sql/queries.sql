@@ -115,10 +115,11 @@ select definition from workflow_versions where org_id = $1 and name = $2 and ver
 -- A run's row.
 select * from runs where run_id = $1
 
--- name: load_run(run_id text)
--- All that a driver needs of a run: its row, journal, signals and batched calls.
+-- name: load_run(run_id text, page bigint)
+-- All that a driver needs of a run: its row, the first page of its journal, signals and batched calls.
 select runs.*,
-    (select coalesce(jsonb_agg(event order by seq), '[]') from journal where journal.run_id = runs.run_id) as journal,
+    (select coalesce(jsonb_agg(event order by seq), '[]') from (select seq, event from journal
+        where journal.run_id = runs.run_id order by seq limit $2) first_page) as journal,
     (select coalesce(jsonb_agg(jsonb_build_object('id', signal_id, 'event', event) order by signal_id), '[]')
         from signals where signals.run_id = runs.run_id) as signals,
     (select coalesce(jsonb_agg(jsonb_build_object('step', step, 'attempt', attempt, 'tokens', tokens, 'nano_usd', nano_usd)), '[]')
@@ -134,9 +135,9 @@ select * from runs where org_id = $1 and workflow = $2 and idempotency_key = $3
 select * from runs where ($1::text is null or status = $1) and ($2::text is null or workflow = $2)
     and ($3::text is null or run_id < $3) order by run_id desc limit $4
 
--- name: get_journal(run_id text, after integer)
--- A run's events after a number.
-select seq, event from journal where run_id = $1 and seq > $2 order by seq
+-- name: get_journal(run_id text, after integer, most bigint?)
+-- A run's events after a number, all or the first few.
+select seq, event from journal where run_id = $1 and seq > $2 order by seq limit $3
 
 -- name: get_signals(run_id text)
 -- The signals of a run that are not on record yet.
@@ -239,18 +240,18 @@ insert into spans (trace_id, span_id, org_id, parent_id, name, start_ns, end_ns,
 -- The spans of a trace.
 select span_id, parent_id, name, start_ns, end_ns, ok, attributes from spans where trace_id = $1 order by start_ns, span_id
 
--- name: claim_runs(worker_id text, lease_seconds double precision, wanted integer, engine text)
--- Leases runs to a worker, fairly and within the quotas.
-select run_id, org_id, fence, crash_streak from claim_runs($1, $2, $3, $4)
+-- name: claim_runs(worker_id text, lease_seconds double precision, wanted integer, engine text, oldest integer, newest integer)
+-- Leases runs of the machine versions that the worker knows to it, fairly and within the quotas.
+select run_id, org_id, fence, crash_streak from claim_runs($1, $2, $3, $4, $5, $6)
 
--- name: take_exclusive_slot(worker_id text, lease_seconds double precision, engine text)
--- Whether this busy worker is to make room for a poison run.
-select take_exclusive_slot($1, $2, $3) as chosen
+-- name: take_exclusive_slot(worker_id text, lease_seconds double precision, engine text, oldest integer, newest integer)
+-- Whether this busy worker is to make room for a poison run that it can drive.
+select take_exclusive_slot($1, $2, $3, $4, $5) as chosen
 
--- name: claim_kept(worker_id text, lease_seconds double precision, wanted integer, engine text)
+-- name: claim_kept(worker_id text, lease_seconds double precision, wanted integer, engine text, oldest integer, newest integer)
 -- Leases runs that their engine keeps: those with signals (`works`), then others.
-select run_id, org_id, fence, true as works from claim_signalled($1, $2, $3, $4)
-    union all select run_id, org_id, fence, false from claim_runs($1, $2, $3, $4)
+select run_id, org_id, fence, true as works from claim_signalled($1, $2, $3, $4, $5, $6)
+    union all select run_id, org_id, fence, false from claim_runs($1, $2, $3, $4, $5, $6)
 
 -- name: reserve_claim(run_id text, command text, fence bigint, tokens bigint?, nano bigint?, limit_tokens bigint?, limit_nano bigint?)
 -- Reserves tokens and money for a command's call, within the run's budget.

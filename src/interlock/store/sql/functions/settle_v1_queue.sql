@@ -8,8 +8,8 @@ begin
         from jsonb_to_recordset(sent) as s(org_id text, run_id text, event jsonb);
     get diagnostics touched = row_count;
     -- A run that is dead left the queue; a person may bring it back. Its fence begins above all that it ever had.
-    insert into queue (run_id, org_id, workflow, engine, priority, fence)
-        select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, (extract(epoch from now()) * 1000)::bigint
+    insert into queue (run_id, org_id, workflow, engine, priority, machine, fence)
+        select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, runs.machine, (extract(epoch from now()) * 1000)::bigint
         from jsonb_to_recordset(sent) as s(run_id text) join runs using (run_id)
         where runs.status = 'dead'
         on conflict (run_id) do nothing;

@@ -89,6 +89,7 @@ create table runs (
     version text not null,
     engine text not null default 'postgres',
     priority smallint not null default 0 check (priority between -100 and 100),
+    machine integer not null default 1, -- the version of the machine that drives it
     status text not null default 'queued',
     principal jsonb not null,
     idempotency_key text not null,
@@ -175,6 +176,7 @@ create table queue (
     workflow text not null default '',
     priority smallint not null default 0 check (priority between -100 and 100),
     engine text not null default 'postgres',
+    machine integer not null default 1, -- only workers that know this version may claim it
     available_at timestamptz not null default now(),
     worker text,
     fence bigint not null default 0,
