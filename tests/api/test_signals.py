@@ -34,7 +34,7 @@ def waits(kind: str) -> Any:
 
 async def events(served: Served, run_id: str) -> list[str]:
     """Types of the journal's events."""
-    return [one["type"] for one in await served.app.runs.events((await _principal(served)), run_id)]
+    return [one.type async for one in served.app.services.followers.entries(await _principal(served), run_id)]
 
 
 async def _principal(served: Served) -> Any:
@@ -148,7 +148,8 @@ async def test_paused_and_resumed(working: Served) -> None:
     await working.run(run_id, lambda run: not run["paused"])
     kinds = await events(working, run_id)
     assert (kinds.count("pause_requested"), kinds.count("resume_requested")) == (1, 1)
-    journal = await working.app.runs.events(await _principal(working), run_id)
+    principal = await _principal(working)
+    journal = [one.to_json() async for one in working.app.services.followers.entries(principal, run_id)]
     assert SECRET not in str(journal)
     entries = (await operator.get("/v1/audit", params={"run_id": run_id})).json()["entries"]
     types = [one["entry"]["event_type"] for one in entries]

@@ -59,6 +59,7 @@ class Commit:
     new_dead_letters: list[JsonRow]
     closed_dead_letters: list[JsonRow]
     decided_dead_letters: list[JsonRow]
+    signal_ids: list[JsonRow]
     new_signals: list[JsonRow]
     crashed: list[JsonRow]
     requeued: list[JsonRow]

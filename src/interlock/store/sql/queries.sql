@@ -101,13 +101,32 @@ select * from runs where ($1::text is null or status = $1) and ($2::text is null
 -- name: get_journal
 select seq, event from journal where run_id = $1 and seq > $2 order by seq
 
+-- name: journal_page
+select seq, event from journal where run_id = $1 and seq > $2 order by seq limit $3
+
+-- name: run_state
+select r.run_id, r.status, r.reason, r.input_tokens, r.output_tokens, r.usd,
+    (select max(seq) from journal j where j.run_id = r.run_id) as last_seq,
+    (select count(*) || ':' || count(v.decided_at) from reviews v where v.run_id = r.run_id) as reviews_mark, -- differs once one is opened or closed
+    (select count(*) || ':' || coalesce(max(l.dead_letter_id), '') from dead_letters l
+        where l.run_id = r.run_id and l.status = 'open') as dead_letters_mark
+    from runs r where r.run_id = $1
+
+-- name: followed_reviews
+select review_id, step, purpose, title, role, status, decided_by from reviews
+    where run_id = $1 and (status = 'open' or review_id = any($2::text[])) order by created_at, review_id
+
+-- name: follow_runs
+with gone as (delete from followed_runs where until < now() and run_id <> all($2::text[]))
+insert into followed_runs (run_id, org_id, until)
+    select run_id, $1, now() + make_interval(secs => $3) from unnest($2::text[]) as followed(run_id) order by run_id
+    on conflict (run_id, org_id) do update set until = excluded.until
+
 -- name: get_signals
 select signal_id, event from signals where run_id = $1 order by signal_id
 
 -- name: count_signals
-with told as (select event from journal where run_id = $1 and event ->> 'type' = 'signal_received'
-        union all select event from signals where run_id = $1 and event ->> 'type' = 'signal_received')
-select count(*) as total, max(event ->> 'name') filter (where event ->> 'signal_id' = $2) as known from told -- its name
+select count(*) as total, max(name) filter (where signal_id = $2) as known from signal_ids where run_id = $1 -- known: its name
 
 -- name: get_effect
 select idempotency_key, tool, status, attempt, input, output,

@@ -207,6 +207,12 @@ begin
         end if;
     end if;
 
+    -- One id counts once: the table's key refuses the second of two signals that were sent at the same moment.
+    if batch ? 'signal_ids' then
+        insert into signal_ids (run_id, signal_id, org_id, name) select run_id, signal_id, org_id, name
+            from jsonb_to_recordset(batch -> 'signal_ids') as i(run_id text, signal_id text, org_id text, name text);
+    end if;
+
     -- Tells runs something (a decision, a cancellation) and wakes whoever drives them, or will.
     if batch ? 'new_signals' then
         insert into signals (org_id, run_id, event) select org_id, run_id, event
@@ -314,4 +320,6 @@ begin
             from jsonb_to_recordset(batch -> 'released') as w(run_id text, wake_at double precision, kept boolean, failed boolean)
             where queue.run_id = w.run_id;
     end if;
+
+    perform notify_followers(batch);
 end $$;
