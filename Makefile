@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test check format chaos bench bench-peers lock clean
+.PHONY: help setup demo test check format fuzz-api chaos bench bench-peers lock clean
 MAKEFLAGS += --no-print-directory
 export PYTHON
 
@@ -38,6 +38,9 @@ check: setup ## format, lint, types, import contracts, lock files
 format: setup ## format the code and mend what the linter can mend
 	@$(BIN)/ruff check --fix --exit-zero --quiet .
 	@$(BIN)/ruff format .
+
+fuzz-api: setup ## fuzz the HTTP API against its OpenAPI document (ARGS="--seconds 600")
+	@$(BIN)/python tools/fuzz_api.py $(ARGS)
 
 chaos: setup ## long fault-injection runs
 	@$(BIN)/python -m pytest -m chaos $(ARGS)

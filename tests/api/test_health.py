@@ -83,7 +83,7 @@ async def test_a_bug_is_told_in_a_sentence_and_logged_with_its_stack(
         raise RuntimeError("sk-0123456789abcdef was here")
 
     monkeypatch.setattr(served.app.runs, "page", broken)
-    monkeypatch.setattr(served.app.runs, "events", broken)
+    monkeypatch.setattr(served.app.services.followers, "follow", broken)
     client = await served.client()
     run_id = await served.start()
     for path in ("/v1/runs", f"/v1/runs/{run_id}/events"):

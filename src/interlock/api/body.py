@@ -72,8 +72,21 @@ class StrictRoute(APIRoute):
 class _StrictRequest(Request):
     async def json(self) -> Any:
         if not hasattr(self, "_strict_json"):
-            self._strict_json = json.loads(await self.body(), object_pairs_hook=_unique)
+            self._strict_json = _parsed(await self.body())
         return self._strict_json
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body, object_pairs_hook=_unique)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deep", "", 0) from None
+    except UnicodeDecodeError:
+        raise json.JSONDecodeError("it is not UTF-8", "", 0) from None
+    except ValueError:
+        raise json.JSONDecodeError("it holds a number with too many digits", "", 0) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

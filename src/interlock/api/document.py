@@ -50,9 +50,20 @@ def document(api: FastAPI) -> dict[str, Any]:
         _, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
         for name, schema in schemas["$defs"].items():
             made["components"]["schemas"].setdefault(name, schema)
+        for item in made["paths"].values():
+            for operation in item.values():
+                _describe(operation)
         made["components"]["schemas"] = dict(sorted(made["components"]["schemas"].items()))
         api.openapi_schema = made
     return api.openapi_schema
+
+
+def _describe(operation: dict[str, Any]) -> None:
+    """Makes the first paragraph of a handler's docstring the summary, and the others the description."""
+    first, *others = operation.pop("description").split("\n\n")
+    operation["summary"] = " ".join(first.split()).removesuffix(".")
+    if others:
+        operation["description"] = "\n\n".join(" ".join(one.split()) for one in others)
 
 
 def install(api: FastAPI) -> None:

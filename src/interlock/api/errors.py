@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import compile_path
 
 from interlock.base.errors import InterlockError
 from interlock.services.views.base import View
@@ -85,6 +85,8 @@ def install(api: FastAPI) -> None:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "json_invalid":
+            place, message = "body", f"is not JSON: {first['ctx']['error']}"
         return JSONResponse(problem("invalid_input", f"{place[:200]}: {message}"), 422)
 
     @api.exception_handler(HTTPException)
@@ -105,10 +107,12 @@ def install(api: FastAPI) -> None:
 
 
 def _methods(request: Request) -> list[str]:
-    """All methods of a path; the router's own answer names those of its first route only."""
-    found: set[str] = set()
-    for route in request.app.routes:
-        matched, _ = route.matches(request.scope)
-        if matched is not Match.NONE:
-            found |= getattr(route, "methods", None) or set()
-    return sorted(found)
+    """All methods of a path, by the document; the router's own answer names those of its first route only."""
+    api: FastAPI = request.app
+    found = {
+        method.upper()
+        for template, item in api.openapi()["paths"].items()
+        if compile_path(template)[0].match(request.url.path)
+        for method in item
+    }
+    return sorted(found or {"GET"})  # outside of the document there is only its page

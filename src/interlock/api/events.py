@@ -49,7 +49,7 @@ _STREAM: dict[str, Any] = {
         "text/event-stream": {
             "schema": {
                 "type": "string",
-                "description": "A stream of events; the models are those named in x-event-models.",
+                "description": "A stream of events; x-event-models has the model of each name, and under * that of journal entries.",
             }
         }
     },
@@ -61,7 +61,12 @@ _STREAM: dict[str, Any] = {
     operation_id="follow_run",
     response_class=StreamingResponse,
     responses={200: _STREAM, **documented(404, 429)},
-    openapi_extra={"x-event-models": {kind: model.__name__ for model, kind in _KINDS.items()}},
+    openapi_extra={
+        "x-event-models": {
+            name: {"$ref": f"#/components/schemas/{model.__name__}"}
+            for name, model in [("*", JournalEntry), *((kind, model) for model, kind in _KINDS.items())]
+        }
+    },
 )
 async def events(
     run_id: PathId,
@@ -70,7 +75,8 @@ async def events(
     services: UseCases,
     after: Annotated[int, Query(ge=0, le=_LAST_EVENT)] = 0,
     last_event_id: Annotated[
-        str | None, Header(description="The number of the last journal entry seen; before `after`.")
+        str | None,
+        Header(alias="Last-Event-ID", description="The number of the last journal entry seen; before `after`."),
     ] = None,
 ) -> StreamingResponse:
     """Follow a run.

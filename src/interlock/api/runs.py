@@ -25,7 +25,12 @@ from interlock.services.views.runs import (
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
 
 IdempotencyKey = Annotated[
-    str | None, Header(description="1 to 200 printable characters; a request repeated with the same key counts once.")
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        max_length=200,
+        description="1 to 200 printable characters; a request repeated with the same key counts once.",
+    ),
 ]
 
 
