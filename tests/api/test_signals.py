@@ -171,3 +171,18 @@ async def test_nobody_else_is_heard(served: Served) -> None:
     for role in ("viewer", "reviewer"):
         assert (await tell(served, run_id, {"text": "x"}, role=role)).status_code == 403
     assert await served.app.database.rows("get_signals", run_id, org="acme") == []
+
+
+async def test_a_signal_sent_many_times_at_once_is_new_once(served: Served) -> None:
+    run_id = await listen(served)
+    answers = await asyncio.gather(
+        *(tell(served, run_id, {"text": f"number {n % 3}"}, key=f"key-{n % 3}") for n in range(18))
+    )
+    assert [answer.status_code for answer in answers] == [202] * 18
+    new = [answer.json()["signal_id"] for answer in answers if answer.json()["new"]]
+    assert sorted(new) == ["key-0", "key-1", "key-2"]
+    entries = (await (await served.client()).get("/v1/audit", params={"run_id": run_id})).json()["entries"]
+    assert len([one for one in entries if one["entry"]["event_type"] == "run.signalled"]) == 3
+    assert len(await served.app.database.rows("get_signals", run_id, org="acme")) == 3
+    again = await tell(served, run_id, {"text": "number 0"}, key="key-0")
+    assert (again.status_code, again.json()["new"]) == (202, False)

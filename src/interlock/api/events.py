@@ -49,7 +49,7 @@ _STREAM: dict[str, Any] = {
         "text/event-stream": {
             "schema": {
                 "type": "string",
-                "description": "A stream of events; x-event-models has the model of each name, and under * that of journal entries.",
+                "description": "Events; x-event-models has the model of each name, and under * that of journal entries.",
             }
         }
     },
