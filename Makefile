@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test check format fuzz-api chaos bench bench-peers lock clean
+.PHONY: help setup demo test test-fast coverage check format docs changelog fuzz-api chaos bench bench-peers lock clean
 MAKEFLAGS += --no-print-directory
 export PYTHON
 
@@ -23,7 +23,19 @@ demo: setup ## run the support-triage example end to end (ARGS="--tickets 60")
 test: setup ## run the test suite (ARGS="-k name")
 	@$(BIN)/python -m pytest -m "not chaos" -n 4 --dist loadfile $(ARGS)
 
-check: setup ## format, lint, types, import contracts, lock files
+# Left out of test-fast: engines, command-line processes, sandboxes, crashing servers and the local model's weights.
+SLOW := tests/chaos tests/cli tests/demo tests/engines tests/services tests/execution tests/sandbox \
+	tests/gateway/test_local.py tests/gateway/test_weights.py \
+	tests/store/test_doubt.py tests/store/test_embedded.py tests/store/test_migrate.py
+
+test-fast: setup ## run the tests that take less than two minutes together (ARGS="-k name")
+	@$(BIN)/python -m pytest -m "not chaos" -n 4 --dist loadfile $(SLOW:%=--ignore=%) $(ARGS)
+
+coverage: setup ## run the suite and print how much of the code it reaches, lines and branches (ARGS="tests/store")
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(BIN)/python -m pytest -m "not chaos" -n 4 --dist loadfile --timeout 600 --cov --cov-report=term $(ARGS)
+
+check: setup ## format, lint, types, import contracts, width of documents, lock files
 	@echo "check: format"
 	@$(BIN)/ruff format --check . || $(call fail,formatting differs in the files above; run 'make format')
 	@echo "check: lint"
@@ -32,12 +44,21 @@ check: setup ## format, lint, types, import contracts, lock files
 	@$(BIN)/mypy || $(call fail,the types do not hold as shown above; mend them in the named lines)
 	@echo "check: import contracts"
 	@$(BIN)/lint-imports --no-logo || $(call fail,an import crosses the floors as shown above; move the code or the import (.importlinter))
+	@echo "check: width of the documents"
+	@$(BIN)/python tools/wrap.py check || $(call fail,the lines above are too long; run 'make format')
 	@echo "check: lock files"
 	@$(BIN)/python tools/locks.py check
 
-format: setup ## format the code and mend what the linter can mend
+format: setup ## format code and documents, and mend what the linter can mend
 	@$(BIN)/ruff check --fix --exit-zero --quiet .
 	@$(BIN)/ruff format .
+	@$(BIN)/python tools/wrap.py write
+
+docs: setup ## build the API reference as HTML (build/docs)
+	@$(BIN)/python tools/reference.py build/docs
+
+changelog: setup ## print the changelog entry that newsfragments/ makes
+	@$(BIN)/towncrier build --draft 2>/dev/null
 
 fuzz-api: setup ## fuzz the HTTP API against its OpenAPI document (ARGS="--seconds 600")
 	@$(BIN)/python tools/fuzz_api.py $(ARGS)

@@ -63,7 +63,7 @@ async def measure(load: Load, runs: int) -> list[tuple[Tenth, Tenth]]:
                 durable.clear()
                 ended.clear()
                 gc.collect()
-                await app.intake.accept(principal, "bench", {"text": "person"}, None)
+                await app.submission.accept(principal, "bench", {"text": "person"}, None)
                 await ended.wait()
                 found.append(_tenths(durable[-load.steps - 1 :]))
             return found[1:]

@@ -90,7 +90,7 @@ async def main(load: Load) -> None:
             over = _watch(app)
 
             async def run(worker: int) -> None:
-                run_id, _ = await app.intake.accept(principal, "bench", {"text": f"person {worker}"}, None)
+                run_id, _ = await app.submission.accept(principal, "bench", {"text": f"person {worker}"}, None)
                 await over.setdefault(run_id, asyncio.Event()).wait()
                 del over[run_id]
 

@@ -129,7 +129,7 @@ async def accept_and_wait(
             for number in range(WARM_UP + runs):
                 await asyncio.sleep(random.uniform(*PAUSE))
                 called = time.monotonic()
-                run_id, _ = await app.intake.accept(principal, "ask", {"text": "x"}, None)
+                run_id, _ = await app.submission.accept(principal, "ask", {"text": "x"}, None)
                 returned = time.monotonic()
                 await until(lambda run_id=run_id: run_id in claims)
                 if number >= WARM_UP:
@@ -150,7 +150,7 @@ async def fill(app: App, principal: Principal, url: str, count: int) -> None:
     """Runs that sleep until a signal or a distant timer: one accepted as usual, the others copied from it."""
     if not count:
         return
-    run_id, _ = await app.intake.accept(principal, "ask", {"text": "x"}, None)
+    run_id, _ = await app.submission.accept(principal, "ask", {"text": "x"}, None)
     with psycopg.connect(url, autocommit=True) as owner:
         owner.execute(
             "insert into runs (run_id, org_id, workflow, version, status, principal, idempotency_key, input, trace_id, span_id) "

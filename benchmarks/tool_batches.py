@@ -144,7 +144,7 @@ async def one_run(app: App, principal: Principal, way: str, items: int) -> tuple
         BenchmarkFailed: the run did not succeed, or not in time.
     """
     began = time.monotonic()
-    run_id, _ = await app.intake.accept(principal, way, {"numbers": list(range(items))}, None)
+    run_id, _ = await app.submission.accept(principal, way, {"numbers": list(range(items))}, None)
     while (status := (await app.runs.get(principal, run_id)).status) != "succeeded":
         if status in {"failed", "dead", "partial", "cancelled"} or time.monotonic() - began > PATIENCE:
             raise BenchmarkFailed(f"the run of {way} is {status} after {time.monotonic() - began:.0f} s")

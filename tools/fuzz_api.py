@@ -61,7 +61,7 @@ async def fuzz(directory: Path, seconds: int, seed: int | None) -> int:
         try:
             for name in WORKFLOWS:
                 for number in range(3):
-                    await app.intake.accept(principal, name, {"text": f"{name} {number}"}, None)
+                    await app.submission.accept(principal, name, {"text": f"{name} {number}"}, None)
             key = await app.authenticator.issue(LOCAL_ORG, "fuzzer", frozenset({"admin"}))
             command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
             command += ["--header", f"Authorization: Bearer {key}", "--exclude-path-regex", STREAMS]

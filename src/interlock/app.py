@@ -13,7 +13,7 @@ from typing import Any, Self
 from interlock.admission.breakers import Breakers
 from interlock.admission.gate import CallGate
 from interlock.admission.quotas import CallQuotas
-from interlock.admission.refresh import Watch
+from interlock.admission.refresh import StateRefresh
 from interlock.admission.tool_health import Poller, ToolHealth
 from interlock.audit.log import AuditLog
 from interlock.audit.records import AuditRecords
@@ -30,7 +30,7 @@ from interlock.execution.engine import Services as EngineServices
 from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
 from interlock.execution.kernel import Kernel
 from interlock.execution.lookups import Lookups
-from interlock.fleet.workers import Roster
+from interlock.fleet.workers import WorkerRegistry
 from interlock.gateway.catalog import ModelCatalog
 from interlock.identity.auth import Authenticator
 from interlock.notify.webhook import Webhook, to_log
@@ -46,7 +46,7 @@ from interlock.services.reviews import ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
 from interlock.services.submit import Submission
-from interlock.services.tool_answers import Answers
+from interlock.services.tool_answers import ToolAnswers
 from interlock.services.use_cases import Services
 from interlock.store.artifacts import Artifacts
 from interlock.store.clock import DatabaseClock
@@ -57,6 +57,7 @@ from interlock.store.keys import KeyStore, load_or_create_secret
 from interlock.store.migrate import app_url, is_privileged, migrate
 from interlock.store.objects import Objects
 from interlock.store.outbox import Relay, Sink
+from interlock.store.sweeper import ObjectSweeper
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.telemetry.tracing import Tracing
@@ -127,11 +128,11 @@ class App:
         self.tracing.start()
         self._closers.append(self.tracing.close)
         self.keys = KeyStore(self.database, self.master_key)
-        objects = Objects.local(self.data / "objects")
+        objects = self._objects = Objects.local(self.data / "objects")
         self.artifacts = Artifacts(self.database, self.keys, objects, limit_bytes=settings.limits.payload_bytes)
         self.versions = Versions(self.database, objects, self.data / "bundles")
         self.authenticator = Authenticator(self.database)
-        self.intake = Submission(
+        self.submission = Submission(
             self.database,
             self.committer,
             self.versions,
@@ -147,25 +148,25 @@ class App:
             self.committer,
             self.artifacts,
             self.clock,
-            answers=Answers(self.database, self.versions),
+            answers=ToolAnswers(self.database, self.versions),
         )
         redaction = Redaction(self.database, self.artifacts, block_injections=settings.guard.on_injection == "block")
-        self.inbox = Signals(self.database, self.committer, self.versions, redaction, self.clock)
+        self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
         self.admin = Administration(
             self.database, self.committer, self.versions, self.authenticator, self.clock, data=self.data
         )
         self.dead_letters = DeadLetters(
-            self.database, self.committer, self.versions, self.artifacts, self.intake, redaction, self.clock
+            self.database, self.committer, self.versions, self.artifacts, self.submission, redaction, self.clock
         )
         server = settings.server
         followers = Followers(self.database, most=server.followers, most_per_org=server.followers_per_org)
         self._closers.append(followers.close)
         self.services = Services(
             access=Access(self.authenticator),
-            submission=self.intake,
+            submission=self.submission,
             runs=self.runs,
             followers=followers,
-            signals=self.inbox,
+            signals=self.signals,
             reviews=self.reviews,
             dead_letters=self.dead_letters,
             administration=self.admin,
@@ -198,7 +199,7 @@ class App:
                 try:
                     await close()
                 except asyncio.CancelledError as error:
-                    hurry = error  # what is under way is broken off; the rest is closed all the same
+                    hurry = error  # work under way is cancelled; everything else is still closed
                 except Exception as error:  # noqa: BLE001  the others must be closed all the same
                     log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
         finally:
@@ -242,13 +243,18 @@ class App:
         )
         self._worker = self._engine(services)
         every = self.settings.worker.lease_seconds / 3
-        self.roster = Roster(self.database, worker_id=self._worker.worker_id, engine=settings.engine, every=every)
+        self.worker_registry = WorkerRegistry(
+            self.database, worker_id=self._worker.worker_id, engine=settings.engine, every=every
+        )
         await self._worker.start()
         self._closers.append(self._worker.drain)
-        await self.roster.start()
+        await self.worker_registry.start()
         # Closed after the drain: until then it is there.
-        self._closers.insert(-1, self.roster.close)
+        self._closers.insert(-1, self.worker_registry.close)
         self._start_relay()
+        sweeper = ObjectSweeper(self.database, self._objects, _sweep_failed)
+        sweeper.start()
+        self._closers.append(sweeper.close)
 
     def _engine(self, services: EngineServices) -> Engine:
         worker = self.settings.worker
@@ -271,12 +277,12 @@ class App:
         )
 
     async def _start_health(self, tools: Tools) -> tuple[CallGate, CallQuotas]:
-        """What decides whether a tool or provider may be called now, kept up to date until the app closes."""
+        """Starts the call gate and the quotas, refreshed until the app closes."""
         breakers = Breakers(self.database, self.settings.breaker, self.clock)
         tool_health, quotas = ToolHealth(self.database), CallQuotas(self.database)
         health = CallGate(breakers, tool_health)
         self._closers += [health.close, quotas.close]
-        watch = Watch(self.database, [breakers.refresh, tool_health.refresh, quotas.refresh])
+        watch = StateRefresh(self.database, [breakers.refresh, tool_health.refresh, quotas.refresh])
         await watch.start()
         self._closers.append(watch.close)
         poller = Poller(self.database, HealthChecks(tools).ask)
@@ -306,12 +312,16 @@ class App:
         if self._worker is not None and self._worker.drain in self._closers:
             self._closers.remove(self._worker.drain)
             await self._worker.drain()
-            self._closers.remove(self.roster.close)
-            await self.roster.close()
+            self._closers.remove(self.worker_registry.close)
+            await self.worker_registry.close()
 
 
 def _log_undelivered(error: Exception) -> None:
     log(names.LOG_UNDELIVERED, str(error), level="error", detail=getattr(error, "detail", None))
+
+
+def _sweep_failed(error: Exception) -> None:
+    log(names.LOG_INTERNAL, f"objects were not swept: {error}", level="warning")
 
 
 def _log_egress(tool: str, host: str, port: int, allowed: bool) -> None:

@@ -1,7 +1,7 @@
 """Fakes for your own tests. They stand at the far end of a wire and speak its real protocol.
 
 `FakeProvider` is a model provider: a real HTTP server on loopback that speaks OpenAI's chat completions. Unscripted it
-answers every request with a valid instance of the schema asked for; scripted it fails the way providers fail::
+answers every request with a valid instance of the schema asked for; scripted it fails the way providers fail:
 
     async with FakeProvider() as fake:
         fake.script(rate_limited(retry_after=2), hang(), answer({"category": "fees"}))
@@ -42,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What the fake does with one request. Build it with the functions below.
+    """Behaviour of the fake provider for one request. Build it with the functions below.
 
     Attributes:
         kind: answer a completion, send a body as it is, never answer, or break off half-way.
@@ -158,7 +158,7 @@ class FakeProvider:
 
     @property
     def count(self) -> int:
-        """Requests received, whatever became of them."""
+        """Requests received, with any outcome."""
         return len(self.requests)
 
     @property

@@ -11,7 +11,7 @@ import pytest
 from engines.harness import until
 from interlock.admission.breakers import Admission, Breakers
 from interlock.admission.gate import CallGate, verdict
-from interlock.admission.refresh import Watch
+from interlock.admission.refresh import StateRefresh
 from interlock.admission.tool_health import ToolHealth
 from interlock.base.clock import SystemClock
 from interlock.base.errors import (
@@ -38,7 +38,7 @@ ORG, PAY = "acme", "tool:pay"
 
 async def test_others_hear_of_it_without_polling(process: Process, database: Database) -> None:
     one, other = process(), process()
-    watch = Watch(database, [other.refresh], poll_seconds=3600)
+    watch = StateRefresh(database, [other.refresh], poll_seconds=3600)
     await watch.start()
     try:
         await until(lambda: watch._listener.listening, lambda: "it does not listen")
@@ -53,7 +53,7 @@ async def test_a_new_process_begins_with_what_the_others_know(process: Process, 
     one, other = process(), process()
     for _ in range(5):
         await one.report(Admission(ORG, PAY), "failed")
-    watch = Watch(database, [other.refresh], poll_seconds=3600)
+    watch = StateRefresh(database, [other.refresh], poll_seconds=3600)
     await watch.start()
     await watch.close()
     assert other.state(ORG, PAY) == "open"
@@ -67,7 +67,7 @@ async def test_polling_and_listening_go_on_after_a_restart(private_server: Any) 
     database = Database(app_url(private_server.url, MASTER_KEY))
     await database.open()
     breakers = Breakers(database, BreakerSettings(), SystemClock())
-    watch = Watch(database, [breakers.refresh], poll_seconds=0.05)
+    watch = StateRefresh(database, [breakers.refresh], poll_seconds=0.05)
     await watch.start()
     try:
         private_server.crash()
@@ -165,7 +165,7 @@ async def test_a_failing_refresh_keeps_what_is_known(process: Process, database:
         tried.set()
         raise ValueError("a bug")
 
-    watch = Watch(database, [broken, breakers.refresh], poll_seconds=0.01)
+    watch = StateRefresh(database, [broken, breakers.refresh], poll_seconds=0.01)
     await watch.start()
     tried.clear()
     await asyncio.wait_for(tried.wait(), 10)

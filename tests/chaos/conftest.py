@@ -6,24 +6,24 @@ from typing import Any
 
 import pytest
 
-from interlock.chaos.drill import Drill, Plan
-from interlock.chaos.report import Report
+from interlock.chaos.drill import ChaosPlan, Drill
+from interlock.chaos.report import ChaosReport
 
-Run = Callable[..., Awaitable[Report]]
+Run = Callable[..., Awaitable[ChaosReport]]
 
 
 @pytest.fixture
 def drill(short_directory: Path) -> Run:
     """Carries out a plan with these fields; what it tells on the way is shown when a test fails."""
 
-    async def run(**fields: Any) -> Report:
-        plan = Plan(**{"home": short_directory, "workers": 2, "seed": 1, "least": 1, **fields})
+    async def run(**fields: Any) -> ChaosReport:
+        plan = ChaosPlan(**{"home": short_directory, "workers": 2, "seed": 1, "least": 1, **fields})
         return await Drill(plan, print).run()
 
     return run
 
 
-def clean(report: Report) -> None:
+def clean(report: ChaosReport) -> None:
     """Fails with the whole report if anything in it is wrong."""
     assert report.exit_code == 0, report.to_json()
     assert (report.duplicate_effects, report.lost_effects) == (0, 0)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from interlock.chaos.project import KINDS
-from interlock.chaos.report import OK, TOO_FEW, VIOLATED, Report, StepOutcome, judge, percentile, resolved_of
+from interlock.chaos.report import OK, TOO_FEW, VIOLATED, ChaosReport, FaultOutcome, judge, percentile, resolved_of
 
-GOOD = Report(
+GOOD = ChaosReport(
     runs_started=1,
     runs_finished=1,
     seconds=1.0,
@@ -34,10 +34,10 @@ GOOD = Report(
 )
 
 
-def outcome(kind: str, **changes: Any) -> StepOutcome:
+def outcome(kind: str, **changes: Any) -> FaultOutcome:
     status = "succeeded" if KINDS[kind].reject is None else "compensated"
     ledger = dict.fromkeys(KINDS[kind].items, status)
-    given = StepOutcome("run_1", kind, "o-1", KINDS[kind].end, ledger, [{"type": "run_started"}])
+    given = FaultOutcome("run_1", kind, "o-1", KINDS[kind].end, ledger, [{"type": "run_started"}])
     return replace(given, **changes)
 
 

@@ -55,7 +55,7 @@ async def test_a_shared_database_keeps_its_runs_and_its_server(
     drill: Run, app: App, admin: Principal, owner: psycopg.Connection[Any], owner_url: str, data_dir: Path
 ) -> None:
     """Another organisation's run waits in the same queue; no worker of the chaos run may touch it."""
-    run_id, _ = await app.intake.accept(admin, "ask", {"text": "hello"}, None)
+    run_id, _ = await app.submission.accept(admin, "ask", {"text": "hello"}, None)
     report = await drill(
         runs=14, seconds=8, faults=("kill", "drain", "postgres"), url=owner_url, data_dir=data_dir, workers=2
     )

@@ -29,7 +29,7 @@ QUESTION = '{"question": "How do I get my money back?"}'
 
 
 @dataclass(frozen=True)
-class CallResult:
+class Finished:
     """A command that has ended."""
 
     code: int
@@ -81,10 +81,10 @@ class Command:
     def err(self) -> str:
         return self._read("err")
 
-    def wait(self) -> CallResult:
+    def wait(self) -> Finished:
         if self._code is None:
             self._code = int(self._said.readline())
-        return CallResult(self._code, self.out, self.err)
+        return Finished(self._code, self.out, self.err)
 
     def until(self, condition: Callable[[], Any]) -> Any:
         """What `condition` gives once it gives something; fails if the command ends before."""
@@ -99,7 +99,7 @@ class Command:
     def says(self, text: str) -> None:
         self.until(lambda: text in self.out + self.err)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> CallResult:
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> Finished:
         os.kill(self.pid, number)
         return self.wait()
 
@@ -127,13 +127,13 @@ class Cli:
         self.started.append(command)
         return command
 
-    def __call__(self, *arguments: str, cwd: Path | None = None, stdin: bytes = b"", **env: str) -> CallResult:
+    def __call__(self, *arguments: str, cwd: Path | None = None, stdin: bytes = b"", **env: str) -> Finished:
         """The command's end; whatever it was, nobody was shown a stack trace."""
         done = self.start(*arguments, cwd=cwd, stdin=stdin, **env).wait()
         assert "Traceback" not in done.out + done.err, done.err
         return done
 
-    def ok(self, *arguments: str, **keywords: Any) -> CallResult:
+    def ok(self, *arguments: str, **keywords: Any) -> Finished:
         """The end of a command that has to succeed."""
         done = self(*arguments, **keywords)
         assert done.code == 0, done.out + done.err

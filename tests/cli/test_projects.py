@@ -58,7 +58,7 @@ def test_init_makes_the_directories_on_the_way_and_takes_an_empty_one(bare: Cli)
 def test_init_refuses_bad_names(bare: Cli, name: str) -> None:
     said = bare.fails(2, "init", "--", name)
     assert "cannot be a project name" in said
-    assert "begin with a dead letter" in said
+    assert "begin with a letter" in said
     assert list(bare.directory.iterdir()) == []
 
 

@@ -42,7 +42,7 @@ Spawn = Callable[..., WorkerProcess]
 @pytest.fixture
 async def model() -> AsyncIterator[Model]:
     async with Model() as fake:
-        fake.answers["think"] = {"verdict": "good", "error_detail": "well"}
+        fake.answers["think"] = {"verdict": "good", "words": "well"}
         yield fake
 
 
@@ -220,7 +220,7 @@ class Desk:
     async def start(self, name: str, **value: Any) -> str:
         """A new run; the ticket is the run's own unless given."""
         given = {"ticket": f"t-{next(self._numbers)}", "text": "the matter", **value}
-        run_id, new = await self.app.intake.accept(self.admin, name, given, None)
+        run_id, new = await self.app.submission.accept(self.admin, name, given, None)
         assert new
         return run_id
 
@@ -237,7 +237,7 @@ class Desk:
         await self.app.reviews.decide(self.admin, review_id, decision, "", output)
 
     async def cancel(self, run_id: str) -> None:
-        await self.app.inbox.cancel(self.admin, run_id, "no longer needed")
+        await self.app.signals.cancel(self.admin, run_id, "no longer needed")
 
 
 @pytest.fixture

@@ -23,14 +23,14 @@ async def test_erased_in_every_process(desk: Desk, open_app: OpenApp, seen: Obse
     other = await desk.start("only_think", customer="cus-002")
     await seen.finished(run, other)
     for one in (app, desk.app):
-        assert await one.runs.result(desk.admin, run) == {"error_detail": "well"}
+        assert await one.runs.result(desk.admin, run) == {"words": "well"}
     await erase(desk, "cus-001")
     for one in (app, desk.app):
         with pytest.raises(Erased):
             await one.runs.result(desk.admin, run)
         with pytest.raises(Erased):
             await one.runs.values(desk.admin, run)
-        assert await one.runs.result(desk.admin, other) == {"error_detail": "well"}
+        assert await one.runs.result(desk.admin, other) == {"words": "well"}
     # That something happened stays on record.
     assert (await desk.app.runs.get(desk.admin, run)).status == "succeeded"
     assert (await desk.app.audit.verify(desk.admin.org_id)).ok

@@ -44,7 +44,7 @@ async def test_a_run_that_kills_its_workers_is_parked_and_its_neighbours_succeed
     desk: Desk, spawn: Spawn, seen: Observer, model: Model
 ) -> None:
     """One worker at a time, so that all neighbours die with it each time; their steps take longer than it takes to die."""
-    model.always(answer({"verdict": "good", "error_detail": "well"}, delay=0.7))
+    model.always(answer({"verdict": "good", "words": "well"}, delay=0.7))
     model.answers.clear()
     poison = await desk.start("pay_keyed")
     neighbours = [await desk.start("only_think") for _ in range(3)]

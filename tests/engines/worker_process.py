@@ -63,7 +63,7 @@ def crash_at(point: str, runs: int) -> None:
         return lambda tool, what, *_: what == function and tool.contract.mutating
 
     def settled(status: str) -> Callable[..., bool]:
-        return lambda commit: any(effect["status"] == status for effect in commit.effects)
+        return lambda commit: any(effect.status == status for effect in commit.effects)
 
     wraps: dict[str, Callable[[], None]] = {
         "before intend": lambda: wrap(EffectLedger, "intend", always, before=True),

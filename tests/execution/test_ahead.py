@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from runtime.conftest import Deploy
 
 from engines.harness import Bank, Model, Observer, pay, think, until, workflow
+from execution.conftest import Deploy
 from interlock.base.errors import LeaseLost
 from interlock.store.commit import Commit
 
@@ -25,7 +25,7 @@ class Gate:
         original = committer.submit  # type: ignore[attr-defined]
 
         async def submit(commit: Commit) -> None:
-            if any(row["event"].get("step") == step for row in commit.journal) and not self.open.is_set():
+            if any(row.event.get("step") == step for row in commit.journal) and not self.open.is_set():
                 self.held += 1
                 await self.open.wait()
                 if self.error is not None:
@@ -114,7 +114,7 @@ async def test_a_start_is_written_with_its_first_outcome(
     original = desk.app.committer.submit
 
     async def submit(commit: Commit) -> None:
-        written.append([row["event"]["type"] for row in commit.journal])
+        written.append([row.event["type"] for row in commit.journal])
         await original(commit)
 
     monkeypatch.setattr(desk.app.committer, "submit", submit)
@@ -145,7 +145,7 @@ async def test_a_start_before_an_effect_is_durable_first(
     original = desk.app.committer.submit
 
     async def submit(commit: Commit) -> None:
-        if any(row["event"]["type"] == "run_started" for row in commit.journal):
+        if any(row.event["type"] == "run_started" for row in commit.journal):
             gate.held += 1
             await gate.open.wait()
         await original(commit)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime.batching import WORDS, batched, config
-from runtime.conftest import Deploy
 
 from engines.conftest import OpenApp
 from engines.harness import Observer, think, until, workflow, write
+from execution.batching import WORDS, batched, config
+from execution.conftest import Deploy
 from gateway.batch_server import BatchServer, asked
 from interlock.base.errors import InvalidSpec
 
@@ -21,7 +21,7 @@ async def test_thirty_runs_make_few_batches(deploy: Deploy, seen: Observer, prov
     runs = {await desk.start("w", text=f"matter {number}"): f"matter {number}" for number in range(30)}
     assert set(await seen.finished(*runs)) == {"succeeded"}
     for run, text in runs.items():
-        assert await desk.result(run) == {"error_detail": text}
+        assert await desk.result(run) == {"words": text}
     assert sorted(provider.calls) == sorted(runs.values()), "each was handed in once"
     assert len(provider.batches) <= 6
     assert provider.direct == []
@@ -50,8 +50,8 @@ async def test_half_the_price(deploy: Deploy, seen: Observer, provider: BatchSer
 async def test_an_invalid_answer_is_corrected_directly(deploy: Deploy, seen: Observer, provider: BatchServer) -> None:
     """The batch's part of the cost at half the price, the correction's in full."""
     pin = f"openai:gpt-4o-mini-2024-07-18@{provider.url}/v1"
-    good = {"verdict": "good", "error_detail": "well"}
-    provider.say = lambda body: good if len(body["messages"]) > 1 else {"verdict": "MARKER", "error_detail": "well"}
+    good = {"verdict": "good", "words": "well"}
+    provider.say = lambda body: good if len(body["messages"]) > 1 else {"verdict": "MARKER", "words": "well"}
     desk = await deploy(workflow("w", batched()), **config(pin))
     run = await desk.start("w")
     assert await seen.finished(run) == ["succeeded"]
@@ -88,7 +88,7 @@ async def test_a_call_that_failed(
     desk = await deploy(workflow("w", batched(), output=WORDS), **config(pin))
     bad, good = await desk.start("w", text="the bad one"), await desk.start("w", text="the good one")
     assert await seen.finished(bad, good) == ["succeeded" if again else "failed", "succeeded"]
-    assert await desk.result(good) == {"error_detail": "the good one"}
+    assert await desk.result(good) == {"words": "the good one"}
     assert provider.calls.count("the bad one") == (2 if again else 1)
     assert provider.calls.count("the good one") == 1
     failure = next(event for event in seen.journal(bad) if event["type"] == "step_failed")
@@ -98,7 +98,7 @@ async def test_a_call_that_failed(
 
 async def test_a_hostile_provider(deploy: Deploy, seen: Observer, provider: BatchServer, pin: str) -> None:
     """Lines that are no JSON, no objects, about nobody, or about a call twice: none of them hurts."""
-    other = {"verdict": "bad", "error_detail": "not yours"}
+    other = {"verdict": "bad", "words": "not yours"}
     provider.around = [
         b"not json",
         b"[" * 100_000,
@@ -113,7 +113,7 @@ async def test_a_hostile_provider(deploy: Deploy, seen: Observer, provider: Batc
     runs = {await desk.start("w", text=f"matter {number}"): f"matter {number}" for number in range(3)}
     assert set(await seen.finished(*runs)) == {"succeeded"}
     for run, text in runs.items():
-        assert await desk.result(run) == {"error_detail": text}
+        assert await desk.result(run) == {"words": text}
 
 
 async def test_a_call_without_a_result_is_made_again(
@@ -126,7 +126,7 @@ async def test_a_call_without_a_result_is_made_again(
     provider.drop = {one for one, _ in provider.batches[0].calls}
     provider.ready = True
     assert await seen.finished(run) == ["succeeded"]
-    assert await desk.result(run) == {"error_detail": "lost"}
+    assert await desk.result(run) == {"words": "lost"}
     failure = next(event["failure"] for event in seen.journal(run) if event["type"] == "step_failed")
     assert (failure["kind"], "without an answer to this call" in failure["message"]) == ("transient", True)
     assert provider.calls == ["lost", "lost"]
@@ -147,7 +147,7 @@ async def test_the_provider_goes_down_in_between(
     assert seen.status(run) not in {"failed", "succeeded"}
     provider.down = {}
     assert await seen.finished(run) == ["succeeded"]
-    assert await desk.result(run) == {"error_detail": "patience"}
+    assert await desk.result(run) == {"words": "patience"}
     assert provider.calls == ["patience"]
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from runtime.batching import LET_GO, SLOW, WORDS, batched, config
-from runtime.conftest import Deploy
 
 from engines.harness import Observer, think, workflow
+from execution.batching import LET_GO, SLOW, WORDS, batched, config
+from execution.conftest import Deploy
 from gateway.batch_server import BatchServer
 
 

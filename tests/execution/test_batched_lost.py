@@ -9,10 +9,10 @@ from typing import Any
 import psycopg
 import pytest
 from aiohttp import web
-from runtime.batching import WORDS, batched, config
-from runtime.conftest import Deploy
 
 from engines.harness import NOTE, NOTE_TOOL, Observer, think, until, workflow, write
+from execution.batching import WORDS, batched, config
+from execution.conftest import Deploy
 from gateway.batch_server import Batch, BatchServer
 from interlock.admission.gate import CallGate
 from interlock.base.errors import TargetDown
@@ -156,7 +156,7 @@ async def test_what_is_too_much_at_once_is_tried_in_smaller_parts(
     runs = {await desk.start("w", text=f"matter {number}"): f"matter {number}" for number in range(10)}
     assert set(await seen.finished(*runs)) == {"succeeded"}
     for run, text in runs.items():
-        assert await desk.result(run) == {"error_detail": text}
+        assert await desk.result(run) == {"words": text}
     assert max(len(batch.calls) for batch in provider.batches) > 3
 
 
@@ -199,14 +199,12 @@ async def test_half_a_character_in_a_providers_words(
     how: str, deploy: Deploy, seen: Observer, provider: BatchServer, pin: str
 ) -> None:
     """JSON can say half a surrogate pair, and no database takes one: the step fails, and nothing breaks."""
-    error_detail = "half \ud800 gone"
+    words = "half \ud800 gone"
     desk = await deploy(workflow("w", batched(attempts=1)), workflow("v", think(attempts=1)), **config(pin))
     if how == "direct":
 
         def refuse(_: str) -> None:
-            raise web.HTTPBadRequest(
-                text=json.dumps({"error": {"message": error_detail}}), content_type="application/json"
-            )
+            raise web.HTTPBadRequest(text=json.dumps({"error": {"message": words}}), content_type="application/json")
 
         provider._gate = refuse  # type: ignore[method-assign]
         run = await desk.start("v")
@@ -215,10 +213,10 @@ async def test_half_a_character_in_a_providers_words(
         run = await desk.start("w")
         await until(lambda: len(provider.batches) == 1, lambda: "not handed in")
         one = provider.batches[0].calls[0][0]
-        inner = {"type": "error", "error": {"type": "invalid_request_error", "message": error_detail}}
+        inner = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
         line = {
             "custom_id": one,
-            "error": {"code": "x", "message": error_detail},
+            "error": {"code": "x", "message": words},
             "result": {"type": "errored", "error": inner},
         }
         provider.around, provider.drop, provider.ready = [json.dumps(line).encode()], {one}, True
@@ -289,4 +287,4 @@ async def test_whoever_is_broken_off_while_looking_leaves_it_to_the_next(
     _, drive = desk.app._worker._drivers[run]  # type: ignore[union-attr]
     drive.cancel()
     assert await seen.finished(run) == ["succeeded"]
-    assert await desk.result(run) == {"error_detail": "matter"}
+    assert await desk.result(run) == {"words": "matter"}

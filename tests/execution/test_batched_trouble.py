@@ -8,11 +8,11 @@ import textwrap
 
 import psycopg
 import pytest
-from runtime.batching import WORDS, batched, config
-from runtime.conftest import Deploy
 
 from engines.conftest import Desk, OpenApp, Spawn
 from engines.harness import Observer, think, until, workflow, write
+from execution.batching import WORDS, batched, config
+from execution.conftest import Deploy
 from gateway.batch_server import BatchServer, never
 from interlock.app import App
 from interlock.base.settings import Settings
@@ -55,7 +55,7 @@ async def test_killed_between_handing_in_and_writing_it_down(
         provider.batches[0].status = "ended"
     assert set(await seen.finished(*runs)) == {"succeeded"}
     for run, text in runs.items():
-        assert await desk.result(run) == {"error_detail": text}
+        assert await desk.result(run) == {"words": text}
     late = [text for batch in provider.batches[1:] for _, text in batch.calls]
     assert sorted(provider.calls) == sorted(runs.values()), f"handed in again: {late}"
 
@@ -115,7 +115,7 @@ async def test_an_erased_person(status: str, deploy: Deploy, seen: Observer, pro
     provider.ready = True
     assert await seen.finished(gone, stays) == ["failed", "succeeded"]
     assert "erased" in seen.run(gone)["reason"]
-    assert await desk.result(stays) == {"error_detail": "matter 2"}
+    assert await desk.result(stays) == {"words": "matter 2"}
     assert sorted(provider.calls) == (["matter 2"] if status == "waiting" else ["matter 1", "matter 2"])
     assert seen.rows(about, subject) == before
 
@@ -140,7 +140,7 @@ async def test_a_step_that_cannot_wait_longer(deploy: Deploy, seen: Observer, pr
     desk = await deploy(workflow("w", batched(extra=extra), output=WORDS), **config(pin))
     run = await desk.start("w", text="soon")
     assert await seen.finished(run) == ["succeeded"]
-    assert await desk.result(run) == {"error_detail": "soon"}
+    assert await desk.result(run) == {"words": "soon"}
     assert (provider.calls, len(provider.direct)) == (["soon"], 1)
 
 
@@ -148,7 +148,7 @@ async def test_a_deadline_before_handing_in(deploy: Deploy, seen: Observer, prov
     """What nobody waits for any more is not handed in with the others."""
     late = workflow("late", batched(extra="  deadline: 1\n  on_failure: continue\n"), think("after"))
     desk = await deploy(late, workflow("w", batched()), **config(pin, gather_seconds=2.5))
-    provider.say = lambda body: {"verdict": "good", "error_detail": "well"}
+    provider.say = lambda body: {"verdict": "good", "words": "well"}
     gone, stays = await desk.start("late", text="gone"), await desk.start("w", text="stays")
     assert await seen.finished(gone, stays) == ["partial", "succeeded"]
     assert provider.calls == ["stays"]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.conftest import Deploy
-from runtime.test_orchestration import LOOK, agent, calls, said
-
 from engines.dead_letters import dead_letter_of
 from engines.harness import Model, Observer, workflow
+from execution.conftest import Deploy
+from execution.test_orchestration import LOOK, agent, calls, said
 from interlock.testing import server_error
 
 PAY = """\

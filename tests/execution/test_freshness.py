@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from runtime.conftest import Deploy
 
 from engines.harness import Observer, workflow
+from execution.conftest import Deploy
 
 LOOK = """\
 name: look

@@ -7,9 +7,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from runtime.conftest import Deploy
 
 from engines.harness import NOTE, Model, Observer, think, until, workflow, write
+from execution.conftest import Deploy
 from interlock.base.errors import InvalidSpec
 from interlock.base.settings import Settings
 from interlock.definitions.project import read_project

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 
-from runtime.conftest import Deploy
-
 from engines.harness import Model, Observer
 from engines.long_agent import CALLS, CONTEXT, FILES, MIB, THOUGHT, script, size_of
+from execution.conftest import Deploy
 
 
 async def test_a_hundred_turns_with_a_full_context(deploy: Deploy, seen: Observer, model: Model) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from runtime.conftest import Deploy
 
 from engines.harness import Model, Observer, think, until, workflow
+from execution.conftest import Deploy
 from interlock.testing import (
     Behaviour,
     answer,
@@ -22,7 +22,7 @@ from interlock.testing import (
     wrong_schema,
 )
 
-GOOD = {"verdict": "good", "error_detail": "well"}
+GOOD = {"verdict": "good", "words": "well"}
 GOOD_TOKENS = (4, 4)  # the fake counts words: "Think about the matter" and the answer's JSON
 
 
@@ -45,7 +45,7 @@ async def test_what_may_pass_is_tried_again(
     desk = await deploy(workflow("w", think(timeout=0.5), output="{words: $steps.think.words}"))
     run = await desk.start("w")
     assert await seen.finished(run) == ["succeeded"]
-    assert await desk.app.runs.result(desk.admin, run) == {"error_detail": "well"}
+    assert await desk.app.runs.result(desk.admin, run) == {"words": "well"}
     assert model.count == 3
     failures = [event["failure"] for event in seen.journal(run) if event["type"] == "step_failed"]
     assert [(one["kind"], one["ambiguous"]) for one in failures] == [(kind, False)] * 2
@@ -114,7 +114,7 @@ async def test_two_corrections(wrong: Callable[[], Behaviour], deploy: Deploy, s
 
 
 async def test_never_valid(deploy: Deploy, seen: Observer, model: Model) -> None:
-    model.always(answer({"verdict": "MARKER-VERDICT", "error_detail": 7, "MARKERKEY": 1}))
+    model.always(answer({"verdict": "MARKER-VERDICT", "words": 7, "MARKERKEY": 1}))
     model.answers.clear()
     desk = await deploy(workflow("w", think(attempts=3)))
     run = await desk.start("w")

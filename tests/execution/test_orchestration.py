@@ -8,9 +8,9 @@ import textwrap
 from typing import Any
 
 import pytest
-from runtime.conftest import Deploy
 
 from engines.harness import NOTE, Bank, Model, Observer, pay, workflow
+from execution.conftest import Deploy
 from interlock.base.errors import InvalidSpec
 from interlock.store.commit import Committer
 from interlock.testing import answer, server_error
@@ -152,14 +152,14 @@ async def test_a_loop_reads_its_last_round(deploy: Deploy, seen: Observer, model
       values: {text: $last.draft.words}
       output: {title: draft, type: object, required: [good, words], properties: {good: {type: boolean}, words: {type: string}}}
 """
-    model.script(answer({"good": False, "error_detail": "first"}), answer({"good": True, "error_detail": "second"}))
+    model.script(answer({"good": False, "words": "first"}), answer({"good": True, "words": "second"}))
     desk = await deploy(
         {"prompts/think.yaml": PROMPT_NULL},
         workflow("w", loop, output="{words: $steps.draft.words, n: $steps.again.iterations}"),
     )
     run = await desk.start("w")
     assert await seen.finished(run) == ["succeeded"]
-    assert await desk.result(run) == {"error_detail": "second", "n": 2}
+    assert await desk.result(run) == {"words": "second", "n": 2}
     assert "first" in model.requests[1].body["messages"][-1]["content"]
 
 
@@ -256,14 +256,14 @@ async def test_the_newest_good_result_stands_in(deploy: Deploy, seen: Observer, 
   retry: {max_attempts: 1}
   fallback: [{last_good: true, max_age: 600}]
 """
-    model.script(answer({"error_detail": "first"}), server_error(), server_error())
+    model.script(answer({"words": "first"}), server_error(), server_error())
     desk = await deploy(workflow("w", think, output="{words: $steps.think.words}"))
     first = await desk.start("w", text="the same")
     assert await seen.finished(first) == ["succeeded"]
     second = await desk.start("w", text="the same")
     other = await desk.start("w", text="something else")
     assert await seen.finished(second, other) == ["succeeded", "failed"]
-    assert await desk.result(second) == {"error_detail": "first"}
+    assert await desk.result(second) == {"words": "first"}
 
 
 async def test_the_same_pure_call_is_made_once(deploy: Deploy, seen: Observer) -> None:

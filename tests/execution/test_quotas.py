@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from runtime.conftest import Deploy
-
 from engines.harness import NOTE, Observer, until, workflow
+from execution.conftest import Deploy
 from interlock.admission.quotas import Quota
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import structlog
-from runtime.conftest import Deploy
 
 from engines.harness import ASK, Bank, Model, Observer, pay, think, workflow
+from execution.conftest import Deploy
 from interlock.telemetry import logs
 from interlock.testing import rate_limited, status
 
@@ -103,7 +103,7 @@ async def test_no_value_is_anywhere_in_the_clear(
     deploy: Deploy, project: Path, seen: Observer, model: Model, log_file: Path
 ) -> None:
     """Input, model output, tool output, tool noise, and what tools raise: only ever encrypted."""
-    model.answers["think"] = {"verdict": "good", "error_detail": f"the model says {marked('model')}"}
+    model.answers["think"] = {"verdict": "good", "words": f"the model says {marked('model')}"}
     (project / "tools/note/main.py").write_text(
         "def run(text):\n"
         f"    print('noise {marked('noise')}', text)\n"
@@ -120,9 +120,9 @@ async def test_no_value_is_anywhere_in_the_clear(
     assert await seen.finished(run) == ["failed"]
     await desk.flush()
 
-    error_detail = ("input", "model", "output", "noise", "raised", "customer")
+    words = ("input", "model", "output", "noise", "raised", "customer")
     everything = seen.everywhere() + log_file.read_text()
-    assert [word for word in error_detail if marked(word) in everything] == []
+    assert [word for word in words if marked(word) in everything] == []
     # The search would have found it: the key and the run are there, and so is what was asked of whom.
     assert run in everything
     assert "step.failed" in log_file.read_text()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime.conftest import Deploy
 
 from engines.harness import ASK, Bank, Model, Observer, pay, think, until, workflow
+from execution.conftest import Deploy
 from interlock.definitions.versions import Definition
 from interlock.store.commit import Commit
 
@@ -152,8 +152,8 @@ async def test_what_fits_the_budget_is_kept(deploy: Deploy, seen: Observer, mode
     """A call may use 58 tokens here (50 out, 8 in) and uses 8 in fact."""
     output = "{first: $steps.one.words, second: $steps.two.words}"
     model.answers |= {
-        "one": {"verdict": "good", "error_detail": "well"},
-        "two": {"verdict": "good", "error_detail": "well"},
+        "one": {"verdict": "good", "words": "well"},
+        "two": {"verdict": "good", "words": "well"},
     }
     desk = await deploy(workflow("w", think("one"), think("two"), extra=budget(65), output=output))
     run = await desk.start("w")
@@ -185,7 +185,7 @@ async def test_spending_is_known_before_its_reservation_ends(
     deploy: Deploy, seen: Observer, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`one` is answered while the end of `note` waits to be written; what follows `note` must know what `one` cost."""
-    long = {"verdict": "good", "error_detail": "word " * 60}
+    long = {"verdict": "good", "words": "word " * 60}
     model.answers |= {"one": long, "two": long}
     first = NOTE.replace("id: note", "id: first")
     both = "- id: both\n  kind: parallel\n  branches:\n    a:\n"
@@ -195,7 +195,7 @@ async def test_spending_is_known_before_its_reservation_ends(
     original = desk.app.committer.submit
 
     async def submit(commit: Commit) -> None:
-        if any(row["event"].get("step") == "first" for row in commit.journal):
+        if any(row.event.get("step") == "first" for row in commit.journal):
             spans = desk.app.tracing._store.ended
             await until(lambda: any(span.name == "step note" for span in spans), lambda: "it waits")
             model.release("one")
@@ -282,7 +282,7 @@ async def test_the_run_s_retries_are_bounded(deploy: Deploy, project: Path, seen
 
 
 async def test_an_answer_too_large_to_keep_was_paid_for(deploy: Deploy, seen: Observer, model: Model) -> None:
-    model.answers["think"] = {"verdict": "good", "error_detail": "word " * 1000}
+    model.answers["think"] = {"verdict": "good", "words": "word " * 1000}
     desk = await deploy(workflow("w", think(attempts=1)), limits={"payload_bytes": 2048})
     run = await desk.start("w")
     assert await seen.finished(run) == ["failed"]

@@ -52,7 +52,7 @@ class BatchServer:
         self.url = ""
         self.batches: list[Batch] = []
         self.ready = True
-        self.say: Callable[[dict[str, Any]], Any] = lambda body: {"verdict": "good", "error_detail": asked(body)}
+        self.say: Callable[[dict[str, Any]], Any] = lambda body: {"verdict": "good", "words": asked(body)}
         self.spoil: Callable[[str, dict[str, Any]], str | int | None] = lambda _one, _body: None
         self.around: list[bytes] = []
         self.reverse = True

@@ -83,13 +83,13 @@ async def test_a_batched_call_is_the_same_call(server: BatchServer, provider: Pr
 
 
 async def test_answers_in_any_order(server: BatchServer, provider: Provider) -> None:
-    server.say = lambda body: {"error_detail": body["messages"][-1]["content"]}
+    server.say = lambda body: {"words": body["messages"][-1]["content"]}
     calls = {f"call_{n}": ask(f"matter {n}") for n in range(20)}
     ended = await provider.batches.look(await provider.batches.submit("b-1", calls))
     assert ended is not None
     answers = await provider.batches.fetch(ended, calls)
     assert {one: json.loads(answer.text) for one, answer in answers.items()} == {  # type: ignore[union-attr]
-        f"call_{n}": {"error_detail": f"matter {n}"} for n in range(20)
+        f"call_{n}": {"words": f"matter {n}"} for n in range(20)
     }
 
 

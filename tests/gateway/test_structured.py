@@ -45,7 +45,8 @@ async def test_corrections_name_place_and_rule_but_no_value(fake: FakeProvider, 
     said = turns[3]["content"]
     assert "/category: " in said
     assert "/urgency: the value is greater than the maximum of 5" in said
-    assert "iban" in said
+    assert "declared are category, urgency" in said
+    assert "iban" not in said, "a name that the schema does not declare is data"
     assert secret not in said
     assert len(fake.requests[2].body["messages"]) == 6
     assert "not valid JSON" in fake.requests[2].body["messages"][5]["content"]
@@ -102,6 +103,12 @@ async def test_a_single_fence_is_tolerated(fake: FakeProvider, openai: OpenAIPro
         '{"category": "card", "category": "fees", "urgency": 2}',
         "[" * 100_000,
         '{"category": "fees", "urgency": ' + "9" * 5000 + "}",
+        '{"category": "fees", "urgency": 2, "more": ' + "[" * 100 + "]" * 100 + "}",
+        '{"category": "fees", "urgency": 2, "more": 1e999}',
+        '{"category": "fees", "urgency": 2, "more": 9223372036854775808}',
+        '{"category": "fees", "urgency": 2, "a\\ud800": 1}',
+        '{"category": "fees\\ud800", "urgency": 2}',
+        '{"category": "fees", "urgency": 2, "a\\u0000b": 1}',
     ],
 )
 async def test_nothing_cleverer(fake: FakeProvider, openai: OpenAIProvider, text: str) -> None:

@@ -96,7 +96,9 @@ _FAILURES = [
     *[Answer(ok=False, kind=kind) for kind in ("transient", "rate_limited", "deferred")] * 5,
     *[Answer(ok=False, kind=kind) for kind in ("permanent", "permanent", "denied", "invalid", "budget")],
 ]
-_UNDO_FAILURES = [Answer(ok=False, kind=kind) for kind in ("transient", "rate_limited", "transient", "permanent")]
+_COMPENSATION_FAILURES = [
+    Answer(ok=False, kind=kind) for kind in ("transient", "rate_limited", "transient", "permanent")
+]
 _DOUBTS = [Answer(ok=False, kind=kind, ambiguous=True) for kind in ("transient", "rate_limited", "permanent", "budget")]
 SIGNALS = ["go", "stop"]
 
@@ -177,7 +179,7 @@ class _Maker:
     def _script(self, key: str, answers: list[Answer], facts: dict[str, Any]) -> None:
         made = self.made
         made.outcomes[key] = [*answers, Answer(facts=facts)]
-        made.undos[key] = [self.choice(_UNDO_FAILURES) for _ in range(self.choice([0, 0, 0, 1, 1, 2, 3]))]
+        made.undos[key] = [self.choice(_COMPENSATION_FAILURES) for _ in range(self.choice([0, 0, 0, 1, 1, 2, 3]))]
         made.confirms[key] = [Answer(ok=self._pick(2) == 0, facts=self.choice(_FACTS)) for _ in range(self._pick(3))]
         made.dead_letters[key] = [Answer(ok=self.one_in(2)) for _ in range(self._pick(3))]
 

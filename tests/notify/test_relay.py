@@ -20,6 +20,7 @@ from interlock.store import outbox
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 from interlock.store.outbox import OutboxEvent, Relay
+from interlock.store.rows import JournalRow, OutboxRow
 from interlock.telemetry import logs
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ async def publish(database: Database, tenants: tuple[Tenant, Tenant]) -> AsyncIt
     async def publish(count: int, org: int = 0) -> None:
         org_id = tenants[org].org_id
         for n in range(count):
-            event = {"org_id": org_id, "topic": "test", "payload": {"n": n}}
+            event = OutboxRow(org_id=org_id, topic="test", payload={"n": n})
             await committer.submit(Commit(org_id, outbox=[event]))
 
     yield publish
@@ -119,8 +120,8 @@ async def test_what_was_refused_leaves_no_event(
     committer = Committer(database, AuditLog(bytes(range(32, 64))).seal)
     committer.start()
     org = tenants[0].org_id
-    event = {"org_id": org, "topic": "test", "payload": {"n": 1}}
-    broken = {"run_id": "nobody", "seq": 1, "org_id": org, "event": {}}
+    event = OutboxRow(org_id=org, topic="test", payload={"n": 1})
+    broken = JournalRow(run_id="nobody", seq=1, org_id=org, event={})
     with pytest.raises(asyncpg.ForeignKeyViolationError):
         await committer.submit(Commit(org, outbox=[event], journal=[broken]))
     await committer.close()

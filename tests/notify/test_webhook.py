@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MASTER_KEY = bytes(range(32))
 KEY = b"a key of this test"
 EVENT = OutboxEvent(
-    7, "acme", "run.finished", {"run_id": "run_1", "status": "succeeded", "error_detail": "ø\u2028"}, 1_000_000.5
+    7, "acme", "run.finished", {"run_id": "run_1", "status": "succeeded", "words": "ø\u2028"}, 1_000_000.5
 )
 
 
@@ -143,7 +143,7 @@ async def test_a_runs_events_reach_the_configured_webhook(
     endpoint.key = hmac.new(MASTER_KEY, b"webhook", hashlib.sha256).digest()
     endpoint.statuses = [503, 0, 302]
     app = await app_factory(deploy=True, worker=True, events={"webhook": endpoint.url}, sandbox={"warm": 0})
-    run_id, _ = await app.intake.accept(admin, "ask", {"text": "hello"}, None)
+    run_id, _ = await app.submission.accept(admin, "ask", {"text": "hello"}, None)
     await endpoint.until(1)
     (review,) = await app.reviews.page(admin)
     await app.reviews.decide(admin, review.review_id, "approve", "fine")

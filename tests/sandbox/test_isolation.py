@@ -203,9 +203,9 @@ async def test_installed_libraries_and_modules_of_the_bundle_can_be_imported(
 async def test_a_bundle_closed_to_others_still_works(sandbox: BubblewrapSandbox, make_job: MakeJob) -> None:
     job = make_job("def run(): return open('/tool/data/words').read()")
     (job.bundle / "data").mkdir(mode=0o700)
-    error_detail = job.bundle / "data/words"
-    error_detail.write_text("closed")
-    for path in (error_detail, job.bundle / "main.py"):
+    words = job.bundle / "data/words"
+    words.write_text("closed")
+    for path in (words, job.bundle / "main.py"):
         path.chmod(0o600)
     job.bundle.chmod(0o700)
     assert (await sandbox.run(job)).output == "closed"

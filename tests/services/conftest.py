@@ -1,4 +1,4 @@
 from __future__ import annotations
 
 # The stage of the step's tests: deploy a small workflow of the test's own, and run it.
-from runtime.conftest import *  # noqa: F403
+from execution.conftest import *  # noqa: F403

@@ -12,7 +12,7 @@ import pytest
 from engines.harness import NOTE, Bank, Observer, pay, refund_tool, think, until, workflow
 from interlock.base.errors import Conflict, ContractViolation, Denied, Erased, InvalidInput, NotFound
 from interlock.engines.postgres.driver import RunDriver
-from interlock.engines.postgres.worker import MAX_CRASHES
+from interlock.execution.engine import MAX_CRASHES
 from interlock.identity.principal import Principal
 from interlock.services.views.dead_letters import DeadLetterView
 from interlock.testing import server_error
@@ -337,7 +337,7 @@ def run(context, **given):
 async def test_a_failed_run_starts_again_on_the_head_version(deploy: Deploy, seen: Observer, project: Path) -> None:
     desk = await deploy(PICKY, FAIL)
     starter = Principal("dora", desk.admin.org_id, frozenset({"developer"}))
-    run, _ = await desk.app.intake.accept(starter, "w", {"ticket": "t", **BAD}, None)
+    run, _ = await desk.app.submission.accept(starter, "w", {"ticket": "t", **BAD}, None)
     assert await seen.finished(run) == ["failed"]
     dead_letter_id = await dead_letter_of(seen, run, "run")
     mended = PICKY["tools/picky/main.py"].replace('"bad" in text', "False")

@@ -17,6 +17,7 @@ from interlock.base.errors import Unavailable
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 from interlock.store.migrate import app_url
+from interlock.store.rows import DecidedReview, NewRun
 
 from .conftest import MASTER_KEY
 from .rows import deploy, entry, journal, new_run, review, signal
@@ -59,9 +60,9 @@ async def wire(database_url: str) -> AsyncIterator[Wire]:
         yield wire
 
 
-def commit_of(kind: str, run: dict[str, Any]) -> Commit:
+def commit_of(kind: str, run: NewRun) -> Commit:
     """A commit of every shape that the platform makes; the text `marker` goes over the wire with it."""
-    org = run["org_id"]
+    org = run.org_id
     commit = Commit(org)
     if kind != "step without audit":
         commit.audit = [entry(org, n="marker")]
@@ -69,10 +70,10 @@ def commit_of(kind: str, run: dict[str, Any]) -> Commit:
         case "run":
             commit.new_runs = [new_run(org, "run_marker")]
         case "step" | "step without audit":
-            commit.fence = (run["run_id"], 1)
+            commit.fence = (run.run_id, 1)
             commit.journal = [journal(run, 1, text="marker")]
         case "decision":
-            decided = {"review_id": "v", "status": "approved", "decided_by": "ada", "note": "marker"}
+            decided = DecidedReview(review_id="v", status="approved", decided_by="ada", note="marker")
             commit.decided_reviews, commit.new_signals = [decided], [signal(run)]
         case "signal":
             commit.new_signals = [signal(run, text="marker")]
@@ -100,7 +101,7 @@ def found(owner: psycopg.Connection[Any], kind: str) -> dict[str, int]:
     return {name: row[0] for name, row in rows.items() if row is not None}
 
 
-async def prepare(committer: Committer, owner: psycopg.Connection[Any], org: str) -> dict[str, Any]:
+async def prepare(committer: Committer, owner: psycopg.Connection[Any], org: str) -> NewRun:
     """A run that is leased with fence 1 and has an open review; the committer knows the log's head."""
     run = new_run(org)
     await committer.submit(Commit(org, new_runs=[run], new_reviews=[review(run, "v")], audit=[entry(org, n="first")]))
@@ -209,7 +210,7 @@ async def submit_much(committer: Committer, org: str, done: asyncio.Event) -> tu
             marker = f"{name}/{n}"
             run = new_run(org)
             try:
-                await committer.submit(Commit(org, new_runs=[run], audit=[entry(org, run["run_id"], n=marker)]))
+                await committer.submit(Commit(org, new_runs=[run], audit=[entry(org, run.run_id, n=marker)]))
             except Unavailable:
                 raised[marker] += 1
             else:

@@ -34,7 +34,7 @@ _BITS = [
 
 def _mutated(text: str, rng: random.Random) -> str:
     lines = text.splitlines(keepends=True)
-    error_detail = sorted({word for word in text.replace(",", " ").split() if word.isascii()})
+    words = sorted({word for word in text.replace(",", " ").split() if word.isascii()})
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         here, there = rng.randrange(len(lines)), rng.randrange(len(lines))
         line = lines[here]
@@ -57,7 +57,7 @@ def _mutated(text: str, rng: random.Random) -> str:
                 lines[here] = f"{name}: {rng.choice(_BITS)}\n"
             case 7 | 8 | 9 | 10:
                 old = rng.choice(line.split() or [""])
-                lines[here] = line.replace(old, rng.choice(error_detail), 1)
+                lines[here] = line.replace(old, rng.choice(words), 1)
             case _:
                 lines[here] = "".join(rng.choice(_BITS) for _ in range(3)) + "\n"
     return "".join(lines)

@@ -27,7 +27,7 @@ State = Literal["closed", "open", "half_open"]
 Reported = Literal["failed", "answered", "unused"]
 
 PROBE_SECONDS = 60.0  # after the time it may take, until a probe whose worker died is given to another
-_PROBING_SECONDS = 5.0  # how long whoever gets no probe is told to wait: others are trying right now
+_PROBING_SECONDS = 5.0  # pause for callers that got no probe while other probes are under way
 _PATIENCE = 2.0  # seconds for the database to answer; a step must not wait longer for a breaker
 
 
@@ -42,7 +42,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What this process knows of a breaker; times are monotonic seconds.
+    """Local copy of a breaker's state; times are monotonic seconds.
 
     Attributes:
         until: an open one lets nothing through before.
@@ -58,7 +58,7 @@ class Breakers:
     """The breakers of all organisations, keyed by (org_id, target); a target is `tool:<name>` or `provider:<pin>`.
 
     Args:
-        probe_seconds: after the call's own time, until a probe nobody reported on is given out again.
+        probe_seconds: after the call's own time, until an unreported probe is given out again.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Breakers:
         self._known: dict[tuple[str, str], _Known] = {}
 
     def state(self, org_id: str, target: str) -> State:
-        """What this process takes the state to be."""
+        """State of the breaker according to the local copy."""
         known = self._known.get((org_id, target))
         return known.state if known is not None else "closed"
 
@@ -102,7 +102,7 @@ class Breakers:
         return Admission(org_id, target, probe if row["state"] == "half_open" else "")
 
     async def report(self, admission: Admission, outcome: Reported) -> None:
-        """What became of the call; of a trial call, the first report counts. Never raises.
+        """Reports the outcome of a call; of a trial call, the first report counts. Never raises.
 
         Args:
             outcome: `failed` speaks against the target, `answered` for it, `unused` means that it was not called.
@@ -141,7 +141,7 @@ class Breakers:
 
     def _learn(self, org_id: str, target: str, row: Any) -> None:
         self._known[org_id, target] = self._known_of(row)
-        if row["was"] != row["state"]:  # whoever makes the move logs it, so it is logged once
+        if row["was"] != row["state"]:  # the process that made the transition logs it, so it is logged once
             level = "info" if row["state"] == "closed" else "warning"
             log(names.LOG_BREAKER_MOVED, level=level, org_id=org_id, target=target, old=row["was"], new=row["state"])
 

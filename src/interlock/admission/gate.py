@@ -1,4 +1,4 @@
-"""What the kernel asks before a call and tells after it: breakers and the tools' own health, as one gate."""
+"""Gate of calls: breakers and tool health checks, asked before a call and updated after it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class CallGate:
 
 
 def verdict(error: Exception) -> Reported:
-    """What a failed call says about its target.
+    """Classification of a failed call for the target's breaker.
 
     Only a failure to be there counts against it: a timeout, a crash, a broken connection, a 5xx. A refusal, a pause asked
     for or an answer that breaks the contract comes from a target that is up; and what went wrong on our side says nothing.

@@ -18,7 +18,7 @@ Refresh = Callable[[], Awaitable[None]]
 """Reads the state anew into memory."""
 
 
-class Watch:
+class StateRefresh:
     """Refreshes what processes keep in memory about breakers, tools and quotas.
 
     A refresh that fails is logged and tried again; what was known stays in force meanwhile.
@@ -49,7 +49,7 @@ class Watch:
         for refresh in self._refreshes:
             try:
                 await refresh()
-            except Exception as error:  # noqa: BLE001  what is known stays in force, whatever the database says
+            except Exception as error:  # noqa: BLE001  the last known state stays in force on any database error
                 if not self._away:  # once, not every second
                     log(names.LOG_HEALTH_UNKNOWN, str(error), level="warning")
                 self._away = True

@@ -1,7 +1,7 @@
-"""What tools say about themselves: polled by one worker at a time, known to all.
+"""Health of tools: polled by one worker at a time, shared by all.
 
 A tool with `health` in its contract is asked every so many seconds. Two bad answers in a row make it unhealthy, one good
-answer makes it healthy again, and a tool that nobody has asked yet counts as healthy. The state is a row of `tool_health`.
+answer makes it healthy again, and a tool that was not polled yet counts as healthy. The state is a row of `tool_health`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class HealthVerdict:
-    """What the check showed; `detail` is a sentence for people."""
+    """Result of a health check; `detail` is a readable sentence."""
 
     healthy: bool
     detail: str = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -11,8 +10,8 @@ from fastapi import Path, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-# Validators, encoders and prompts walk values by recursion; RFC 8259 §9 lets a receiver bound the depth.
-MAX_DEPTH = 100
+from interlock.base.json import InvalidJson, accept_json, decode_json
+
 _MAX_ID = 200
 
 
@@ -24,37 +23,10 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _is_sound(cls, value: Any) -> Any:
-        check(value)
-        return value
-
-
-def check(value: Any) -> None:
-    """Raises ValueError for what is JSON to Python's parser and to nobody else (RFC 7493 §2.1, §2.2), or nested too deep."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        if not level:
-            return
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                below += item.keys()
-                below += item.values()
-            elif isinstance(item, list):
-                below += item
-            elif isinstance(item, str):
-                _check_text(item)
-            elif isinstance(item, float) and not math.isfinite(item):
-                raise ValueError("NaN and infinity are not JSON numbers; send null or a string")
-        level = below
-    if level:
-        raise ValueError(f"nested more than {MAX_DEPTH} levels deep; send a flatter value")
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a text holds half of a surrogate pair, which is no Unicode character; remove it") from None
+        try:
+            return accept_json(value)
+        except InvalidJson as error:
+            raise ValueError(error.message) from None
 
 
 class StrictRoute(APIRoute):
@@ -78,24 +50,9 @@ class _StrictRequest(Request):
 
 def _parsed(body: bytes) -> Any:
     try:
-        return json.loads(body, object_pairs_hook=_unique)
-    except json.JSONDecodeError:
-        raise
-    except RecursionError:
-        raise json.JSONDecodeError("it is nested too deep", "", 0) from None
-    except UnicodeDecodeError:
-        raise json.JSONDecodeError("it is not UTF-8", "", 0) from None
-    except ValueError:
-        raise json.JSONDecodeError("it holds a number with too many digits", "", 0) from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise json.JSONDecodeError(f"the key {twice[:100]!r} is there twice in one object", "", 0)
-    return found
+        return decode_json(body)
+    except InvalidJson as error:
+        raise json.JSONDecodeError(error.message, "", 0) from None
 
 
 def _printable(text: str) -> str:

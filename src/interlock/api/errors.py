@@ -20,7 +20,13 @@ from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
 # What the framework itself refuses.
-_CODES = {400: "invalid_input", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+_CODES = {
+    400: "invalid_input",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    422: "invalid_input",
+}
 _MAX_MESSAGE = 1000
 
 _MEANINGS = {

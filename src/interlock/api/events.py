@@ -40,6 +40,7 @@ _KINDS: dict[type[BaseModel], StateKind] = {
     RunEnded: "end",
     StreamFailed: "error",
 }
+_MODELS: dict[str, type[BaseModel]] = {"*": JournalEntry} | {kind: model for model, kind in _KINDS.items()}
 _STREAM: dict[str, Any] = {
     "description": (
         "Server-sent events. Each has a name (`event`) and a JSON object (`data`) of one of these models; journal entries have "
@@ -62,10 +63,7 @@ _STREAM: dict[str, Any] = {
     response_class=StreamingResponse,
     responses={200: _STREAM, **documented(404, 429)},
     openapi_extra={
-        "x-event-models": {
-            name: {"$ref": f"#/components/schemas/{model.__name__}"}
-            for name, model in [("*", JournalEntry), *((kind, model) for model, kind in _KINDS.items())]
-        }
+        "x-event-models": {name: {"$ref": f"#/components/schemas/{model.__name__}"} for name, model in _MODELS.items()}
     },
 )
 async def events(

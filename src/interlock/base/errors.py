@@ -1,7 +1,5 @@
 """Every error Interlock raises, in one tree.
 
-::
-
     InterlockError
     ├── InvalidInput            what came from outside does not fit; the message names the place and the mend
     │   ├── InvalidSpec         a workflow, prompt, tool or settings file (file:line: field: mend)
@@ -9,7 +7,7 @@
     │   └── ContractViolation   a value does not fit a step's or a tool's schema
     ├── NotFound                no such run, workflow, tool, review, key
     ├── Conflict                the thing exists, or is in a state that does not allow this move
-    ├── Unauthenticated         no key, or a key nobody issued
+    ├── Unauthenticated         no key, or an unknown key
     ├── Denied                  known, and not allowed (role, allowlist, policy)
     ├── TooManyRequests         a bound on what one organisation or process may hold at once
     ├── BudgetExceeded          the run's tokens, money or retries are used up
@@ -22,9 +20,9 @@
     │   ├── ToolUnhealthy       the tool's own health check says that it cannot work; it was not called
     │   └── Deferred            no room now, or no answer yet: later again, and no attempt is counted
     ├── Unavailable             a part Interlock needs is down (database, provider, sandbox)
-    ├── LeaseLost               another worker owns the run now; whatever this one knew is void
+    ├── LeaseLost               another worker owns the run now; local state is void
     ├── IntegrityError          stored data is not what was stored (audit chain, artifact, weights)
-    └── Erased                  the key of the value's subject was destroyed; nobody can read it again
+    └── Erased                  the key of the value's subject was destroyed; the value is unreadable
 
 Lower floors know neither HTTP nor exit codes beyond the two numbers each class carries; `api/errors.py`
 and `cli/main.py` are the only readers of those.
@@ -166,7 +164,7 @@ class Deferred(StepError):
     """A limit has no room for the call, or its answer is not there yet. It is no attempt; `retry_after` says when to ask again.
 
     Args:
-        pending: the call is in somebody's hands and will cost what was reserved for it.
+        pending: the call was dispatched and will cost what was reserved for it.
     """
 
     code = "deferred"

@@ -1,4 +1,4 @@
-"""What processes that run for long are run by: libuv's event loop, and a garbage collector that looks less often.
+"""Event loop of long-running processes: libuv's, with a less frequent garbage collection.
 
 The loop takes a tenth less of a step's processor time than asyncio's, the collector another tenth (`docs/performance.md`).
 """

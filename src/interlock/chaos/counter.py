@@ -6,7 +6,7 @@ It shares no code with Interlock and imports the standard library only. What it 
 answers (`synchronous=FULL`), so no fault of the system under test, and none of its own, makes it forget.
 
     POST /honours/effects       header Idempotency-Key; body {"business"}. The same key again gives the first answer.
-    POST /plain/effects         does the work every time it is asked, whatever the key.
+    POST /plain/effects         does the work at every request and ignores the key.
     POST /effects/N/reversal    header Idempotency-Key; takes an effect back; the same key again gives the first answer.
     GET  /effects?key=K         {"effects": [...]}: what a tool's probe asks.
     GET  /effects?business=B    the same by business id: what a person would look up.
@@ -53,7 +53,7 @@ HttpAnswer = tuple[int, dict[str, Any]]
 
 
 class Book:
-    """What was done: one SQLite file, one writer at a time."""
+    """Record of performed work: one SQLite file, one writer at a time."""
 
     def __init__(self, file: Path) -> None:
         self._lock = threading.Lock()
@@ -245,7 +245,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        with contextlib.suppress(OSError):  # whoever asked was killed meanwhile
+        with contextlib.suppress(OSError):  # the client was killed meanwhile
             self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:

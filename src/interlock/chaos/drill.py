@@ -22,11 +22,11 @@ from interlock.base.errors import Unavailable
 from interlock.base.settings import Settings
 from interlock.chaos.faults import FAULTS, TURNS, Scene, Strike
 from interlock.chaos.fleet import Fleet
-from interlock.chaos.oracle import Oracle, Provider
+from interlock.chaos.oracle import ChaosProvider, Oracle
 from interlock.chaos.people import People
 from interlock.chaos.project import KINDS, write_project
-from interlock.chaos.report import Report, StepOutcome, counts_of, judge, percentile, resolved_of
-from interlock.chaos.watch import TERMINAL, Watch
+from interlock.chaos.report import ChaosReport, FaultOutcome, counts_of, judge, percentile, resolved_of
+from interlock.chaos.watch import TERMINAL, RunWatch
 from interlock.chaos.worker import BOUNDARIES
 from interlock.identity.principal import Principal
 from interlock.store.embedded import EmbeddedPostgres
@@ -55,8 +55,8 @@ select runs.run_id, runs.status,
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is asked for.
+class ChaosPlan:
+    """Options of a chaos run.
 
     Attributes:
         seconds: how long runs are started and faults strike; finishing comes on top.
@@ -89,7 +89,7 @@ class Plan:
 
 @dataclass(slots=True)
 class _State:
-    """What a chaos run has gathered so far."""
+    """Observations of a chaos run so far."""
 
     began: float = field(default_factory=time.monotonic)
     token: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -106,7 +106,7 @@ class Drill:
         tell: called with a line about what happens, now and then.
     """
 
-    def __init__(self, plan: Plan, tell: Callable[[str], None]) -> None:
+    def __init__(self, plan: ChaosPlan, tell: Callable[[str], None]) -> None:
         self._plan = plan
         self._tell = tell
         self._random = random.Random(plan.seed)  # noqa: S311  a schedule, not a secret
@@ -114,7 +114,7 @@ class Drill:
         self._app: App
         self._scene: Scene
 
-    async def run(self) -> Report:
+    async def run(self) -> ChaosReport:
         """Everything; nothing that it started lives when it returns.
 
         Raises:
@@ -146,11 +146,11 @@ class Drill:
         oracle = Oracle(home)
         stack.push_async_callback(oracle.close)
         await oracle.start()
-        provider = await stack.enter_async_context(Provider())
+        provider = await stack.enter_async_context(ChaosProvider())
         data = plan.data_dir or home / "data"
         postgres, url = await stack.enter_async_context(_database(plan.url, data))
         given: dict[str, Any] = {
-            "engine": "postgres",  # whatever the environment says: its workers are the ones that are struck
+            "engine": "postgres",  # fixed regardless of the environment: faults strike this engine's workers
             "models": {"default": f"openai:fake@{provider.url}"},
             "variables": {"counter": oracle.address},
             "worker": {"concurrency": _CONCURRENCY, "lease_seconds": LEASE_SECONDS},
@@ -164,7 +164,7 @@ class Drill:
         self._app = await stack.enter_async_context(App(home / "project", Settings(**given)))
         await self._app.authenticator.ensure_org(ORG, "Chaos")
         await self._app.admin.deploy(PRINCIPAL, self._app.read_project())
-        watch = Watch(self._app.database, ORG)
+        watch = RunWatch(self._app.database, ORG)
         stack.push_async_callback(watch.close)
         people = People(self._app, PRINCIPAL, oracle, watch, self._state.orders, plan.seed)
         stack.push_async_callback(people.close)
@@ -176,7 +176,7 @@ class Drill:
         await fleet.start()
         watch.start()
         people.start()
-        # Half as many again as all workers can hold: some must wait, whatever else is under way.
+        # Half as many again as all workers can hold: some must wait.
         burst = partial(self._burst, plan.workers * _CONCURRENCY * 3 // 2)
         return Scene(
             fleet, oracle, provider, people, watch, self._random, LEASE_SECONDS, postgres, burst, plan.boundaries
@@ -212,7 +212,7 @@ class Drill:
     async def _accept(self, kind: str, order: str) -> str:
         while True:
             try:
-                run_id, _ = await self._app.intake.accept(PRINCIPAL, kind, {"order": order}, order)
+                run_id, _ = await self._app.submission.accept(PRINCIPAL, kind, {"order": order}, order)
             except Unavailable:
                 await asyncio.sleep(0.2)
             else:
@@ -271,7 +271,7 @@ class Drill:
 
     # -- the verdict -------------------------------------------------------------------------------------------
 
-    async def _report(self) -> Report:
+    async def _report(self) -> ChaosReport:
         plan, state, scene = self._plan, self._state, self._scene
         await scene.oracle.settled()
         book = await scene.oracle.book()
@@ -290,7 +290,7 @@ class Drill:
         recoveries = scene.watch.recoveries
         if recoveries and max(recoveries) > STALL_SECONDS:
             verdict.violations.append(f"a run stood still for {max(recoveries):.0f} s after a fault")
-        return Report(
+        return ChaosReport(
             runs_started=len(state.orders),
             runs_finished=sum(outcome.status in TERMINAL for outcome in outcomes),
             seconds=round(time.monotonic() - state.began, 1),
@@ -313,7 +313,7 @@ class Drill:
             skipped=self._skipped(),
         )
 
-    async def _outcomes(self) -> list[StepOutcome]:
+    async def _outcomes(self) -> list[FaultOutcome]:
         orders = self._state.orders
 
         async def read() -> list[Any]:
@@ -321,7 +321,7 @@ class Drill:
                 return list(await connection.fetch(_OUTCOMES, list(orders)))
 
         return [
-            StepOutcome(
+            FaultOutcome(
                 row["run_id"],
                 *orders[row["run_id"]],
                 row["status"],

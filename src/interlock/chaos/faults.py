@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from interlock.chaos.fleet import Fleet, Struck, Worker
-from interlock.chaos.oracle import Oracle, Provider
+from interlock.chaos.oracle import ChaosProvider, Oracle
 from interlock.chaos.people import People
-from interlock.chaos.watch import Watch
+from interlock.chaos.watch import RunWatch
 from interlock.chaos.worker import BOUNDARIES
 from interlock.store.embedded import EmbeddedPostgres
 
@@ -20,7 +20,7 @@ SPELL_SECONDS = 1.5  # how long a partition lasts
 # Seconds; an hour is longer than a run may stand still. Timers follow the database's time, so a step changes nothing.
 CLOCK_STEPS = (-3600.0, -30.0, 4.0, 3600.0)
 
-# Where nobody can know whether the effect happened, or whether that was written down.
+# Boundaries at which it is unknown whether the effect happened or was recorded.
 _DEAREST = frozenset({"during call", "after call", "after probe", "after undo"})
 # Boundaries that hardly any run would reach by itself: a call that takes its time, an effect in doubt.
 _NEEDED = {"during call": "slow", "after probe": "drop"}
@@ -45,7 +45,7 @@ class Strike:
 
 @dataclass(slots=True)
 class Scene:
-    """What faults act on.
+    """Targets of faults.
 
     Attributes:
         burst: starts more runs at once than the workers can take.
@@ -55,9 +55,9 @@ class Scene:
 
     fleet: Fleet
     oracle: Oracle
-    provider: Provider
+    provider: ChaosProvider
     people: People
-    watch: Watch
+    watch: RunWatch
     random: random.Random
     lease_seconds: float
     postgres: EmbeddedPostgres | None
@@ -78,12 +78,12 @@ class Scene:
             self.calm.set()
 
     def next_boundary(self, act: str) -> str:
-        """The one met least by this act: those around the call itself first, and again before long if nobody got there."""
+        """The boundary struck least often by this fault; those around the call itself come first and are repeated if missed."""
         order = sorted(self.boundaries, key=lambda one: (one not in _DEAREST, self.boundaries.index(one)))
         return min(order, key=lambda one: self.met.get((act, one), 0.0))
 
     def note(self, act: str, boundary: str, *, struck: bool) -> None:
-        """What came of it."""
+        """Result of a fault."""
         self.met[act, boundary] = self.met.get((act, boundary), 0.0) + (1.0 if struck else 0.4)
 
 
@@ -124,7 +124,7 @@ async def kill(scene: Scene) -> Strike | None:
 
 
 async def stop(scene: Scene) -> Strike | None:
-    """SIGSTOP at a boundary; it wakes when its lease is long gone and somebody else has its runs."""
+    """SIGSTOP at a boundary; it continues when its lease has expired and another worker has its runs."""
     found = await _at_boundary(scene, "stop")
     if found is None:
         return None
@@ -187,7 +187,7 @@ def _start(server: EmbeddedPostgres) -> None:
     for attempt in range(5):
         try:
             server.start()
-        except Exception:  # whatever a start that was struck in its middle says
+        except Exception:  # any error of a start that was struck while starting
             if attempt == 4:
                 raise
         else:

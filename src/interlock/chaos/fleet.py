@@ -20,7 +20,7 @@ START_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Struck:
-    """What a worker said right before it was struck.
+    """Last report of a worker before it was struck.
 
     Attributes:
         at: `time.monotonic()` when we heard of it.
@@ -45,7 +45,7 @@ class Worker:
 
     @property
     def free(self) -> bool:
-        """Whether it works and no fault holds it at the moment."""
+        """True if the worker runs and no fault holds it."""
         return self.process.returncode is None and not self.stopped and not self.leaving
 
     async def order(self, do: str, **values: Any) -> None:
@@ -89,7 +89,7 @@ class Worker:
 
 
 class Fleet:
-    """Keeps so many workers alive, whatever becomes of them.
+    """Keeps a number of workers alive and replaces those that ended.
 
     Args:
         config: what a worker process is given, without its log.

@@ -1,4 +1,4 @@
-"""The counter's process and a model provider, from the side of whoever runs the chaos."""
+"""The counter's process and a model provider, controlled by the chaos run."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Oracle:
         return int((await self._client.get(f"http://{self.address}/struck")).json()["struck"])
 
 
-class Provider(FakeProvider):
+class ChaosProvider(FakeProvider):
     """A model provider that can be cut off.
 
     Attributes:

@@ -10,18 +10,19 @@ from interlock.app import App
 from interlock.base.errors import Conflict, Unavailable
 from interlock.chaos.oracle import Oracle
 from interlock.chaos.project import KINDS
-from interlock.chaos.watch import Watch
+from interlock.chaos.watch import RunWatch
 from interlock.identity.principal import Principal
 from interlock.services.reviews import ReviewQueue
-from interlock.services.tool_answers import Answers
+from interlock.services.tool_answers import ToolAnswers
 from interlock.services.views.reviews import ReviewView
 from interlock.store.commit import Commit
+from interlock.store.rows import NewSignal
 
 _PAUSE = 0.2  # seconds between two looks at the queue
 
 
 class People:
-    """Answers every review of the organisation; nobody else in a chaos run does.
+    """Answers every review of the organisation during a chaos run.
 
     Args:
         orders: run id → (kind of run, order); what the answers depend on.
@@ -37,7 +38,7 @@ class People:
         app: App,
         principal: Principal,
         oracle: Oracle,
-        watch: Watch,
+        watch: RunWatch,
         orders: dict[str, tuple[str, str]],
         seed: int,
     ) -> None:
@@ -99,9 +100,9 @@ class People:
             self._echoes.add(echo)
             echo.add_done_callback(self._echoes.discard)
 
-    async def _decide(self, review: ReviewView, decision: Any, output: Any) -> list[dict[str, Any]]:
+    async def _decide(self, review: ReviewView, decision: Any, output: Any) -> list[NewSignal]:
         """Decides; gives the signals that went out with the decision."""
-        sent: list[dict[str, Any]] = []
+        sent: list[NewSignal] = []
         committer = self._app.committer
 
         class Overheard:
@@ -115,12 +116,12 @@ class People:
             overheard,
             self._app.artifacts,
             self._app.clock,
-            answers=Answers(self._app.database, self._app.versions),
+            answers=ToolAnswers(self._app.database, self._app.versions),
         )
         await reviews.decide(self._principal, review.review_id, decision, "", output)
         return sent
 
-    async def _echo(self, review: ReviewView, decision: Any, output: Any, signals: list[dict[str, Any]]) -> None:
+    async def _echo(self, review: ReviewView, decision: Any, output: Any, signals: list[NewSignal]) -> None:
         """The same signal again, at once and late, and the opposite decision on a review that is decided."""
         other: Any = "reject" if decision == "approve" else "approve"
         for wait in (0.0, self._random.uniform(0.1, 2.0)):

@@ -1,4 +1,4 @@
-"""What a chaos run runs: small workflows around three tools, each with another promise, and what must come of them.
+"""Workflows of a chaos run around three tools with different contracts, and their expected results.
 
 The expectations here are the second, simpler model: per kind of run the end it must reach, and per item of its work
 whether the counter must show it once, or once and taken back.

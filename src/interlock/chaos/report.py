@@ -19,7 +19,7 @@ _HIT = {"provider": "requests", "tool": "requests", "timeout": "requests", "sign
 
 
 @dataclass(slots=True)
-class StepOutcome:
+class FaultOutcome:
     """One run: what it was, and where it and its effects ended.
 
     Attributes:
@@ -38,8 +38,8 @@ class StepOutcome:
 
 
 @dataclass(slots=True)
-class Report:
-    """What `interlock chaos` says at the end.
+class ChaosReport:
+    """Report of `interlock chaos`.
 
     Attributes:
         strikes: by fault: how often it struck while work was under way.
@@ -116,19 +116,19 @@ class Report:
 
 @dataclass(slots=True)
 class ChaosVerdict:
-    """What the counter says about the runs."""
+    """Verdict of the counter about the runs."""
 
     duplicates: int = 0
     lost: int = 0
     violations: list[str] = field(default_factory=list)
 
 
-def judge(outcomes: list[StepOutcome], book: dict[str, list[dict[str, Any]]]) -> ChaosVerdict:
+def judge(outcomes: list[FaultOutcome], book: dict[str, list[dict[str, Any]]]) -> ChaosVerdict:
     """Compares every run with what its kind says must be, and with the counter's book."""
     verdict = ChaosVerdict()
     business = {effect["effect"]: effect["business"] for effect in book["effects"]}
     done = Counter(business.values())
-    undone = Counter(business[reversal["effect"]] for reversal in book["reversals"])
+    compensated = Counter(business[reversal["effect"]] for reversal in book["reversals"])
     expected: set[str] = set()
     for outcome in outcomes:
         kind = KINDS[outcome.kind]
@@ -137,7 +137,7 @@ def judge(outcomes: list[StepOutcome], book: dict[str, list[dict[str, Any]]]) ->
         for item in kind.items:
             name = f"{outcome.order}/{item}"
             expected.add(name)
-            _judge_item(verdict, name, done[name], undone[name], reversed_=kind.reject is not None)
+            _judge_item(verdict, name, done[name], compensated[name], reversed_=kind.reject is not None)
         if kind.reject is not None:
             verdict.violations += _order(outcome, book, business)
         verdict.violations += _story(outcome)
@@ -147,7 +147,7 @@ def judge(outcomes: list[StepOutcome], book: dict[str, list[dict[str, Any]]]) ->
     return verdict
 
 
-def _judge_item(verdict: ChaosVerdict, name: str, done: int, undone: int, *, reversed_: bool) -> None:
+def _judge_item(verdict: ChaosVerdict, name: str, done: int, compensated: int, *, reversed_: bool) -> None:
     if done > 1:
         verdict.duplicates += done - 1
         verdict.violations.append(f"effect {name} happened {done} times")
@@ -155,26 +155,26 @@ def _judge_item(verdict: ChaosVerdict, name: str, done: int, undone: int, *, rev
         verdict.lost += 1
         verdict.violations.append(f"effect {name} never happened")
     wanted = done if reversed_ else 0
-    if undone > wanted:
-        verdict.duplicates += undone - wanted
-        verdict.violations.append(f"effect {name} was taken back {undone} times, not {wanted}")
-    if undone < wanted:
-        verdict.lost += wanted - undone
-        verdict.violations.append(f"effect {name} was taken back {undone} times, not {wanted}")
+    if compensated > wanted:
+        verdict.duplicates += compensated - wanted
+        verdict.violations.append(f"effect {name} was taken back {compensated} times, not {wanted}")
+    if compensated < wanted:
+        verdict.lost += wanted - compensated
+        verdict.violations.append(f"effect {name} was taken back {compensated} times, not {wanted}")
 
 
-def _order(outcome: StepOutcome, book: dict[str, list[dict[str, Any]]], business: dict[Any, str]) -> list[str]:
-    """What is taken back is taken back in reverse: the counter numbers effects and reversals as they come."""
+def _order(outcome: FaultOutcome, book: dict[str, list[dict[str, Any]]], business: dict[Any, str]) -> list[str]:
+    """Checks that effects were compensated in reverse order, by the counter's numbers."""
     mine = {number for number, name in business.items() if name.startswith(f"{outcome.order}/")}
     done = sorted(mine)
-    undone = [one["effect"] for one in book["reversals"] if one["effect"] in mine]
-    if len(set(undone)) == len(undone) == len(done) and undone != done[::-1]:
-        names = ", ".join(business[number] for number in undone)
+    compensated = [one["effect"] for one in book["reversals"] if one["effect"] in mine]
+    if len(set(compensated)) == len(compensated) == len(done) and compensated != done[::-1]:
+        names = ", ".join(business[number] for number in compensated)
         return [f"{outcome.run_id} ({outcome.kind}): taken back in the order {names}"]
     return []
 
 
-def _story(outcome: StepOutcome) -> list[str]:
+def _story(outcome: FaultOutcome) -> list[str]:
     """A journal judged by rules of its own: no gap, one beginning, no attempt that ends twice, no step done twice."""
     problems = []
     if outcome.gaps:

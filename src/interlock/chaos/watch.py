@@ -34,7 +34,7 @@ class _Seen:
     seq_when_hit: int | None = None
 
 
-class Watch:
+class RunWatch:
     """Follows the runs of one chaos run.
 
     Attributes:

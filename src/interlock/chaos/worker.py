@@ -5,7 +5,7 @@
 Only from inside can a fault hit exactly a boundary of the effect ledger. The boundaries are wrapped around ledger,
 committer and executors from here; the code under test knows nothing of them. Orders come as JSON lines on standard
 input (`arm`, `disarm`, `clock`), what happened goes out as JSON lines on standard output; when the input ends, because
-whoever gave the orders is gone, so does this process.
+the controlling process is gone, this process ends too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BOUNDARIES = (
     "after undo commit",
 )
 
-# Only the chaos organisation's runs: against a shared database, nobody else's may come into these hands.
+# Only the chaos organisation's runs: against a shared database, runs of other organisations must not be claimed.
 _CLAIM = """
 update queue set worker = $1, fence = queue.fence + 1, lease_until = now() + make_interval(secs => $2)
     where queue.run_id in (
@@ -58,7 +58,7 @@ _INSIDE_SECONDS = 1.0
 
 
 class WallClock:
-    """This process's wall clock, set wrong as by an operator or a broken NTP: whatever it asks the `time` module is off.
+    """This process's wall clock, set wrong as by an operator or a broken NTP: every reading of the `time` module is off.
 
     Durations stay true, as they do where a real clock is stepped.
     """
@@ -178,11 +178,11 @@ def _mutating(work: StepExecution) -> bool:
 
 
 def _settles(status: str) -> Callable[[Commit], bool]:
-    return lambda commit: any(effect["status"] == status for effect in commit.effects)
+    return lambda commit: any(effect.status == status for effect in commit.effects)
 
 
 def say(kind: str, **values: Any) -> None:
-    """One line to whoever gives the orders; written at once, because the next thing may be the end."""
+    """Writes one line to the controlling process, unbuffered, because the process may be killed next."""
     os.write(1, (json.dumps({"said": kind, **values}) + "\n").encode())
 
 

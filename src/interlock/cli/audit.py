@@ -63,7 +63,7 @@ def export(file: Path) -> None:
     """Write the whole log as JSON lines, for the stand-alone verifier or another archive."""
 
     async def main() -> int:
-        partial = file.with_name(f"{file.name}.part")  # whoever finds the file finds all of it
+        partial = file.with_name(f"{file.name}.part")  # the final name appears only when the file is complete
         async with connect() as api:
             count = 0
             with partial.open("w", encoding="utf-8") as target:

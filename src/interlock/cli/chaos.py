@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 
 from interlock.base.errors import InvalidInput, Unavailable
-from interlock.chaos.drill import Drill, Plan
+from interlock.chaos.drill import ChaosPlan, Drill
 from interlock.chaos.faults import FAULTS
-from interlock.chaos.report import OK, Report
+from interlock.chaos.report import OK, ChaosReport
 from interlock.cli.connection import settings_here
 from interlock.cli.console import errors, out
 from interlock.sandbox.check import probe_sandbox
@@ -51,7 +51,7 @@ def chaos(
     seed = secrets.randbelow(10**6) if seed is None else seed
     home = Path(tempfile.mkdtemp(prefix="il-chaos-"))
     logs.configure(level="error", file=home / "driver.jsonl")
-    plan = Plan(
+    plan = ChaosPlan(
         home=home,
         runs=runs,
         workers=workers,
@@ -86,7 +86,7 @@ def _faults(text: str) -> tuple[str, ...]:
     return chosen
 
 
-def _show(report: Report, file: Path | None) -> None:
+def _show(report: ChaosReport, file: Path | None) -> None:
     out.print(report.table())
     if file is not None:
         file.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")

@@ -48,7 +48,7 @@ class Api:
         return _parsed(view, await self._send("GET", path + query))
 
     async def post(self, view: type[V], path: str, body: Any, *, headers: dict[str, str] | None = None) -> V:
-        # Whatever Python can parse is sent as it is: the server is the one to refuse it.
+        # Sent unchanged; the server validates it.
         sent = {"Content-Type": "application/json", **(headers or {})}
         return _parsed(view, await self._send("POST", path, content=json.dumps(body), headers=sent))
 
@@ -86,7 +86,7 @@ class Api:
 
 
 def segment(text: str) -> str:
-    """A name from the command line as one segment of a path, whatever is in it."""
+    """A name from the command line, escaped as one segment of a path."""
     return quote(text, safe="", errors="surrogateescape") or "%20"
 
 
@@ -175,7 +175,7 @@ async def find_server(settings: Settings) -> tuple[str, str] | None:
         with (settings.data_dir / "server.json").open("rb") as file:
             url = str(json.load(file)["url"])
             if _is_free(file):
-                return None  # left by a dead one: whoever answers there now must not be shown the key
+                return None  # left by a dead server: the process that answers there now must not receive the key
         key = str(json.loads((settings.data_dir / "client.json").read_text())["api_key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -24,10 +24,10 @@ _PIPE_COLUMNS = 240
 class _Plain(Console):
     """Prints strings as they are: no markup, no emoji codes, and nothing that a terminal would obey.
 
-    Where no terminal is, nobody's eyes end at column 80: a table in a pipe or a log keeps its words whole.
+    Without a terminal the width is not limited to 80 columns: a table in a pipe or a log is not wrapped.
     """
 
-    @property  # type: ignore[misc]  # nobody sets it
+    @property  # type: ignore[misc]  # read-only here
     def size(self) -> ConsoleDimensions:
         width_known = self.is_terminal or "COLUMNS" in os.environ
         return super().size if width_known else ConsoleDimensions(_PIPE_COLUMNS, 25)

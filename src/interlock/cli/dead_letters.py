@@ -26,7 +26,7 @@ def list_dead_letters(
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What waits for a decision, oldest first."""
+    """Open dead letters, oldest first."""
 
     async def main() -> list[DeadLetterView]:
         async with connect() as api:

@@ -340,7 +340,7 @@ def _outcome(run: Run, output: dict[str, Any]) -> str:
 
 
 async def _count(bank: str) -> int:
-    """What the bank says it did; the number of tickets with more than one refund, which must be 0."""
+    """Prints the bank's record; returns the number of tickets with more than one refund, which must be 0."""
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
             counted = (await client.get(f"{bank}/count")).json()

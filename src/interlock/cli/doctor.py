@@ -29,7 +29,7 @@ _FREE_BYTES = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DoctorFinding:
     """One thing looked at. `problem` is a sentence with the mend, None if all is well; `fatal` if Interlock cannot run."""
 
     what: str
@@ -56,92 +56,94 @@ def doctor() -> None:
         raise typer.Exit(Unavailable.exit_code)
 
 
-def _look(settings: Settings) -> Iterator[Finding]:
+def _look(settings: Settings) -> Iterator[DoctorFinding]:
     version = platform.python_version()
-    yield Finding(
+    yield DoctorFinding(
         f"Python {version}",
         None if sys.version_info >= (3, 11) else "3.11 or newer is needed; install it and run make again",
     )
     yield _platform()
     yield _disk(settings)
     problems = asyncio.run(probe_sandbox())
-    yield Finding("sandbox (bubblewrap)", " ".join(problems) or None)
+    yield DoctorFinding("sandbox (bubblewrap)", " ".join(problems) or None)
     yield from _models(settings)
     yield _port(settings)
     yield _project(settings)
 
 
-def _platform() -> Finding:
+def _platform() -> DoctorFinding:
     what = f"{platform.system()} {platform.machine()}"
     good = platform.system() == "Linux" and platform.machine() in {"x86_64", "aarch64"}
-    return Finding(
+    return DoctorFinding(
         what,
         None if good else "the sandbox and the embedded database need Linux on x86-64 or aarch64; use a Linux machine",
     )
 
 
-def _disk(settings: Settings) -> Finding:
+def _disk(settings: Settings) -> DoctorFinding:
     place = settings.data_dir
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     what = f"{free // 2**20} MiB free at {place}"
     if not os.access(place, os.W_OK):
-        return Finding(what, f"{place} cannot be written; change its owner or set INTERLOCK_DATA_DIR")
-    return Finding(what, None if free > _FREE_BYTES else "1 GiB is needed; make room or set INTERLOCK_DATA_DIR")
+        return DoctorFinding(what, f"{place} cannot be written; change its owner or set INTERLOCK_DATA_DIR")
+    return DoctorFinding(what, None if free > _FREE_BYTES else "1 GiB is needed; make room or set INTERLOCK_DATA_DIR")
 
 
-def _models(settings: Settings) -> Iterator[Finding]:
+def _models(settings: Settings) -> Iterator[DoctorFinding]:
     for alias, text in settings.models.items():
         what = f"model {alias} = {text}"
         try:
             pin = parse_pin(text)
         except InterlockError as error:
-            yield Finding(what, error.message)
+            yield DoctorFinding(what, error.message)
             continue
         if pin.kind == "local":
             yield _weights(what)
         elif pin.base_url is None:
             name = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}[pin.kind]
-            yield Finding(
+            yield DoctorFinding(
                 what, None if os.environ.get(name) else f"{name} is not set; export it before starting a worker"
             )
         else:
-            yield Finding(what)
+            yield DoctorFinding(what)
 
 
-def _weights(what: str) -> Finding:
+def _weights(what: str) -> DoctorFinding:
     path = weights_path()
     if not path.exists():
-        return Finding(what, "its weights (93 MB) are fetched on first use", fatal=False)
+        return DoctorFinding(what, "its weights (93 MB) are fetched on first use", fatal=False)
     try:
         verify_weights(path)
     except InterlockError as error:
-        return Finding(what, error.message)
-    return Finding(what)
+        return DoctorFinding(what, error.message)
+    return DoctorFinding(what)
 
 
-def _port(settings: Settings) -> Finding:
+def _port(settings: Settings) -> DoctorFinding:
     server = settings.server
     what = f"port {server.port} on {server.host}"
     running = asyncio.run(find_server(settings))
     if running is not None:
-        return Finding(f"server running at {running[0]}")
+        return DoctorFinding(f"server running at {running[0]}")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((server.host, server.port))
         except OSError as error:
-            return Finding(what, f"{error.strerror}; set server.port or INTERLOCK_SERVER__PORT to another", fatal=False)
-    return Finding(what)
+            return DoctorFinding(
+                what, f"{error.strerror}; set server.port or INTERLOCK_SERVER__PORT to another", fatal=False
+            )
+    return DoctorFinding(what)
 
 
-def _project(settings: Settings) -> Finding:
+def _project(settings: Settings) -> DoctorFinding:
     here = Path.cwd()
     if not (here / "workflows").is_dir():
-        return Finding("project", "none in this directory; `interlock init my-agent` writes one", fatal=False)
+        return DoctorFinding("project", "none in this directory; `interlock init my-agent` writes one", fatal=False)
     try:
         project = read_project(here, settings)
     except InterlockError as error:
-        return Finding("project", error.message, fatal=False)
-    return Finding(f"project with {', '.join(project.definitions)}")
+        return DoctorFinding("project", error.message, fatal=False)
+    return DoctorFinding(f"project with {', '.join(project.definitions)}")

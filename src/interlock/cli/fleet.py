@@ -130,7 +130,7 @@ async def _left(services: Services, asked: set[str], deadline: float) -> list[st
 
 
 def _login() -> str:
-    """Who runs this command, as the system knows them: what the environment says anybody can set."""
+    """Login and host of the operator from the system; environment variables could be forged."""
     try:
         name = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # a container's user without a name
@@ -139,7 +139,7 @@ def _login() -> str:
 
 
 def _opened(use: Callable[[Services], Coroutine[Any, Any, T]]) -> T:
-    """Workers belong to the installation, so whoever commands them opens its database: no API key is enough."""
+    """Opens the installation's database: workers belong to the installation, so an API key is not enough."""
     settings = settings_here()
     if settings.database.url is None and not (settings.data_dir / "pg").exists():
         raise InvalidInput("nothing has run in this directory yet; start with `interlock dev` or `interlock run`")

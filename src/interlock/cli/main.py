@@ -46,7 +46,7 @@ cli.add_typer(quotas.group, name="quota")
 
 def main() -> None:
     """Entry point of the console script."""
-    # Whoever stops us by SIGTERM wants what Ctrl-C gives: steps handed back, PostgreSQL stopped.
+    # SIGTERM does the same as Ctrl-C: steps are released, PostgreSQL is stopped.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         cli()

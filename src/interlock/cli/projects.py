@@ -17,9 +17,9 @@ from interlock.base.errors import Conflict, InvalidInput, StepError
 from interlock.base.settings import LimitSettings
 from interlock.cli.connection import Api, connect, settings_here
 from interlock.cli.console import out, print_json, status
-from interlock.cli.waiting import needs_somebody
+from interlock.cli.waiting import needs_a_person
 from interlock.definitions.project import read_project
-from interlock.evals.suite import Report, read_suites, run_case
+from interlock.evals.suite import EvalReport, read_suites, run_case
 from interlock.services.runs import is_over
 from interlock.services.views.runs import Run, RunResult, StartedRun
 from interlock.workflows.contracts import ToolContract
@@ -74,7 +74,7 @@ def evaluate() -> None:
     """Run the cases in evals/ and compare; exit code 7 if any fails."""
     suites = read_suites(Path.cwd() / "evals")
 
-    async def main() -> list[Report]:
+    async def main() -> list[EvalReport]:
         async with connect(worker=True) as api:
 
             async def run(workflow: str, value: Any) -> dict[str, Any]:
@@ -102,7 +102,7 @@ async def _run(api: Api, workflow: str, value: Any) -> dict[str, Any]:
         if is_over(run.status):
             result = await api.get(RunResult, f"/v1/runs/{started.run_id}/result")
             return {**run.to_json(), "output": result.output}
-        if run.status == "waiting" and needs_somebody(run.waits_for):
+        if run.status == "waiting" and needs_a_person(run.waits_for):
             return {**run.to_json(), "output": None}
         await asyncio.sleep(0.1)
 

@@ -26,7 +26,7 @@ def list_reviews(
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What waits for a decision, oldest first."""
+    """Open reviews, oldest first."""
 
     async def main() -> list[ReviewView]:
         async with connect() as api:

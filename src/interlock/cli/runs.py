@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +11,11 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from interlock.api.body import check
 from interlock.base.errors import InvalidInput, StepError
+from interlock.base.json import InvalidJson, parse_json
 from interlock.cli.connection import Api, V, connect, segment
 from interlock.cli.console import out, print_json, seconds, status, usd, visible
-from interlock.cli.waiting import MAX_LINES, needs_somebody, print_steps, print_value, print_waits, wait_text
+from interlock.cli.waiting import MAX_LINES, needs_a_person, print_steps, print_value, print_waits, wait_text
 from interlock.services.runs import is_over
 from interlock.services.views.reviews import ReviewPage
 from interlock.services.views.runs import (
@@ -267,7 +266,7 @@ async def _follow(api: Api, run_id: str, *, quiet: bool) -> Run:
                 said = visible(step.error or "")
                 out.print(Text.assemble("  ", f"{step.id:24}", status(step.status), f"  {said}"))
             shown[step.id] = now
-        if is_over(found.status) or (found.status == "waiting" and needs_somebody(found.waits_for)):
+        if is_over(found.status) or (found.status == "waiting" and needs_a_person(found.waits_for)):
             return found
         await asyncio.sleep(_POLL_SECONDS)
 
@@ -303,13 +302,9 @@ def read_json(value: str, *, option: str = "--input") -> Any:
     else:
         text, place = value, option
     try:
-        parsed = json.loads(text)
-        check(parsed)
-    except RecursionError as error:
-        raise InvalidInput(f"{place} is nested too deep; send a flatter value") from error
-    except ValueError as error:
-        raise InvalidInput(f"{place} is not JSON: {error}") from error
-    return parsed
+        return parse_json(text)
+    except InvalidJson as error:
+        raise InvalidInput(f"{place} is not JSON: {error.message}") from None
 
 
 def _header(key: str) -> str:

@@ -66,7 +66,7 @@ def worker(
         async with App(Path.cwd(), settings) as app:
             await app.start_worker()
             errors.print("worker runs; Ctrl-C finishes the steps under way and hands the rest back")
-            await stop.wait(app.roster.asked)
+            await stop.wait(app.worker_registry.asked)
             errors.print("stopping: steps under way are finished …; Ctrl-C once more breaks them off")
 
     _run(main(_for_engine(settings_here(), engine, address, unversioned=unversioned)))
@@ -184,7 +184,7 @@ async def _deploy(app: App, principal: Principal) -> None:
 
 
 async def _drain_when_asked(app: App) -> None:
-    await app.roster.asked.wait()
+    await app.worker_registry.asked.wait()
     errors.print("asked to drain: runs are handed over, the API stays")
     await app.drain_worker()
 

@@ -75,7 +75,7 @@ def _line(step: StepView) -> Text:
 
 
 def print_waits(run: Run) -> None:
-    """What the run waits for, and what a person can do about it; and why its result is only partial."""
+    """Prints what the run waits for with the command that answers it, and why its result is only partial."""
     if run.degraded:
         out.print(f"  goes on without: {run.degraded}", style="yellow")
     for one in run.waits_for[:5]:
@@ -92,11 +92,11 @@ def print_waits(run: Run) -> None:
 def wait_text(run_id: str, wait: Wait) -> str:
     """One wait as a phrase that ends in the command that answers it, if there is one."""
     if isinstance(wait, PausedWait):
-        return f"somebody to resume it: interlock resume {run_id}"
+        return f"an operator to resume it: interlock resume {run_id}"
     step = f" (step {wait.step})" if wait.step is not None else ""
     match wait:
         case ReviewWait():
-            what = "a decision" if wait.for_ == "review" else "somebody to say whether it happened"
+            what = "a decision" if wait.for_ == "review" else "a decision whether it happened"
             return f"{what}{step}: interlock review show {wait.review_id or '…'}"
         case DeadLetterWait():
             return f"a decision about what failed{step}: interlock dead-letters show {wait.dead_letter_id or '…'}"
@@ -109,8 +109,8 @@ def wait_text(run_id: str, wait: Wait) -> str:
     return f"its time{step}: {until}" if until else f"its time{step}"
 
 
-def needs_somebody(waits: list[Wait]) -> bool:
-    """Whether nothing but a person, or a signal, lets the run go on."""
+def needs_a_person(waits: list[Wait]) -> bool:
+    """True if only a person or a signal can continue the run."""
     return any(not isinstance(one, TimedWait) for one in waits)
 
 

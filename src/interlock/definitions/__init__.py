@@ -1,1 +1,1 @@
-"""What is deployed: projects on disk and workflow versions."""
+"""Deployed definitions: projects on disk and workflow versions."""

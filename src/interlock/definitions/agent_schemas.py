@@ -1,4 +1,4 @@
-"""What an agent's model is asked and told: its tools, its turns so far, and what became of the calls it made.
+"""Schemas and messages of an agent's model calls: its tools, its turns so far, and the results of its calls.
 
 A turn is one model call whose answer is JSON that names tools to call, or gives the answer; so an agent works with every
 provider that does structured output, and its turns are checked like any other answer. The conversation is stored as its pieces
@@ -72,7 +72,7 @@ def _call(contract: ToolContract, place: str) -> dict[str, Any]:
 
 
 def instructions(program: Program, agent: AgentStep) -> str:
-    """What the model is told about its tools and the form of its turns, after the prompt's own messages."""
+    """Instructions about the tools and the form of a turn, appended to the prompt's own messages."""
     lines = [f"- {name}: {program.contracts[name].description}" for name in agent.tools]
     return (
         f"You work in turns, at most {agent.max_turns}. In each turn answer with one JSON object. To call tools, list them in"
@@ -82,7 +82,7 @@ def instructions(program: Program, agent: AgentStep) -> str:
     )
 
 
-def told_results(results: list[dict[str, Any]]) -> str:
+def results_message(results: list[dict[str, Any]]) -> str:
     """The message with which the model learns what became of its calls, in the order in which it made them."""
     return json.dumps({"results": results}, ensure_ascii=False, separators=(",", ":"))
 

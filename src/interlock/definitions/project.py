@@ -31,7 +31,7 @@ _VARIABLE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """What a directory defines.
+    """Definitions of a project directory.
 
     Attributes:
         bundles: digest → archive of every tool's code.

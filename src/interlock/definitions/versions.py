@@ -79,7 +79,7 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class SignalSpec:
-    """What may come with a signal."""
+    """Schema of a signal's payload."""
 
     schema: Mapping[str, Any]
     validator: Any
@@ -193,7 +193,7 @@ class Versions:
         """(version, whether it is news): makes a version that was deployed before what new runs get.
 
         Args:
-            version: its hash, or as much of the beginning as is nobody else's.
+            version: its hash, or an unambiguous prefix of it.
 
         Raises:
             NotFound: there is no such version. Conflict: there are several.

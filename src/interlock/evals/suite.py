@@ -19,7 +19,7 @@ Run = Callable[[str, Any], Awaitable[dict[str, Any]]]
 
 
 class Expectation(Part):
-    """What must hold; what is not named is not looked at."""
+    """Expected values; fields that are not named are not compared."""
 
     status: RunStatus = RunStatus.SUCCEEDED
     output: dict[str, Any] = Field(default_factory=dict, description="fields the output must have, with these values")
@@ -40,7 +40,7 @@ class Suite(Part):
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class EvalReport:
     """How one case went."""
 
     case: str
@@ -73,7 +73,7 @@ def read_suites(directory: Path) -> list[Suite]:
     return suites
 
 
-async def run_case(run: Run, suite: Suite, case: EvalCase) -> Report:
+async def run_case(run: Run, suite: Suite, case: EvalCase) -> EvalReport:
     """Runs one case and compares."""
     result = await run(suite.workflow, case.input)
     expect = case.expect
@@ -84,7 +84,7 @@ async def run_case(run: Run, suite: Suite, case: EvalCase) -> Report:
     facts = {step["id"]: step["facts"] for step in result["steps"]}
     for step, wanted in expect.facts.items():
         problems += _differences(step, wanted, facts.get(step, {}))
-    return Report(case.name, suite.workflow, tuple(problems))
+    return EvalReport(case.name, suite.workflow, tuple(problems))
 
 
 def _differences(place: str, wanted: dict[str, Any], got: dict[str, Any]) -> list[str]:

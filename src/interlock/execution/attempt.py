@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interlock.admission.breakers import Admission
 from interlock.admission.quotas import Slot
-from interlock.audit.log import Entry, EventType
 from interlock.base.errors import (
     BudgetExceeded,
     Denied,
@@ -19,16 +18,28 @@ from interlock.base.errors import (
     StepError,
     TargetDown,
 )
+from interlock.base.json import sentence
 from interlock.base.refs import Ref
 from interlock.execution.effects import Effect
 from interlock.execution.executors import CORRECTIONS, CallRequest, CallResult
-from interlock.execution.steps import StepExecution
-from interlock.machine.events import Failure, Spent
+from interlock.execution.steps import StepExecution, StepOutcome
+from interlock.machine.events import (
+    CompensationFailed,
+    CompensationSucceeded,
+    Failure,
+    Spent,
+    StepFailed,
+    StepSucceeded,
+)
 from interlock.policy.decision import Decision
 from interlock.store.artifacts import Sealed
+from interlock.store.entries import Entry, EventType
 from interlock.telemetry import names
-from interlock.telemetry.logs import log
+from interlock.telemetry.logs import log, stack_of
 from interlock.workflows.spec import ModelStep, ToolStep
+
+MAX_MESSAGE = 500
+"""Characters of a failure's message: it goes into the journal, the run's reason, audit entries and webhooks."""
 
 
 @dataclass(slots=True)
@@ -89,7 +100,7 @@ def failure_of(attempt: Attempt, error: Exception, error_detail: Ref | None) -> 
         code, message = error.code, error.message
     else:
         code, message = "internal", f"an internal error in {type(error).__name__}; the log has the details"
-        log(names.LOG_INTERNAL, str(error), level="error", step=attempt.execution.name, exc_info=error)
+        log(names.LOG_INTERNAL, message, level="error", step=attempt.execution.name, stack=stack_of(error))
     kind, retry_after = _kind_of(attempt.execution, error), getattr(error, "retry_after", None)
     # That this attempt surely did nothing says nothing about an earlier one.
     ambiguous = attempt.in_doubt or (attempt.dispatched and not isinstance(error, SandboxError | NothingHappened))
@@ -100,7 +111,32 @@ def failure_of(attempt: Attempt, error: Exception, error_detail: Ref | None) -> 
         kind = (
             FailureKind.PERMANENT if hopeless else (kind if kind is FailureKind.RATE_LIMITED else FailureKind.TRANSIENT)
         )
-    return Failure(kind, code, message, retry_after, ambiguous, error_detail)
+    return Failure(kind, code, sentence(message, MAX_MESSAGE), retry_after, ambiguous, error_detail)
+
+
+def unrecordable(outcome: StepOutcome) -> StepOutcome | None:
+    """What is recorded instead of a step's outcome that the store refused: a failure, made of nothing that came from outside.
+
+    It keeps what the step cost. If the effect may have happened, the ledger's row stays as it was before the outcome, and the
+    failure is ambiguous. None for an event that is no outcome of work; nothing can stand for that.
+    """
+    event = outcome.event
+    if not isinstance(event, StepSucceeded | StepFailed | CompensationSucceeded | CompensationFailed):
+        return None
+    failed = event.failure if isinstance(event, StepFailed | CompensationFailed) else None
+    ambiguous = failed.ambiguous if failed is not None else bool(outcome.effects)
+    kind = FailureKind.PERMANENT if ambiguous else FailureKind.INVALID
+    message = "the database refused the outcome: a number is out of range or a text holds a NUL character"
+    failure = Failure(kind, "unrecordable", message, ambiguous=ambiguous)
+    what: dict[str, Any] = {"attempt": event.attempt, "success": False, "error": failure.code, "message": message}
+    audit = [replace(entry, detail={"step": event.step, **what}) for entry in outcome.audit[-1:]]
+    log(names.LOG_STEP_FAILED, level="warning", step=event.step, **what)
+    if isinstance(event, CompensationSucceeded | CompensationFailed):
+        return StepOutcome(CompensationFailed(event.step, event.attempt, event.at, failure), audit=audit)
+    effects = outcome.effects if failed is not None and not ambiguous else []
+    return StepOutcome(
+        StepFailed(event.step, event.attempt, event.at, failure, event.spent), effects=effects, audit=audit
+    )
 
 
 def _kind_of(execution: StepExecution, error: Exception) -> FailureKind:

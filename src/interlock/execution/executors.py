@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from interlock.base.clock import Clock
-from interlock.base.errors import FailureKind, IntegrityError, ToolError
+from interlock.base.errors import ContractViolation, FailureKind, IntegrityError, ToolError
+from interlock.base.json import InvalidJson, accept_json
 from interlock.base.labels import Labels, Trust
 from interlock.budget.prices import cost_usd, is_priced
 from interlock.execution.batch.calls import BatchedCalls
@@ -247,6 +248,10 @@ class ToolExecutor:
         result = await self._tools.call(tool, function, arguments, context=context, allowed=allowed, until=until)
         if result.ending != "ok":
             raise error_of(tool.contract, result)
+        try:
+            accept_json(result.output)
+        except InvalidJson as error:
+            raise ContractViolation(f'tool "{step.tool}": its answer: {error.message}') from error
         return result
 
     def _done(self, execution: StepExecution, prepared: CallRequest, output: Any, start_seconds: float) -> CallResult:

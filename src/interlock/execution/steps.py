@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from interlock.audit.log import Entry
 from interlock.base.refs import Ref
 from interlock.budget.ledger import RunLedger
 from interlock.definitions.versions import Version
@@ -16,6 +15,8 @@ from interlock.machine.program import Node, path_of
 from interlock.machine.state import RunState, StepState
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit
+from interlock.store.entries import Entry
+from interlock.store.rows import ArtifactRow, EffectRow, KeptResult
 from interlock.telemetry import names
 from interlock.telemetry.spans import TraceIds
 from interlock.workflows.spec import Fallback, Step
@@ -136,7 +137,7 @@ class StepOutcome:
 
     event: Any
     signal: int | None = None
-    artifacts: list[dict[str, Any]] = field(default_factory=list)
-    effects: list[dict[str, Any]] = field(default_factory=list)
+    artifacts: list[ArtifactRow] = field(default_factory=list)
+    effects: list[EffectRow] = field(default_factory=list)
     audit: list[Entry] = field(default_factory=list)
-    results: list[dict[str, Any]] = field(default_factory=list)
+    results: list[KeptResult] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Who works on this database: each worker says that it is there, and hears when it is asked to drain."""
+"""Worker registry: heartbeats of workers, and drain requests to them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SILENT_SECONDS = 60.0
 """A worker that said nothing for so long is taken for dead; it says something every third of its lease."""
 
 
-class Roster:
+class WorkerRegistry:
     """One worker's place in the table of workers.
 
     Attributes:
-        asked: set once somebody asks this worker to drain.
+        asked: set when this worker is asked to drain.
     """
 
     def __init__(self, database: Database, *, worker_id: str, engine: str, every: float) -> None:
@@ -39,7 +39,7 @@ class Roster:
 
     async def start(self) -> None:
         await self._say()
-        self._task = asyncio.create_task(self._say_forever(), name="roster")
+        self._task = asyncio.create_task(self._say_forever(), name="worker-registry")
         self._listener.start()
 
     async def close(self) -> None:
@@ -65,7 +65,7 @@ class Roster:
                     await self._wake.wait()
             try:
                 await self._say()
-            except Exception as error:  # noqa: BLE001  a worker that nobody can see works all the same
+            except Exception as error:  # noqa: BLE001  a worker without a registry entry still works
                 log(names.LOG_DATABASE_DOWN, str(error), level="error")
                 await asyncio.sleep(self._every)
 

@@ -1,7 +1,7 @@
 """Batch APIs of model providers: many calls handed in at once, answered within a day, at half the price.
 
-Both dialects name calls by ids of ours, answer in any order, and may leave some unanswered. Whatever a provider sends is taken
-apart here; what cannot be a line of the protocol, or names a call that nobody made, is passed over.
+Both dialects name calls by ids of ours, answer in any order, and may leave some unanswered. Lines of a provider are parsed
+here; a line outside the protocol, or one about an unknown call, is skipped.
 
 Sources: https://platform.openai.com/docs/api-reference/batch and https://platform.claude.com/docs/en/api/messages/batches.
 """
@@ -62,7 +62,7 @@ class ModelBatches(Protocol):
     async def submit(self, name: str, calls: Mapping[str, ModelRequest]) -> str:
         """Hands calls in, by their ids; the provider's id of the batch. `name` is ours.
 
-        After kind PERMANENT or RATE_LIMITED nothing was handed in; after TRANSIENT nobody knows.
+        After kind PERMANENT or RATE_LIMITED nothing was submitted; after TRANSIENT that is unknown.
         """
         ...
 
@@ -163,7 +163,7 @@ class OpenAIBatches:
         if isinstance(response, dict):
             status, body = response.get("status_code"), response.get("body")
             if isinstance(status, int) and not 200 <= status < 300:
-                # Not a redirect to be mended in the settings, whatever the number.
+                # Not a redirect to be mended in the settings, for every status.
                 raise status_error(name, status if status >= 400 else 500, {}, _cleaned(self._endpoint, body), None)
             if isinstance(body, dict):
                 return self._read(request, body)
@@ -262,7 +262,7 @@ async def _collect(
     calls: Mapping[str, ModelRequest],
     read: Callable[[Mapping[str, Any], ModelRequest], ModelResponse],
 ) -> dict[str, BatchAnswer]:
-    """What the results say about our calls; of two lines about one call the first counts."""
+    """Answers by call id; of two lines about one call the first counts."""
     answers: dict[str, BatchAnswer] = {}
     for path in ended.results:
         raw = await endpoint.download(path, timeout=_FETCH_SECONDS, limit=_MAX_RESULTS)
@@ -322,7 +322,7 @@ def _cleaned(endpoint: Endpoint, body: Any) -> dict[str, str]:
 
 
 def _unanswered(name: str, how: str) -> ProviderError:
-    """A call that was never made, or whose answer is lost: worth another try, unless somebody cancelled the batch."""
+    """A call that was never made, or whose answer is lost: worth another try, unless the batch was cancelled."""
     kind = FailureKind.PERMANENT if how == "cancelled" else FailureKind.TRANSIENT
     return ProviderError(f'provider "{name}": the batch {_HOW[how]} without an answer to this call', kind=kind)
 

@@ -58,7 +58,7 @@ def parse_pin(text: str) -> Pin:
 
 
 def has_batches(pin: str) -> bool:
-    """Whether the provider of a pin may have a batch API; what an address of your own can do shows only when it is asked."""
+    """True if the provider of a pin may have a batch API; for a custom address that is known only after a request."""
     return parse_pin(pin).kind != "local"
 
 

@@ -1,4 +1,4 @@
-"""What a provider's answer means when it is not an answer: status codes, waiting times, and words fit to show.
+"""Failures of providers: status codes, Retry-After, and messages safe to show.
 
 Pure functions, no I/O. Both HTTP dialects use them through `http.py`; nothing else decides what a status means.
 """
@@ -18,7 +18,8 @@ from interlock.gateway.provider import Usage
 MESSAGE_LIMIT = 300
 """Characters of a provider's own words that reach a message: enough for any real one, too few to leak a prompt."""
 
-_LONGEST_PAUSE = 24 * 3600.0  # seconds; whoever asks for more does not mean it
+_MAX_COUNT = 2**40  # tokens; more of them is no count but a fault, and a sum of them must fit into 64 bits
+_LONGEST_PAUSE = 24 * 3600.0  # seconds; a longer Retry-After is taken for an error
 
 # Providers echo a wrong key back ("Incorrect API key provided: sk-…"), sometimes half masked, so an exact
 # match alone would let the visible half through.
@@ -50,7 +51,7 @@ class BilledError(ProviderError):
 
 
 def kind_of(status: int) -> FailureKind:
-    """What the machine may do after this HTTP status (anything but 2xx)."""
+    """Failure kind of an HTTP status (anything but 2xx)."""
     # 529 is Anthropic's "overloaded": documented as a reason to wait, not as a fault of the server.
     if status in {429, 529}:
         return FailureKind.RATE_LIMITED
@@ -133,7 +134,7 @@ def status_error(name: str, status: int, headers: Mapping[str, str], body: Any, 
     error_detail = scrub(provider_words(body), secret)
     said = f": {error_detail}" if error_detail else ""
     if 300 <= status < 400:
-        # Following one would carry the key to an address nobody configured.
+        # Following one would carry the key to an address that was not configured.
         said = "; redirects are not followed, so set base_url to the final address"
     return ProviderError(
         f'provider "{name}" answered {status}{said}',
@@ -156,4 +157,4 @@ def not_the_protocol(name: str, what: str) -> NotTheProtocol:
 
 def count(value: Any) -> int | None:
     """A token count as a provider may send it, or None for anything that is not one."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT else None

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from interlock.base.errors import FailureKind, InvalidInput, ProviderError
+from interlock.base.json import InvalidJson, parse_json
 from interlock.gateway.failures import not_the_protocol, scrub, status_error
 
 MAX_BODY = 20 * 1024 * 1024
@@ -69,7 +70,7 @@ class Endpoint:
         """Send one JSON request and read the whole answer within `timeout` seconds.
 
         Raises:
-            ProviderError: whatever went wrong on the far side, with the kind `Provider` promises; so for all below.
+            ProviderError: any failure of the far side, with the kinds documented at `Provider`; so for all below.
         """
         return self._reply(await self._call("POST", path, timeout=timeout, limit=self._max_body, json=body))
 
@@ -182,6 +183,7 @@ class Endpoint:
 
     def _parse(self, raw: bytes, response: aiohttp.ClientResponse) -> dict[str, Any]:
         try:
+            # Only decoded: the bounds are for the answer in it, which is held against them where it can be corrected.
             parsed = json.loads(raw)
         except (ValueError, RecursionError):
             # Without a length or chunks, a body ends where the connection does: cut and complete look alike,
@@ -201,6 +203,6 @@ class Endpoint:
 def _lenient_json(raw: bytes) -> Any:
     """An error body, parsed if it is JSON; its status already says what happened."""
     try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
+        return parse_json(raw)
+    except InvalidJson:
         return None

@@ -1,7 +1,7 @@
 """A small model in this process: no key, no network, no hub. For first steps, tests and air-gapped work.
 
 llama.cpp (through xllamacpp) runs inside a C++ server object that insists on listening somewhere. It gets a Unix
-socket in a private directory that is removed as soon as it listens, and a random key on top, so nobody can connect;
+socket in a private directory that is removed as soon as it listens, and a random key on top, so no other process can connect;
 calls reach the model by function, in threads, with the GIL released. Without Unix sockets it is loopback and the key.
 
 What decided the defaults stands at `DEFAULT_THREADS`, `DEFAULT_PARALLEL` and `_grammar`, measured on 2 shared cores
@@ -143,7 +143,7 @@ class LocalProvider:
             raise self._permanent("is closed")
         if self._loading is None or _failed(self._loading):
             self._loading = asyncio.create_task(asyncio.to_thread(self._load))
-        # Shielded: whoever is cancelled while waiting must not take the model from the others.
+        # Shielded: cancelling one waiting call must not cancel the load for the others.
         await asyncio.shield(self._loading)
 
     def _load(self) -> None:

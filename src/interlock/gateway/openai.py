@@ -117,7 +117,7 @@ def schema_name(schema: Mapping[str, Any]) -> str:
 
 
 def fits_strict(schema: Any) -> bool:
-    """Whether every object in the schema is closed and requires all of its properties.
+    """True if every object in the schema is closed and requires all of its properties.
 
     Source: https://platform.openai.com/docs/guides/structured-outputs#supported-schemas.
     """

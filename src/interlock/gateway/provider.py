@@ -43,7 +43,7 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a call used. Tokens as the provider counted them.
+    """Usage of a call. Tokens as the provider counted them.
 
     Attributes:
         batched_input_tokens, batched_output_tokens: how many of them came through a batch API, at its price.
@@ -88,7 +88,7 @@ class ModelResponse:
 class Provider(Protocol):
     """A model provider.
 
-    `complete` raises `ProviderError` and nothing else for whatever goes wrong on the far side: kind
+    `complete` raises `ProviderError` and nothing else for every failure of the far side: kind
     `RATE_LIMITED` with `retry_after` for 429 (and 529), `TRANSIENT` for 5xx, broken connections and timeouts,
     `PERMANENT` for other 4xx and for answers that are not the protocol. The message never holds a key.
     Cancelling the task cancels the call. `close` frees connections and processes and may be called twice.

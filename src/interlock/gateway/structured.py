@@ -1,8 +1,8 @@
 """Structured output on top of any provider: parse, validate, and ask for a correction a bounded number of times.
 
 Providers promise JSON in different degrees (strict grammars, forced tools, mere requests), so every answer is
-validated here, whatever was promised. A correction names places and rules, never the offending value: the answer may
-hold personal data, and error messages travel further than answers.
+validated here, even if the provider enforces the schema. A correction names places and rules, never the offending value
+or an undeclared name: the answer may hold personal data, and error messages travel further than answers.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import jsonschema_rs
 
 from interlock.base.errors import FailureKind, InvalidInput, InvalidSpec, ProviderError
+from interlock.base.json import InvalidJson, Json, parse_json
 from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider, Usage
+from interlock.workflows.schemas import Validator, validator_for
 
 MAX_CORRECTIONS = 2
 
@@ -28,12 +30,6 @@ _MAX_VIOLATION_LENGTH = 200
 _MAX_ECHO = 8_000
 _CACHE_SIZE = 256
 _FENCE = "```"
-
-
-class Validator(Protocol):
-    """The part of `jsonschema_rs.Validator` used here. Compile it with `compile_schema`, which masks values."""
-
-    def iter_errors(self, instance: Any) -> Iterator[jsonschema_rs.ValidationError]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ _compiled: OrderedDict[bytes, Validator] = OrderedDict()
 def compile_schema(schema: Mapping[str, Any]) -> Validator:
     """The compiled validator of a schema; the last 256 are kept, by the schema's digest.
 
-    Messages show no values, formats are enforced, and references never leave the document.
+    Messages show no values and no undeclared names, formats are enforced, and references never leave the document.
 
     Raises:
         InvalidSpec: the schema itself is not valid, or refers outside itself.
@@ -70,10 +66,7 @@ def compile_schema(schema: Mapping[str, Any]) -> Validator:
         _compiled.move_to_end(digest)
         return found
     try:
-        # `offline`: a schema is configuration, and compiling one must not open a connection.
-        compiled: Validator = jsonschema_rs.validator_for(
-            dict(schema), mask="the value", validate_formats=True, offline=True
-        )
+        compiled = validator_for(dict(schema), formats=True)
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
         raise InvalidSpec(f"output schema is not a valid JSON Schema: {error.message[:200]}") from error  # type: ignore[union-attr]
     _compiled[digest] = compiled
@@ -155,57 +148,34 @@ def _judge(response: ModelResponse, validator: Validator) -> tuple[Any, list[str
         return None, ["the answer was cut off because it was too long; answer again, more briefly"]
     try:
         value = _parse(response.text)
-    except (ValueError, RecursionError) as error:
-        # JSONDecodeError's text names line and column, not the document.
-        return None, [
-            f"not valid JSON: {str(error)[:_MAX_VIOLATION_LENGTH]}; answer with one JSON value and nothing else"
-        ]
+    except InvalidJson as error:
+        return None, [f"not valid JSON: {error.message}; answer with one JSON value and nothing else"]
     problems: list[str] = []
     for violation in validator.iter_errors(value):
         if len(problems) == _MAX_VIOLATIONS:
             problems.append("and more")
             break
-        problems.append(f"{_place(violation.instance_path)}: {violation.message}"[:_MAX_VIOLATION_LENGTH])
+        problems.append(f"{violation.place or 'the answer'}: {violation.message}"[:_MAX_VIOLATION_LENGTH])
     return value, problems
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str) -> Json:
     try:
-        return _STRICT.decode(text)
-    except ValueError:
+        return parse_json(text)
+    except InvalidJson:
         inner = _unfence(text)
         if inner is None:
             raise
-        return _STRICT.decode(inner)
+        return parse_json(inner)
 
 
 def _unfence(text: str) -> str | None:
-    """What stands in the text's only fenced block, if the text ends with it; else None. Nothing cleverer."""
+    """Content of the text's only fenced block if the text ends with it; else None."""
     parts = text.split(_FENCE)
     if len(parts) != 3 or parts[2].strip():
         return None
     first, _, rest = parts[1].partition("\n")
     return rest if first.strip().lower() in {"", "json"} else None
-
-
-def _no_constant(token: str) -> Any:
-    raise ValueError(f"{token} is not JSON")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Two parsers may keep different ones, so what was validated might not be what is used.
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("an object names the same key twice")
-    return result
-
-
-_STRICT = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
-
-
-def _place(path: Sequence[str | int]) -> str:
-    """A JSON pointer, or "the answer" for the root."""
-    return "/" + "/".join(str(part) for part in path) if path else "the answer"
 
 
 def _correction(text: str, problems: Sequence[str]) -> tuple[Message, Message]:

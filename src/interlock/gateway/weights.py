@@ -134,7 +134,7 @@ def ensure_weights(
             if path.exists():  # another process fetched it while we waited
                 verify(path, weights, progress=progress)
                 return path
-            # Whoever left these was killed in the middle: we hold the lock it would need.
+            # Left by a process that was killed: this process holds the lock.
             for stale in path.parent.glob(".fetch-*"):
                 shutil.rmtree(stale, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as work:

@@ -36,7 +36,7 @@ class StepStatus(StrEnum):
 # What a worker does now.
 WORKING = frozenset({StepStatus.RUNNING, StepStatus.COMPENSATING})
 # What was done and is to be, is being, or was taken back; also what could not be.
-UNDO = frozenset(
+COMPENSATION = frozenset(
     {
         StepStatus.COMPENSATING,
         StepStatus.COMPENSATION_RETRYING,
@@ -94,7 +94,7 @@ def is_settled(step: StepState, *, opens_body: bool) -> bool:
     Args:
         opens_body: of a map or a subworkflow, which while it is open keeps its items' counts, or its input's facts, there.
     """
-    return step.status is StepStatus.SUCCEEDED if opens_body else step.status not in UNDO
+    return step.status is StepStatus.SUCCEEDED if opens_body else step.status not in COMPENSATION
 
 
 def limit_key(name: str, step: StepState) -> str:

@@ -21,7 +21,7 @@ from interlock.sandbox.destinations import Allowlist
 from interlock.sandbox.egress import OnEvent
 from interlock.sandbox.environment import Job, Sandbox, SandboxResult
 from interlock.sandbox.instance import Instance, StaleInstance
-from interlock.sandbox.layout import Plan, find_bwrap
+from interlock.sandbox.layout import SandboxPlan, find_bwrap
 from interlock.sandbox.pool import WarmPool
 
 
@@ -93,14 +93,14 @@ class BubblewrapSandbox(Sandbox):
             if not self._closed:
                 self.pool.refill(instance.plan)
 
-    async def _start(self, plan: Plan) -> Instance:
+    async def _start(self, plan: SandboxPlan) -> Instance:
         if self._closed:
             raise SandboxError("the sandbox is closed; this worker is shutting down", kind=FailureKind.TRANSIENT)
         if self._bwrap is None:
             self._bwrap = find_bwrap()
         return await Instance.start(self._bwrap, plan, self._on_egress)
 
-    def plan(self, job: Job) -> Plan:
+    def plan(self, job: Job) -> SandboxPlan:
         try:
             bundle = job.bundle.resolve(strict=True)
             status = bundle.stat()
@@ -110,7 +110,7 @@ class BubblewrapSandbox(Sandbox):
         except (OSError, RuntimeError, ValueError) as error:
             message = f'tool "{job.tool}" cannot be set up: {error}'
             raise SandboxError(message, kind=FailureKind.PERMANENT) from error
-        return Plan(
+        return SandboxPlan(
             bundle=bundle,
             inode=(status.st_dev, status.st_ino),
             tool=job.tool,

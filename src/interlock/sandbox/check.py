@@ -1,4 +1,4 @@
-"""What keeps the sandbox from working on this host, for `interlock doctor`."""
+"""Self-check of the sandbox on this host, for `interlock doctor`."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def _trial(bwrap: Path) -> str | None:
     """Run a tool as a job would be; the only proof that nothing we did not think of is in the way."""
     sandbox = BubblewrapSandbox(warm=0, bwrap=bwrap)
     with tempfile.TemporaryDirectory(prefix="interlock-") as directory:
-        Path(directory, "main.py").write_text(_PROBE)  # noqa: ASYNC240 - a few bytes, and nobody else to serve
+        Path(directory, "main.py").write_text(_PROBE)  # noqa: ASYNC240 - a few bytes, and no other task on this loop
         job = Job(
             bundle=Path(directory),
             tool="doctor",

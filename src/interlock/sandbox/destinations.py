@@ -19,7 +19,7 @@ _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _RESOLVE_TIMEOUT = 10.0  # seconds
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-# Refused even if somebody lists them: every address here serves a machine's own credentials or configuration.
+# Refused even if a contract lists them: every address here serves a machine's own credentials or configuration.
 _NEVER = tuple(
     ipaddress.ip_network(network)
     for network in (

@@ -69,7 +69,7 @@ class EgressProxy:
 
     Attributes:
         until: nothing goes out after this moment of `base.clock.since_boot`. Looked at before every byte, because this
-            process may be stopped at any point and woken up when somebody else has taken over.
+            process may be stopped at any point and continued after another worker has taken over.
 
     Raises:
         ValueError: an entry is not `host:port`.
@@ -138,7 +138,7 @@ class EgressProxy:
             if not self._in_time():
                 raise _Answer(504, "the call's deadline has passed")
             far_writer.write(_forwarded_head(request, target["path"] or "/", destination))
-            # Exactly the announced body goes out: what follows would be a second request that nobody checked.
+            # Exactly the announced body goes out: what follows would be a second, unchecked request.
             await _Relay(self._in_time).request(reader, writer, far_reader, far_writer, length)
         finally:
             far_writer.close()

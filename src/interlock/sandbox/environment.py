@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
-    """What one invocation may use at most.
+    """Resource limits of one invocation.
 
     Attributes:
         timeout: wall seconds, from the moment the job is handed over (30 is the seed document's default).

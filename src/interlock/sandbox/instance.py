@@ -22,7 +22,7 @@ from interlock.sandbox import seccomp
 from interlock.sandbox.answer import ENVELOPE_BYTES, Measured, describe_exit, ended, read_answer
 from interlock.sandbox.egress import EgressProxy, OnEvent
 from interlock.sandbox.environment import Job, SandboxResult
-from interlock.sandbox.layout import ROOT_MAP, Plan, arguments
+from interlock.sandbox.layout import ROOT_MAP, SandboxPlan, arguments
 from interlock.sandbox.pipes import Tail, read_all, readable
 
 _START_TIMEOUT = 20.0  # seconds; a start takes 0.03 s, so this is for a host in distress
@@ -37,7 +37,7 @@ class StaleInstance(Exception):
 class Instance:
     """Made by `start`, used by one `perform`, always finished by `close`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SandboxPlan) -> None:
         self.plan = plan
         self._loop = asyncio.get_running_loop()
         self._egress: EgressProxy | None = None
@@ -51,7 +51,7 @@ class Instance:
         self._writer: asyncio.StreamWriter | None = None
 
     @classmethod
-    async def start(cls, bwrap: Path, plan: Plan, on_event: OnEvent | None) -> Instance:
+    async def start(cls, bwrap: Path, plan: SandboxPlan, on_event: OnEvent | None) -> Instance:
         """A sandbox that waits for its job.
 
         Raises:
@@ -78,7 +78,7 @@ class Instance:
         return not self._killed and self._reaping is not None and not self._reaping.done() and not self._reader.at_eof()
 
     async def perform(self, job: Job, start_seconds: float) -> SandboxResult:
-        """Hand over the job and wait for how it ends. Leaves nothing running.
+        """Dispatches the job and waits for its end. Leaves nothing running.
 
         Raises:
             Stale: this sandbox had died while it waited; the tool's code has not run.
@@ -115,7 +115,7 @@ class Instance:
         """Kill at once, without waiting. Safe to call at any time."""
         self._killed = True
         # Process 1 of the namespace, if we know it yet: the kernel ends all others with it, and bubblewrap reaps it and
-        # exits. Killing bubblewrap instead would orphan it, and in a container nobody may be there to reap orphans.
+        # exits. Killing bubblewrap instead would orphan it, and a container may have no init process that reaps orphans.
         for pidfd in self._pidfds[-1:]:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -131,7 +131,7 @@ class Instance:
     async def _start_egress(self, on_event: OnEvent | None) -> None:
         if not self.plan.egress:
             return
-        self._directory = Path(tempfile.mkdtemp(prefix="interlock-"))  # 0700: nobody else can reach the socket in it
+        self._directory = Path(tempfile.mkdtemp(prefix="interlock-"))  # 0700: no other user can reach the socket in it
         self._egress = EgressProxy(self.plan.tool, self.plan.egress, on_event)
         await self._egress.start(self._directory / "s")
 

@@ -1,4 +1,4 @@
-"""What a sandbox sees of the host: the argument list for bubblewrap, built from an empty root upwards.
+"""File system and namespaces of a sandbox: the argument list for bubblewrap, built from an empty root upwards.
 
 The root is an empty file system into which only named things are bound, read-only: the system's programs and
 libraries, the interpreter, installed libraries, the tool's bundle. What is not named does not exist inside,
@@ -46,7 +46,7 @@ _ENVIRONMENT = {
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SandboxPlan:
     """All that a sandbox must know before its job arrives; equal plans may share warm sandboxes.
 
     Attributes:
@@ -84,7 +84,14 @@ def find_bwrap() -> Path:
 
 
 def arguments(
-    bwrap: Path, plan: Plan, *, channel: int, seccomp_fd: int, info_fd: int, block_fd: int, egress_socket: Path | None
+    bwrap: Path,
+    plan: SandboxPlan,
+    *,
+    channel: int,
+    seccomp_fd: int,
+    info_fd: int,
+    block_fd: int,
+    egress_socket: Path | None,
 ) -> list[str]:
     """The whole command line; the descriptors are inherited under the numbers given."""
     as_root = os.geteuid() == 0

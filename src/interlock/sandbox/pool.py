@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from interlock.base.errors import SandboxError
 from interlock.sandbox.instance import Instance
-from interlock.sandbox.layout import Plan
+from interlock.sandbox.layout import SandboxPlan
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class WarmPool:
 
     def __init__(
         self,
-        start: Callable[[Plan], Awaitable[Instance]],
+        start: Callable[[SandboxPlan], Awaitable[Instance]],
         *,
         per_plan: int = 2,
         total: int = 8,
@@ -48,8 +48,8 @@ class WarmPool:
         self._per_plan = per_plan
         self._total = total
         self._idle_seconds = idle_seconds
-        self._spares: OrderedDict[Plan, deque[_Spare]] = OrderedDict()
-        self._refilling: dict[Plan, asyncio.Task[None]] = {}
+        self._spares: OrderedDict[SandboxPlan, deque[_Spare]] = OrderedDict()
+        self._refilling: dict[SandboxPlan, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         # One start at a time: filling up must not take the processors from the jobs.
         self._turn = asyncio.Semaphore(1)
@@ -60,7 +60,7 @@ class WarmPool:
         """Spares ready now."""
         return sum(len(spares) for spares in self._spares.values())
 
-    def take(self, plan: Plan) -> Instance | None:
+    def take(self, plan: SandboxPlan) -> Instance | None:
         """A waiting sandbox for this plan, which now belongs to the caller; None if there is none alive."""
         spares = self._spares.get(plan)
         while spares:
@@ -71,7 +71,7 @@ class WarmPool:
             self._discard(spare.instance)
         return None
 
-    def refill(self, plan: Plan) -> None:
+    def refill(self, plan: SandboxPlan) -> None:
         """Start, in the background, what is missing for this plan."""
         if self._closed or self._per_plan == 0 or self._total == 0 or plan in self._refilling:
             return
@@ -97,7 +97,7 @@ class WarmPool:
         self._spares.clear()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
-    async def _fill(self, plan: Plan) -> None:
+    async def _fill(self, plan: SandboxPlan) -> None:
         self._spares.setdefault(plan, deque())
         self._spares.move_to_end(plan)
         # Counted once: where plans compete for room, a loop "until full" would never end.
@@ -106,7 +106,7 @@ class WarmPool:
                 try:
                     instance = await self._start(plan)
                 except SandboxError as error:
-                    # The next job starts its own and reports what is wrong; here nobody is waiting for an answer.
+                    # The next job starts its own and reports what is wrong; here no call waits for an answer.
                     _log.warning("a spare sandbox for tool %s did not start: %s", plan.tool, error.detail)
                     return
             loop = asyncio.get_running_loop()
@@ -123,7 +123,7 @@ class WarmPool:
         for plan in [plan for plan, spares in self._spares.items() if not spares]:
             del self._spares[plan]
 
-    def _expire(self, plan: Plan, instance: Instance) -> None:
+    def _expire(self, plan: SandboxPlan, instance: Instance) -> None:
         spares = self._spares.get(plan, deque())
         for spare in spares:
             if spare.instance is instance:

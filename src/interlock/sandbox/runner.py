@@ -102,7 +102,7 @@ def main() -> NoReturn:
 
 
 def limit(setup: dict[str, Any]) -> None:
-    """Hard limits: without capabilities nobody inside can raise them again."""
+    """Hard limits: without capabilities no process inside can raise them again."""
     for kind, value in (
         (resource.RLIMIT_AS, setup["memory_bytes"]),
         (resource.RLIMIT_FSIZE, setup["disk_bytes"]),
@@ -125,7 +125,7 @@ def drop_identity() -> None:
 
 
 def copy_tree(source: str, target: str) -> None:
-    """Copy the bundle where nobody can read it: root's files are often closed to others (0700, 0600)."""
+    """Copies the bundle, readable by uid 65534: root's files are often closed to others (0700, 0600)."""
     with os.scandir(source) as entries:
         for entry in entries:
             copy = f"{target}/{entry.name}"
@@ -235,7 +235,7 @@ def answer_to(line: bytes) -> bytes:
         return b'{"ending":"out_of_memory"}\n'
     except SystemExit as error:
         return pack({"ending": "crashed", "error": f"the tool called sys.exit({error.code!r})"})
-    except BaseException as error:  # noqa: BLE001 - whatever the tool raises is its answer
+    except BaseException as error:  # noqa: BLE001 - every exception of the tool is its answer
         return pack(raised(error))
 
 

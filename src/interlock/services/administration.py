@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from interlock.admission.quotas import Quota, list_quotas, remove_quota, set_quota
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import NotFound, Unauthenticated
 from interlock.definitions.project import Project
@@ -22,6 +21,7 @@ from interlock.services.views.deployments import VersionView, WorkflowView
 from interlock.services.views.installation import KeyView, QuotaView, WorkerView
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
+from interlock.store.entries import Entry
 
 LOCAL_ORG = "local"
 

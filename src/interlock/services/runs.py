@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Erased, NotFound
 from interlock.base.refs import Ref
@@ -23,6 +22,7 @@ from interlock.services.waiting import waits_for, way_of
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
+from interlock.store.entries import Entry
 from interlock.telemetry.tracing import Tracing
 
 MAX_PAGE = 200

@@ -7,10 +7,10 @@ from typing import Any
 
 import asyncpg
 
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, NotFound
 from interlock.base.ids import new_id
+from interlock.base.json import accept_json
 from interlock.definitions.versions import Versions
 from interlock.identity.principal import Principal
 from interlock.machine.events import CancelRequested, PauseRequested, ResumeRequested, SignalReceived, event_to_json
@@ -21,6 +21,8 @@ from interlock.services.submit import checked_key
 from interlock.services.views.runs import SentSignal
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
+from interlock.store.entries import Entry
+from interlock.store.rows import NewSignal, SignalId
 from interlock.workflows.facts import facts_of
 from interlock.workflows.schemas import check_value
 
@@ -60,7 +62,7 @@ class Signals:
         if spec is None:
             known = ", ".join(sorted(version.signals)) or "none"
             raise NotFound(f'workflow "{version.name}" waits for no signal "{name[:100]}"; it knows: {known}')
-        check_value(spec.validator, payload, what="payload")
+        check_value(spec.validator, accept_json(payload), what="payload", to_sender=True)
         if await self._is_known(principal, run_id, name, signal_id):
             return SentSignal(run_id=run_id, signal_id=signal_id, new=False)
         taken = await self._redaction.take(run, payload, origin="signal")
@@ -71,7 +73,7 @@ class Signals:
         )
         commit.artifacts += taken.artifacts
         commit.new_vaults += taken.vaults
-        commit.signal_ids.append({"run_id": run_id, "signal_id": signal_id, "org_id": principal.org_id, "name": name})
+        commit.signal_ids.append(SignalId(run_id=run_id, signal_id=signal_id, org_id=principal.org_id, name=name))
         try:
             await self._committer.submit(commit)
         except asyncpg.UniqueViolationError as error:
@@ -157,5 +159,5 @@ class Signals:
             trace_id=run["trace_id"],
             detail=detail,
         )
-        signal = {"org_id": principal.org_id, "run_id": run["run_id"], "event": event_to_json(event)}
+        signal = NewSignal(org_id=principal.org_id, run_id=run["run_id"], event=event_to_json(event))
         return Commit(principal.org_id, new_signals=[signal], audit=[entry])

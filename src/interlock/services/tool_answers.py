@@ -13,7 +13,7 @@ from interlock.workflows.schemas import check_value
 from interlock.workflows.spec import ToolStep
 
 
-class Answers:
+class ToolAnswers:
     """Checks answers to `confirm` reviews."""
 
     def __init__(self, database: Database, versions: Versions) -> None:

@@ -9,7 +9,7 @@ from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.services.views.runs import DeadLetterWait, PausedWait, ReviewWait, SignalWait, TimedWait, Wait
 from interlock.workflows.spec import ModelStep, ToolStep, WaitStep
 
-_LETTERS = {StepStatus.HELD, StepStatus.COMPENSATION_FAILED}
+_DEAD_LETTERS = {StepStatus.HELD, StepStatus.COMPENSATION_FAILED}
 
 
 def waits_for(
@@ -38,7 +38,7 @@ def _wait_of(
     reviews: Mapping[str, str],
     dead_letters: Mapping[str, str],
 ) -> Wait | None:
-    if step.status in _LETTERS:
+    if step.status in _DEAD_LETTERS:
         return DeadLetterWait(step=name, dead_letter_id=dead_letters.get(name))
     match step.status:
         case StepStatus.REVIEWING:

@@ -44,7 +44,7 @@ class Exporter:
         self._tracer = self._provider.get_tracer("interlock")
 
     def take(self, span: Span) -> None:
-        """Hands over a span that has ended."""
+        """Queues an ended span for export."""
         self._ids.trace_id, self._ids.span_id = int(span.trace_id, 16), int(span.span_id, 16)
         context = _under(span) if span.parent_id else Context()
         copy = self._tracer.start_span(

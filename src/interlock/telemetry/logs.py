@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import structlog
 
 from interlock.telemetry.spans import current_ids
 
-# Whatever looks like a credential, wherever it stands: ours (il_…), providers' (sk-…, AWS, GitHub, Slack), bearer tokens,
+# Shapes of credentials: ours (il_…), providers' (sk-…, AWS, GitHub, Slack), bearer tokens,
 # URL passwords.
 _SECRETS = re.compile(
     r"il_[a-z0-9]{10,}_[a-z0-9]+|sk-[A-Za-z0-9_-]{8,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|xox[abpr]-[A-Za-z0-9-]{10,}"
@@ -59,6 +60,11 @@ def log(event_type: str, message: str = "", *, level: str = "info", **data: Any)
     """One significant event; `event_type` is a name from `names`."""
     if _LEVELS[level] >= _threshold:
         getattr(structlog.get_logger(), level)(event_type, message=message, **data)
+
+
+def stack_of(error: BaseException) -> str:
+    """Where an error was raised, without its text: that may repeat what a person, a model or a tool said."""
+    return "".join(traceback.format_tb(error.__traceback__))
 
 
 def _trace_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -105,7 +105,7 @@ def current_ids() -> TraceIds | None:
 
 
 def finished_attributes(span: Span) -> dict[str, Any]:
-    """What an ended span says, with the two attributes that every one has."""
+    """Attributes of an ended span, with the two that every span has."""
     return {
         names.SUCCESS: span.ok,
         **span.attributes,

@@ -6,8 +6,8 @@ above, every call is still a call of its own, with its own attempt, key, ledger 
 Only calls of the very same run, code, limits and destinations meet, so that a sandbox serves one run, as ever.
 
 Nothing of a batch goes out after the earliest moment (`Job.until`) that one of its calls was promised. Because a
-contract's `call_seconds` counts the wait in, that moment leaves even the call that waited longest its whole timeout; and nobody
-is misled by the later moment, because whoever takes over a call waits by the same `call_seconds` (`execution/effects.py`), if
+contract's `call_seconds` counts the wait in, that moment leaves even the call that waited longest its whole timeout; and no caller
+is misled by the later moment, because a worker that takes over a call waits by the same `call_seconds` (`execution/effects.py`), if
 at all: a mutating tool goes in batches only if it honours its keys, and then the same call twice at once is harmless.
 """
 
@@ -32,7 +32,7 @@ _SHAPE = 'must be {"output": …} or {"error": "…"} with retryable, retry_afte
 
 @dataclass(frozen=True, slots=True)
 class _BatchKey:
-    """What calls must have in common to share a sandbox."""
+    """Key of calls that may share a sandbox."""
 
     run_id: str
     bundle: Path
@@ -70,7 +70,7 @@ class ToolBatches:
         self._alone: OrderedDict[tuple[_BatchKey, Any], None] = OrderedDict()
 
     async def run(self, job: Job, terms: Batch) -> SandboxResult:
-        """The result of this one call of `run`, whoever shared its sandbox.
+        """The result of this one call of `run`, independent of calls that shared its sandbox.
 
         Cancelling it takes the call out of a batch that is still gathering, and leaves a batch under way to the others;
         with its last caller the sandbox is killed.
@@ -104,7 +104,7 @@ class ToolBatches:
         await asyncio.wait([gathering.serving])  # until nothing of it is left on this host
 
     def _complete(self, batch_key: _BatchKey, gathering: _Gathering) -> None:
-        """Nobody joins any more."""
+        """Closes the batch to further calls."""
         if self._gathering.get(batch_key) is gathering:
             del self._gathering[batch_key]
         gathering.full.set()
@@ -165,7 +165,7 @@ class ToolBatches:
 
 
 def _batch_key(job: Job) -> _BatchKey | None:
-    """None for a call that says no run: nobody may share its sandbox."""
+    """None for a call without a run, which never shares a sandbox."""
     run_id = job.context.get("run_id")
     if not isinstance(run_id, str) or not run_id:
         return None

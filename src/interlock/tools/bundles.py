@@ -22,7 +22,7 @@ _IGNORED = {"__pycache__", ".git", ".DS_Store"}
 
 
 def pack(directory: Path) -> tuple[str, bytes]:
-    """(SHA-256 of the archive, archive): same files, same digest, whatever their dates and owners.
+    """(SHA-256 of the archive, archive): same files, same digest, independent of dates and owners.
 
     Raises:
         InvalidSpec: no main.py, a link or device in it, or too large; names the path.

@@ -43,7 +43,7 @@ class HealthChecks:
 
 
 def verdict_of(tool: str, output: Any) -> HealthVerdict:
-    """What `health` returned, which may be anything."""
+    """Parses the untrusted result of `health`."""
     if not isinstance(output, dict) or not isinstance(output.get("healthy"), bool):
         return HealthVerdict(False, f'tool "{tool}": health must return {{"healthy": true|false, "detail": "…"}}')
     detail = output.get("detail", "")

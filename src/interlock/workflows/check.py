@@ -1,4 +1,4 @@
-"""Whether the parts of a definition fit each other: names, slots, bindings, conditions, schemas.
+"""Consistency checks of a definition: names, slots, bindings, conditions, schemas.
 
 What pydantic checks is the shape of one file; this checks one workflow against its prompts, tools and subworkflows.
 """
@@ -106,7 +106,7 @@ class _Checker:
         yield from self.view.bindings(workflow.output, ("output",))
 
     def _without_faults(self, name: str) -> list[str]:
-        """What is wrong with a tool's schemas; the rest of the check goes on without those."""
+        """Problems of a tool's schemas; the rest of the check goes on without those."""
         contract, faults = self.tools[name], []
         for part, schema in (("input", contract.input), ("output", contract.output)):
             for problem in schema_problems(schema, ()):
@@ -133,7 +133,7 @@ class _Checker:
             case ReviewStep():
                 yield from self.view.bindings(step.show, (*path, "show"))
                 if self.roles is not None and step.role not in self.roles:
-                    message = f'step "{step.id}": nobody can have role "{step.role}"; {listed(self.roles, "roles")}'
+                    message = f'step "{step.id}": no user can have role "{step.role}"; {listed(self.roles, "roles")}'
                     yield Problem((*path, "role"), message)
             case WaitStep():
                 yield from self._wait(step, path)
@@ -283,7 +283,7 @@ class _Checker:
         self.view = replace(outer, item=item if isinstance(item, dict) else {})
         yield from self._steps(step.steps, (*path, "steps"))
         yield from self.view.bindings(step.result, (*path, "result"))
-        self.view = outer  # one item's steps are nobody else's
+        self.view = outer  # steps of one item are not visible outside it
 
     def _loop(self, step: LoopStep, path: ValuePath) -> Iterator[Problem]:
         outer = self.view
@@ -359,8 +359,8 @@ class _Checker:
 
     # -- what later steps see ----------------------------------------------------------------------------------
 
-    def _heard(self, step: WaitStep) -> Seen:
-        """What comes with a signal; anything, if its payload is not said."""
+    def _received(self, step: WaitStep) -> Seen:
+        """Schema of a signal's payload; anything if it is not declared."""
         known = _properties(step.payload)
         seen = _object(**(known | {"received": _FLAG})) if step.signal else _object()
         return Seen.of(seen) if known or step.signal is None else Seen({}, seen)
@@ -374,7 +374,7 @@ class _Checker:
             case ReviewStep():
                 return Seen.of(_object(approved=_FLAG, by={"type": "string"}, note={"type": "string"}))
             case WaitStep():
-                return self._heard(step)
+                return self._received(step)
             case BranchStep():
                 return Seen.of(_object(case=_NUMBER))
             case LoopStep():

@@ -1,4 +1,4 @@
-"""What a tool promises. The contract is data, read without running a line of the tool's code."""
+"""Tool contracts: data, read without running the tool's code."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class ToolContract(Part):
     )
 
     @model_validator(mode="after")
-    def _pure_tools_have_nothing_to_undo(self) -> Self:
+    def _pure_tools_have_no_compensation(self) -> Self:
         if self.effect == "pure" and (self.compensate or self.probe or self.honours_idempotency):
             raise ValueError(
                 "a pure tool has nothing to compensate, probe or repeat; make it mutating or remove these fields"
@@ -137,7 +137,7 @@ class ToolContract(Part):
 
     @property
     def functions(self) -> Mapping[str, str]:
-        """What main.py must define: function → the field that promises it; `run` is in every tool."""
+        """Functions that main.py must define: function → the contract field that requires it; `run` is always required."""
         fields = ("commit", "compensate", "probe", "health")
         named = {name: name for name in fields if getattr(self, name)}
         return {"run": "name", **named, **({"run_batch": "batch"} if self.batch is not None else {})}

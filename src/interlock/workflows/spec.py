@@ -52,7 +52,7 @@ class _StepBase(Part):
 
 
 class Fallback(Part):
-    """What takes a step's place once it has finally failed; declared, in the order to be tried, never improvised.
+    """Fallback of a finally failed step; fallbacks are tried in the declared order.
 
     Exactly one of `tool` (for a tool step), `model` (for a model step), `last_good` and `value`.
     """
@@ -87,7 +87,7 @@ class _WorkStep(_StepBase):
 
 
 class _AskingStep(_WorkStep):
-    """What model and agent steps share."""
+    """Fields common to model and agent steps."""
 
     model: str = Field(default="default", description="alias from the settings' models")
     prompt: Identifier = Field(description="name of a file in prompts/")
@@ -153,7 +153,7 @@ class WaitStep(_StepBase):
     until: str | None = Field(
         default=None, description="a moment: ISO 8601 with an offset, or a reference to a number, seconds since 1970"
     )
-    signal: Identifier | None = Field(default=None, description="name of a signal somebody sends to the run")
+    signal: Identifier | None = Field(default=None, description="name of a signal that is sent to the run")
     payload: JsonSchema = Field(default_factory=dict, description="JSON Schema of what comes with the signal")
     timeout: Seconds | None = Field(default=None, description="seconds to wait for the signal")
     on_timeout: Literal["fail", "continue"] = Field(

@@ -1,4 +1,4 @@
-"""What a binding or a condition may read at a place in a workflow, and whether it does no more than that."""
+"""Visibility of earlier results at a place in a workflow, and checks of bindings and conditions against it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known of an earlier step: the schema of its value and, where that differs, of its facts."""
+    """Schemas of an earlier step's value and, where different, of its facts."""
 
     value: JsonSchema
     facts: JsonSchema
@@ -49,7 +49,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What can be read at one place.
+    """Values readable at one place.
 
     Attributes:
         input: schema of the workflow's input.
@@ -121,7 +121,7 @@ class View:
         return schema
 
     def is_number(self, reference: Reference) -> bool:
-        """Whether a reference certainly points to a number fact."""
+        """True if a reference certainly points to a number fact."""
         if len(reference.path) != 1 or reference.root not in {"input", "steps"}:
             return False
         known = self.before.get(str(reference.step))
@@ -161,7 +161,7 @@ class View:
 
 
 def schema_problems(schema: JsonSchema, path: ValuePath) -> Iterator[Problem]:
-    """What keeps a schema from being one."""
+    """Problems of an invalid schema."""
     try:
         validator_for(schema)
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
@@ -170,13 +170,13 @@ def schema_problems(schema: JsonSchema, path: ValuePath) -> Iterator[Problem]:
 
 
 def listed(names: Iterable[str], what: str) -> str:
-    """What there is instead, for the end of a message."""
+    """The available names, for the end of a message."""
     known = ", ".join(sorted(names))
     return f"known {what}: {known}" if known else f"there are no {what} yet"
 
 
 def _field_problem(reference: Reference, schema: JsonSchema, owner: str) -> str | None:
-    """Whether the first field of a path can exist; a schema that says nothing about its fields allows all."""
+    """True if the first field of a path can exist; a schema that says nothing about its fields allows all."""
     if not reference.path or "properties" not in schema:
         return None
     properties = schema["properties"]

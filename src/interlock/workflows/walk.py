@@ -44,7 +44,7 @@ def every(steps: Iterable[Step]) -> Iterator[Step]:
 
 
 def reaches(workflow: Workflow, target: str, known: Mapping[str, Workflow]) -> bool:
-    """Whether a workflow is, or contains at any depth, the one called `target`."""
+    """True if a workflow is, or contains at any depth, the one called `target`."""
     ahead, been = [workflow.name], set()
     while ahead:
         name = ahead.pop()

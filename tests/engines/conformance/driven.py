@@ -25,6 +25,7 @@ from interlock.execution.engine import Services
 from interlock.identity.principal import Principal
 from interlock.machine.events import event_to_json
 from interlock.store.commit import Commit
+from interlock.store.rows import ArtifactRow, NewSignal
 
 from .scenario import OUTCOMES, TOLD_TYPES, Entry, Record, Scenario, line, normalised, told_event
 from .scripted import ScriptedKernel
@@ -90,7 +91,7 @@ class Run:
 
     async def prepare(self) -> None:
         """The run in the queue, and what it is told before anybody drives it."""
-        accepting = self._app.intake.accept(self._admin, self._scenario.workflow_name, self._scenario.given, None)
+        accepting = self._app.submission.accept(self._admin, self._scenario.workflow_name, self._scenario.given, None)
         self.run_id, _ = await accepting
         for entry in self._scenario.before:
             if entry.verb == "expect":
@@ -156,18 +157,20 @@ class Run:
         app, admin, target = self._app, self._admin, str(entry.target)
         match entry.verb:
             case "cancel":
-                await app.inbox.cancel(admin, self.run_id, target)
+                await app.signals.cancel(admin, self.run_id, target)
             case _ if entry.verb == "again" or entry.ignored:
                 await self._tell_directly(entry)
             case "approve" | "reject":
                 review = await self._open("reviews", "review_id", target)
                 await app.reviews.decide(admin, review, entry.verb, "", entry.options.get("value"))  # type: ignore[arg-type]
             case "signal":
-                await app.inbox.signal(admin, self.run_id, target, entry.options.get("facts", {}), entry.options["id"])
+                await app.signals.signal(
+                    admin, self.run_id, target, entry.options.get("facts", {}), entry.options["id"]
+                )
             case "pause":
-                await app.inbox.pause(admin, self.run_id, target)
+                await app.signals.pause(admin, self.run_id, target)
             case "resume":
-                await app.inbox.resume(admin, self.run_id)
+                await app.signals.resume(admin, self.run_id)
             case "requeue":
                 dead_letter = await self._open("dead_letters", "dead_letter_id", target)
                 await app.dead_letters.requeue(admin, dead_letter, "", entry.options.get("input"))
@@ -190,8 +193,8 @@ class Run:
         event = event_to_json(told_event(entry, self._app.clock.now(), lambda _: sealed.ref))
         await self._submit(event, [sealed.row])
 
-    async def _submit(self, event: dict[str, Any], artifacts: list[dict[str, Any]]) -> None:
-        signal = {"org_id": self._admin.org_id, "run_id": self.run_id, "event": event}
+    async def _submit(self, event: dict[str, Any], artifacts: list[ArtifactRow]) -> None:
+        signal = NewSignal(org_id=self._admin.org_id, run_id=self.run_id, event=event)
         await self._app.committer.submit(Commit(self._admin.org_id, artifacts=artifacts, new_signals=[signal]))
 
     # -- looking -------------------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from runtime.batching import LET_GO, SLOW, WORDS, batched, config
 
 from engines.conftest import Desk, OpenApp
 from engines.harness import Observer, think, workflow, write
+from execution.batching import LET_GO, SLOW, WORDS, batched, config
 from gateway.batch_server import BatchServer
 
 
@@ -34,7 +34,7 @@ async def test_one_batch_for_many_runs(
     runs = {await desk.start("w", text=f"matter {number}"): f"matter {number}" for number in range(6)}
     assert set(await seen.finished(*runs)) == {"succeeded"}
     for run, text in runs.items():
-        assert await desk.result(run) == {"error_detail": text}
+        assert await desk.result(run) == {"words": text}
     assert sorted(provider.calls) == sorted(runs.values())
     assert len(provider.batches) < 6
     assert seen.rows("select distinct engine from runs") == [("temporal",)]

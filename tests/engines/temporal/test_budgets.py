@@ -33,7 +33,7 @@ def project(project: Path) -> Path:
 @pytest.fixture(autouse=True)
 def holding(model: Model) -> None:
     for title in ("one", "two"):
-        model.answers[title] = {"verdict": "good", "error_detail": "well"}
+        model.answers[title] = {"verdict": "good", "words": "well"}
         model.hold(title)
 
 

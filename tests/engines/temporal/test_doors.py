@@ -55,9 +55,9 @@ async def test_one_sentence_says_what_to_mend(
     desk: Desk, start: Start, arguments: list[str], program: str, sentence: str, status: int
 ) -> None:
     worker = start(*arguments, program=program)
-    error_detail = said(worker)
-    assert sentence in error_detail
-    assert "Traceback" not in error_detail
+    words = said(worker)
+    assert sentence in words
+    assert "Traceback" not in words
     assert worker.returncode == status
 
 

@@ -54,7 +54,7 @@ async def test_a_wait_outlives_continuing_as_new(
 async def test_the_server_reads_nothing(
     desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, model: Model, histories: Histories, monkeypatch: Any
 ) -> None:
-    model.answers["think"] = {"verdict": "good", "error_detail": SECRET}
+    model.answers["think"] = {"verdict": "good", "words": SECRET}
 
     async def fail(self: Performer, run_id: str, org_id: str) -> Any:
         raise RuntimeError(f"{SECRET} in a failure")

@@ -140,7 +140,7 @@ async def test_temporal_knows_what_is_urgent_and_not_whose_it_is(
 
 
 async def urgent(desk: Desk, priority: int) -> str:
-    run, _ = await desk.app.intake.accept(
+    run, _ = await desk.app.submission.accept(
         desk.admin, "only_think", {"ticket": "t", "text": "x"}, None, priority=priority
     )
     return run

@@ -46,7 +46,7 @@ async def test_a_run_of_the_other_engine_is_left_alone(
 ) -> None:
     """A run ends on the engine it began on, whatever new runs get."""
     other = await open_app(engine="postgres")
-    old = (await other.intake.accept(desk.admin, "pay_keyed", {"ticket": "old"}, None))[0]
+    old = (await other.submission.accept(desk.admin, "pay_keyed", {"ticket": "old"}, None))[0]
     await open_app(start_worker=True)
     new = await desk.start("pay_keyed", ticket="new")
     assert await seen.finished(new) == ["succeeded"]

@@ -44,7 +44,7 @@ _FAILURES = (
     FailureKind.INVALID,
     FailureKind.BUDGET,
 )
-_UNDO_FAILURES = (FailureKind.TRANSIENT, FailureKind.RATE_LIMITED, FailureKind.PERMANENT)
+_COMPENSATION_FAILURES = (FailureKind.TRANSIENT, FailureKind.RATE_LIMITED, FailureKind.PERMANENT)
 
 
 @dataclass(slots=True)
@@ -204,7 +204,7 @@ class _World:
         if self.dice.below(4):
             return ev.CompensationSucceeded(name, attempt, self.now)
         self.faults["undoing failed"] += 1
-        failure = ev.Failure(self.dice.pick(_UNDO_FAILURES), "code", "it stuck")
+        failure = ev.Failure(self.dice.pick(_COMPENSATION_FAILURES), "code", "it stuck")
         return ev.CompensationFailed(name, attempt, self.now, failure)
 
     def _decide(self, name: str) -> None:

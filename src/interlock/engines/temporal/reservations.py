@@ -17,6 +17,7 @@ from interlock.execution.steps import Run
 from interlock.machine import events as ev
 from interlock.store.commit import LEASE_LOST
 from interlock.store.database import Database
+from interlock.store.rows import SettledClaim
 from interlock.workflows.spec import (
     BranchStep,
     LoopStep,
@@ -59,20 +60,20 @@ def reserving(database: Database, run: Run) -> Callable[[int, float], Awaitable[
     return set_aside
 
 
-def used_of(run: Run, event: Any) -> dict[str, Any]:
-    """What a claim that is done still counts for: tokens and USD; nothing if nothing was set aside."""
+def used_of(run: Run, event: Any) -> tuple[int, float] | tuple[None, None]:
+    """Tokens and USD that a claim which is done still counts for; None if nothing was reserved."""
     spent = getattr(event, "spent", None)
     if run.set_aside is None or spent is None:
-        return {}
-    return {"tokens": spent.input_tokens + spent.output_tokens, "usd": spent.usd}
+        return None, None
+    return spent.input_tokens + spent.output_tokens, spent.usd
 
 
-def settled_claims(run: Run, events: list[Any]) -> list[dict[str, Any]]:
+def settled_claims(run: Run, events: list[Any]) -> list[SettledClaim]:
     """The claims whose outcomes are among these events; they count no more once the run's row has them."""
     if not _shared(run):
         return []
     ended = [event for event in events if isinstance(event, ev.StepSucceeded | ev.StepFailed)]
-    return [{"run_id": run.run_id, "command": f"perform:{event.step}:{event.attempt}"} for event in ended]
+    return [SettledClaim(run_id=run.run_id, command=f"perform:{event.step}:{event.attempt}") for event in ended]
 
 
 def _shared(run: Run) -> bool:

@@ -57,7 +57,7 @@ class InterlockRun:
         self._seq = start["seq"]
         self._unrecorded: deque[Recordable] = deque(start["unrecorded"])
         self._seen: dict[int, None] = dict.fromkeys(start["seen"])
-        self._inbox: list[tuple[Any, int | None]] = []  # events, and the signals that they came with
+        self._events: list[tuple[Any, int | None]] = []  # events, and the signals that they came with
         self._received: list[int] = []  # signals of which nothing came, to be cleared away
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.Task[None]] = {}
@@ -72,7 +72,7 @@ class InterlockRun:
         for signal in signals:
             if signal["id"] not in self._seen:
                 self._seen[signal["id"]] = None
-                self._inbox.append((ev.event_from_json(signal["event"]), signal["id"]))
+                self._events.append((ev.event_from_json(signal["event"]), signal["id"]))
 
     @workflow.run
     async def run(self, start: Start) -> str:
@@ -80,17 +80,17 @@ class InterlockRun:
         self.deliver(start["signals"])
         if start["begin"] is not None:
             begin = start["begin"]
-            self._inbox.append((ev.RunStarted(workflow.time(), begin["seed"], begin["facts"]), None))
+            self._events.append((ev.RunStarted(workflow.time(), begin["seed"], begin["facts"]), None))
         else:
             self._issue(pending(self._state))
         while not self._ended_elsewhere:
             try:
                 await workflow.wait_condition(self._awake)
             except asyncio.CancelledError:
-                self._inbox.append((ev.CancelRequested(workflow.time(), "cancelled in Temporal"), None))
+                self._events.append((ev.CancelRequested(workflow.time(), "cancelled in Temporal"), None))
             if self._broken is not None:
                 raise self._broken
-            if self._inbox:
+            if self._events:
                 self._take()
             elif self._state.over and not self._tasks:
                 break
@@ -101,7 +101,7 @@ class InterlockRun:
 
     def _awake(self) -> bool:
         idle = not self._tasks and (self._state.over or self._held_back)
-        return bool(self._inbox) or idle or self._ended_elsewhere or self._broken is not None
+        return bool(self._events) or idle or self._ended_elsewhere or self._broken is not None
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class InterlockRun:
         """Advances the machine over what has come in, then carries its commands out."""
         commands: list[ev.Command] = []
         known = self._seq
-        events, self._inbox = self._inbox, []
+        events, self._events = self._events, []
         for event, signal in events:
             before = self._state
             self._state, given = advance(self._program, before, event)
@@ -173,7 +173,7 @@ class InterlockRun:
     async def _wait(self, command: ev.StartTimer) -> None:
         await asyncio.sleep(max(0.0, command.due - workflow.time()))
         self._timers.pop(command.timer, None)
-        self._inbox.append((ev.TimerFired(command.timer, workflow.time()), None))
+        self._events.append((ev.TimerFired(command.timer, workflow.time()), None))
 
     def _cancel_timers(self, keys: Any) -> None:
         for key in sorted(keys):  # in an order that replays
@@ -219,7 +219,7 @@ class InterlockRun:
         if result.get("over"):
             self._ended_elsewhere = True
         elif "event" in result:
-            self._inbox.append((ev.event_from_json(result["event"]), None))
+            self._events.append((ev.event_from_json(result["event"]), None))
 
 
 @functools.lru_cache(maxsize=256)

@@ -38,6 +38,7 @@ from interlock.machine.retry import RETRYABLE, jitter
 from interlock.machine.state import limit_key
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
+from interlock.store.rows import BatchedAnswer
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.workflows.spec import ModelStep
@@ -275,11 +276,11 @@ class BatchedCalls:
         org = execution.run.org_id
         ids = list(calls)
         for start in range(0, len(ids), _STORED_AT_ONCE):
-            commit, rows = Commit(org), []
+            commit, rows = Commit(org), list[BatchedAnswer]()
             for one in ids[start : start + _STORED_AT_ONCE]:
                 sealed = await seal_answer(execution, calls[one], answers[one])
                 commit.artifacts += [sealed.row] if sealed else []
-                rows.append({"call_id": one, "result": sealed.ref.to_json() if sealed else None})
+                rows.append(BatchedAnswer(call_id=one, result=sealed.ref.to_json() if sealed else None))
             await self._committer.submit(commit)
             await self._database.execute("answer_batched_calls", batch_id, rows, org=org)
         await self._database.execute("batch_ended", batch_id, org=org)

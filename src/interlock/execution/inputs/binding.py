@@ -10,7 +10,7 @@ from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.execution.steps import Run
 from interlock.machine.program import path_of
-from interlock.machine.state import UNDO, RunState, StepState, StepStatus, is_settled
+from interlock.machine.state import COMPENSATION, RunState, StepState, StepStatus, is_settled
 from interlock.workflows.bindings import Reference, dig, references, resolve
 from interlock.workflows.spec import LoopStep, MapStep, SubworkflowStep, ToolStep, WaitStep
 
@@ -119,8 +119,8 @@ class _Reader:
     async def _of(self, name: str, path: str, reference: Reference, near: str | None, *, absent_is_null: bool) -> Any:
         state = self._state.steps.get(name)
         spec = self._program.nodes[path].step
-        if state is not None and not self._is_told(state, spec, near):
-            if self._lenient or absent_is_null or spec.on_failure == "continue" or state.status in UNDO:
+        if state is not None and not self._is_settled(state, spec, near):
+            if self._lenient or absent_is_null or spec.on_failure == "continue" or state.status in COMPENSATION:
                 return None
             state = None
         if isinstance(spec, WaitStep) and state is not None and reference.path == ("received",):
@@ -142,9 +142,9 @@ class _Reader:
             f'"{reference.text}": step "{step_id(path)}" did not run in this run; guard this step with the same branch'
         )
 
-    def _is_told(self, state: StepState, spec: Any, near: str | None) -> bool:
+    def _is_settled(self, state: StepState, spec: Any, near: str | None) -> bool:
         reader = self._state.steps.get(near) if near is not None else None
-        if reader is not None and reader.status in UNDO and state.status in UNDO:
+        if reader is not None and reader.status in COMPENSATION and state.status in COMPENSATION:
             return True  # undoing is told what the call was made with, whatever became of that since
         return is_settled(state, opens_body=isinstance(spec, MapStep | SubworkflowStep))
 

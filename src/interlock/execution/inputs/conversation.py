@@ -6,7 +6,7 @@ from typing import Any
 
 from interlock.base.errors import IntegrityError
 from interlock.base.labels import Labels
-from interlock.definitions.agent_schemas import instructions, said, told_results
+from interlock.definitions.agent_schemas import instructions, results_message, said
 from interlock.execution.steps import StepExecution
 from interlock.machine.program import CALL, TURN
 from interlock.machine.state import StepStatus
@@ -25,7 +25,7 @@ async def conversation(execution: StepExecution, agent: AgentStep) -> tuple[list
         assert asked.output is not None
         results, joined = await _results(execution, frame, asked.calls)
         labels = labels.join(asked.output.labels).join(joined)
-        messages += [("assistant", said(await execution.run.value(asked.output))), ("user", told_results(results))]
+        messages += [("assistant", said(await execution.run.value(asked.output))), ("user", results_message(results))]
     return messages, labels
 
 

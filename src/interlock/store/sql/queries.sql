@@ -39,6 +39,15 @@ select size, ciphertext, object, exists(select from subject_keys where subject_k
         and subject = any(array_append(artifacts.subjects, '')) and destroyed_at is not null) as erased
     from artifacts where org_id = $1 and digest = $2
 
+-- name: add_pending_object
+insert into pending_objects (name, org_id) values ($1, $2)
+
+-- name: sweep_objects
+select sweep_objects($1, $2) as name
+
+-- name: objects_swept
+select objects_swept($1::text[])
+
 -- name: insert_version
 insert into workflow_versions (org_id, name, version, definition, created_by) values ($1, $2, $3, $4, $5) on conflict do nothing
 

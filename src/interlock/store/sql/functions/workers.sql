@@ -3,16 +3,16 @@
 -- Says that a worker is there; tells it whether it is to drain. One that was silent for a day is forgotten.
 create or replace function worker_seen(claimant text, on_host text, process integer, drives text, release text) returns boolean
     language plpgsql security definer set search_path = public, pg_temp as $$
-declare told boolean;
+declare asked_to_drain boolean;
 begin
     insert into workers (worker_id, host, pid, engine, version) values (claimant, on_host, process, drives, release)
-        on conflict (worker_id) do update set seen_at = now() returning draining into told;
+        on conflict (worker_id) do update set seen_at = now() returning draining into asked_to_drain;
     delete from workers where seen_at < now() - interval '1 day';
     -- It was only stopped for a while: what was counted as its death was none.
     perform from queue where crash_streak > 0 and claimant = any(crashed_workers) order by run_id for update;
     update queue set crash_streak = greatest(0, crash_streak - cardinality(array_positions(crashed_workers, claimant))), crashed_workers = array_remove(crashed_workers, claimant)
         where crash_streak > 0 and claimant = any(crashed_workers);
-    return told;
+    return asked_to_drain;
 end $$;
 
 create or replace function worker_gone(claimant text) returns void
