@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Served, problem_of
+from .conftest import PATIENCE, Served, problem_of
 
 WORKFLOW = """\
 name: look
@@ -55,7 +55,7 @@ async def held(served: Served) -> tuple[str, str]:
             await asyncio.sleep(0.02)
         return str(found[0]["dead_letter_id"])
 
-    return run_id, await asyncio.wait_for(wait(), 30)
+    return run_id, await asyncio.wait_for(wait(), PATIENCE)
 
 
 async def test_looked_at_edited_and_requeued(working: Served) -> None:

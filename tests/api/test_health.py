@@ -19,6 +19,12 @@ from interlock.testing import FakeProvider, answer, cut_stream
 from .conftest import Serve, Served, problem_of
 
 
+@pytest.fixture(autouse=True)
+def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is only slow is not away."""
+    monkeypatch.setattr("interlock.api.server._READY_SECONDS", 60.0)
+
+
 async def test_readiness_tells_how_much_waits(served: Served) -> None:
     client = await served.client(None)
     assert (await client.get("/readyz")).json() == {"status": "ok", "queue_depth": 0}
@@ -165,7 +171,7 @@ async def test_the_server_speaks_ipv6(served: Served) -> None:
         pytest.skip("this machine has no IPv6 loopback")
     await server.start()
     try:
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
             assert (await client.get(f"{server.url}/healthz")).status_code == 200
     finally:
         await server.stop()

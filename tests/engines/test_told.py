@@ -132,7 +132,7 @@ async def test_parking_a_run_keeps_no_other_from_its_driver(
     seen.connection.execute("update queue set crash_streak = %s", (MAX_CRASH_STREAK + 1,))
     others = [await desk.start("only_think") for _ in range(3)]
     await open_app(start_worker=True)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await parking.wait()
     assert await seen.finished(*others) == ["succeeded"] * 3
     assert seen.status(deadly) == "queued"

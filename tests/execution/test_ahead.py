@@ -9,6 +9,7 @@ import pytest
 from engines.harness import Bank, Model, Observer, pay, think, until, workflow
 from execution.conftest import Deploy
 from interlock.base.errors import LeaseLost
+from interlock.engines.postgres import driver
 from interlock.store.commit import Commit
 
 PAY = pay("pay", "refund", "bank")
@@ -97,6 +98,7 @@ async def test_a_refused_transaction_ends_the_work_begun_on_its_account(
     await until(lambda: model.asked("two") == 1, lambda: "it waited for the transaction")
     gate.open.set()
     await until(lambda: run not in worker._drivers, lambda: "the drive goes on")
+    seen.lapse(run=run)
     assert "step_succeeded one" not in seen.kinds(run)
     model.release("two")
     # Whoever takes it next begins where the journal ends.
@@ -109,6 +111,7 @@ async def test_a_refused_transaction_ends_the_work_begun_on_its_account(
 async def test_a_start_is_written_with_its_first_outcome(
     deploy: Deploy, seen: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(driver, "_START_WAITS", 60.0)  # nothing else has it written before
     desk = await deploy(workflow("w", think("one"), think("two")))
     written: list[list[str]] = []
     original = desk.app.committer.submit
@@ -129,6 +132,7 @@ async def test_a_start_does_not_wait_for_a_slow_first_step(deploy: Deploy, seen:
     model.hold("one")
     desk = await deploy(workflow("w", think("one")))
     run = await desk.start("w")
+    await until(lambda: model.asked("one") == 1, lambda: "not asked")
     await until(lambda: seen.status(run) == "running", lambda: "nobody wrote that it runs")
     assert (seen.kinds(run), model.asked("one")) == (["run_started"], 1)
     model.release("one")

@@ -62,7 +62,8 @@ def run_update(run_id: str, status: str = "running", *, finished: bool = False) 
         output=None,
         input_tokens=0,
         output_tokens=0,
-        usd=0,
+        nano_usd=0,
+        unpriced=0,
         steps=0,
         finished=finished,
     )
@@ -189,7 +190,7 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "values (%(run)s, %(org)s, %(run)s, 'pay', 'step', 'c', 'r')",
         "insert into results (org_id, key, output) values (%(org)s, 'k', %(ref)s)",
         "insert into batches (batch_id, org_id, pin) values (%(run)s, %(org)s, 'openai:m')",
-        "insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, usd) "
+        "insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, nano_usd) "
         "values (%(run)s, %(org)s, %(run)s, 'think', 1, 'openai:m', %(ref)s, 1, 0)",
         "insert into run_vaults (org_id, run_id, vault) values (%(org)s, %(run)s, %(ref)s)",
         "insert into run_vaults (org_id, run_id, vault) values (%(org)s, %(run)s, %(ref)s)",

@@ -235,7 +235,7 @@ async def test_closing_commits_what_waits_and_refuses_what_comes_later(
     assert await asyncio.gather(*waiting, return_exceptions=True) == [None] * 42
     assert markers(owner) == Counter(str(n) for n in range(42))
     with pytest.raises(Unavailable):
-        await asyncio.wait_for(committer.submit(Commit(org, audit=[entry(org)])), 5)
+        await asyncio.wait_for(committer.submit(Commit(org, audit=[entry(org)])), 120)
 
 
 async def test_somebody_who_stops_waiting_harms_nobody(
@@ -260,7 +260,7 @@ def append(url: str, org: str, name: str, count: int, together: Barrier) -> None
         committer = Committer(database, AuditLog(AUDIT_KEY).seal)
         committer.start()
         for n in range(0, count, 3):
-            together.wait(60)  # every round anew, so that neither is through before the other has begun
+            together.wait(300)  # every round anew, so that neither is through before the other has begun
             await asyncio.gather(
                 *(committer.submit(Commit(org, audit=[entry(org, n=f"{name} {n + k}")])) for k in range(3))
             )

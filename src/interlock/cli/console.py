@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
-from interlock.services.views.base import View
+from interlock.services.views.base import Cost, View
 
 # Written by models, tools and strangers: ESC and its eight-bit kin could command the terminal, bidi marks turn lines round.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -75,9 +75,12 @@ def short(path: Path) -> str:
     return str(path)
 
 
-def usd(amount: float) -> str:
-    """Money; what costs nothing is shown as nothing."""
-    return f"{amount:.4f}" if amount else "0"
+def usd(cost: Cost) -> str:
+    """What a run or a step cost, in USD; calls at a price that is not known are counted beside the sum of the others."""
+    if not cost.unpriced_calls:
+        return str(cost.usd)
+    calls = "1 unpriced call" if cost.unpriced_calls == 1 else f"{cost.unpriced_calls} unpriced calls"
+    return calls if cost.usd_priced == "0" else f"{cost.usd_priced} + {calls}"
 
 
 def _plain(value: Any) -> Any:

@@ -116,7 +116,7 @@ def runs(
             status(one.status),
             str(one.steps_done),
             tokens,
-            usd(one.usd),
+            usd(one),
             took,
             one.reason or "",
         )
@@ -151,7 +151,7 @@ def _print_run(found: Run, values: dict[str, Any], result: RunResult | None) -> 
         out.print(f"  {found.reason}")
     tokens = f"{found.input_tokens} tokens in, {found.output_tokens} out"
     took = seconds(found.created_at, found.finished_at) or "…"
-    out.print(f"  by {found.user_id}, {tokens}, {usd(found.usd)} USD, {took} s")
+    out.print(f"  by {found.user_id}, {tokens}, USD {usd(found)}, {took} s")
     if found.flags:
         out.print(f"  flags: {', '.join(found.flags)}")
     print_waits(found)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from interlock.cli.console import out, status, visible
+from interlock.cli.console import out, status, usd, visible
 from interlock.machine.program import path_of
 from interlock.services.views.runs import (
     DeadLetterWait,
@@ -71,7 +71,16 @@ def _line(step: StepView) -> Text:
     instead = f" by {step.fallback}" if step.fallback else ""
     tool = f" {step.tool}" if step.tool else ""
     name = (visible(step.id) + tool, "bold")
-    return Text.assemble(name, "  ", status(step.status), visible(instead), retried)
+    return Text.assemble(name, "  ", status(step.status), visible(instead), retried, (_used(step), "dim"))
+
+
+def _used(step: StepView) -> str:
+    """How long the last attempt took, and what the models that were asked used and cost."""
+    took = f"  {step.seconds:.3g} s" if step.seconds is not None else ""
+    if (usage := step.usage) is None:
+        return took
+    tokens = usage.input_tokens + usage.output_tokens
+    return f"{took}  {visible(usage.model or usage.provider)}, {tokens} tokens, USD {usd(usage)}"
 
 
 def print_waits(run: Run) -> None:

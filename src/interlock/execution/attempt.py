@@ -20,17 +20,11 @@ from interlock.base.errors import (
 )
 from interlock.base.json import sentence
 from interlock.base.refs import Ref
+from interlock.base.usage import Usage, cost_json
 from interlock.execution.effects import Effect
 from interlock.execution.executors import CORRECTIONS, CallRequest, CallResult
 from interlock.execution.steps import StepExecution, StepOutcome
-from interlock.machine.events import (
-    CompensationFailed,
-    CompensationSucceeded,
-    Failure,
-    Spent,
-    StepFailed,
-    StepSucceeded,
-)
+from interlock.machine.events import CompensationFailed, CompensationSucceeded, Failure, StepFailed, StepSucceeded
 from interlock.policy.decision import Decision
 from interlock.store.artifacts import Sealed
 from interlock.store.entries import Entry, EventType
@@ -47,17 +41,21 @@ class Attempt:
     """What failed is recorded with what was known by then.
 
     Attributes:
+        began: when the kernel began with it, seconds since the epoch by the database's clock.
+        called: the far side was asked, or is being asked.
         in_doubt: an earlier attempt may have done its work.
         dispatched: the tool may have got the call.
         reused: the answer was not asked for but found: in the cache, or by a fallback.
     """
 
     execution: StepExecution
+    began: float
     prepared: CallRequest | None = None
     answer: Decision | None = None
     admission: Admission | None = None
     slot: Slot | None = None
     effect: Effect | None = None
+    called: bool = False
     in_doubt: bool = False
     dispatched: bool = False
     reused: str | None = None
@@ -132,10 +130,10 @@ def unrecordable(outcome: StepOutcome) -> StepOutcome | None:
     audit = [replace(entry, detail={"step": event.step, **what}) for entry in outcome.audit[-1:]]
     log(names.LOG_STEP_FAILED, level="warning", step=event.step, **what)
     if isinstance(event, CompensationSucceeded | CompensationFailed):
-        return StepOutcome(CompensationFailed(event.step, event.attempt, event.at, failure), audit=audit)
+        return StepOutcome(CompensationFailed(event.step, event.attempt, event.began, event.at, failure), audit=audit)
     effects = outcome.effects if failed is not None and not ambiguous else []
     return StepOutcome(
-        StepFailed(event.step, event.attempt, event.at, failure, event.spent), effects=effects, audit=audit
+        StepFailed(event.step, event.attempt, event.began, event.at, failure, event.usage), effects=effects, audit=audit
     )
 
 
@@ -197,11 +195,20 @@ def entry_of(attempt: Attempt, detail: dict[str, Any], now: float, event_type: E
     )
 
 
-def tokens(spent: Spent) -> dict[str, Any]:
-    """What an audit entry says about cost; nothing if there was none."""
-    if not spent.input_tokens and not spent.output_tokens:
+def usage_detail(usage: Usage | None) -> dict[str, Any]:
+    """What an audit entry says about usage and cost; nothing if no model was asked."""
+    if usage is None:
         return {}
-    return {"input_tokens": spent.input_tokens, "output_tokens": spent.output_tokens, "usd": f"{spent.usd:.6f}"}
+    return {
+        "provider": usage.provider,
+        "model": usage.model,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "calls": usage.attempts,
+        **cost_json(usage.known_cost, usage.unpriced),
+    }
 
 
 def _tool(execution: StepExecution) -> str:

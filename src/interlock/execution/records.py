@@ -9,10 +9,13 @@ from interlock.base.errors import Erased
 from interlock.base.ids import new_id
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
+from interlock.base.usage import cost_json
 from interlock.execution.effects import Effect
+from interlock.execution.executors import cost_attributes
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.inputs.binding import bind
 from interlock.execution.steps import Run, StepExecution, StepOutcome, effect_name
+from interlock.guard.gate import composed
 from interlock.machine import events as ev
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.store.commit import Commit
@@ -74,9 +77,10 @@ def run_row(run: Run, state: RunState) -> RunUpdate:
         status=state.status,
         reason=state.reason,
         output=None,
-        input_tokens=state.spent.input_tokens,
-        output_tokens=state.spent.output_tokens,
-        usd=state.spent.usd,
+        input_tokens=state.usage.input_tokens,
+        output_tokens=state.usage.output_tokens,
+        nano_usd=state.usage.known_cost,
+        unpriced=state.usage.unpriced,
         steps=state.done,
         finished=state.over,
     )
@@ -112,7 +116,7 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
         assert isinstance(step, ReviewStep)
         title, role = step.title, step.role
         shown, labels = await _bound(run, step.show, state, name)
-    sealed = await run.artifacts.seal(run.org_id, shown, labels)
+    sealed = await run.artifacts.seal(run.org_id, composed(shown), labels)
     if isinstance(step, ToolStep):
         commit.effects.append(_moved(run, name, step, here, sealed.ref).row("unknown"))
     review_id = new_id("rev")
@@ -181,7 +185,7 @@ def _dead_letter(
 async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, now: float) -> None:
     """The end of a run: its output, the audit entry, the event, and the queue row gone."""
     output, labels = await _bound(run, run.version.workflow.output, state, None)
-    sealed = await run.artifacts.seal(run.org_id, output, labels)
+    sealed = await run.artifacts.seal(run.org_id, composed(output), labels)
     commit.artifacts.append(sealed.row)
     commit.runs[0] = replace(commit.runs[0], output=sealed.ref.to_json())
     commit.finished.append(FinishedRun(run_id=run.run_id))
@@ -192,9 +196,9 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
         "status": command.status.value,
         "reason": command.reason,
         "output": sealed.ref.digest,
-        "input_tokens": state.spent.input_tokens,
-        "output_tokens": state.spent.output_tokens,
-        "usd": f"{state.spent.usd:.6f}",
+        "input_tokens": state.usage.input_tokens,
+        "output_tokens": state.usage.output_tokens,
+        **cost_json(state.usage.known_cost, state.usage.unpriced),
     }
     commit.audit.append(_entry(run, "run.finished", "finish_run", f"run:{run.run_id}", now, detail))
     payload = {
@@ -253,9 +257,9 @@ def finish_attributes(run: Run, state: RunState) -> dict[str, Any]:
     attributes = {
         **run.attributes(),
         names.SUCCESS: state.status is ev.RunStatus.SUCCEEDED,
-        names.TOKENS_INPUT: state.spent.input_tokens,
-        names.TOKENS_OUTPUT: state.spent.output_tokens,
-        names.COST_USD: state.spent.usd,
+        names.TOKENS_INPUT: state.usage.input_tokens,
+        names.TOKENS_OUTPUT: state.usage.output_tokens,
+        **cost_attributes(state.usage),
         "run.status": state.status.value,
     }
     if state.reason:

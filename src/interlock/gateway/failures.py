@@ -12,18 +12,17 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from interlock.base.credentials import scrub_keys
 from interlock.base.errors import FailureKind, ProviderError
-from interlock.gateway.provider import Usage
+from interlock.base.usage import Usage
 
 MESSAGE_LIMIT = 300
 """Characters of a provider's own words that reach a message: enough for any real one, too few to leak a prompt."""
 
-_MAX_COUNT = 2**40  # tokens; more of them is no count but a fault, and a sum of them must fit into 64 bits
 _LONGEST_PAUSE = 24 * 3600.0  # seconds; a longer Retry-After is taken for an error
 
-# Providers echo a wrong key back ("Incorrect API key provided: sk-…"), sometimes half masked, so an exact
-# match alone would let the visible half through.
-_KEY_SHAPES = re.compile(r"(?i)\b(?:sk|pk|key|gsk|xai)-[\w*.-]{6,}|\bbearer\s+[^\s\"']+")
+# No call has more; a sum of what a broken server reports must still fit into the database's integers.
+_MOST_TOKENS = 10**9
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -31,8 +30,7 @@ class BilledError(ProviderError):
     """The provider answered and charges for it, but the answer is of no use (refused, or invalid to the end).
 
     Attributes:
-        usage: everything spent, to be settled like a success.
-        attempts: calls made.
+        usage: of all calls made, to be settled like a success.
     """
 
     def __init__(
@@ -41,13 +39,11 @@ class BilledError(ProviderError):
         *,
         kind: FailureKind,
         usage: Usage,
-        attempts: int = 1,
         retry_after: float | None = None,
         detail: str | None = None,
     ) -> None:
         super().__init__(message, kind=kind, retry_after=retry_after, detail=detail)
         self.usage = usage
-        self.attempts = attempts
 
 
 def kind_of(status: int) -> FailureKind:
@@ -107,7 +103,7 @@ def scrub(text: str, secret: str | None) -> str:
     text = text.encode(errors="replace").decode()  # half a surrogate pair, which no database takes
     if secret:
         text = text.replace(secret, "[key]")
-    text = _KEY_SHAPES.sub("[key]", _CONTROL.sub(" ", text))
+    text = scrub_keys(_CONTROL.sub(" ", text), "[key]")
     text = " ".join(text.split())
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
 
@@ -157,4 +153,4 @@ def not_the_protocol(name: str, what: str) -> NotTheProtocol:
 
 def count(value: Any) -> int | None:
     """A token count as a provider may send it, or None for anything that is not one."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS else None

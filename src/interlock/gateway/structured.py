@@ -18,8 +18,10 @@ import jsonschema_rs
 
 from interlock.base.errors import FailureKind, InvalidInput, InvalidSpec, ProviderError
 from interlock.base.json import InvalidJson, Json, parse_json
+from interlock.base.usage import Usage
+from interlock.budget.prices import priced
 from interlock.gateway.failures import BilledError
-from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider, Usage
+from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider
 from interlock.workflows.schemas import Validator, validator_for
 
 MAX_CORRECTIONS = 2
@@ -38,14 +40,12 @@ class StructuredResponse:
 
     Attributes:
         value: the parsed JSON, valid against the request's schema.
-        usage: the sum over all attempts, the invalid ones included.
-        attempts: calls made, 1 to `max_corrections + 1`.
+        usage: the sum over all attempts (1 to `max_corrections + 1`), the invalid ones included, with their cost.
         response: the last provider answer, the one that `value` came from.
     """
 
     value: Any
     usage: Usage
-    attempts: int
     response: ModelResponse
 
 
@@ -90,55 +90,50 @@ async def complete_structured(
         request: must carry a schema.
         validator: compiled by the caller with `compile_schema`; None compiles (or finds) it here.
         max_corrections: further calls after an invalid answer.
-        answered: the answer to `request`, if it is there already; it counts as the first attempt.
+        answered: the answer to `request`, if it is there already, its cost included; it counts as the first attempt.
 
     Raises:
         InvalidInput: the request carries no schema.
-        BilledError: kind INVALID when the last answer is invalid too; or a provider's failure after earlier attempts
-            had already been charged for, with its own kind. `usage` holds what was spent.
+        BilledError: kind INVALID when the last answer is invalid too; or a provider's failure after earlier calls were
+            answered, with its own kind. `usage` is that of all calls, with their cost.
         ProviderError: the first call failed and nothing was charged.
     """
     if request.schema is None:
         raise InvalidInput("a structured completion needs a schema in its request")
     validator = validator or compile_schema(request.schema)
-    spent = Usage()
+    used = Usage()
     problems: list[str] = []
     for attempt in range(1, max_corrections + 2):
         if answered is not None and attempt == 1:
-            response = answered
+            response, usage = answered, answered.usage
         else:
             try:
                 response = await provider.complete(request)
             except ProviderError as error:
-                raise _with_usage(error, spent, attempt) from error
-        spent += response.usage
+                raise _with_usage(error, used, provider.name, request.model) from error
+            usage = priced(replace(response.usage, model=response.model), provider.name, request.model)
+        used += usage
         value, problems = _judge(response, validator)
         if not problems:
-            return StructuredResponse(value, spent, attempt, response)
+            return StructuredResponse(value, used, response)
         request = replace(request, messages=[*request.messages, *_correction(response.text, problems)])
     raise BilledError(
         f'provider "{provider.name}" gave no valid answer in {max_corrections + 1} attempts; the last one: '
         + "; ".join(problems),
         kind=FailureKind.INVALID,
-        usage=spent,
-        attempts=max_corrections + 1,
+        usage=used,
     )
 
 
-def _with_usage(error: ProviderError, spent: Usage, attempts: int) -> ProviderError:
-    """The same failure, carrying what all attempts cost so far; untouched if they cost nothing."""
+def _with_usage(error: ProviderError, used: Usage, provider: str, model: str) -> ProviderError:
+    """The same failure, with the usage of this call and those before it; untouched if none of them was answered."""
     if isinstance(error, BilledError):
-        spent += error.usage
-    if not spent.total:
+        used += priced(error.usage, provider, model)
+    elif not used.attempts:
         return error
-    return BilledError(
-        error.message,
-        kind=error.kind,
-        retry_after=error.retry_after,
-        detail=error.detail,
-        usage=spent,
-        attempts=attempts,
-    )
+    else:
+        used += Usage(provider, attempts=1)
+    return BilledError(error.message, kind=error.kind, retry_after=error.retry_after, detail=error.detail, usage=used)
 
 
 def _judge(response: ModelResponse, validator: Validator) -> tuple[Any, list[str]]:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from interlock.base.errors import NotFound, TooManyRequests
+from interlock.base.usage import cost_json
 from interlock.identity.principal import Principal
 from interlock.machine.events import RunStatus
 from interlock.services.runs import is_over
@@ -171,7 +172,7 @@ class Followers:
                 yield Waiting(run_id=run_id, reviews=reviews, dead_letters=dead_letters)
         position.status, position.marks = row["status"], marks
         if is_over(row["status"]):
-            yield RunEnded.model_validate(dict(row))
+            yield RunEnded.model_validate(dict(row) | cost_json(row["nano_usd"], row["unpriced"]))
 
     async def _reviews(self, principal: Principal, run_id: str, position: _Position) -> AsyncIterator[StreamEvent]:
         known = position.open_reviews

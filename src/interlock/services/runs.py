@@ -9,14 +9,17 @@ from typing import Any
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Erased, NotFound
 from interlock.base.refs import Ref
+from interlock.base.usage import cost_json
 from interlock.definitions.versions import Versions
-from interlock.execution.loading import folded
+from interlock.execution.loading import folded, journal_of
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.machine.events import TERMINAL, Failure, RunStatus
+from interlock.machine.machine import fold
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
 from interlock.services.ingest import vault_of
+from interlock.services.timeline import StepTimes, step_times, timed_spans
 from interlock.services.views.runs import EffectView, Run, RunSummary, SpanView, StepView
 from interlock.services.waiting import waits_for, way_of
 from interlock.store.artifacts import Artifacts
@@ -70,14 +73,16 @@ class Runs:
             NotFound: no such run in this organisation.
         """
         row = await self._row(principal, run_id)
-        version, state = await folded(self._database, self._versions, row)
+        version = await self._versions.get(row["org_id"], row["workflow"], row["version"])
+        journal = await journal_of(self._database, row)
+        # In a thread, as the views below: a run may have ten thousands of steps.
+        state, times = await asyncio.to_thread(_replayed, version.program, journal)
         errors = {
             name: await self._error(principal, step.failure) for name, step in state.steps.items() if step.failure
         }
         effects = await self._database.rows("list_effects", run_id, org=principal.org_id)
         asked = await self._database.rows("open_questions", run_id, org=principal.org_id)
-        # In a thread: a run may have ten thousands of steps.
-        return await asyncio.to_thread(_run, row, version.program, state, errors, effects, asked)
+        return await asyncio.to_thread(_run, row, version.program, state, times, errors, effects, asked)
 
     async def result(self, principal: Principal, run_id: str, *, revealed: bool = False) -> Any:
         """The run's output, redacted; with `revealed` (role operator, audited) with the personal data back in it.
@@ -106,11 +111,12 @@ class Runs:
         return opened
 
     async def trace(self, principal: Principal, run_id: str) -> list[SpanView]:
-        """The run's spans, in order of their start; times in nanoseconds since the epoch."""
+        """The run's spans, in order of their start, attempts at the times of the journal; nanoseconds since the epoch."""
         row = await self._row(principal, run_id)
         await self._tracing.flush()
         spans = await self._database.rows("get_spans", row["trace_id"], org=principal.org_id)
-        return [SpanView.model_validate(dict(span)) for span in spans]
+        timed = timed_spans(spans, await journal_of(self._database, row), row["span_id"])
+        return [SpanView.model_validate(span) for span in timed]
 
     async def _row(self, principal: Principal, run_id: str) -> Row:
         principal.require("run.read")
@@ -155,11 +161,26 @@ def is_over(status: str) -> bool:
 
 
 def _summary_fields(row: Row) -> dict[str, Any]:
-    return dict(row) | {"user_id": row["principal"]["user_id"], "steps_done": row["steps"]}
+    names = {"user_id": row["principal"]["user_id"], "steps_done": row["steps"]}
+    return dict(row) | names | cost_json(row["nano_usd"], row["unpriced"])
+
+
+def _replayed(program: Program, journal: list[Any]) -> tuple[RunState, dict[str, StepTimes]]:
+    return fold(program, journal), step_times(journal)
+
+
+def _timed(times: StepTimes | None) -> dict[str, Any]:
+    return times.to_json() if times is not None else {}
 
 
 def _run(
-    row: Row, program: Program, state: RunState, errors: Mapping[str, str | None], effects: list[Row], asked: list[Row]
+    row: Row,
+    program: Program,
+    state: RunState,
+    times: Mapping[str, StepTimes],
+    errors: Mapping[str, str | None],
+    effects: list[Row],
+    asked: list[Row],
 ) -> Run:
     steps = [
         StepView(
@@ -171,6 +192,7 @@ def _run(
             facts=step.facts,
             error=errors.get(name),
             output=step.output.digest if step.output else None,
+            **_timed(times.get(name)),
         )
         for name, step in state.steps.items()
     ]

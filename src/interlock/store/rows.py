@@ -157,7 +157,7 @@ class RunUpdate:
 
     Attributes:
         reason, output: None leaves what is there.
-        usd: US dollars.
+        nano_usd: cost of the calls with a known price, in 1e-9 USD; `unpriced`: number of calls without one.
         steps: number of steps that are done.
         finished: no step is left.
     """
@@ -168,7 +168,8 @@ class RunUpdate:
     output: RefJson | None
     input_tokens: int
     output_tokens: int
-    usd: float
+    nano_usd: int
+    unpriced: int
     steps: int
     finished: bool
 
@@ -190,13 +191,13 @@ class EffectRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoneClaim:
-    """The event that answers a claimed command, and the tokens and USD it counts for; None if nothing was reserved."""
+    """The event that answers a claimed command, and the tokens and nano-USD it counts for; None if nothing was reserved."""
 
     run_id: str
     command: str
     event: Mapping[str, Json]
     tokens: int | None = None
-    usd: float | None = None
+    nano_usd: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,7 +113,7 @@ class RunDriver:
         self._take_signals(row["signals"])
         journal = row["journal"]
         self._state = fold(self._run.version.program, map(ev.event_from_json, journal))
-        self._written, self._seq, self._run.spent = self._state, len(journal), self._state.spent
+        self._written, self._seq, self._run.usage = self._state, len(journal), self._state.usage
         hold_reserved(self._run, self._state, row)
         if journal:
             self._run.resumed = True
@@ -322,7 +322,7 @@ class RunDriver:
         assert self._again is not None
         self._again |= sift(self._events, void)
         self._state = self._written = sent.state
-        self._seq, self._run.spent = sent.seq, sent.state.spent
+        self._seq, self._run.usage = sent.seq, sent.state.usage
         timers = [one for one in pending(sent.state) if isinstance(one, ev.StartTimer)]
         self._issue([one for one in timers if one.timer not in self._timers])
 
@@ -337,7 +337,7 @@ class RunDriver:
         return tool is not None and not tool.contract.mutating
 
     def _settle_budget(self, events: list[Any]) -> None:
-        self._run.spent = self._state.spent
+        self._run.usage = self._state.usage
         for event in events:
             if isinstance(event, ev.StepSucceeded | ev.StepFailed):
                 self._run.ledger.release(event.step)

@@ -164,14 +164,17 @@ class PostgresEngine:
             if not self._drivers:
                 continue
             try:
-                # By name: a run that its driver let go must run out, or nobody would ever take it up again.
-                driven = list(self._drivers)
-                rows = await self._services.database.rows("renew_leases", self.worker_id, self._lease, driven)
-                for row in rows:  # the net under the notification
-                    self._notified(row["signalled"])
+                await self._renew()
                 await self._take_exclusive_slot()
             except Exception as error:  # noqa: BLE001  as above
                 _complain(error)
+
+    async def _renew(self) -> None:
+        # By name: a run that its driver let go must run out, or nobody would ever take it up again.
+        driven = list(self._drivers)
+        rows = await self._services.database.rows("renew_leases", self.worker_id, self._lease, driven)
+        for row in rows:  # the net under the notification
+            self._notified(row["signalled"])
 
     async def _take_exclusive_slot(self) -> None:
         """Hands over all it drives if a run waits to be driven alone and no idle worker took it: somebody must be idle."""

@@ -65,11 +65,11 @@ class _Held:
         return len(self.journal)
 
     def move(self, state: RunState, events: list[dict[str, Any]]) -> None:
-        """On to a later state. What a step had reserved is replaced by what it spent in one go."""
-        self.state, self.run.spent = state, state.spent
+        """On to a later state. What a step had reserved is replaced by what it used in one go."""
+        self.state, self.run.usage = state, state.usage
         self.journal += events
         for run in self.working:
-            run.spent = state.spent
+            run.usage = state.usage
         for event in events:
             if event["type"] in _OVER:
                 self.run.ledger.release(event["step"])
@@ -162,7 +162,7 @@ class Performer:
         assert row is not None, "a workflow has a run"
         run = await load_run(self._services, row, fence=0)
         state = fold(run.version.program, map(ev.event_from_json, row["journal"]))
-        run.spent = state.spent
+        run.usage = state.usage
         hold_reserved(run, state, row)
         return _Held(run, row["created_at"].timestamp(), state, row["journal"])
 
@@ -279,7 +279,7 @@ class Performer:
             return answered
         # Only a first attempt of a workflow that was never interrupted knows that nobody was here before.
         resumed = info.attempt > 1 or task["rebuilt"]
-        run = replace(held.run, claim=name, fence=fence, resumed=resumed, spent=held.state.spent)
+        run = replace(held.run, claim=name, fence=fence, resumed=resumed, usage=held.state.usage)
         run.set_aside = reserving(self._services.database, run)
         held.working.append(run)
         try:
@@ -300,8 +300,10 @@ class Performer:
         commit = commit_of(run, outcomes=[outcome])
         commit.journal = []  # its number is the workflow's to give; the next activity records it
         if not isinstance(outcome.event, ev.StepDeferred):  # then nothing was tried, and the same command comes again
-            tokens, usd = used_of(run, outcome.event)
-            commit.done_claims.append(DoneClaim(run_id=run.run_id, command=name, event=event, tokens=tokens, usd=usd))
+            tokens, nano_usd = used_of(run, outcome.event)
+            commit.done_claims.append(
+                DoneClaim(run_id=run.run_id, command=name, event=event, tokens=tokens, nano_usd=nano_usd)
+            )
         await self._services.committer.submit(commit)
         return {"event": event}
 

@@ -29,10 +29,12 @@ from interlock.base.ids import new_id
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.settings import BatchSettings
+from interlock.budget.ledger import Amount
 from interlock.execution.batch.values import BatchCall, delivered, plain_of, request_of, seal_answer
 from interlock.execution.steps import StepExecution
 from interlock.gateway.batches import SUBMIT_SECONDS, BatchAnswer, ModelBatches, batches_of
 from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
+from interlock.guard.gate import composed
 from interlock.machine.machine import DEADLINE
 from interlock.machine.retry import RETRYABLE, jitter
 from interlock.machine.state import limit_key
@@ -71,14 +73,13 @@ class BatchedCalls:
         request: ModelRequest,
         *,
         labels: Labels,
-        tokens: int,
-        usd: float,
+        reserved: Amount,
     ) -> ModelResponse:
-        """The call's answer, once it is there.
+        """The call's answer, once it is there; its usage has its cost.
 
         Args:
             labels: of the request.
-            tokens, usd: reserved for the call.
+            reserved: for the call.
 
         Raises:
             Deferred: it is not; `retry_after` in seconds.
@@ -92,7 +93,7 @@ class BatchedCalls:
                 f'provider "{provider.name}" has no batch API; remove batch from step "{execution.path}"',
                 kind=FailureKind.PERMANENT,
             )
-        call = await self._find(execution, request, labels, tokens, usd)
+        call = await self._find(execution, request, labels, reserved)
         if call is None:
             seconds = self._settings.gather_seconds
             raise Deferred("the call waits for others to go with it", retry_after=seconds, pending=True)
@@ -106,7 +107,8 @@ class BatchedCalls:
             raise Deferred("the batch is not done", retry_after=self._wait(execution, call), pending=True)
         if call["result"] is None:
             raise Erased("the call's subject was erased; nobody can read it again")
-        return delivered(await execution.run.artifacts.open(execution.run.org_id, Ref.from_json(call["result"])))
+        kept = await execution.run.artifacts.open(execution.run.org_id, Ref.from_json(call["result"]))
+        return delivered(kept, provider.name, request.model)
 
     async def status(self, execution: StepExecution) -> str | None:
         """The status of the call that this attempt waits for; None if there is none yet."""
@@ -121,11 +123,11 @@ class BatchedCalls:
         )
 
     async def _find(
-        self, execution: StepExecution, request: ModelRequest, labels: Labels, tokens: int, usd: float
+        self, execution: StepExecution, request: ModelRequest, labels: Labels, reserved: Amount
     ) -> Row | None:
         """The call that this attempt waits for; None if it was only now made."""
         run, row = execution.run, await self._row(execution)
-        sealed = await run.artifacts.seal(run.org_id, plain_of(request), labels)
+        sealed = await run.artifacts.seal(run.org_id, composed(plain_of(request)), labels)
         if row is not None and _is_waited_for(row, execution) and row["request"]["digest"] == sealed.ref.digest:
             if row["attempt"] != execution.attempt:
                 adopted = (row["call_id"], execution.attempt, _until(execution))
@@ -135,7 +137,8 @@ class BatchedCalls:
         commit.artifacts.append(sealed.row)
         await self._committer.submit(commit)
         identity = (new_id("call"), run.org_id, run.run_id, execution.name, execution.attempt)
-        values = (*identity, _pin(execution), sealed.ref.to_json(), tokens, usd, _until(execution))
+        amount = (reserved.tokens, reserved.cost)
+        values = (*identity, _pin(execution), sealed.ref.to_json(), *amount, _until(execution))
         await self._database.execute("put_batched_call", *values, org=run.org_id)
         return None
 

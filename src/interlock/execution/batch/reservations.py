@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from interlock.budget.ledger import Spending
+from interlock.budget.ledger import Amount
 from interlock.execution.steps import Run, StepExecution
 from interlock.machine.state import RunState, StepStatus
 from interlock.store.commit import Commit
@@ -28,7 +28,7 @@ def hold_reserved(run: Run, state: RunState, row: Row) -> None:
     ended = {(one["step"], one["attempt"]) for one in row["journal"] if one["type"] in _ENDS}
     for call in row["batched"]:
         if (call["step"], call["attempt"]) not in ended and _awaits(state, call["step"]):
-            run.ledger.hold(call["step"], Spending(call["tokens"], call["usd"]))
+            run.ledger.hold(call["step"], Amount(call["tokens"], call["nano_usd"]))
 
 
 def release_reserved(run: Run, state: RunState) -> None:

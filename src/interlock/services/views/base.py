@@ -15,3 +15,16 @@ class View(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """The view as the API sends it."""
         return self.model_dump(mode="json")
+
+
+class Cost(View):
+    """What something cost, as decimal strings of USD.
+
+    Attributes:
+        usd: all of it; null as soon as the price of one call is not known.
+        usd_priced: the sum over the calls whose price is known; the others are counted by `unpriced_calls`.
+    """
+
+    usd: str | None
+    usd_priced: str
+    unpriced_calls: int

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from interlock.machine.events import RunStatus
-from interlock.services.views.base import View
+from interlock.services.views.base import Cost, View
 from interlock.services.views.reviews import ReviewPurpose, ReviewStatus
 
 
@@ -64,7 +64,7 @@ class ReviewClosed(View):
     decided_by: str | None
 
 
-class RunEnded(View):
+class RunEnded(Cost):
     """Event `end`: the run is over and the stream ends."""
 
     run_id: str
@@ -72,7 +72,6 @@ class RunEnded(View):
     reason: str | None
     input_tokens: int
     output_tokens: int
-    usd: float
 
 
 class StreamFailed(View):

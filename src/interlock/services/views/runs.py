@@ -9,13 +9,13 @@ from pydantic import ConfigDict, Field
 
 from interlock.machine.events import RunStatus
 from interlock.machine.state import StepStatus
-from interlock.services.views.base import View
+from interlock.services.views.base import Cost, View
 
 EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
 
 
-class RunSummary(View):
-    """A run without its steps and values. `steps_done` counts steps that succeeded; `usd` is what they cost."""
+class RunSummary(Cost):
+    """A run without its steps and values. `steps_done` counts steps that succeeded."""
 
     run_id: str
     workflow: str
@@ -27,7 +27,6 @@ class RunSummary(View):
     trace_id: str
     input_tokens: int
     output_tokens: int
-    usd: float
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -35,8 +34,26 @@ class RunSummary(View):
     steps_done: int
 
 
+class UsageView(Cost):
+    """What a step's calls of models used; input tokens include those of the cache, output tokens those of the reasoning."""
+
+    provider: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    attempts: int
+
+
 class StepView(View):
-    """A step of a run. `fallback` says what took its place, `tool` what a model chose; `output` is a digest."""
+    """A step of a run. `fallback` says what took its place, `tool` what a model chose; `output` is a digest.
+
+    Attributes:
+        began_at, seconds: of the last attempt on record, by the database's clock.
+        usage: of all its attempts; null if none of them asked a model.
+    """
 
     id: str
     status: StepStatus
@@ -46,6 +63,9 @@ class StepView(View):
     facts: dict[str, Any]
     error: str | None
     output: str | None
+    began_at: datetime | None = None
+    seconds: float | None = None
+    usage: UsageView | None = None
 
 
 class WaitReason(View):

@@ -105,11 +105,11 @@ create or replace function settle_v1_runs(moved jsonb) returns integer language 
 declare touched integer;
 begin
     update runs set status = r.status, reason = coalesce(r.reason, runs.reason), output = coalesce(r.output, runs.output),
-            input_tokens = r.input_tokens, output_tokens = r.output_tokens, usd = r.usd, steps = r.steps,
+            input_tokens = r.input_tokens, output_tokens = r.output_tokens, nano_usd = r.nano_usd, unpriced = r.unpriced, steps = r.steps,
             started_at = coalesce(runs.started_at, now()),
             finished_at = case when r.finished then now() end
         from jsonb_to_recordset(moved) as r(run_id text, status text, reason text, output jsonb,
-            input_tokens bigint, output_tokens bigint, usd double precision, steps integer, finished boolean)
+            input_tokens bigint, output_tokens bigint, nano_usd bigint, unpriced integer, steps integer, finished boolean)
         where runs.run_id = r.run_id;
     get diagnostics touched = row_count;
     return touched;
@@ -134,8 +134,8 @@ end $$;
 create or replace function settle_v1_done_claims(done jsonb) returns integer language plpgsql as $$
 declare touched integer;
 begin
-    update claims set event = d.event, tokens = d.tokens, usd = d.usd
-        from jsonb_to_recordset(done) as d(run_id text, command text, event jsonb, tokens bigint, usd double precision)
+    update claims set event = d.event, tokens = d.tokens, nano_usd = d.nano_usd
+        from jsonb_to_recordset(done) as d(run_id text, command text, event jsonb, tokens bigint, nano_usd bigint)
         where claims.run_id = d.run_id and claims.command = d.command;
     get diagnostics touched = row_count;
     return touched;
@@ -145,9 +145,9 @@ end $$;
 create or replace function settle_v1_settled_claims(settled jsonb) returns integer language plpgsql as $$
 declare touched integer;
 begin
-    update claims set tokens = null, usd = null
+    update claims set tokens = null, nano_usd = null
         from jsonb_to_recordset(settled) as s(run_id text, command text)
-        where claims.run_id = s.run_id and claims.command = s.command and (claims.tokens is not null or claims.usd is not null);
+        where claims.run_id = s.run_id and claims.command = s.command and (claims.tokens is not null or claims.nano_usd is not null);
     get diagnostics touched = row_count;
     return touched;
 end $$;

@@ -101,7 +101,8 @@ create table runs (
     span_id text not null,
     input_tokens bigint not null default 0,
     output_tokens bigint not null default 0,
-    usd double precision not null default 0,
+    nano_usd bigint not null default 0, -- 1e-9 USD, of the calls whose price is known
+    unpriced integer not null default 0, -- calls whose price is not
     steps integer not null default 0,
     created_at timestamptz not null default now(),
     started_at timestamptz,
@@ -219,7 +220,7 @@ create index queue_suspects on queue (engine, available_at) where crash_streak =
 
 -- Engines that lease single commands instead of whole runs: who carries a command out, and what came of it. The fence grows with
 -- every attempt; a write under an older one is refused. The event is there once the command is done, and it is not claimed again.
--- `tokens` and `usd` are what the command's call may use, later what it did use; null once the run's row says so, or if it needs
+-- `tokens` and `nano_usd` are what the command's call may use, later what it did use; null once the run's row says so, or if it needs
 -- nothing. Rows are deleted when their run ends.
 create table claims (
     run_id text not null references runs,
@@ -228,7 +229,7 @@ create table claims (
     fence bigint not null,
     event jsonb,
     tokens bigint,
-    usd double precision,
+    nano_usd bigint,
     primary key (run_id, command)
 );
 
@@ -403,7 +404,7 @@ create table batches (
     check ((status = 'submitting') <= (provider_id is null))
 );
 
--- One call of one step. `call_id` is what the provider answers to: a request that differs is another one. `tokens` and `usd` are
+-- One call of one step. `call_id` is what the provider answers to: a request that differs is another one. `tokens` and `nano_usd` are
 -- reserved from the run's budget; after `until` the answer is not wanted any more. A result that is null may not be read.
 create table batched_calls (
     call_id text primary key,
@@ -414,7 +415,7 @@ create table batched_calls (
     pin text not null,
     request jsonb not null,
     tokens bigint not null,
-    usd double precision not null,
+    nano_usd bigint not null,
     until timestamptz,
     status text not null default 'waiting' check (status in ('waiting', 'submitted', 'done')),
     batch_id text references batches,

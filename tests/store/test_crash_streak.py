@@ -52,7 +52,7 @@ class Queue:
         assert row is not None
         return run.run_id, row[0]
 
-    def set_losses(self, run: NewRun, crash_streak: int, seconds_ago: float = 60) -> None:
+    def set_crash_streak(self, run: NewRun, crash_streak: int, seconds_ago: float = 60) -> None:
         self.owner.execute(
             "update queue set crash_streak = %s, worker = null, available_at = now() - make_interval(secs => %s) where run_id = %s",
             (crash_streak, seconds_ago, run.run_id),
@@ -85,7 +85,7 @@ async def test_deaths_without_progress_are_counted_and_progress_makes_them_forgo
 @pytest.mark.parametrize("given_back", ["released", "requeued"])
 async def test_a_drive_that_ended_well_and_a_person_clear_a_run(given_back: str, queue: Queue) -> None:
     run = await queue.add()
-    queue.set_losses(run, 2)
+    queue.set_crash_streak(run, 2)
     await queue.claim("w1")
     rows = {"released": [ReleasedRun(run_id=run.run_id, wake_at=0.0)], "requeued": [RequeuedRun(run_id=run.run_id)]}
     await queue.settle(run, **{given_back: rows[given_back]})
@@ -137,7 +137,7 @@ async def test_leases_of_another_engine_are_not_for_driving(queue: Queue) -> Non
 
 async def test_a_suspect_is_driven_alone_until_it_gets_further(queue: Queue) -> None:
     suspect, other, third = await queue.add(), await queue.add(), await queue.add()
-    queue.set_losses(suspect, 3)
+    queue.set_crash_streak(suspect, 3)
     assert await queue.claim("idle", 10) == {suspect.run_id: 3}, "nothing else, whatever was wanted"
     assert await queue.claim("idle", 10) == {}
     assert await queue.claim("second", 10) == {other.run_id: 0, third.run_id: 0}
@@ -150,14 +150,14 @@ async def test_a_worker_that_holds_something_gets_no_suspect(queue: Queue) -> No
     held = await queue.add()
     assert await queue.claim("busy") == {held.run_id: 0}
     suspect = await queue.add()
-    queue.set_losses(suspect, 3)
+    queue.set_crash_streak(suspect, 3)
     assert await queue.claim("busy") == {}
     assert await queue.claim("idle") == {suspect.run_id: 3}
 
 
 async def test_after_dying_alone_it_is_given_to_anybody_to_be_parked(queue: Queue) -> None:
     run, other = await queue.add(), await queue.add()
-    queue.set_losses(run, 3)
+    queue.set_crash_streak(run, 3)
     assert await queue.claim("alone") == {run.run_id: 3}
     queue.run_out()
     assert await queue.claim("next") == {run.run_id: 4, other.run_id: 0}
@@ -170,7 +170,7 @@ async def test_after_dying_alone_it_is_given_to_anybody_to_be_parked(queue: Queu
 
 async def test_a_quota_without_room_keeps_a_suspect_waiting(queue: Queue) -> None:
     suspect, other = await queue.add(), await queue.add()
-    queue.set_losses(suspect, 3)
+    queue.set_crash_streak(suspect, 3)
     queue.owner.execute(
         "update queue set worker = 'w', lease_until = now() + interval '1 h' where run_id = %s", (other.run_id,)
     )
@@ -183,9 +183,11 @@ async def test_a_quota_without_room_keeps_a_suspect_waiting(queue: Queue) -> Non
 async def test_one_busy_worker_makes_room_and_another_only_when_that_one_is_gone(queue: Queue) -> None:
     suspect = await queue.add()
     assert not await queue.room("first"), "nothing is suspect"
-    queue.set_losses(suspect, 3, seconds_ago=0)
-    assert not await queue.room("first"), "an idle worker may still come"
-    queue.set_losses(suspect, 3)
+    with queue.owner.transaction():  # so that no time passes in between
+        queue.set_crash_streak(suspect, 3, seconds_ago=0)
+        chosen = queue.owner.execute("select take_exclusive_slot('first', 60, 'postgres')").fetchone()
+    assert chosen == (False,), "an idle worker may still come"
+    queue.set_crash_streak(suspect, 3)
     assert await queue.room("first")
     assert not await queue.room("second")
     assert await queue.room("first")
@@ -198,7 +200,7 @@ async def test_one_busy_worker_makes_room_and_another_only_when_that_one_is_gone
 
 async def test_the_third_loss_starts_the_time_in_which_an_idle_worker_may_come(queue: Queue) -> None:
     run = await queue.add()
-    queue.set_losses(run, 2)
+    queue.set_crash_streak(run, 2)
     await queue.claim("w1")
     await queue.add()
     await queue.claim("w2")
@@ -227,7 +229,7 @@ async def test_a_worker_that_lost_a_run_twice_and_speaks_again_is_taken_back_twi
 async def test_no_room_is_made_for_a_run_that_a_quota_keeps_back(scope: str, name: str, queue: Queue) -> None:
     """Else a busy worker would hand everything over for nothing, again and again. Its own runs leave their places."""
     mine, theirs, run = [await queue.add() for _ in range(3)]
-    queue.set_losses(run, 3)
+    queue.set_crash_streak(run, 3)
     quota = "insert into quotas (org_id, scope, name, concurrency) values (%s, %s, %s, 1)"
     for worker, held in (("busy", mine), ("other", theirs)):
         queue.owner.execute(
