@@ -293,6 +293,16 @@ class DecidedDeadLetter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SignalId:
+    """The id under which a run is sent the signal `name`; refused if the run was sent one under it before."""
+
+    run_id: str
+    signal_id: str
+    org_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewSignal:
     """An event from outside for a run, which wakes it."""
 
