@@ -26,7 +26,8 @@ from interlock.engines.postgres.worker import PostgresEngine
 from interlock.execution.approvals import Approvals, approval_key
 from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.effects import EffectLedger
-from interlock.execution.engine import Engine, Services
+from interlock.execution.engine import Engine
+from interlock.execution.engine import Services as EngineServices
 from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
 from interlock.execution.judge import Judge
 from interlock.execution.kernel import Kernel
@@ -36,14 +37,19 @@ from interlock.gateway.catalog import ModelCatalog
 from interlock.identity.auth import Authenticator
 from interlock.notify.webhook import Webhook, to_log
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
+from interlock.services.access import Access
 from interlock.services.administration import Administration
+from interlock.services.audit_trail import AuditTrail
 from interlock.services.dead_letters import DeadLetters
+from interlock.services.followers import Followers
+from interlock.services.health import Health
 from interlock.services.ingest import Redaction
 from interlock.services.reviews import Approving, ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
 from interlock.services.submit import Submission
 from interlock.services.tool_answers import ToolAnswers
+from interlock.services.use_cases import Services
 from interlock.store.artifacts import Artifacts
 from interlock.store.clock import DatabaseClock
 from interlock.store.commit import Committer
@@ -69,6 +75,7 @@ class App:
         clock: instead of the database's; for tests.
 
     Attributes:
+        services: the use cases; all that an entry point needs of an open application.
         migrated: migrations that opening applied.
     """
 
@@ -137,7 +144,10 @@ class App:
             engine=settings.engine,
             block_injections=settings.guard.on_injection == "block",
         )
-        self.runs = Runs(self.database, self.committer, self.versions, self.artifacts, self.clock)
+        self.runs = Runs(self.database, self.committer, self.versions, self.artifacts, self.tracing, self.clock)
+        redaction = self.redaction = Redaction(
+            self.database, self.artifacts, block_injections=settings.guard.on_injection == "block"
+        )
         self.approving = Approving(
             approval_key(self.master_key),
             seconds=settings.review.approval_ttl,
@@ -148,16 +158,31 @@ class App:
             self.committer,
             self.artifacts,
             self.clock,
+            redaction=redaction,
             answers=ToolAnswers(self.database, self.versions),
             approving=self.approving,
         )
-        redaction = Redaction(self.database, self.artifacts, block_injections=settings.guard.on_injection == "block")
         self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
         self.admin = Administration(
             self.database, self.committer, self.versions, self.authenticator, self.clock, data=self.data
         )
         self.dead_letters = DeadLetters(
             self.database, self.committer, self.versions, self.artifacts, self.submission, redaction, self.clock
+        )
+        server = settings.server
+        followers = Followers(self.database, most=server.followers, most_per_org=server.followers_per_org)
+        self._closers.append(followers.close)
+        self.services = Services(
+            access=Access(self.authenticator),
+            submission=self.submission,
+            runs=self.runs,
+            followers=followers,
+            signals=self.signals,
+            reviews=self.reviews,
+            dead_letters=self.dead_letters,
+            administration=self.admin,
+            audit=AuditTrail(self.audit),
+            health=Health(self.database),
         )
 
     async def _follow_database(self) -> Clock:
@@ -219,7 +244,7 @@ class App:
             clock=self.clock,
             judge=Judge(Approvals(self.database, self.approving.key), self.clock),
         )
-        services = Services(
+        services = EngineServices(
             database=self.database,
             committer=self.committer,
             artifacts=self.artifacts,
@@ -243,7 +268,7 @@ class App:
         sweeper.start()
         self._closers.append(sweeper.close)
 
-    def _engine(self, services: Services) -> Engine:
+    def _engine(self, services: EngineServices) -> Engine:
         worker = self.settings.worker
         if self.settings.engine == "postgres":
             return PostgresEngine(services, concurrency=worker.concurrency, lease_seconds=worker.lease_seconds)

@@ -77,7 +77,7 @@ class CallQuotas:
     async def refresh(self) -> None:
         """Reads which tools have a quota."""
         async with asyncio.timeout(_PATIENCE), self._database.connection("") as connection:
-            rows = await connection.fetch(QUERIES["limited_tools"])
+            rows = await connection.fetch(QUERIES["limited_tools"].sql)
         self._limited = frozenset((row["org_id"], row["name"]) for row in rows)
 
     async def close(self) -> None:

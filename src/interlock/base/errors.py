@@ -12,6 +12,7 @@
     │   ├── SelfApproval        a person may not approve what that same person asked for
     │   ├── ApprovalRejected    a person refused this act
     │   └── ApprovalInvalid     an approval is used, revoked, expired, or not one of this act
+    ├── TooManyRequests         a bound on what one organisation or process may hold at once
     ├── BudgetExceeded          the run's tokens, money or retries are used up
     ├── StepError               a step's work failed; `kind` says whether trying again can help
     │   ├── ProviderError       a model provider refused, broke off or answered nonsense
@@ -108,6 +109,10 @@ class ApprovalRejected(Denied):
 
 class ApprovalInvalid(Denied):
     code = "approval_invalid"
+
+
+class TooManyRequests(InterlockError):
+    code, http_status, exit_code = "too_many_requests", 429, 8
 
 
 class BudgetExceeded(InterlockError):

@@ -19,8 +19,9 @@ from interlock.base.errors import Erased, InvalidInput
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref, canonical_json
 from interlock.execution.inputs.arguments import arguments_of
-from interlock.execution.steps import Run, StepExecution, effect_name
-from interlock.machine.program import path_of, space_of
+from interlock.execution.steps import Run, StepExecution
+from interlock.guard.gate import composed
+from interlock.machine.names import EffectName, beside, path_of
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.policy.decision import NO_APPROVAL, ApprovalFacts
 from interlock.store.artifacts import Sealed
@@ -108,15 +109,15 @@ async def covered_act(run: Run, state: RunState, review: str) -> tuple[Act, Seal
     assert isinstance(act, ToolStep)
     if unshown(spec, act):
         return None  # the check refuses this, and here it counts for nothing
-    name = space_of(review) + act.id
+    name = beside(review, act.id)
     entered: Mapping[str, StepState] = {name: StepState(StepStatus.RUNNING)}
     ahead = replace(state, steps=ChainMap(entered, state.steps))  # type: ignore[arg-type]  # it is only read
     try:
         bound = await arguments_of(StepExecution(run, name, act, 1, ahead))
-        sealed = await run.artifacts.seal(run.org_id, bound.value, bound.labels)
+        sealed = await run.artifacts.seal(run.org_id, composed(bound.value), bound.labels)
     except (InvalidInput, Erased):
         return None  # made of what is not there yet, or of nothing that anybody may read
-    return act_of(run, effect_name(name, 0), act.tool, sealed.ref), sealed
+    return act_of(run, str(EffectName(name, 0)), act.tool, sealed.ref), sealed
 
 
 # -- approvals ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from interlock.execution.attempt import Attempt, is_found, mutates
 from interlock.execution.effects import idempotency_key
 from interlock.execution.executors import CallRequest
 from interlock.execution.steps import StepExecution, StepOutcome
+from interlock.guard.gate import composed
 from interlock.identity.principal import ROLES
 from interlock.machine.events import ApprovalNeeded
 from interlock.policy.decision import NO_APPROVAL, ApprovalFacts
@@ -165,7 +166,7 @@ async def arguments_for(attempt: Attempt, prepared: CallRequest) -> Sealed:
     """What the call is made with, sealed once an attempt."""
     if attempt.arguments is None:
         run = attempt.execution.run
-        attempt.arguments = await run.artifacts.seal(run.org_id, prepared.payload, prepared.labels)
+        attempt.arguments = await run.artifacts.seal(run.org_id, composed(prepared.payload), prepared.labels)
     return attempt.arguments
 
 

@@ -15,8 +15,10 @@ from interlock.execution.effects import Effect
 from interlock.execution.executors import cost_attributes
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.inputs.binding import bind
-from interlock.execution.steps import Run, StepExecution, StepOutcome, effect_name
+from interlock.execution.steps import Run, StepExecution, StepOutcome
+from interlock.guard.gate import composed
 from interlock.machine import events as ev
+from interlock.machine.names import EffectName
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.store.commit import Commit
 from interlock.store.database import Row
@@ -124,7 +126,7 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
         if covered is not None:
             act, arguments = covered
             commit.artifacts.append(arguments.row)
-    sealed = await run.artifacts.seal(run.org_id, shown, labels)
+    sealed = await run.artifacts.seal(run.org_id, composed(shown), labels)
     if isinstance(step, ToolStep):
         commit.effects.append(_moved(run, name, step, here, sealed.ref).row("unknown"))
     commit.artifacts.append(sealed.row)
@@ -136,7 +138,7 @@ def _ask_for_act(commit: Commit, run: Run, name: str, here: StepState, now: floa
     step, request = run.version.program.work(name, here.variant, here.tool), here.request
     assert isinstance(step, ToolStep)
     assert request is not None
-    act = act_of(run, effect_name(name, here.variant), step.tool, request.input)
+    act = act_of(run, str(EffectName(name, here.variant)), step.tool, request.input)
     if act.digest != request.digest:
         return  # the same commit has closed it again, and gone on to a fallback
     title = f'May tool "{step.tool}" be called with these arguments?'
@@ -214,7 +216,7 @@ def _dead_letter(
 async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, now: float) -> None:
     """The end of a run: its output, the audit entry, the event, and the queue row gone."""
     output, labels = await _bound(run, run.version.workflow.output, state, None)
-    sealed = await run.artifacts.seal(run.org_id, output, labels)
+    sealed = await run.artifacts.seal(run.org_id, composed(output), labels)
     commit.artifacts.append(sealed.row)
     commit.runs[0] = replace(commit.runs[0], output=sealed.ref.to_json())
     commit.finished.append(FinishedRun(run_id=run.run_id))
@@ -259,7 +261,7 @@ async def _given(execution: StepExecution) -> tuple[Any, Labels]:
 
 def _moved(run: Run, name: str, step: ToolStep, state: StepState, ref: Ref) -> Effect:
     """An effect whose row is there and only moves: its key and input stay what they were when it was intended."""
-    return Effect(run.run_id, effect_name(name, state.variant), run.org_id, step.tool, "", state.attempt, ref)
+    return Effect(run.run_id, str(EffectName(name, state.variant)), run.org_id, step.tool, "", state.attempt, ref)
 
 
 def confirmed_effects(run: Run, before: RunState, event: Any) -> list[EffectRow]:

@@ -7,12 +7,14 @@ from typing import Any, Literal, Protocol
 
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound, SelfApproval
-from interlock.base.json import accept_json
-from interlock.base.labels import Labels, Trust
+from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.refs import Ref
 from interlock.execution.approvals import Approval
+from interlock.guard.gate import composed
 from interlock.identity.principal import Principal
 from interlock.machine.events import ReviewDecided, event_to_json
+from interlock.services.ingest import Redaction, Taken
+from interlock.services.views.reviews import ReviewView
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
@@ -22,6 +24,8 @@ from interlock.workflows.facts import Facts
 
 _MAX_NOTE = 4000
 MAX_PAGE = 200
+DIGEST_SHOWN = 16
+"""Digits of an act's digest that people are shown; they suffice to tell one act from another."""
 
 
 class OutputFacts(Protocol):
@@ -62,10 +66,12 @@ class ReviewQueue:
         clock: Clock,
         *,
         approving: Approving,
+        redaction: Redaction,
         answers: OutputFacts | None = None,
     ) -> None:
         self._approving = approving
         self._answers = answers
+        self._redaction = redaction
         self._database = database
         self._committer = committer
         self._artifacts = artifacts
@@ -79,17 +85,20 @@ class ReviewQueue:
         run_id: str | None = None,
         after: str | None = None,
         limit: int = MAX_PAGE,
-    ) -> list[dict[str, Any]]:
+    ) -> list[ReviewView]:
         """Reviews, oldest first, with what the reviewer is to see; `after` is the last review of the page before."""
         principal.require("review.read")
         args = (status, run_id, after, max(1, min(limit, MAX_PAGE)))
         rows = await self._database.rows("list_reviews", *args, org=principal.org_id)
-        return [await self._with_values(principal, dict(row)) for row in rows]
+        return [_view(await self._with_values(principal, dict(row))) for row in rows]
 
-    async def get(self, principal: Principal, review_id: str) -> dict[str, Any]:
+    async def get(self, principal: Principal, review_id: str) -> ReviewView:
         """Raises:
         NotFound: no such review in this organisation.
         """
+        return _view(await self._row(principal, review_id))
+
+    async def _row(self, principal: Principal, review_id: str) -> dict[str, Any]:
         principal.require("review.read")
         row = await self._database.row("get_review", review_id, org=principal.org_id)
         if row is None:
@@ -103,7 +112,7 @@ class ReviewQueue:
         decision: Literal["approve", "reject"],
         note: str,
         output: Any = None,
-    ) -> dict[str, Any]:
+    ) -> ReviewView:
         """Decides an open review; the run goes on as soon as this is durable.
 
         Args:
@@ -117,34 +126,38 @@ class ReviewQueue:
         principal.require("review.decide")
         if len(note) > _MAX_NOTE:
             raise InvalidInput(f"a note may have {_MAX_NOTE} characters; this one has {len(note)}")
-        accept_json([note, output])
-        review = await self.get(principal, review_id)
+        note = await self._redaction.note(principal.org_id, note)
+        review = await self._row(principal, review_id)
         _require_role(principal, review)
         if review["status"] != "open":
             raise Conflict(f"this review is already {review['status']}")
         approved, now = decision == "approve", self._clock.now()
         if approved:
             self._require_another(principal, review)
-        value = (
-            output if review["purpose"] == "confirm" else {"approved": approved, "by": principal.user_id, "note": note}
-        )
         facts: Facts = {}
         if review["purpose"] == "confirm" and approved and output is not None and self._answers is not None:
             facts = await self._answers.facts(principal.org_id, review["run_id"], review["step"], output)
         # About the same people as what was shown, so it is erased with them.
         about: Labels = review["labels"]
         labels = Labels(Trust.USER, about.sensitivity, about.subjects, frozenset({"review"}))
-        sealed = await self._artifacts.seal(principal.org_id, value, labels)
+        if review["purpose"] == "confirm" and output is not None:
+            given = await self._given(review, output)
+        else:
+            decided = {"approved": approved, "by": principal.user_id, "note": note}
+            value = composed(decided if review["purpose"] != "confirm" else None)
+            sealed = await self._artifacts.seal(principal.org_id, value, labels)
+            given = Taken(None, sealed.ref, [sealed.row], [], [])
         act = review["act"]
         digest = act["digest"] if act is not None else ""
-        event = ReviewDecided(review["step"], now, approved, sealed.ref, facts, digest)
+        event = ReviewDecided(review["step"], now, approved, given.ref, facts, digest)
         run_id = review["run_id"]
         detail = {"step": review["step"], "purpose": review["purpose"], "note": bool(note)}
         audit = [_entry(principal, review, "review.decided", decision, now, detail)]
         status: ReviewDecision = "approved" if approved else "rejected"
         commit = Commit(
             principal.org_id,
-            artifacts=[sealed.row],
+            artifacts=given.artifacts,
+            new_vaults=given.vaults,
             decided_reviews=[
                 DecidedReview(review_id=review_id, status=status, decided_by=principal.user_id, note=note)
             ],
@@ -157,9 +170,21 @@ class ReviewQueue:
             if approved:
                 commit.new_approvals = [self._approval(principal, review, now).row(self._approving.key)]
         await self._committer.submit(commit)
-        return {**review, "status": status, "decided_by": principal.user_id, "note": note}
+        return _view({**review, "status": status, "decided_by": principal.user_id, "note": note})
 
-    async def revoke(self, principal: Principal, review_id: str) -> dict[str, Any]:
+    async def _given(self, review: dict[str, Any], output: Any) -> Taken:
+        """What a person says that a tool gave, redacted into the run's vault; for good if a person it is about was erased."""
+        run = await self._database.row("get_run", review["run_id"], org=review["org_id"])
+        assert run is not None, "a review is about a run"
+        try:
+            return await self._redaction.take(run, output, origin="review")
+        except Erased:
+            inspection = await self._redaction.inspect(review["org_id"], output)
+            labels = Labels(Trust.USER, Sensitivity.INTERNAL, frozenset(), frozenset({"review"}))
+            sealed = await self._artifacts.seal(review["org_id"], inspection.accepted, labels)
+            return Taken(inspection.value, sealed.ref, [sealed.row], [], inspection.flags)
+
+    async def revoke(self, principal: Principal, review_id: str) -> ReviewView:
         """Takes an approval back that has not been used; the call it was for needs another one.
 
         Raises:
@@ -167,7 +192,7 @@ class ReviewQueue:
                 used, expired or revoked.
         """
         principal.require("review.decide")
-        review = await self.get(principal, review_id)
+        review = await self._row(principal, review_id)
         _require_role(principal, review)
         if review["act"] is None or review["status"] != "approved":
             raise Conflict("this review has approved no call of a tool, so there is nothing to revoke")
@@ -251,3 +276,12 @@ def _entry(
         trace_id=review["trace_id"],
         detail=detail,
     )
+
+
+def _view(row: dict[str, Any]) -> ReviewView:
+    act = row["act"]
+    if act is not None:
+        approval = {name: row[name] for name in ("expires_at", "consumed_at", "revoked_at")}
+        given = approval if approval["expires_at"] is not None else None
+        act = {**act, "digest": act["digest"][:DIGEST_SHOWN], "approval": given}
+    return ReviewView.model_validate({**row, "act": act})

@@ -69,6 +69,7 @@ class Commit:
     new_dead_letters: list[rows.NewDeadLetter] = field(default_factory=list)
     closed_dead_letters: list[rows.ClosedDeadLetter] = field(default_factory=list)
     decided_dead_letters: list[rows.DecidedDeadLetter] = field(default_factory=list)
+    signal_ids: list[rows.SignalId] = field(default_factory=list)
     new_signals: list[rows.NewSignal] = field(default_factory=list)
     crashed: list[rows.CrashedRun] = field(default_factory=list)
     requeued: list[rows.RequeuedRun] = field(default_factory=list)
@@ -257,13 +258,13 @@ class Committer:
         """
         await connection.execute("select set_config('interlock.orgs', $1, true)", orgs)
         for mark in marks:
-            if await connection.fetchval(QUERIES["audit_has"], *mark):
+            if await connection.fetchval(QUERIES["audit_has"].sql, *mark):
                 return True
         # Nobody but us writes these keys: the lease says so of the one, chance of the other.
         for row in (row for commit in commits for row in commit.journal):
-            return bool(await connection.fetchval(QUERIES["journal_has"], row.run_id, row.seq))
+            return bool(await connection.fetchval(QUERIES["journal_has"].sql, row.run_id, row.seq))
         for run in (run for commit in commits for run in commit.new_runs):
-            return bool(await connection.fetchval(QUERIES["run_exists"], run.run_id))
+            return bool(await connection.fetchval(QUERIES["run_exists"].sql, run.run_id))
         return False
 
     async def _connected(self) -> Connection:
@@ -274,7 +275,7 @@ class Committer:
 
     async def _read_heads(self, connection: Connection, orgs: list[str], *, lock: bool) -> dict[str, tuple[int, str]]:
         await connection.execute("select set_config('interlock.orgs', $1, $2)", ",".join(orgs), lock)
-        rows = await connection.fetch(QUERIES["lock_audit_heads" if lock else "audit_heads"], orgs)
+        rows = await connection.fetch(QUERIES["lock_audit_heads" if lock else "audit_heads"].sql, orgs)
         return {row["org_id"]: (row["seq"], row["hash"]) for row in rows}
 
     def _chain(

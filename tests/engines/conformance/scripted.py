@@ -14,6 +14,7 @@ from interlock.base.refs import Ref
 from interlock.execution.approvals import Act, Approvals, act_of, consumed_rows
 from interlock.execution.effects import Effect, EffectLedger, idempotency_key
 from interlock.execution.steps import StepExecution, StepOutcome
+from interlock.guard.gate import composed
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database
@@ -60,7 +61,7 @@ class ScriptedKernel:
         entry, now = await self._asked("perform", execution)
         if entry.verb == "lacks":
             return await self._lacking(execution, entry, now)
-        sealed = await execution.run.artifacts.seal(execution.run.org_id, _value(execution, entry), Labels())
+        sealed = await execution.run.artifacts.seal(execution.run.org_id, composed(_value(execution, entry)), Labels())
         event = outcome_event(entry, execution.attempt, now, now, sealed.ref)
         outcome = StepOutcome(event, artifacts=[sealed.row])
         execution.run.remember(sealed.ref, _value(execution, entry))  # it may be read before it is durable
@@ -114,7 +115,7 @@ class ScriptedKernel:
         return effect
 
     async def _arguments(self, execution: StepExecution) -> Sealed:
-        return await execution.run.artifacts.seal(execution.run.org_id, {"step": execution.name}, Labels())
+        return await execution.run.artifacts.seal(execution.run.org_id, composed({"step": execution.name}), Labels())
 
 
 def _effect(execution: StepExecution, arguments: Sealed) -> Effect:
