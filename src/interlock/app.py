@@ -151,7 +151,7 @@ class App:
         self.approving = Approving(
             approval_key(self.master_key),
             seconds=settings.review.approval_ttl,
-            by_requester=settings.review.self_approval,
+            by_requester=bool(settings.review.self_approval),
         )
         self.reviews = ReviewQueue(
             self.database,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .conftest import Served
+from .conftest import Serve, Served
 
 
 async def test_pages(working: Served) -> None:
@@ -24,3 +24,18 @@ async def test_pages(working: Served) -> None:
         assert (await client.get("/v1/reviews", params={"limit": limit})).status_code == 422
     stranger = await working.client("stranger")
     assert (await stranger.get("/v1/reviews", params={"after": ids[0]})).json() == {"reviews": []}
+
+
+async def test_who_started_a_run_may_not_approve_it(serve: Serve) -> None:
+    served = await serve(worker=True, review={"self_approval": False})
+    review = await served.review(await served.start("mine"))
+    mine = await served.client("admin")
+    refused = await mine.post(f"/v1/reviews/{review}/decision", json={"decision": "approve"})
+    assert refused.status_code == 403
+    problem = refused.json()["error"]
+    assert problem["code"] == "self_approval"
+    assert "another person has to approve" in problem["message"]
+    assert (await mine.post(f"/v1/reviews/{review}/revocation")).status_code == 409
+    other = await served.client("reviewer")
+    decided = (await other.post(f"/v1/reviews/{review}/decision", json={"decision": "approve"})).json()
+    assert (decided["status"], decided["requester"], decided["act"]) == ("approved", "admin-1", None)

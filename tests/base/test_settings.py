@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from interlock.base.errors import InvalidSpec
-from interlock.base.settings import Settings, load_settings
+from interlock.base.settings import Settings, load_settings, on_own_machine
 
 
 @pytest.fixture
@@ -135,3 +135,21 @@ def test_settings_are_frozen() -> None:
         settings.name = "other"
     with pytest.raises(ValidationError):
         settings.server.port = 1
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "allowed"),
+    [
+        (None, {}, True),
+        ("postgresql:///interlock?host=/run/pg", {}, True),
+        ("postgresql://me@localhost/interlock", {}, True),
+        ("postgresql://me@127.0.0.1:5432/interlock", {}, True),
+        ("postgresql://me@db.example.com/interlock", {}, False),
+        (None, {"self_approval": False}, False),
+        ("postgresql://me@db.example.com/interlock", {"self_approval": True}, True),
+    ],
+)
+def test_who_may_approve_on_their_own_machine(url: str | None, given: dict[str, bool], allowed: bool) -> None:
+    settings = Settings.model_validate({"database": {"url": url}, "review": given})
+    assert settings.review.self_approval is given.get("self_approval")
+    assert bool(on_own_machine(settings).review.self_approval) is allowed

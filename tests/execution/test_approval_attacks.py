@@ -454,7 +454,9 @@ ATTACKS: dict[str, Attack] = {
     "other arguments in the definition": _other_definition(_edited("workflows/bare.yaml", "amount: 5", "amount: 9999")),
     "another policy version": _other_definition(_new_policy),
     "other code of the tool": _other_definition(_edited("tools/refund/main.py", "\n\n\n", "\n\n\nOTHER = 1\n\n\n")),
-    "another contract of the tool": _other_definition(_edited("tools/refund/tool.yaml", "timeout: 10", "timeout: 11")),
+    "another contract of the tool": _other_definition(
+        _edited("tools/refund/tool.yaml", "description: ", "description: It ")
+    ),
 }
 
 

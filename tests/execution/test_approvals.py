@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
+from engines.conftest import Spawn
 from engines.harness import PERMIT_ALL, Bank, Model, Observer, pay, until, workflow
 from execution.approving import Scene
 from execution.conftest import Deploy
@@ -209,3 +211,32 @@ async def test_taken_over_while_it_waits(scene: Scene) -> None:
     assert await scene.seen.finished(run) == ["succeeded"]
     assert scene.bank.refunds == {"t-3": 1}
     scene.seen.story(run)
+
+
+@pytest.mark.parametrize("point", ["before intend", "after intend"])
+async def test_killed_where_the_approval_is_used_up(point: str, scene: Scene, spawn: Spawn) -> None:
+    """The worker that takes over finds it unused, or used by the effect that it goes on with; the bank pays once."""
+    await scene.app.drain_worker()
+    worker = await spawn(crash=(point, 1)).ready()
+    run, review = await scene.asked(ticket="t-4")
+    await scene.approve(review)
+    assert await worker.ended() == -signal.SIGKILL
+    assert scene.bank.requests == 0
+    used = scene.seen.rows("select consumed_at is not null from approvals")
+    assert used == [(point == "after intend",)]
+    await scene.app.start_worker()
+    assert await scene.seen.finished(run) == ["succeeded"]
+    assert scene.bank.refunds == {"t-4": 1}
+    assert scene.seen.rows("select count(*) from reviews") == [(1,)]
+    assert _approvals(scene, run) == ["approval.granted", "approval.consumed"]
+
+
+@pytest.mark.parametrize("bank", [("--fail-every", "2")], indirect=True)
+async def test_a_retry_needs_no_second_approval(scene: Scene) -> None:
+    for ticket in ("t-5", "t-6"):  # the second one's first call fails
+        run, review = await scene.asked(ticket=ticket)
+        await scene.approve(review)
+        assert await scene.seen.finished(run) == ["succeeded"]
+    assert "step_failed pay" in scene.seen.kinds(run)
+    assert scene.bank.refunds == {"t-5": 1, "t-6": 1}
+    assert scene.seen.rows("select count(*) from reviews where run_id = %s", run) == [(1,)]

@@ -155,12 +155,12 @@ class ReviewSettings(_Section):
 
     Attributes:
         self_approval: whether a person may approve what that same person asked for: a run they started, or whose dead letter
-            they requeued. `interlock dev`, `interlock demo` and commands that open a project without a server switch it on if
-            the database is on the same machine, unless it is set.
+            they requeued. None means no, except in `interlock dev` and in commands that open a project without a server,
+            with a database on the same machine; `interlock demo` always allows it.
         approval_ttl: seconds for which an approval may be used.
     """
 
-    self_approval: bool = False
+    self_approval: bool | None = None
     approval_ttl: int = Field(default=86400, ge=1, le=366 * 86400)
 
 
@@ -234,7 +234,7 @@ def on_own_machine(settings: Settings) -> Settings:
     """
     url = settings.database.url
     local = url is None or urlsplit(url).hostname in {None, "localhost", "127.0.0.1", "::1"}
-    if not local or "self_approval" in settings.review.model_fields_set:
+    if not local or settings.review.self_approval is not None:
         return settings
     return settings.model_copy(update={"review": settings.review.model_copy(update={"self_approval": True})})
 

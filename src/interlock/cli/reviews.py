@@ -99,7 +99,7 @@ def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, o
 
     review, url = asyncio.run(main())
     out.print(f"{review.status}: {review.title} (run {review.run_id})")
-    if url is None and decision == "approve" and settings_here().review.self_approval is False:
+    if url is None and decision == "approve" and settings_here().review.self_approval is None:
         errors.print(SELF_APPROVAL, style="dim")
     if url is None:
         out.print("no server runs here; the run goes on with the next `interlock dev` or `interlock worker`")

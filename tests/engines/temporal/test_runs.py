@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from temporalio.api.enums.v1 import EventType
 
 from engines.conftest import Desk, OpenApp
-from engines.harness import Bank, Model, Observer, until
+from engines.harness import Bank, Model, Observer, pay, until, workflow, write
 from engines.temporal.conftest import Histories
 from interlock.engines.temporal.tasks import SIGNAL_TYPE
 from interlock.identity.principal import Principal
+from interlock.policy.cedar import DEFAULT_POLICY
 from interlock.testing import rate_limited
 
 TIMER_FIRED = EventType.EVENT_TYPE_TIMER_FIRED
@@ -157,3 +160,25 @@ async def test_a_run_that_temporal_lost_goes_on_from_its_journal(
     assert bank.refunds == {"a": 1}
     assert seen.kinds(run) == ["run_started", "review_decided ask", "step_succeeded pay"]
     seen.story(run)
+
+
+async def test_a_call_waits_for_its_approval(
+    desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, project: Path
+) -> None:
+    """Under another worker than the one that asked; a question that nobody answers in time is closed."""
+    late = pay("pay", "refund_keyed", "bank").replace("kind: tool", "kind: tool\n  deadline: 0.5")
+    (project / "workflows/ask_pay.yaml").unlink()  # whose review does not show what it approves
+    write(project, {"policies/main.cedar": DEFAULT_POLICY, **workflow("late", late, allow="refund_keyed")})
+    await desk.app.admin.deploy(desk.admin, desk.app.read_project())
+    first = await open_app(start_worker=True)
+    run, slow = await desk.start("pay_keyed", ticket="t-1"), await desk.start("late", ticket="t-2")
+    review = await seen.review(run, "approve_act")
+    assert await seen.finished(slow) == ["failed"]
+    assert seen.rows("select status from reviews where run_id = %s", slow) == [("closed",)]
+    await first.__aexit__(None, None, None)
+    await open_app(start_worker=True)
+    await desk.decide(review, "approve")
+    assert await seen.finished(run) == ["succeeded"]
+    assert bank.refunds == {"t-1": 1}
+    assert seen.rows("select consumed_at is not null from approvals") == [(True,)]
+    seen.story(run, slow)
