@@ -1,4 +1,4 @@
-"""A run's budget: reserved before a call, settled after it. The run's worker is the only spender, so its state is the ledger."""
+"""Budget of a run: reserved before a call, settled after it. Only the run's worker spends, so the ledger is in its memory."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 from interlock.base.errors import BudgetExceeded
 
-_ROUNDING = 1e-9  # USD; three calls of 0.10 must fit into 0.30, and in floating point they are a little more
+_ROUNDING = 1e-9  # USD; three calls of 0.10 must fit into 0.30, and their sum in floating point is slightly more
 
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """What a run has spent and what calls under way have reserved: tokens and USD."""
+    """Tokens and USD spent by a run, or reserved by calls under way."""
 
     tokens: int
     usd: float
 
 
 class RunLedger:
-    """Reservations of the calls one run has under way on this worker.
+    """Reservations of the calls that one run has under way on this worker.
 
-    `limit` fields None mean no limit. Reserve-then-settle keeps parallel steps from overspending together.
+    A limit of None means no limit. Parallel steps reserve before they spend, so they cannot exceed the budget together.
     """
 
     def __init__(self, *, tokens: int | None, usd: float | None) -> None:
@@ -33,7 +33,7 @@ class RunLedger:
         """Sets `tokens` and `usd` aside for a call.
 
         Raises:
-            BudgetExceeded: spent, reserved and wanted together are over a limit.
+            BudgetExceeded: spent, reserved and requested amounts together exceed a limit.
         """
         others = [one for part in (self._reserved, self._held) for name, one in part.items() if name != key]
         held_tokens, held_usd = sum(one.tokens for one in others), sum(one.usd for one in others)
@@ -49,10 +49,10 @@ class RunLedger:
         self._reserved[key] = Spending(tokens, usd)
 
     def hold(self, key: str, reserved: Spending | None = None) -> None:
-        """The call is in a provider's hands, with nobody waiting for it: `settle` leaves what it reserved where it is.
+        """Keeps the reservation of a call that a provider works on although no attempt waits for it; `settle` does not release it.
 
         Args:
-            reserved: what it had reserved, if another ledger did that; None: what it has reserved here.
+            reserved: the amount, if another ledger made the reservation; None for the amount reserved here.
         """
         reserved = reserved or self._reserved.pop(key, None)
         if reserved is not None:
@@ -60,19 +60,19 @@ class RunLedger:
 
     @property
     def held(self) -> list[str]:
-        """The keys for which something is held."""
+        """Keys of held reservations."""
         return list(self._held)
 
     def use(self, key: str, used: Spending) -> None:
-        """The call is over and used this much, more or less than was set aside; it counts here until `settle`."""
+        """Replaces a reservation by the actual usage of a finished call, which may be more or less; it counts until `settle`."""
         self._held.pop(key, None)
         self._reserved[key] = used
 
     def settle(self, key: str) -> None:
-        """Releases a reservation; the true usage is in the run's state by then. What is held stays."""
+        """Releases a reservation, because the actual usage is in the run's state by then. Held reservations stay."""
         self._reserved.pop(key, None)
 
     def release(self, key: str) -> None:
-        """Releases all of it: the call is over, or nobody waits for it."""
+        """Releases a reservation, held or not: the call is over, or its run no longer needs the answer."""
         self._reserved.pop(key, None)
         self._held.pop(key, None)

@@ -8,7 +8,7 @@ from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
 
 BATCH_PRICE = 0.5
-"""What a token costs through a batch API, as a share of its list price, at OpenAI and Anthropic alike.
+"""Price of a token through a batch API, as a fraction of its list price, at both OpenAI and Anthropic.
 
 Sources: https://platform.openai.com/docs/guides/batch and https://platform.claude.com/docs/en/build-with-claude/batch-processing.
 """
@@ -41,5 +41,5 @@ def cost_usd(provider: str, model: str, *, input_tokens: int, output_tokens: int
 
 
 def is_priced(provider: str, model: str) -> bool:
-    """Whether a price is known; a run with a USD budget may only use models that have one."""
+    """True if a price is known; a run with a USD budget may only use priced models."""
     return provider == "local" or _per_token(provider, model) is not None

@@ -1,4 +1,4 @@
-"""The principal: user, organisation and roles, one typed value from the door to the journal."""
+"""The principal: user, organisation and roles, one typed value from the entry point to the journal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from interlock.base.errors import Denied
 Role = Literal["admin", "developer", "operator", "reviewer", "viewer"]
 ROLES: frozenset[str] = frozenset(get_args(Role))
 
-# What each role may do; `admin` may do everything. Nobody listed means nobody but an admin.
+# Roles that may perform each action; `admin` may perform all. An action without roles is for admins only.
 _GRANTS: dict[str, frozenset[str]] = {
     "run.start": frozenset({"developer", "operator"}),
     "run.read": frozenset({"developer", "operator", "reviewer", "viewer"}),
@@ -32,7 +32,7 @@ _GRANTS: dict[str, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is acting. Every row they cause carries `org_id`; every record of it carries `user_id`."""
+    """The acting user. Every row they cause carries `org_id`; every audit entry about it carries `user_id`."""
 
     user_id: str
     org_id: str
@@ -43,7 +43,7 @@ class Principal:
 
     def require(self, action: str) -> None:
         """Raises:
-        Denied: naming the action and the roles that have it.
+        Denied: the principal has no role for the action; names the action and its roles.
         """
         if not self.may(action):
             allowed = ", ".join(sorted(_GRANTS[action] | {"admin"}))
