@@ -1,4 +1,4 @@
-"""The port every model provider fulfils, and the plain data that crosses it."""
+"""Port of the model providers, and its data types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `content` is plain text."""
+    """One message of a conversation. `content` is plain text."""
 
     role: Role
     content: str
@@ -28,7 +28,7 @@ class ModelRequest:
         max_tokens: upper bound on output tokens.
         schema: JSON Schema the answer must fit; None asks for plain text.
         temperature: 0 is greedy.
-        seed: passed on where the provider takes one.
+        seed: sent if the provider supports one.
         timeout: seconds for the whole call, connection included.
     """
 
@@ -46,7 +46,7 @@ class Usage:
     """Usage of a call. Tokens as the provider counted them.
 
     Attributes:
-        batched_input_tokens, batched_output_tokens: how many of them came through a batch API, at its price.
+        batched_input_tokens, batched_output_tokens: the part of them used through a batch API, at its price.
     """
 
     input_tokens: int = 0
@@ -88,9 +88,9 @@ class ModelResponse:
 class Provider(Protocol):
     """A model provider.
 
-    `complete` raises `ProviderError` and nothing else for every failure of the far side: kind
+    `complete` raises only `ProviderError` for a failure of the provider: kind
     `RATE_LIMITED` with `retry_after` for 429 (and 529), `TRANSIENT` for 5xx, broken connections and timeouts,
-    `PERMANENT` for other 4xx and for answers that are not the protocol. The message never holds a key.
+    `PERMANENT` for other 4xx and for answers outside the protocol. The message never contains a key.
     Cancelling the task cancels the call. `close` frees connections and processes and may be called twice.
     """
 

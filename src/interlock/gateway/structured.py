@@ -1,8 +1,8 @@
-"""Structured output on top of any provider: parse, validate, and ask for a correction a bounded number of times.
+"""Structured output for any provider: parse, validate, and request a limited number of corrections.
 
-Providers promise JSON in different degrees (strict grammars, forced tools, mere requests), so every answer is
-validated here, even if the provider enforces the schema. A correction names places and rules, never the offending value:
-the answer may hold personal data, and error messages travel further than answers.
+Providers guarantee JSON to different degrees (strict grammars, forced tools, mere requests), so every answer is validated
+here, even if the provider enforces the schema. A correction names places and rules, never the invalid value: the answer
+may contain personal data, and error messages reach more places than answers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MAX_CORRECTIONS = 2
 
 _MAX_VIOLATIONS = 8
 _MAX_VIOLATION_LENGTH = 200
-# The model needs its answer before it to mend it, but a runaway answer would fill the next prompt.
+# The model needs its previous answer to correct it, but an endless answer would fill the next prompt.
 _MAX_ECHO = 8_000
 _CACHE_SIZE = 256
 _FENCE = "```"
 
 
 class Validator(Protocol):
-    """The part of `jsonschema_rs.Validator` used here. Compile it with `compile_schema`, which masks values."""
+    """The part of `jsonschema_rs.Validator` used here, created by `compile_schema`, which masks values."""
 
     def iter_errors(self, instance: Any) -> Iterator[jsonschema_rs.ValidationError]: ...
 
@@ -44,7 +44,7 @@ class StructuredResponse:
         value: the parsed JSON, valid against the request's schema.
         usage: the sum over all attempts, the invalid ones included.
         attempts: calls made, 1 to `max_corrections + 1`.
-        response: the last provider answer, the one that `value` came from.
+        response: the last answer of the provider, the source of `value`.
     """
 
     value: Any
@@ -70,7 +70,7 @@ def compile_schema(schema: Mapping[str, Any]) -> Validator:
         _compiled.move_to_end(digest)
         return found
     try:
-        # `offline`: a schema is configuration, and compiling one must not open a connection.
+        # `offline`, because compiling a schema must not open a connection.
         compiled: Validator = jsonschema_rs.validator_for(
             dict(schema), mask="the value", validate_formats=True, offline=True
         )
@@ -90,14 +90,14 @@ async def complete_structured(
     max_corrections: int = MAX_CORRECTIONS,
     answered: ModelResponse | None = None,
 ) -> StructuredResponse:
-    """Ask for JSON that fits `request.schema`, with at most `max_corrections` further calls to mend it.
+    """Requests JSON that fits `request.schema`, with at most `max_corrections` further calls to correct it.
 
     Args:
-        provider: makes the calls; `request.timeout` holds for each of them.
+        provider: makes the calls; `request.timeout` applies to each of them.
         request: must carry a schema.
         validator: compiled by the caller with `compile_schema`; None compiles (or finds) it here.
         max_corrections: further calls after an invalid answer.
-        answered: the answer to `request`, if it is there already; it counts as the first attempt.
+        answered: an existing answer to `request`; it counts as the first attempt.
 
     Raises:
         InvalidInput: the request carries no schema.
@@ -133,7 +133,7 @@ async def complete_structured(
 
 
 def _with_usage(error: ProviderError, spent: Usage, attempts: int) -> ProviderError:
-    """The same failure, carrying what all attempts cost so far; untouched if they cost nothing."""
+    """The same failure with the usage of all attempts so far; unchanged if they cost nothing."""
     if isinstance(error, BilledError):
         spent += error.usage
     if not spent.total:
@@ -149,14 +149,14 @@ def _with_usage(error: ProviderError, spent: Usage, attempts: int) -> ProviderEr
 
 
 def _judge(response: ModelResponse, validator: Validator) -> tuple[Any, list[str]]:
-    """The value and what is wrong with it, each as one line naming place and rule."""
+    """The value and its faults, each one line with place and rule."""
     if response.finish_reason == "length":
-        # Even if it parses: a cut tool input may be a valid object with its last fields missing.
+        # Even if it can be parsed: a cut tool input may be a valid object without its last fields.
         return None, ["the answer was cut off because it was too long; answer again, more briefly"]
     try:
         value = _parse(response.text)
     except (ValueError, RecursionError) as error:
-        # JSONDecodeError's text names line and column, not the document.
+        # JSONDecodeError's text contains line and column, not the document.
         return None, [
             f"not valid JSON: {str(error)[:_MAX_VIOLATION_LENGTH]}; answer with one JSON value and nothing else"
         ]
@@ -193,7 +193,7 @@ def _no_constant(token: str) -> Any:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Two parsers may keep different ones, so what was validated might not be what is used.
+    # Two parsers may keep different duplicates, so the validated value might differ from the used one.
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("an object names the same key twice")
