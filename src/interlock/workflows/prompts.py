@@ -1,4 +1,4 @@
-"""Prompts: versioned Jinja templates with typed slots, one template a turn, so that roles never mix."""
+"""Prompts: versioned Jinja templates with typed slots; one template for each message, so that roles are never mixed."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from interlock.base.errors import ContractViolation, InvalidSpec
 from interlock.base.refs import canonical_json
 from interlock.workflows.spec import JsonSchema, Part
 
-# Bounds of one rendering. Far above any prompt: a million tokens, and a list no model would read to its end.
+# Limits of one rendering, far above any real prompt: a million tokens, and a very long list.
 MAX_CHARACTERS = 4_000_000
 MAX_TURNS = 10_000
 _MAX_ARGUMENT = 1000  # of a filter: characters of a text, size of a number
 
-# What a template may be made of: it shows its slots, chooses and repeats. It neither calls, assigns nor calculates, so
-# a short template cannot ask for gigabytes or hours, for any slot values.
+# Permitted parts of a template: output of slots, conditions and loops. It cannot call, assign or calculate, so a short
+# template cannot need gigabytes or hours, for any slot values.
 _NODES: tuple[type[nodes.Node], ...] = (
     *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Neg, nodes.List, nodes.Tuple),
     *(nodes.Name, nodes.Getattr, nodes.Getitem, nodes.Slice),
     *(nodes.If, nodes.CondExpr, nodes.For, nodes.And, nodes.Or, nodes.Not, nodes.Compare, nodes.Operand, nodes.Test),
     *(nodes.Filter, nodes.Keyword),
 )
-# Filters whose result is not much larger than what goes in. `random` would make two renderings differ.
+# Filters whose result is not much larger than their input. Not `random`, which would make two renderings differ.
 _FILTERS = (
     *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items"),
     *("join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round"),
     *("select", "selectattr", "sort", "string", "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount"),
 )
-_COUNTER = "\0turns"  # no name a template can write
+_COUNTER = "\0turns"  # a name that a template cannot contain
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """A template reads the fields of its slots and nothing of Python: `order.items` is a field, never a dict's method."""
+    """Environment in which a template reads only fields of its slots: `order.items` is a field, never a dict's method."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         return super().getattr(obj, attribute) if isinstance(obj, LoopContext) else self.getitem(obj, attribute)
@@ -139,7 +139,7 @@ def _parse(content: str) -> nodes.Template:
     """The template's tree, with every loop counted.
 
     Raises:
-        jinja2.TemplateSyntaxError: not a template, or made of more than a prompt may be made of.
+        jinja2.TemplateSyntaxError: not a template, or it contains a part that is not permitted.
     """
     tree = _ENVIRONMENT.parse(content)
     for node in tree.find_all(nodes.Node):
@@ -184,7 +184,7 @@ def compile_prompt(name: str, spec: PromptSpec) -> Prompt:
     """Compiles the templates and checks that they use exactly the declared slots.
 
     Raises:
-        InvalidSpec: naming the turn and the slot.
+        InvalidSpec: a fault, with the message and the slot.
     """
     templates = []
     used: set[str] = set()
@@ -210,7 +210,7 @@ def compile_prompt(name: str, spec: PromptSpec) -> Prompt:
         "additionalProperties": False,
     }
     try:
-        # Masked: messages end up in journals, and a value may be personal. Offline: no schema opens a connection.
+        # Masked, because messages are stored in journals and a value may be personal. Offline: no schema opens a connection.
         validator = jsonschema_rs.validator_for(schema, mask="the value", offline=True)
     except (jsonschema_rs.ValidationError, ValueError) as error:
         place = ".".join(["slots", *(str(part) for part in list(getattr(error, "instance_path", []))[1:])])

@@ -1,4 +1,4 @@
-"""JSON Schemas compiled once, and values held against them."""
+"""Compilation of JSON Schemas, and validation of values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def validator_for(schema: Any) -> Any:
     """A validator that opens no connection, for any reference in the schema.
 
     Raises:
-        jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError: it is no JSON Schema.
+        jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError: it is not a JSON Schema.
     """
     return jsonschema_rs.validator_for(schema, offline=True)
 
@@ -22,7 +22,7 @@ def check_value(validator: Any, value: Any, *, what: str) -> None:
     """Validates against a compiled schema.
 
     Raises:
-        ContractViolation: naming the first place; the value itself is not repeated.
+        ContractViolation: names the first place; does not repeat the value.
     """
     try:
         validator.validate(value)

@@ -23,13 +23,13 @@ _READ = re.compile(r"(?<![\w.])([A-Za-z_]\w*)\.([A-Za-z_]\w*)(?!\w*\s*\()")
 
 
 def _fields_read(expression: str) -> set[tuple[str, str]]:
-    """(name, field) of every `name.field` in a condition; what stands in quotes is text, and `name.size()` no field."""
+    """(name, field) of every `name.field` in a condition; quoted parts are text, and `name.size()` is not a field."""
     return set(_READ.findall(_TEXT.sub("''", expression)))
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A fault at a place in the workflow file: what is wrong, and the mend."""
+    """A fault at a place in the workflow file, with the correction."""
 
     path: ValuePath
     message: str
@@ -102,7 +102,7 @@ class View:
                 yield Problem(path, message)
 
     def schema_at(self, reference: Reference) -> JsonSchema:
-        """The schema of what a reference points to; `{}` where nothing is known of it."""
+        """The schema of a reference's target; `{}` if it is not known."""
         match reference.root:
             case "input":
                 schema = self.input
@@ -176,7 +176,7 @@ def listed(names: Iterable[str], what: str) -> str:
 
 
 def _field_problem(reference: Reference, schema: JsonSchema, owner: str) -> str | None:
-    """True if the first field of a path can exist; a schema that says nothing about its fields allows all."""
+    """Problem of a path whose first field cannot exist; a schema without properties allows every field."""
     if not reference.path or "properties" not in schema:
         return None
     properties = schema["properties"]
