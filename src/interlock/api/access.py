@@ -1,4 +1,4 @@
-"""Who is calling: the API key in the Authorization header becomes the principal every handler works with."""
+"""Authentication: the API key in the Authorization header determines the principal that every handler uses."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from interlock.identity.principal import Principal
 
 
 def app_of(request: Request) -> App:
-    """The process's services."""
+    """The process's `App`."""
     app: App = request.app.state.interlock
     return app
 
 
 async def principal_of(request: Request) -> Principal:
-    """Raises Unauthenticated unless a valid key was sent."""
+    """The principal of the request's key. Raises Unauthenticated without a valid key."""
     header = request.headers.get("authorization", "")
     scheme, _, key = header.partition(" ")
     return await app_of(request).authenticator.authenticate(key.strip() if scheme.lower() == "bearer" else None)

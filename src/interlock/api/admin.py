@@ -27,7 +27,7 @@ class NewKey(Body):
 
 
 class NewQuota(Body):
-    """A quota to set; scope `org` has no name."""
+    """Request to set a quota; scope `org` has no name."""
 
     scope: QuotaScope
     name: Name = Field(default="", max_length=200)
@@ -38,7 +38,7 @@ class NewQuota(Body):
 
 @router.get("/workflows")
 async def workflows(caller: Caller, services: Services) -> dict[str, Any]:
-    """Deployed workflows and the version new runs get."""
+    """Deployed workflows and their head versions."""
     caller.require("workflow.read")
     rows = await services.database.rows("list_heads", org=caller.org_id)
     return {"workflows": [{**dict(row), "updated_at": row["updated_at"].isoformat()} for row in rows]}
@@ -48,7 +48,7 @@ async def workflows(caller: Caller, services: Services) -> dict[str, Any]:
 async def versions(
     workflow: str, caller: Caller, services: Services, limit: Annotated[int, Query(ge=1, le=200)] = 50
 ) -> dict[str, Any]:
-    """A workflow's versions, newest first, with what they consist of and how many runs are on them."""
+    """A workflow's versions, newest first, with the digests of their parts and the number of their runs."""
     caller.require("workflow.read")
     return {"versions": await services.versions.history(caller.org_id, workflow, limit=limit)}
 
@@ -61,7 +61,7 @@ async def me(caller: Caller) -> dict[str, Any]:
 
 @router.post("/keys", status_code=201)
 async def create_key(body: NewKey, caller: Caller, services: Services) -> dict[str, Any]:
-    """A new key in the caller's organisation; the only time it is shown."""
+    """Issues a key in the caller's organisation; it is shown only in this response."""
     key = await services.admin.issue_key(caller, body.user_id, frozenset(body.roles))
     return {"key_id": key_id_of(key), "api_key": key}
 

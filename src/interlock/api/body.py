@@ -1,4 +1,4 @@
-"""What every request body must be, before anyone looks at its fields: text that can be stored, numbers that are numbers."""
+"""Checks of every request body before its fields are read: storable text and finite numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-# Validators, encoders and prompts walk values by recursion; RFC 8259 §9 lets a receiver bound the depth.
+# Validators, encoders and prompts process values recursively; RFC 8259 §9 permits a limit of the depth.
 MAX_DEPTH = 100
 
 
@@ -24,7 +24,7 @@ class Body(BaseModel):
 
 
 def check(value: Any) -> None:
-    """Raises ValueError for what is JSON to Python's parser and to nobody else (RFC 7493 §2.1, §2.2), or nested too deep."""
+    """Raises ValueError for values that only Python's parser accepts (RFC 7493 §2.1, §2.2), and for deep nesting."""
     level = [value]
     for _ in range(MAX_DEPTH):
         if not level:

@@ -1,4 +1,4 @@
-"""Dead letters: what failed for good and waits for a person."""
+"""Dead letters: list, show, requeue, discard."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"])
 
 
 class RequeueBody(Body):
-    """Try it again; `input` replaces the step's arguments, the prompt's slots or the run's input."""
+    """Requeue a dead letter; `input` replaces the step's arguments, the prompt's slots or the run's input."""
 
     note: str = Field(default="", max_length=4000)
     input: dict[str, Any] | None = None
 
 
 class DiscardBody(Body):
-    """Give it up."""
+    """Discard a dead letter."""
 
     note: str = Field(default="", max_length=4000)
 
@@ -35,7 +35,7 @@ async def page(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> dict[str, Any]:
-    """Letters, oldest first, without values; `after` is the last id of the page before."""
+    """Dead letters, oldest first, without values; `after` is the last id of the page before."""
     wanted = None if status == "all" else status
     return {
         "dead_letters": await services.dead_letters.page(
@@ -46,17 +46,17 @@ async def page(
 
 @router.get("/{dead_letter_id}")
 async def get(dead_letter_id: str, caller: Caller, services: Services) -> dict[str, Any]:
-    """One letter, with what a requeue would try again with."""
+    """One dead letter, with the input that a requeue would use."""
     return await services.dead_letters.get(caller, dead_letter_id)
 
 
 @router.post("/{dead_letter_id}/requeue")
 async def requeue(dead_letter_id: str, body: RequeueBody, caller: Caller, services: Services) -> dict[str, Any]:
-    """Has it tried again, at once."""
+    """Requeues a dead letter; its work is retried at once."""
     return await services.dead_letters.requeue(caller, dead_letter_id, body.note, body.input)
 
 
 @router.post("/{dead_letter_id}/discard")
 async def discard(dead_letter_id: str, body: DiscardBody, caller: Caller, services: Services) -> dict[str, Any]:
-    """Gives it up."""
+    """Discards a dead letter."""
     return await services.dead_letters.discard(caller, dead_letter_id, body.note)

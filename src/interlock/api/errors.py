@@ -1,4 +1,4 @@
-"""Domain errors → HTTP. The only place that knows both; no stack trace ever reaches a client."""
+"""Mapping of domain errors to HTTP responses, made only here. No stack trace reaches a client."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from interlock.base.errors import InterlockError
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
-# What the framework itself refuses.
+# Refusals by the framework itself.
 _CODES = {400: "invalid_input", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
 
 def problem(code: str, message: str) -> dict[str, Any]:
-    """The body of every error answer."""
+    """The body of every error response."""
     return {"error": {"code": code, "message": message}}
 
 

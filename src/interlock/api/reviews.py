@@ -1,4 +1,4 @@
-"""Reviews: what waits for a person, and their decision."""
+"""Reviews: list, show, decide."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIELDS = (
 
 
 class DecisionBody(Body):
-    """A person's decision. `output` only for a `confirm` review that is approved: what the tool gave."""
+    """A person's decision. `output`: the tool's result, only for an approved `confirm` review."""
 
     decision: Literal["approve", "reject"]
     note: str = Field(default="", max_length=4000)
@@ -42,13 +42,13 @@ async def page(
 
 @router.get("/{review_id}")
 async def get(review_id: str, caller: Caller, services: Services) -> dict[str, Any]:
-    """One review with what the reviewer is to see."""
+    """One review with the values to show to the reviewer."""
     return _public(await services.reviews.get(caller, review_id))
 
 
 @router.post("/{review_id}/decision")
 async def decide(review_id: str, body: DecisionBody, caller: Caller, services: Services) -> dict[str, Any]:
-    """Decides; the run goes on at once."""
+    """Decides a review; the run continues at once."""
     return _public(await services.reviews.decide(caller, review_id, body.decision, body.note, body.output))
 
 

@@ -1,4 +1,4 @@
-"""Runs: start, look, follow, cancel."""
+"""Runs: start, read, follow, signal, cancel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from interlock.services.runs import is_over
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
-_FOLLOW_SECONDS = 0.2  # how often a follower looks for new events
+_FOLLOW_SECONDS = 0.2  # interval at which a follower reads new events
 _LAST_EVENT = 2**31 - 1  # journal.seq is an integer
 
 
@@ -43,7 +43,7 @@ class Pause(Body):
 
 
 class SignalBody(Body):
-    """What comes with a signal."""
+    """Payload of a signal."""
 
     payload: Any = Field(default_factory=dict)
 
@@ -104,7 +104,7 @@ async def trace(run_id: str, caller: Caller, services: Services) -> dict[str, An
 
 @router.post("/{run_id}/cancel", status_code=202)
 async def cancel(run_id: str, body: Cancellation, caller: Caller, services: Services) -> dict[str, Any]:
-    """Asks a run to stop."""
+    """Cancels a run."""
     await services.signals.cancel(caller, run_id, body.reason)
     return {"run_id": run_id}
 
@@ -118,21 +118,21 @@ async def signal(
     services: Services,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
-    """Sends a run a signal that its workflow waits for, now or later. A repeated Idempotency-Key counts once."""
+    """Sends a signal to a run, whose workflow waits for it now or later. A repeated Idempotency-Key counts once."""
     signal_id, new = await services.signals.signal(caller, run_id, name, body.payload, idempotency_key)
     return {"run_id": run_id, "signal_id": signal_id, "new": new}
 
 
 @router.post("/{run_id}/pause", status_code=202)
 async def pause(run_id: str, body: Pause, caller: Caller, services: Services) -> dict[str, Any]:
-    """Lets a run finish what is under way and begin nothing new."""
+    """Pauses a run: work under way is finished, no new work starts."""
     await services.signals.pause(caller, run_id, body.reason)
     return {"run_id": run_id}
 
 
 @router.post("/{run_id}/resume", status_code=202)
 async def resume(run_id: str, caller: Caller, services: Services) -> dict[str, Any]:
-    """Lets a paused run go on."""
+    """Resumes a paused run."""
     await services.signals.resume(caller, run_id)
     return {"run_id": run_id}
 
@@ -146,13 +146,13 @@ async def events(
     after: Annotated[int, Query(ge=0, le=_LAST_EVENT)] = 0,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> StreamingResponse:
-    """Server-sent events: every journal entry from `after` (or Last-Event-ID) on, then `end` when the run is over."""
+    """Server-sent events: every journal entry after `after` (or Last-Event-ID), then `end` when the run has ended."""
     if last_event_id is not None:
-        # isdigit alone accepts ², which int does not
+        # isdigit alone would accept ², which int does not
         if not (last_event_id.isascii() and last_event_id.isdigit()) or len(last_event_id) > len(str(_LAST_EVENT)):
             raise InvalidInput("Last-Event-ID must be the number of the last event seen")
         after = min(int(last_event_id), _LAST_EVENT)
-    await services.runs.events(caller, run_id, after)  # refuse before the stream begins
+    await services.runs.events(caller, run_id, after)  # so that an error is returned before the stream starts
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     stream = _follow(services, caller, run_id, after, request.app.state.stopping)
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
@@ -161,8 +161,8 @@ async def events(
 async def _follow(
     services: App, caller: Principal, run_id: str, after: int, stopping: asyncio.Event
 ) -> AsyncIterator[str]:
-    while not stopping.is_set():  # then without an `end`: the client comes back and resumes
-        run = await services.runs.get(caller, run_id)  # before the events, so that the last of them is not missed
+    while not stopping.is_set():  # at shutdown without an `end`: the client reconnects and resumes
+        run = await services.runs.get(caller, run_id)  # read before the events, so that the last of them is not missed
         for event in await services.runs.events(caller, run_id, after):
             after = event["seq"]
             yield f"id: {after}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"

@@ -20,11 +20,13 @@ from interlock.base.errors import Unavailable
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
-_READY_SECONDS = 2.0  # whoever asks wants to know now; the retries of a query would take longer than a probe waits
+_READY_SECONDS = (
+    2.0  # a readiness probe needs a quick answer; a query with retries would take longer than the probe waits
+)
 
 
 class AsciiJSON(JSONResponse):
-    """JSON in ASCII: a model or a tool may have said half of a surrogate pair, which has no UTF-8."""
+    """JSON in ASCII, because output of a model or a tool may contain a lone surrogate, which has no UTF-8 form."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
@@ -50,12 +52,12 @@ def create_api(app: App) -> FastAPI:
 
     @api.get("/healthz", tags=["health"])
     async def alive() -> dict[str, str]:
-        """Whether the process answers."""
+        """Liveness: 200 if the process answers."""
         return {"status": "ok"}
 
     @api.get("/readyz", tags=["health"])
     async def ready(services: Services) -> dict[str, Any]:
-        """Whether it can do its work; 503 if the database is away."""
+        """Readiness: 200 with the queue's depth, or 503 if the database does not answer."""
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 depth = await services.database.row("queue_depth")
@@ -83,7 +85,7 @@ class Server:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        # The signals are the command line's to handle: it must also stop the worker and the database.
+        # The command line handles the signals, because it must also stop the worker and the database.
         self._server.capture_signals = _leave_signals_alone  # type: ignore[method-assign, assignment]
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http server")
         while not self._server.started and not self._task.done():  # noqa: ASYNC110  uvicorn has no event for it
@@ -92,21 +94,21 @@ class Server:
             self._task.result()
 
     async def stop(self) -> None:
-        self._api.state.stopping.set()  # followers of events would otherwise use up the whole grace
+        self._api.state.stopping.set()  # otherwise followers of events would use the whole grace period
         self._server.should_exit = True
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
 
 class _ToLog(logging.Handler):
-    """What uvicorn has to say goes into our log; by itself it would print stack traces to the terminal."""
+    """Log handler that writes uvicorn's messages to our log; by default it prints stack traces to the terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         log(names.LOG_INTERNAL, record.getMessage(), level=record.levelname.lower(), exc_info=error)
 
 
-class _leave_signals_alone:  # noqa: N801  stands in for a context manager function
+class _leave_signals_alone:  # noqa: N801  replaces a context manager function
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
