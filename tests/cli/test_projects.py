@@ -70,7 +70,7 @@ def test_init_touches_nothing_that_is_there(bare: Cli) -> None:
     assert [path.name for path in (bare.directory / "full").iterdir()] == ["notes.txt"]
     assert "not an empty directory" in bare.fails(4, "init", "file")
     assert (bare.directory / "file").read_text() == "mine"
-    assert "cannot be made" in bare.fails(2, "init", "sub/agent")
+    assert "cannot be created" in bare.fails(2, "init", "sub/agent")
 
 
 # -- check -----------------------------------------------------------------------------------------------------

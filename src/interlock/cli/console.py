@@ -1,4 +1,4 @@
-"""Where commands print, and how the same things always look."""
+"""Output of commands: consoles and common formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
-# Written by models, tools and strangers: ESC and its eight-bit kin could command the terminal, bidi marks turn lines round.
+# Output may come from models, tools and unknown people: control characters could control the terminal, and bidi marks
+# could reverse lines.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -20,7 +21,7 @@ _PIPE_COLUMNS = 240
 
 
 class _Plain(Console):
-    """Prints strings as they are: no markup, no emoji codes, and nothing that a terminal would obey.
+    """Console that prints strings unchanged: no markup, no emoji codes, and no control characters.
 
     Without a terminal the width is not limited to 80 columns: a table in a pipe or a log is not wrapped.
     """
@@ -46,7 +47,7 @@ _STYLES = {
 
 
 def visible(text: str) -> str:
-    """The text with every character that commands a terminal written out."""
+    """The text with every control character escaped."""
     return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
@@ -56,14 +57,14 @@ def status(name: str) -> Text:
 
 
 def seconds(start: str | None, end: str | None) -> str:
-    """Seconds between two ISO timestamps; empty while either is missing."""
+    """Seconds between two ISO timestamps; empty if one is missing."""
     if not start or not end:
         return ""
     return f"{(datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds():.1f}"
 
 
 def short(path: Path) -> str:
-    """A path as a person would type it here: relative to where they are, or to their home."""
+    """A short path: relative to the working directory or to the home directory."""
     for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
         if path.is_relative_to(base) and path != base:
             return prefix + path.relative_to(base).as_posix()
@@ -71,11 +72,11 @@ def short(path: Path) -> str:
 
 
 def usd(amount: float) -> str:
-    """Money; what costs nothing is shown as nothing."""
+    """Formats an amount in USD."""
     return f"{amount:.4f}" if amount else "0"
 
 
 def print_json(value: Any) -> None:
     """Machine-readable output: indented JSON on standard output, never wrapped."""
-    # What `visible` writes out is JSON's own way of writing it, so the value stays the same.
+    # The escapes of `visible` are JSON escapes, so the value stays the same.
     out.print(json.dumps(value, indent=2, ensure_ascii=False, default=str), soft_wrap=True)

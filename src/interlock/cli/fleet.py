@@ -36,7 +36,7 @@ def register(cli: typer.Typer) -> None:
 
 
 def versions(workflow: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
-    """List a workflow's versions, newest first, with what they consist of; without a name, what new runs get."""
+    """List a workflow's versions, newest first, with their parts; without a name, the head version of every workflow."""
 
     async def main() -> dict[str, list[dict[str, Any]]]:
         async with connect() as api:
@@ -55,10 +55,10 @@ def versions(workflow: Annotated[str | None, typer.Argument()] = None, as_json: 
 
 
 def _print_version(name: str, one: dict[str, Any]) -> None:
-    head = ("  head: new runs get it", "green") if one["head"] else ""
+    head = ("  head: used by new runs", "green") if one["head"] else ""
     out.print(Text.assemble((f"{name}@{one['version']}", "bold"), head))
-    flying = f"{one['running']} runs in flight" if one["running"] != 1 else "1 run in flight"
-    out.print(f"  deployed {one['deployed_at'][:19].replace('T', ' ')} by {one['deployed_by']}; {flying}")
+    running = f"{one['running']} runs in progress" if one["running"] != 1 else "1 run in progress"
+    out.print(f"  deployed {one['deployed_at'][:19].replace('T', ' ')} by {one['deployed_by']}; {running}")
     for what in ("models", "prompts", "tools"):
         if one[what]:
             pins = ", ".join(f"{key} {value if what == 'models' else value[:12]}" for key, value in one[what].items())
@@ -84,18 +84,20 @@ def workers(as_json: Json = False) -> None:
         started = one["started_at"].isoformat(sep=" ", timespec="seconds")
         row = (one["worker_id"], one["host"], one["pid"], one["engine"], one["version"], one["runs"], started, state)
         table.add_row(*(str(part) for part in row))
-    out.print(table if found else "no worker is there")
+    out.print(table if found else "no workers")
 
 
 def drain(
-    worker: Annotated[str | None, typer.Option(help="Only this one; `interlock workers` lists them.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All that are there now; later ones work on.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when they are gone.")] = False,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait at most; exit code 8 after that.")] = 900,
+    worker: Annotated[str | None, typer.Option(help="Only this worker; `interlock workers` lists them.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All present workers; workers started later are not affected.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when they have ended.")] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Maximum seconds to wait; exit code 8 after that.")] = 900,
 ) -> None:
-    """Ask workers to finish the steps under way, hand everything else over and end."""
+    """Ask workers to finish the steps under way, release their runs and exit."""
     if (worker is None) != every:
-        raise InvalidInput("say which: --worker ID, or --all")
+        raise InvalidInput("name the workers: --worker ID, or --all")
 
     async def ask(app: App) -> tuple[list[str], list[str]]:
         asked = await app.admin.ask_to_drain(worker, login=_login())
@@ -103,15 +105,15 @@ def drain(
 
     asked, left = _opened(ask)
     if left:
-        raise Unavailable(f"still at work after {timeout:g} s: {', '.join(left)}")
+        raise Unavailable(f"still running after {timeout:g} s: {', '.join(left)}")
     if not asked:
-        out.print("no worker is there")
+        out.print("no workers")
     for one in asked:
         out.print(f"{one} has drained" if wait else f"asked {one} to drain")
 
 
 async def _left(app: App, asked: set[str], deadline: float) -> list[str]:
-    """Those of the workers that are still there at the deadline."""
+    """The workers that are still present at the deadline."""
     while True:
         there = [one for one in await worker_registry.workers(app.database) if one["worker_id"] in asked]
         left = [str(one["worker_id"]) for one in there if one["silent"] <= worker_registry.SILENT_SECONDS]
@@ -121,10 +123,10 @@ async def _left(app: App, asked: set[str], deadline: float) -> list[str]:
 
 
 def _login() -> str:
-    """Login and host of the operator from the system; environment variables could be forged."""
+    """Login and host of the operator, from the system, because environment variables could be forged."""
     try:
         name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container's user without a name
+    except KeyError:  # a user without a name, as in some containers
         name = f"uid {os.getuid()}"
     return f"{name}@{socket.gethostname()}"
 
