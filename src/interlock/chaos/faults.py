@@ -21,7 +21,7 @@ SPELL_SECONDS = 1.5  # duration of a partition
 CLOCK_STEPS = (-3600.0, -30.0, 4.0, 3600.0)
 
 # Boundaries at which it is unknown whether the effect happened or was recorded.
-_PREFERRED = frozenset({"during call", "after call", "after probe", "after undo"})
+_PREFERRED = frozenset({"during call", "after call", "after probe", "after compensation"})
 # Boundaries that runs rarely reach without help: a slow call, an effect with unknown outcome.
 _NEEDED = {"during call": "slow", "after probe": "drop"}
 

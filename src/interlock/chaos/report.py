@@ -100,7 +100,7 @@ class ChaosReport:
         table.add_row("duplicate effects", str(self.duplicate_effects))
         table.add_row("lost effects", str(self.lost_effects))
         resolved = ", ".join(f"{count} by {name}" for name, count in self.resolved.items())
-        table.add_row("in doubt, resolved", resolved)
+        table.add_row("unknown outcomes resolved", resolved)
         table.add_row(
             "recovery",
             f"p50 {self.recovery_p50:.1f} s, p99 {self.recovery_p99:.1f} s after a fault ({self.recoveries} measured)",

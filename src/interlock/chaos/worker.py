@@ -39,8 +39,8 @@ BOUNDARIES = (
     "after call",
     "after commit",
     "after probe",
-    "after undo",
-    "after undo commit",
+    "after compensation",
+    "after compensation commit",
 )
 
 # Only the chaos organisation's runs: against a shared database, runs of other organisations must not be claimed.
@@ -132,9 +132,9 @@ class Saboteur:
         self._inside(ToolExecutor, "execute", "during call")
         self._around(ToolExecutor, "execute", None, "after call", _mutating)
         self._around(ToolExecutor, "probe", None, "after probe", _always)
-        self._around(ToolExecutor, "compensate", None, "after undo", _always)
+        self._around(ToolExecutor, "compensate", None, "after compensation", _always)
         self._around(Committer, "submit", None, "after commit", _settles("succeeded"))
-        self._around(Committer, "submit", None, "after undo commit", _settles("compensated"))
+        self._around(Committer, "submit", None, "after compensation commit", _settles("compensated"))
 
     def _around(
         self, owner: type[Any], method: str, before: str | None, after: str, concerns: Callable[[Any], bool]

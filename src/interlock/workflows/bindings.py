@@ -34,7 +34,7 @@ def parse(value: Any) -> Reference | None:
     """The reference in a string, or None for a literal.
 
     Raises:
-        ValueError: a string starts with `$` but is no reference (write `$$` for a literal dollar).
+        ValueError: a string starts with `$` but is not a reference (write `$$` for a literal dollar).
     """
     if not isinstance(value, str) or not value.startswith("$") or value.startswith("$$"):
         return None

@@ -251,7 +251,9 @@ class _Checker:
             return "only a model step falls back to a model; use tool, last_good or value"
         contract = self.tools.get(step.tool) if isinstance(step, ToolStep) else None
         if fallback.last_good and contract is not None and contract.mutating:
-            return f'an earlier result of tool "{contract.name}" is no substitute for what it does; it is mutating'
+            return (
+                f'an earlier result of tool "{contract.name}" cannot replace its effect, because the tool is mutating'
+            )
         return None
 
     def _fixed(self, step: ModelStep | AgentStep | ToolStep, value: Any, path: ValuePath) -> Iterator[Problem]:
@@ -277,7 +279,7 @@ class _Checker:
             else:
                 schema = self.view.schema_at(reference)
                 if schema.get("type", "array") != "array":
-                    yield Problem((*path, "items"), f'step "{step.id}": "{step.items}" is no list')
+                    yield Problem((*path, "items"), f'step "{step.id}": "{step.items}" is not a list')
                 item = schema.get("items", {})
         outer = self.view
         self.view = replace(outer, item=item if isinstance(item, dict) else {})
@@ -352,10 +354,14 @@ class _Checker:
             except ValueError:
                 aware = False
             if not aware:
-                message = f'step "{step.id}": until is no moment; write 2026-12-24T18:00:00+01:00, or refer to a number'
+                message = (
+                    f'step "{step.id}": until is not a moment; write 2026-12-24T18:00:00+01:00, or refer to a number'
+                )
                 yield Problem(place, message)
         elif not self.view.is_number(reference):
-            yield Problem(place, f'step "{step.id}": "{step.until}" is no number field; until needs seconds since 1970')
+            yield Problem(
+                place, f'step "{step.id}": "{step.until}" is not a number field; until needs seconds since 1970'
+            )
 
     # -- results for later steps -------------------------------------------------------------------------------
 

@@ -87,16 +87,14 @@ class View:
         known = {"input", *self.before}
         for name in program.variables():
             if name not in known:
-                message = (
-                    f'step "{step_id}": condition reads "{name}", which is no earlier step; {listed(known, "names")}'
-                )
+                message = f'step "{step_id}": condition reads "{name}", which is not an earlier step; {listed(known, "names")}'
                 yield Problem(path, message)
         for name, read in sorted(_fields_read(expression)):
             schema = self.input if name == "input" else self.before[name].facts if name in self.before else {}
             facts = fact_fields(schema)
             if schema and read not in facts:
                 message = (
-                    f'step "{step_id}": condition reads "{name}.{read}", which is no fact; {listed(facts, "facts")}, '
+                    f'step "{step_id}": condition reads "{name}.{read}", which is not a fact; {listed(facts, "facts")}, '
                     "and only numbers, booleans and enums are facts"
                 )
                 yield Problem(path, message)
@@ -148,7 +146,7 @@ class View:
 
     def _last(self, reference: Reference) -> str | None:
         if self.last is None:
-            return f'"{reference.text}": there is no round before outside a loop step; use $steps'
+            return f'"{reference.text}": there is no previous iteration outside a loop step; use $steps'
         if reference.step not in self.last:
             return f'"{reference.text}": the loop has no step "{reference.step}"; {listed(self.last, "steps")}'
         return None
@@ -156,7 +154,7 @@ class View:
     def _step(self, reference: Reference) -> str | None:
         step = str(reference.step)
         if step not in self.before:
-            return f'"{reference.text}": "{step}" is no earlier step; {listed(self.before, "steps")}'
+            return f'"{reference.text}": "{step}" is not an earlier step; {listed(self.before, "steps")}'
         return _field_problem(reference, self.before[step].value, f'step "{step}"')
 
 
