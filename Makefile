@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-fast coverage check format docs changelog chaos bench bench-peers lock clean
+.PHONY: help setup demo test test-fast test-previous coverage check format docs changelog chaos bench bench-peers lock clean
 MAKEFLAGS += --no-print-directory
 export PYTHON
 
@@ -12,7 +12,7 @@ fail = { echo "check: $(1)" >&2; exit 1; }
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
-	  | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+	  | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 setup: ## create .venv with the locked dependencies and Interlock itself
 	@sh tools/bootstrap.sh setup
@@ -59,6 +59,9 @@ docs: setup ## build the API reference as HTML (build/docs)
 
 changelog: setup ## print the changelog entry that newsfragments/ makes
 	@$(BIN)/towncrier build --draft 2>/dev/null
+
+test-previous: setup ## the last release's engine tests against this schema (ARGS="--tag v0.1.0")
+	@$(BIN)/python tools/previous_release.py $(ARGS)
 
 chaos: setup ## long fault-injection runs
 	@$(BIN)/python -m pytest -m chaos $(ARGS)

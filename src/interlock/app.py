@@ -51,6 +51,7 @@ from interlock.store.keys import KeyStore, load_or_create_secret
 from interlock.store.migrate import app_url, is_privileged, migrate
 from interlock.store.objects import Objects
 from interlock.store.outbox import Relay, Sink
+from interlock.store.sweeper import ObjectSweeper
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.telemetry.tracing import Tracing
@@ -120,7 +121,7 @@ class App:
         self.tracing.start()
         self._closers.append(self.tracing.close)
         self.keys = KeyStore(self.database, self.master_key)
-        objects = Objects.local(self.data / "objects")
+        objects = self._objects = Objects.local(self.data / "objects")
         self.artifacts = Artifacts(self.database, self.keys, objects, limit_bytes=settings.limits.payload_bytes)
         self.versions = Versions(self.database, objects, self.data / "bundles")
         self.authenticator = Authenticator(self.database)
@@ -229,6 +230,9 @@ class App:
         # Closed after the drain: until then the worker is listed.
         self._closers.insert(-1, self.worker_registry.close)
         self._start_relay()
+        sweeper = ObjectSweeper(self.database, self._objects, _sweep_failed)
+        sweeper.start()
+        self._closers.append(sweeper.close)
 
     def _engine(self, services: Services) -> Engine:
         worker = self.settings.worker
@@ -292,6 +296,10 @@ class App:
 
 def _log_undelivered(error: Exception) -> None:
     log(names.LOG_UNDELIVERED, str(error), level="error", detail=getattr(error, "detail", None))
+
+
+def _sweep_failed(error: Exception) -> None:
+    log(names.LOG_INTERNAL, f"objects were not swept: {error}", level="warning")
 
 
 def _log_egress(tool: str, host: str, port: int, allowed: bool) -> None:

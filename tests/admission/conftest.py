@@ -4,12 +4,20 @@ from collections.abc import Callable
 
 import pytest
 
+from interlock.admission import breakers
 from interlock.admission.breakers import Breakers
 from interlock.base.clock import SystemClock
 from interlock.base.settings import BreakerSettings
 from interlock.store.database import Database
 
 Process = Callable[..., Breakers]
+
+
+@pytest.fixture(autouse=True)
+def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is only slow is waited for: what is given up after two seconds would not be counted."""
+    for module in (breakers, tool_health):
+        monkeypatch.setattr(module, "_PATIENCE", 60.0)
 
 
 @pytest.fixture

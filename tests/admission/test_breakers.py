@@ -48,7 +48,7 @@ async def admitted(breakers: Breakers, times: int) -> list[Admission]:
 async def test_five_failures_in_a_row_open_it_for_every_process(
     process: Process, owner: psycopg.Connection[Any]
 ) -> None:
-    one, other = process(), process()
+    one, other = process(open_seconds=600), process(open_seconds=600)
     await fail(one, 4)
     assert row(owner) == ("closed",)
     await one.admit(ORG, PAY)
@@ -59,7 +59,7 @@ async def test_five_failures_in_a_row_open_it_for_every_process(
         with pytest.raises(TargetDown) as down:
             await breakers.admit(ORG, PAY)
         assert down.value.kind is FailureKind.TRANSIENT
-        assert 50 < (down.value.retry_after or 0) <= 60
+        assert 500 < (down.value.retry_after or 0) <= 600
         await breakers.admit(ORG, "tool:other")
         await breakers.admit(OTHER, PAY)
 
@@ -115,7 +115,7 @@ async def test_one_failed_probe_opens_it_again(process: Process, owner: psycopg.
     first, second, third = await admitted(breakers, 3)
     await breakers.report(first, "answered")
     await breakers.report(second, "failed")
-    assert row(owner, "state, open_until > now() + interval '50 seconds', probes, succeeded") == ("open", True, {}, 0)
+    assert row(owner, "state, open_until > now() + interval '10 seconds', probes, succeeded") == ("open", True, {}, 0)
     await breakers.report(third, "answered")  # too late to change anything
     assert row(owner) == ("open",)
     with pytest.raises(TargetDown):
@@ -228,12 +228,12 @@ async def test_the_state_survives_a_restart_of_the_database(private_server: Any)
 
 
 async def _until_refreshed(breakers: Breakers) -> None:
-    for _ in range(100):
-        try:
-            return await breakers.refresh()
-        except Exception:  # noqa: BLE001  whatever a restart makes it raise
-            await asyncio.sleep(0.05)
-    pytest.fail("the database did not come back")
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                return await breakers.refresh()
+            except Exception:  # noqa: BLE001  whatever a restart makes it raise
+                await asyncio.sleep(0.05)
 
 
 HOSTILE = [

@@ -98,7 +98,7 @@ async def test_each_tool_is_asked_by_one_poller(database: Database, owner: psyco
     while sum(await asyncio.gather(*(one.poll() for one in pollers))):
         pass
     assert sorted(tool.asked) == sorted((org, name) for org in (ORG, OTHER) for name in names)
-    times = owner.execute("select min(next_at) > now() + interval '25 s', max(next_at) < now() + interval '31 s' "
+    times = owner.execute("select min(next_at) > now() + interval '5 s', max(next_at) < now() + interval '31 s' "
                           "from tool_health").fetchone()  # fmt: skip
     assert times == (True, True)
 
@@ -139,7 +139,7 @@ async def test_a_poller_goes_on_after_an_error(database: Database, owner: psycop
     asked = asyncio.Event()
     poller = Poller(database, first_a_bug, poll_seconds=0.01)
     poller.start()
-    await asyncio.wait_for(asked.wait(), 20)
+    await asyncio.wait_for(asked.wait(), 120)
     await poller.close()
 
 
@@ -184,7 +184,7 @@ async def test_a_slow_check_keeps_no_other_waiting(database: Database, owner: ps
 
     poller = Poller(database, ask, poll_seconds=0.01)
     poller.start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while quick < 5:
             owner.execute("update tool_health set next_at = now() where tool = 'quick'")
             await asyncio.sleep(0.05)

@@ -19,7 +19,7 @@ from interlock.services.runs import is_over
 from interlock.telemetry import logs
 
 ORG, OTHER_ORG = "acme", "globex"  # the organisations of the `tenants` fixture
-PATIENCE = 30  # seconds a test waits for something before it calls it lost
+PATIENCE = 150  # seconds a test waits for something before it calls it lost
 
 
 @dataclass

@@ -65,6 +65,10 @@ BAD_REQUESTS: dict[str, tuple[Wire, int]] = {
     "surrogates the wrong way round": (run_of('"\\ude00\\ud83d"'), 422),
     "broken escape": (run_of('"\\u000"'), 422),
     "raw NUL": (run_of('"a\x00b"'), 422),
+    "NUL": (run_of('"a\\u0000b"'), 422),
+    "a field twice": ('{"workflow": "ask", "workflow": "ask", "input": {"text": "x"}}', 422),
+    "a field twice inside": ('{"workflow": "ask", "input": {"text": "x", "text": "y"}}', 422),
+    "integer beyond 64 bits": (run_of("9223372036854775808"), 422),
     "not UTF-8": (run_of(b'"\xff\xfe"'), 400),
     "a surrogate as UTF-8": (run_of(b'"\xed\xa0\x80"'), 422),
     "nested 200 deep": (run_of(nested(200)), 422),
@@ -86,7 +90,6 @@ async def test_a_bad_request_for_a_run_is_refused(served: Served, subtests: pyte
 @pytest.mark.parametrize(
     ("text", "same"),
     [
-        pytest.param('"a\\u0000b"', True, id="NUL"),
         pytest.param('"\\ud83d\\ude00 \\u0007 \\u202e ﷽ \\u001b[31m"', True, id="emoji, controls, bidi"),
         pytest.param('"' + "é" * 300_000 + '"', True, id="large, beside the database"),
     ],
@@ -181,7 +184,13 @@ async def test_wrong_methods_are_refused(served: Served) -> None:
 @pytest.mark.parametrize("role", ["operator"])
 async def test_reasons_and_notes_take_any_text(working: Served, role: str) -> None:
     client = await working.client()
-    for text, status in (("a\0b [/red] \x1b[0m", 202), ("x" * 500, 202), ("x" * 501, 422), ('"\\ud800"', 422)):
+    for text, status in (
+        ("ab [/red] \x1b[0m", 202),
+        ("a\0b", 422),
+        ("x" * 500, 202),
+        ("x" * 501, 422),
+        ('"\\ud800"', 422),
+    ):
         run_id = await working.start()
         await working.review(run_id)
         body = '{"reason": ' + (text if text.startswith('"') else json.dumps(text)) + "}"
@@ -189,10 +198,10 @@ async def test_reasons_and_notes_take_any_text(working: Served, role: str) -> No
         assert answer.status_code == status, (text, answer.text)
         if status == 202:
             run = await working.run(run_id, lambda run: run["status"] == "cancelled")
-            assert run["reason"] == f"cancelled: {text.replace(chr(0), '')}"
+            assert run["reason"] == f"cancelled: {text}"
         else:
             problem_of(answer)
-    for text, status in (("a\0b", 200), ("x" * 4001, 422), ('"\\udfff"', 422)):
+    for text, status in (("ab", 200), ("a\0b", 422), ("x" * 4001, 422), ('"\\udfff"', 422)):
         review = await working.review(await working.start())
         note = text if text.startswith('"') else json.dumps(text)
         answer = await send(client, f"/v1/reviews/{review}/decision", '{"decision": "approve", "note": ' + note + "}")

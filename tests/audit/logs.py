@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
-from interlock.audit.log import AuditLog, Entry
+from interlock.audit.log import AuditLog
+from interlock.store.entries import Entry
 
 AUDIT_KEY, NEXT_KEY = bytes(range(32, 64)), bytes(range(64, 96))
 
@@ -34,7 +36,7 @@ def export(org_id: str, count: int, *, keys: tuple[bytes, ...] = (AUDIT_KEY,)) -
     for number, key in enumerate(keys):
         part = range(number * share, min(count, (number + 1) * share))
         more, seq, head = AuditLog(key).seal([entry(org_id, n) for n in part], seq, head)
-        rows += more
+        rows += map(asdict, more)
     loaded: list[dict[str, Any]] = json.loads(json.dumps(rows))
     return loaded
 

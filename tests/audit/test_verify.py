@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -72,12 +73,12 @@ def renumber_after_removal(rows: Rows) -> None:
 
 def insert_with_another_key(rows: Rows) -> None:
     forged, _, _ = AuditLog(bytes(32)).seal([entry("acme", 99)], 3, rows[2]["hash"])
-    rows.insert(3, forged[0])
+    rows.insert(3, asdict(forged[0]))
 
 
 def rewrite_from_here_with_another_key(rows: Rows) -> None:
     forged, _, _ = AuditLog(bytes(32)).seal([entry("acme", n) for n in range(90, 94)], 3, rows[2]["hash"])
-    rows[3:] = forged
+    rows[3:] = map(asdict, forged)
 
 
 def rewrite_and_claim_our_key(rows: Rows) -> None:

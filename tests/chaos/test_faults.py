@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.conftest import Run, clean
+from chaos.conftest import Run, clean, struck
 from interlock.chaos.faults import FAULTS
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_fault_alone(fault: str, drill: Run) -> None:
-    report = await drill(runs=14, seconds=4, faults=(fault,))
+    report = await struck(drill, runs=14, seconds=4, faults=(fault,))
     clean(report)
     assert report.strikes[fault] >= 1
     assert report.hits[fault] >= 1
@@ -27,7 +27,7 @@ async def test_a_worker_that_never_gets_to_the_boundary_is_not_struck(drill: Run
 
 async def test_a_tool_that_lies_about_its_keys_is_caught(drill: Run) -> None:
     """The control: the work happens twice, the system believes that it happened once, and the counter knows better."""
-    report = await drill(runs=6, seconds=4, faults=("timeout",), kinds=("keyed",), lying=True)
+    report = await struck(drill, runs=6, seconds=4, faults=("timeout",), kinds=("keyed",), lying=True)
     assert report.strikes["timeout"] >= 1
     assert report.duplicate_effects >= 1
     assert report.exit_code != 0

@@ -24,7 +24,7 @@ import pytest
 
 from interlock.testing import Behaviour, FakeProvider
 
-PATIENCE = 60  # seconds after which a test calls what it waits for lost
+PATIENCE = 180  # seconds after which a test calls what it waits for lost
 QUESTION = '{"question": "How do I get my money back?"}'
 
 
@@ -171,12 +171,21 @@ def zygote() -> Iterator[str]:
     shutil.rmtree(directory)
 
 
+class _Gated(FakeProvider):
+    held = False
+
+    async def _behave(self, request: Any, body: dict[str, Any], behaviour: Behaviour) -> Any:
+        while self.held:
+            await asyncio.sleep(0.02)
+        return await super()._behave(request, body, behaviour)
+
+
 class FakeModel:
     """`FakeProvider` in a thread of its own: the commands are other processes, and the tests are not async."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._provider = FakeProvider()
+        self._provider = _Gated()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         asyncio.run_coroutine_threadsafe(self._provider.__aenter__(), self._loop).result(PATIENCE)
 
@@ -195,6 +204,10 @@ class FakeModel:
     def always(self, behaviour: Behaviour) -> None:
         self._provider.always(behaviour)
 
+    def hold(self, held: bool = True) -> None:
+        """Answers nobody until `hold(False)`."""
+        self._provider.held = held
+
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._provider.__aexit__(None, None, None), self._loop).result(PATIENCE)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -211,6 +224,7 @@ def _fake_model() -> Iterator[FakeModel]:
 def model(_fake_model: FakeModel) -> FakeModel:
     """The model behind every command; answers with a valid instance of the schema it is asked for."""
     _fake_model.always(Behaviour())
+    _fake_model.hold(False)
     return _fake_model
 
 
@@ -266,11 +280,19 @@ def embedded(files: Cli, model: FakeModel) -> Iterator[Cli]:
     """Commands in that project, with the PostgreSQL that Interlock starts by itself."""
     files.env |= {"INTERLOCK_MODELS__DEFAULT": model.pin}
     yield files
-    left = processes_with(str(files.directory))
+    left = left_with(str(files.directory))
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGQUIT)  # at the postmaster: stop at once
     assert left == [], "PostgreSQL was left running"
+
+
+def left_with(marker: str) -> list[int]:
+    """Processes as below that do not end; those that are about to are given the time."""
+    deadline = time.monotonic() + PATIENCE
+    while (left := processes_with(marker)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 def processes_with(marker: str) -> list[int]:

@@ -20,7 +20,7 @@ import pytest
 import interlock.audit.verify
 from interlock.testing import hang
 
-from .conftest import QUESTION, Cli, FakeModel, processes_with
+from .conftest import QUESTION, Cli, FakeModel, left_with
 
 
 def verify_alone(log: Path, *keys: str) -> subprocess.CompletedProcess[str]:
@@ -273,7 +273,9 @@ def test_whoever_has_a_dead_servers_port_is_not_shown_the_key(cli: Cli, data_dir
 def test_a_command_that_is_stopped_leaves_nothing_running(
     embedded: Cli, model: FakeModel, number: signal.Signals
 ) -> None:
-    embedded.edit("workflows/answer.yaml", "max_tokens: 120", "timeout: 2\n    max_tokens: 120")
+    embedded.edit(
+        "workflows/answer.yaml", "max_tokens: 120", "timeout: 2\n    retry: {max_attempts: 20}\n    max_tokens: 120"
+    )
     model.always(hang())
     command = embedded.start("run", "answer", "-i", QUESTION)
     before = model.count
@@ -281,4 +283,4 @@ def test_a_command_that_is_stopped_leaves_nothing_running(
     done = command.stop(number)
     assert done.code == 130
     assert "Traceback" not in done.out + done.err
-    assert processes_with(str(embedded.directory)) == []
+    assert left_with(str(embedded.directory)) == []

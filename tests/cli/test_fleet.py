@@ -96,7 +96,7 @@ def test_workers_are_listed_and_drained_from_outside(cli: Cli, model: FakeModel)
 
 def test_the_second_signal_breaks_the_end_off(cli: Cli, model: FakeModel, data_dir: Path) -> None:
     cli.ok("deploy")
-    model.always(answer({"topic": "refunds", "answer": "x"}, delay=30.0))
+    model.always(answer({"topic": "refunds", "answer": "x"}, delay=600.0))
     dev = cli.start("dev", "--port", "0")
     dev.says("Interlock runs at ")
     before = model.count
@@ -105,9 +105,7 @@ def test_the_second_signal_breaks_the_end_off(cli: Cli, model: FakeModel, data_d
     os.kill(dev.pid, signal.SIGTERM)
     dev.says("stopping: ")
     time.sleep(0.5)
-    begun = time.monotonic()
-    done = dev.stop(signal.SIGTERM)
-    assert time.monotonic() - begun < 15
+    done = dev.stop(signal.SIGTERM)  # not when the model has answered
     assert done.code == 130
     assert "Traceback" not in done.err
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 
 from interlock.testing import answer, server_error
 
 from .conftest import QUESTION, Cli, FakeModel
+
+
+def over(cli: Cli, run_id: str) -> Any:
+    """The run at its end. Each command that starts another has a worker, and stops when that other one is over or waits."""
+    for _ in range(20):
+        run = next(run for run in cli.ok("runs", "--json").json if run["run_id"] == run_id)
+        if run["finished_at"] is not None:
+            return run
+        cli.ok("run", "answer", "-i", QUESTION)
+    raise AssertionError(f"not over: {run}")
+
 
 UNSURE = answer({"topic": "other", "answer": "I do not know."})
 
@@ -43,7 +55,13 @@ def test_the_project_that_init_writes_runs(cli: Cli, model: FakeModel) -> None:
     shown = cli.ok("show", run_id).out
     for line in (run_id, "by local-admin", "How do I get my money back?", '"found": 1', "output: "):
         assert line in shown, line
+    assert "USD 1 unpriced call" in shown, "the fake model has no price, which is not the same as costing nothing"
+    assert "fake, " in shown
     whole = cli.ok("show", run_id, "--json").json
+    assert (whole["usd"], whole["usd_priced"], whole["unpriced_calls"]) == (None, "0", 1)
+    reply = next(step for step in whole["steps"] if step["id"] == "reply")
+    assert reply["seconds"] > 0
+    assert reply["usage"]["attempts"] == 1
     assert whole["values"]["search"]["entries"][0]["topic"] == "refunds"
     assert [step["id"] for step in whole["steps"]] == ["search", "reply", "unsure"]
     assert whole["output"] == {"topic": "refunds", "answer": "Ask within 30 days."}
@@ -167,18 +185,17 @@ def test_a_review_waits_for_a_person(cli: Cli, model: FakeModel) -> None:
     # The next process with a worker takes the approved run to its end; here it is one that starts another run.
     second = cli.ok("run", "answer", "-i", QUESTION, "--json").json
     assert second["status"] == "waiting"
-    statuses = {run["run_id"]: run["status"] for run in cli.ok("runs", "--json").json}
-    assert statuses == {first: "succeeded", second["run_id"]: "waiting"}
+    assert over(cli, first)["status"] == "succeeded"
     cli.ok("review", "reject", second["reviews"][0]["review_id"])
     third = cli.ok("run", "answer", "-i", QUESTION, "--json").json["run_id"]
-    runs = {run["run_id"]: run for run in cli.ok("runs", "--json").json}
-    assert runs[second["run_id"]]["status"] == "failed"
-    assert "rejected" in runs[second["run_id"]]["reason"]
+    rejected = over(cli, second["run_id"])
+    assert rejected["status"] == "failed"
+    assert "rejected" in rejected["reason"]
 
     assert "asked" in cli.ok("cancel", third, "--reason", "[/no] longer needed").out
     model.always(answer({"topic": "refunds", "answer": "x"}))
     cli.ok("run", "answer", "-i", QUESTION)
-    cancelled = {run["run_id"]: run for run in cli.ok("runs", "--json").json}[third]
+    cancelled = over(cli, third)
     assert (cancelled["status"], cancelled["reason"]) == ("cancelled", "cancelled: [/no] longer needed")
     assert "[/no]" in cli.ok("runs").out
     assert "is over" in cli.fails(4, "cancel", third)

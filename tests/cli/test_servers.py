@@ -12,9 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
+from interlock.base.errors import Unavailable
+from interlock.base.settings import Settings
+from interlock.cli import connection
 from interlock.testing import answer
 
-from .conftest import QUESTION, Cli, Command, FakeModel, processes_with
+from .conftest import PATIENCE, QUESTION, Cli, Command, FakeModel, left_with
 
 
 def url_of(cli: Cli) -> str:
@@ -28,6 +31,11 @@ def up(cli: Cli, command: Command) -> str:
     return url_of(cli)
 
 
+def ready(command: Command, url: str) -> None:
+    """As soon as the database answers it as quickly as a probe wants."""
+    command.until(lambda: httpx.get(f"{url}/readyz", trust_env=False, timeout=PATIENCE).status_code == 200)
+
+
 def postmaster(cli: Cli) -> int:
     return int((cli.directory / ".interlock" / "pg" / "postmaster.pid").read_text().splitlines()[0])
 
@@ -37,7 +45,7 @@ def clean(cli: Cli, done: Any) -> None:
     assert done.code == 0, done.out + done.err
     assert "Traceback" not in done.out + done.err
     assert not (cli.directory / ".interlock" / "server.json").exists()
-    assert processes_with(str(cli.directory)) == []
+    assert left_with(str(cli.directory)) == []
 
 
 def test_dev_runs_everything_reloads_and_stops_without_a_trace(embedded: Cli, model: FakeModel) -> None:
@@ -45,8 +53,8 @@ def test_dev_runs_everything_reloads_and_stops_without_a_trace(embedded: Cli, mo
     dev = cli.start("dev", "--port", "0")
     url = up(cli, dev)
     assert "deployed answer@" in dev.err
-    assert httpx.get(f"{url}/readyz", trust_env=False).json()["status"] == "ok"
-    assert httpx.get(f"{url}/v1/runs", trust_env=False).status_code == 401
+    ready(dev, url)
+    assert httpx.get(f"{url}/v1/runs", trust_env=False, timeout=PATIENCE).status_code == 401
     assert (cli.directory / ".interlock").stat().st_mode & 0o077 == 0 or all(
         (cli.directory / ".interlock" / name).stat().st_mode & 0o777 == 0o600 for name in ("client.json", "server.json")
     )
@@ -94,17 +102,19 @@ def test_stopping_finishes_the_step_under_way(embedded: Cli, model: FakeModel) -
     cli = embedded
     dev = cli.start("dev", "--port", "0")
     url = up(cli, dev)
-    model.always(answer({"topic": "refunds", "answer": "x"}, delay=1.0))
+    model.always(answer({"topic": "refunds", "answer": "x"}))
+    model.hold()
     before = model.count
     key = json.loads((cli.directory / ".interlock" / "client.json").read_text())["api_key"]
     headers = {"Authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=PATIENCE) as client:
         body = {"workflow": "answer", "input": json.loads(QUESTION)}
         run_id = client.post("/v1/runs", json=body).json()["run_id"]
         dev.until(lambda: model.count > before)
         with client.stream("GET", f"/v1/runs/{run_id}/events") as stream:
             os.kill(dev.pid, signal.SIGINT)
             assert "event: end" not in "".join(stream.iter_text())
+    model.hold(False)
     clean(cli, dev.wait())
     run = cli.ok("show", run_id, "--json").json
     finished = {step["id"]: step["status"] for step in run["steps"]}
@@ -119,7 +129,7 @@ def test_a_start_that_is_broken_off_leaves_no_database_behind(embedded: Cli, com
     done = start.stop(signal.SIGTERM)
     assert done.code in {0, 130}  # 0 where it came up before the signal came through
     assert "Traceback" not in done.err
-    assert processes_with(str(embedded.directory)) == []
+    assert left_with(str(embedded.directory)) == []
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_left_running(embedded: Cli) -> None:
@@ -130,7 +140,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_left_running(embedded: 
         said = embedded.fails(8, "dev", "--port", str(port))
     assert f"port {port} on 127.0.0.1 cannot be used" in said
     assert "server.port" in said
-    assert processes_with(str(embedded.directory)) == []
+    assert left_with(str(embedded.directory)) == []
     for nonsense in ("x", "70000", "-1"):
         assert embedded.fails(2, "dev", "--port", nonsense)
 
@@ -160,11 +170,13 @@ def test_serve_and_worker_share_one_embedded_database(embedded: Cli, model: Fake
 
     # The worker leaves: the server's database stays, and keeps what comes in until another worker takes it.
     assert worker.stop().code == 0
-    assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+    ready(serve, url)
     assert postmaster(cli) == shared
     key = json.loads((cli.directory / ".interlock" / "client.json").read_text())["api_key"]
     body = {"workflow": "answer", "input": json.loads(QUESTION)}
-    started = httpx.post(f"{url}/v1/runs", json=body, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+    started = httpx.post(
+        f"{url}/v1/runs", json=body, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=PATIENCE
+    )
     run_id = started.json()["run_id"]
     assert cli.ok("show", run_id, "--json").json["status"] == "queued"
 
@@ -190,3 +202,18 @@ def test_deploy_makes_a_version_once(embedded: Cli) -> None:
     assert embedded.ok("deploy").out.strip() == "nothing to do: this version is deployed already"
     embedded.edit("prompts/answer.yaml", "Use only", "Use nothing but")
     assert embedded.ok("deploy").out.startswith("deployed answer@")
+
+
+async def test_a_server_that_lives_and_does_not_answer_is_no_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the command would do its work in a process of its own, beside the server's."""
+    monkeypatch.setattr(connection, "_ANSWER_SECONDS", 0.3)
+    settings = Settings(data_dir=tmp_path)
+    (tmp_path / "client.json").write_text(json.dumps({"api_key": "il_x_y"}))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with connection.announced(settings, url), pytest.raises(Unavailable, match=f"{url} did not answer within"):
+            await connection.find_server(settings)
+    with connection.announced(settings, url):  # nobody listens there now: it is only starting
+        assert await connection.find_server(settings) is None

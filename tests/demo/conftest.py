@@ -67,7 +67,7 @@ class Demo:
     def running(self) -> bool:
         return self.process.poll() is None
 
-    async def ended(self, seconds: float = 120) -> int:
+    async def ended(self, seconds: float = 300) -> int:
         """Waits for its end; the exit status."""
         await until(lambda: not self.running, lambda: f"it does not end: {self.said}", seconds)
         return int(self.process.returncode)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from interlock.identity.principal import Principal
 StartBank = Callable[..., Bank]
 OpenApp = Callable[..., Any]
 Spawn = Callable[..., WorkerProcess]
+Lapse = Callable[[str], Awaitable[None]]
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def project(tmp_path: Path) -> Path:
             allow="refund_blind",
             output="{refund: $steps.pay.refund_id}",
         ),
-        **workflow("pay_slow", pay("pay", "refund_slow", "strict"), allow="refund_slow"),
+        **workflow("pay_slow", pay("pay", "refund_slow", "strict", attempts=9), allow="refund_slow"),
         **workflow("pay_hush", pay("pay", "refund_hush", "strict"), allow="refund_hush"),
         **workflow("pay_liar", pay("pay", "refund_liar", "strict"), allow="refund_liar"),
         **workflow("think_pay", think(), keyed, allow="refund_keyed"),
@@ -139,7 +140,7 @@ def _indent(text: str, by: int) -> str:
 
 @pytest.fixture
 def settings(model: Model, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Settings of every process of a test: a short lease, so that takeovers are quick. Banks run if the test asks for them."""
+    """Settings of every process of a test: a lease that no stall breaks (`Observer.lapse`). Banks run if a test asks for them."""
 
     def address(bank: str) -> str:
         return request.getfixturevalue(bank).address if bank in request.fixturenames else "127.0.0.1:9"
@@ -147,7 +148,7 @@ def settings(model: Model, request: pytest.FixtureRequest) -> dict[str, Any]:
     return {
         "models": {"default": model.pin},
         "variables": {name: address(name) for name in ("bank", "strict")},
-        "worker": {"concurrency": 8, "lease_seconds": 1},
+        "worker": {"concurrency": 8, "lease_seconds": 60},
         "sandbox": {"warm": 0},
     }
 
@@ -176,12 +177,22 @@ async def open_app(
 
 
 @pytest.fixture
+def lapse(seen: Observer) -> Lapse:
+    """Ends the leases of a worker that died or was stopped."""
+
+    async def end(worker: str) -> None:
+        seen.lapse(worker=worker)
+
+    return end
+
+
+@pytest.fixture
 def spawn(
-    project: Path, data_dir: Path, database_url: str, settings: dict[str, Any], tmp_path: Path
+    project: Path, data_dir: Path, database_url: str, settings: dict[str, Any], tmp_path: Path, lapse: Lapse
 ) -> Iterator[Spawn]:
     """Starts a worker of this test's installation as a process; `crash=(point, runs)` makes it kill itself.
 
-    For `poison` and `wall`, see `worker_process`.
+    For `poison`, `wall` and `together`, see `worker_process`.
     """
     numbers = itertools.count()
     started: list[WorkerProcess] = []
@@ -191,6 +202,7 @@ def spawn(
         crash: tuple[str, int] | None = None,
         poison: str | None = None,
         wall: float = 0.0,
+        together: int = 0,
         url: str | None = None,
         **changes: Any,
     ) -> WorkerProcess:
@@ -200,8 +212,9 @@ def spawn(
             "data_dir": str(data_dir),
             "database": {"url": url or database_url, "pool_size": 4},
         }
-        config = {"project": str(project), "settings": given, "crash": crash, "poison": poison, "wall": wall}
-        started.append(WorkerProcess(tmp_path / f"worker{next(numbers)}", config))
+        config = {"project": str(project), "settings": given, "crash": crash}
+        config |= {"poison": poison, "wall": wall, "together": together}
+        started.append(WorkerProcess(tmp_path / f"worker{next(numbers)}", config, lapse))
         return started[-1]
 
     yield start
@@ -227,6 +240,10 @@ class Desk:
     async def result(self, run_id: str) -> Any:
         """What the run gave."""
         return await self.app.runs.result(self.admin, run_id)
+
+    def pass_time(self, seconds: float) -> None:
+        """Moves its clock on; a timer whose moment has come fires within twice the driver's `HOLD_SECONDS`."""
+        self.app.clock._offset += seconds
 
     async def flush(self) -> None:
         """All spans, those of finished runs included: they come after the commit in which the run ends."""

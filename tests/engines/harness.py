@@ -30,7 +30,7 @@ from interlock.testing import Behaviour, FakeProvider, answer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLE = REPOSITORY / "examples" / "support_triage"
-PATIENCE = 60.0  # seconds without the awaited progress until a test gives up
+PATIENCE = 150.0  # seconds without the awaited progress until a test gives up; two leases of `settings` and more
 
 TERMINAL = {"succeeded", "partial", "failed", "cancelled", "dead"}
 
@@ -88,7 +88,9 @@ class Bank:
         directory.mkdir(parents=True)
         self._file = directory / "bank.sqlite"
         ready = directory / "port"
-        command = [sys.executable, str(EXAMPLE / "bank.py"), "--db", str(self._file), "--port-file", str(ready), *flags]
+        self._hold = directory / "hold"
+        program = str(Path(__file__).with_name("held_bank.py"))
+        command = [sys.executable, program, "--db", str(self._file), "--port-file", str(ready), *flags]
         with (directory / "log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE
@@ -101,6 +103,15 @@ class Bank:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+
+    def hold(self, *, after: int = 0) -> None:
+        """From now on it does what it is asked to and answers only the first few POSTs of all, until `release`."""
+        part = self._hold.with_suffix(".part")
+        part.write_text(str(after))
+        part.replace(self._hold)
+
+    def release(self) -> None:
+        self._hold.unlink()
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         return bank_rows(self._file, table)
@@ -123,7 +134,7 @@ class Bank:
 
 
 def bank_rows(file: Path, table: str) -> list[dict[str, Any]]:
-    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as database:
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)) as database:
         database.row_factory = sqlite3.Row
         return [dict(row) for row in database.execute(f"select * from {table} order by number")]
 
@@ -193,7 +204,7 @@ def write(directory: Path, files: Mapping[str, str]) -> None:
         path.write_text(text)
 
 
-def refund_tool(name: str, variable: str, *promises: str, timeout: float = 10, code: str = "") -> dict[str, str]:
+def refund_tool(name: str, variable: str, *promises: str, timeout: float = 30, code: str = "") -> dict[str, str]:
     """The example's refund tool under another name, with the given promises in its contract and one bank in reach."""
     lines = [*(f"{promise}: true" for promise in promises), f"timeout: {timeout}"]
     contract = (EXAMPLE / "tools" / "issue_refund" / "tool.yaml").read_text()
@@ -203,7 +214,8 @@ def refund_tool(name: str, variable: str, *promises: str, timeout: float = 10, c
         if not line.startswith(("name:", "egress:", "honours_idempotency:", "compensate:", "probe:", "timeout:"))
     ]
     text = "\n".join([f"name: {name}", f'egress: ["${{{variable}}}"]', *lines, *kept]) + "\n"
-    main = (EXAMPLE / "tools" / "issue_refund" / "main.py").read_text() + code
+    main = (EXAMPLE / "tools" / "issue_refund" / "main.py").read_text()
+    main = main.replace("TIMEOUT = 20 ", "TIMEOUT = 200 ") + code  # longer than a busy machine stands still
     return {f"tools/{name}/tool.yaml": text, f"tools/{name}/main.py": main}
 
 
@@ -224,7 +236,7 @@ def pay(step: str, tool: str, variable: str, *, ticket: str = "$input.ticket", a
         """)
 
 
-def think(step: str = "think", *, timeout: float = 30, attempts: int = 3, backoff: float = 0.05) -> str:
+def think(step: str = "think", *, timeout: float = 300, attempts: int = 3, backoff: float = 0.05) -> str:
     """A model step, as YAML."""
     return textwrap.dedent(f"""\
         - id: {step}
@@ -293,6 +305,23 @@ class Observer:
             "select worker, fence, available_at::text, available_at <= now() from queue where run_id = %s", run_id
         )
         return dict(zip(("worker", "fence", "available_at", "ready"), found[0], strict=True)) if found else None
+
+    def lapse(self, *, worker: str | None = None, run: str | None = None) -> None:
+        """Ends leases now: those of a silent worker, which then counts as dead, or that of one run.
+
+        Tests have long leases, so that none runs out because the machine is busy; where one is to run out, it is made to.
+        """
+        silent = "update workers set seen_at = now() - interval '1 hour' where worker_id = %s"
+        self.connection.execute(silent, (worker,))
+        for (held,) in self.rows("select run_id from queue where worker = %s", worker):
+            self.age_calls(held)
+        ended = "update queue set lease_until = now() - interval '1 second' where worker = %s or worker is not null and run_id = %s"
+        self.connection.execute(ended, (worker, run))
+
+    def age_calls(self, run: str) -> None:
+        """Makes its calls under way begin an hour earlier: who takes the run over waits until a tool's deadline is past."""
+        query = "update effects set updated_at = now() - interval '1 hour' where run_id = %s and status = 'executing'"
+        self.connection.execute(query, (run,))
 
     async def finished(self, *run_ids: str) -> list[str]:
         """Waits until all of these are over; their statuses."""
@@ -375,14 +404,19 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 
 
 class WorkerProcess:
-    """A worker in a process of its own (`worker_process.py`), which may be told to kill itself at some point."""
+    """A worker in a process of its own (`worker_process.py`), which may be told to kill itself at some point.
 
-    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+    `lapse` ends the leases of a worker by its id.
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any], lapse: Callable[[str], Awaitable[None]]) -> None:
         directory.mkdir(parents=True)
+        self._lapse = lapse
         self.log_file = directory / "log.jsonl"
         self._output = directory / "output"
         self._ready = directory / "ready"
-        given = {**config, "log": str(self.log_file), "ready": str(self._ready)}
+        self._stopping = directory / "stopping"
+        given = {**config, "log": str(self.log_file), "ready": str(self._ready), "stopping": str(self._stopping)}
         command = [sys.executable, str(Path(__file__).with_name("worker_process.py")), json.dumps(given)]
         # Short, because the sandboxes' sockets are in it, and ours, because a killed process does not clear up.
         self._temporary = tempfile.TemporaryDirectory(prefix="ilw-", ignore_cleanup_errors=True)
@@ -407,9 +441,28 @@ class WorkerProcess:
         return str(started[0]["structured_data"]["worker"]) if started else ""
 
     async def ended(self) -> int:
-        """Waits for its end; the exit status, negative for a signal."""
+        """Waits for its end; the exit status, negative for a signal. If it died, its leases end as well."""
         await until(lambda: self.process.poll() is not None, lambda: f"the worker lives: {self._output.read_text()}")
+        if self.process.returncode != 0:
+            await self.lapse()
         return int(self.process.returncode)
+
+    async def stop(self) -> None:
+        """Stops it (SIGSTOP) for longer than its leases last."""
+        self.send(signal.SIGSTOP)
+        await until(self.stopped, lambda: "the worker goes on")
+        await self.lapse()
+
+    async def lapse(self) -> None:
+        """Its leases run out."""
+        await self._lapse(self.worker_id)
+
+    def stopping(self) -> bool:
+        """Whether it has heard that it is to drain."""
+        return self._stopping.exists()
+
+    def stopped(self) -> bool:
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

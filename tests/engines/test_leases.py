@@ -23,15 +23,16 @@ LONG_LEASE = {"concurrency": 8, "lease_seconds": 600}  # nobody can wait for it 
 # -- a worker that sleeps past its lease ---------------------------------------------------------------------------
 
 
-@faults("bank", "--delay", "1.5")
 async def test_stopped_in_the_middle_of_a_call(
     desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, bank: Bank
 ) -> None:
     """The call goes on while its worker sleeps; whoever wakes up late may neither write nor begin anything."""
+    bank.hold()
     sleeper = await spawn().ready()
     run = await desk.start("pay_keyed", ticket="a")
-    await until(lambda: bank.requests == 1, lambda: "the bank is not asked")
-    sleeper.send(signal.SIGSTOP)
+    await until(lambda: bank.refunds == {"a": 1}, lambda: "the bank is not asked")
+    await sleeper.stop()
+    bank.release()
 
     app = await open_app(start_worker=True)
     assert await seen.finished(run) == ["succeeded"]
@@ -48,10 +49,10 @@ async def test_stopped_in_the_middle_of_a_call(
     await app._worker.drain()
     again = await desk.start("pay_keyed", ticket="b")
     assert await seen.finished(again) == ["succeeded"]
+    await until(lambda: bool(sleeper.log("run.finished")), lambda: "not in its log")  # written after the commit
     assert [line["structured_data"]["run_id"] for line in sleeper.log("run.finished")] == [again]
 
 
-@faults("bank", "--delay", "2")
 async def test_stopped_before_the_effect(
     desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, bank: Bank, model: Model
 ) -> None:
@@ -60,9 +61,10 @@ async def test_stopped_before_the_effect(
     sleeper = await spawn().ready()
     run = await desk.start("think_pay", ticket="a")
     await until(lambda: model.asked("think") == 1, lambda: "the model is not asked")
-    sleeper.send(signal.SIGSTOP)
+    await sleeper.stop()
     await open_app(start_worker=True)
     await until(lambda: model.asked("think") == 2, lambda: "nobody takes over")
+    bank.hold()
     model.release("think")  # both get their answer, the sleeper when it wakes up
     await until(lambda: bank.requests == 1, lambda: "nobody pays")
 
@@ -70,6 +72,7 @@ async def test_stopped_before_the_effect(
     await until(lambda: bool(sleeper.log("run.abandoned")), lambda: "the sleeper has not noticed")
     assert sleeper.log("run.abandoned")[0]["structured_data"]["reason"] == "lease_lost"
     assert seen.effect(run) == "executing", "it was to wake up in the middle"
+    bank.release()
     assert await seen.finished(run) == ["succeeded"]
     assert (bank.requests, bank.refunds) == (1, {"a": 1})
     assert seen.queue(run) is None
@@ -92,8 +95,10 @@ async def test_a_drive_cancelled_before_its_first_step_is_not_renewed_for_ever(
         return claimed
 
     monkeypatch.setattr(PostgresEngine, "_claim", claim_and_cancel)
-    await open_app(start_worker=True)
+    app = await open_app(start_worker=True)
     run = await desk.start("pay_keyed", ticket="a")
+    await until(lambda: cancelled and run not in app._worker._drivers, lambda: f"not cancelled: {seen.queue(run)}")
+    seen.lapse(run=run)
     assert await seen.finished(run) == ["succeeded"]
     assert cancelled == [run]
     assert bank.refunds == {"a": 1}
@@ -115,10 +120,17 @@ async def test_a_run_let_go_is_taken_up_again_by_a_busy_worker(
         await original(self, outcomes)
 
     monkeypatch.setattr(RunDriver, "_apply", break_once)
-    await open_app(start_worker=True)
+    app = await open_app(start_worker=True)
     busy = await desk.start("only_think")
     await until(lambda: model.asked("think") == 1, lambda: "the model is not asked")
     run = await desk.start("pay_keyed")
+    await until(lambda: broken and run not in app._worker._drivers, lambda: f"not let go: {seen.queue(run)}")
+    leases = "select lease_until from queue where run_id in (%s, %s) order by run_id = %s"
+    kept, left = seen.rows(leases, busy, run, run)
+    await app._worker._renew()
+    renewed, still = seen.rows(leases, busy, run, run)
+    assert (renewed > kept, still) == (True, left), "it renews what it drives, and nothing else"
+    seen.lapse(run=run)
     assert await seen.finished(run) == ["succeeded"]
     assert broken == [run]
     assert seen.queue(run) is None
@@ -157,7 +169,6 @@ class Command:
         return int(self.process.returncode)
 
 
-@faults("bank", "--delay", "1")
 async def test_drained_worker_finishes_the_step_and_hands_the_run_over(
     desk: Desk,
     open_app: OpenApp,
@@ -169,11 +180,14 @@ async def test_drained_worker_finishes_the_step_and_hands_the_run_over(
     settings: dict[str, Any],
     tmp_path: Path,
 ) -> None:
+    bank.hold()
     drained = Command(project, data_dir, database_url, settings, tmp_path / "drained")
     try:
         run = await desk.start("pay_keyed", ticket="a")
         await until(lambda: bank.requests == 1, lambda: f"the bank is not asked: {drained.said}")
         drained.process.send_signal(signal.SIGTERM)
+        await until(lambda: "stopping" in drained.said, lambda: f"it does not hear: {drained.said}")
+        bank.release()
         assert await drained.ended() == 0, drained.said
     finally:
         drained.process.kill()
@@ -213,17 +227,26 @@ async def test_overlapping_drains_lose_nothing(
 
 
 async def test_sixty_runs_on_two_workers(
-    desk: Desk, spawn: Spawn, seen: Observer, bank: Bank, strict: Bank, admin: Principal
+    desk: Desk, spawn: Spawn, seen: Observer, bank: Bank, strict: Bank, model: Model, admin: Principal
 ) -> None:
     kinds = ("think_pay", "pay_probed", "only_think")
     workers = [await spawn().ready() for _ in range(2)]
+    model.hold("think")
     runs = [await desk.start(kinds[number % 3], ticket=f"r{number}") for number in range(60)]
+    busy = "select count(distinct worker) from queue"
+    await until(lambda: seen.rows(busy) == [(2,)], lambda: "one worker has it all")
+    model.release("think")
     assert set(await seen.finished(*runs)) == {"succeeded"}
 
     assert bank.refunds + strict.refunds == {f"r{number}": 1 for number in range(60) if number % 3 != 2}
     assert bank.requests + strict.requests == 40
+
+    def told() -> int:
+        return sum(len(worker.log("run.finished")) for worker in workers)
+
+    await until(lambda: told() >= 60, lambda: f"only {told()} ends are in the logs")  # written after the commit
+    assert told() == 60
     assert [bool(worker.log("run.finished")) for worker in workers] == [True, True]
-    assert sum(len(worker.log("run.finished")) for worker in workers) == 60
     assert seen.rows("select count(*) from queue") == [(0,)]
     seen.story(*runs)
     verdict = await desk.app.audit.verify(admin.org_id)
@@ -244,6 +267,7 @@ async def test_workers_die_at_random_while_runs_arrive(
     struck = 0
     while (victim := await _most_loaded(seen, workers)) is not None:
         victim.send(signal.SIGKILL)
+        await victim.ended()
         struck += 1
         workers.append(await spawn().ready())
     assert struck >= 4

@@ -27,6 +27,7 @@ async def test_cut_off_and_then_put_off_it_stays_in_doubt(
     await desk.cancel(run)
     review = await seen.review(run, "confirm")
     assert seen.effect(run) == "unknown"
+    seen.connection.execute("update quota_uses set lease_until = now() - interval '1 second'")  # for the undoing
     await desk.decide(review, "approve", {"refund_id": "ref-000001", "amount": 5, "currency": "EUR"})
     assert await seen.finished(run) == ["cancelled"]
     assert bank.refunds + strict.refunds == {"a": 1}

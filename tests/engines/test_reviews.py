@@ -75,7 +75,7 @@ async def test_a_decision_while_the_run_is_put_to_sleep(
             await desk.decide(decided[0], "approve")
 
     async def submit(commit: Commit) -> None:
-        released = any(row["run_id"] == run for row in commit.released)
+        released = any(row.run_id == run for row in commit.released)
         if released and moment == "before":
             await decide()
         await original(commit)

@@ -44,22 +44,26 @@ def probe(input, context):
 """
 
 
+PAUSE = 0.5
+
+
 class FarSide:
-    """Books after `pause` seconds, whether or not anybody still waits for it."""
+    """Books `PAUSE` seconds after its caller has given up."""
 
     def __init__(self) -> None:
-        self.pause = 2.0
         self.booked: list[str] = []
         self.working: list[asyncio.Task[int]] = []
         self.address = ""
 
     async def book(self, request: web.Request) -> web.Response:
-        task = asyncio.create_task(self._book(request.query["key"]))
+        task = asyncio.create_task(self._book(request, request.query["key"]))
         self.working.append(task)
         return web.json_response({"seat": await asyncio.shield(task)})
 
-    async def _book(self, key: str) -> int:
-        await asyncio.sleep(self.pause)
+    async def _book(self, request: web.Request, key: str) -> int:
+        while request.transport is not None and not request.transport.is_closing():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(PAUSE)
         self.booked.append(key)
         return len(self.booked)
 
@@ -86,8 +90,8 @@ async def far() -> AsyncIterator[FarSide]:
 async def test_what_is_done_late_is_seen_by_the_probe(
     project: Path, open_app: OpenApp, admin: Any, seen: Observer, far: FarSide
 ) -> None:
-    """The tool is killed at 1.5 s, the seat is booked at 2 s: asked at once, the far side would say that it was not."""
-    step = "- {id: book, kind: tool, tool: book, input: {url: 'http://${far}/'}, retry: {max_attempts: 3, backoff: 0.05}}\n"
+    """The tool is killed at 1.5 s, the seat is booked half a second later: the far side must not be asked at once."""
+    step = "- {id: book, kind: tool, tool: book, input: {url: 'http://${far}/'}, retry: {max_attempts: 9, backoff: 0.05}}\n"
     files = {"tools/book/tool.yaml": CONTRACT, "tools/book/main.py": CODE}
     write(project, {**files, **workflow("w", step, allow="book", output="{seat: $steps.book.seat}")})
     variables = {"bank": "127.0.0.1:9", "strict": "127.0.0.1:9", "far": far.address}

@@ -18,6 +18,7 @@ from interlock.machine import events as ev
 from interlock.store.commit import Commit
 from interlock.store.database import Database
 from interlock.store.listener import Listener
+from interlock.store.rows import NewSignal
 
 
 async def test_a_driven_run_hears_what_was_said_while_nobody_listened(
@@ -93,7 +94,7 @@ async def test_a_letter_decided_while_the_run_dies_brings_it_back(
             if commit.finished:
                 ends += 1
                 if ends == (2 if moment.endswith("again") else 1):
-                    await decide(commit.finished[0]["run_id"])
+                    await decide(commit.finished[0].run_id)
             await submit(commit)
 
         monkeypatch.setattr(app.committer, "submit", late)
@@ -103,7 +104,7 @@ async def test_a_letter_decided_while_the_run_dies_brings_it_back(
         # Told nothing that it waits for, the dead run is taken up and leaves again: just then the dead letter is decided.
         await seen.finished(run)
         stale = ev.event_to_json(ev.TimerFired("nobody's", 0.0))
-        await desk.app.committer.submit(Commit("acme", new_signals=[{"org_id": "acme", "run_id": run, "event": stale}]))
+        await desk.app.committer.submit(Commit("acme", new_signals=[NewSignal(org_id="acme", run_id=run, event=stale)]))
     await until(
         lambda: "compensation_succeeded pay_b" in seen.kinds(run), lambda: f"{seen.queue(run)} {seen.kinds(run)}"
     )
@@ -131,7 +132,7 @@ async def test_parking_a_run_keeps_no_other_from_its_driver(
     seen.connection.execute("update queue set crash_streak = %s", (MAX_CRASH_STREAK + 1,))
     others = [await desk.start("only_think") for _ in range(3)]
     await open_app(start_worker=True)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await parking.wait()
     assert await seen.finished(*others) == ["succeeded"] * 3
     assert seen.status(deadly) == "queued"

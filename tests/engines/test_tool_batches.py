@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from engines.conftest import Desk, OpenApp, Spawn, faults
+from engines.conftest import Desk, OpenApp, Spawn
 from engines.harness import PERMIT_ALL, PROMPT, Bank, Model, Observer, pay, refund_tool, until, workflow, write
 from interlock.identity.principal import Principal
 from interlock.testing import answer
+from interlock.tools.batches import Batches
 
 ITEMS = 40
 BATCH = "batch: {max: 20, wait: 1}\n"
@@ -69,8 +70,6 @@ def run_batch(calls):
     return [{"output": {**run(**call["arguments"]), "shared": len(calls)}} for call in calls]
 """,
 }
-# On a busy machine a worker with a short lease may lose it, and a call that is made again comes out of another sandbox.
-PATIENT = {"worker": {"concurrency": 8, "lease_seconds": 30}}
 BOTH = """\
 - id: both
   kind: parallel
@@ -165,7 +164,7 @@ def effects(seen: Observer, run: str) -> Counter[str]:
 async def test_a_map_makes_few_sandboxes_and_every_effect_once(
     desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, admin: Principal
 ) -> None:
-    await open_app(start_worker=True, **PATIENT)
+    await open_app(start_worker=True)
     run = await desk.start("pay_named", items=items("t"))
     assert await seen.finished(run) == ["succeeded"]
     assert bank.refunds == {f"t-{number}": 1 for number in range(ITEMS)}
@@ -184,7 +183,7 @@ async def test_a_map_makes_few_sandboxes_and_every_effect_once(
 
 
 async def test_a_bad_item_fails_alone(desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank) -> None:
-    await open_app(start_worker=True, **PATIENT)
+    await open_app(start_worker=True)
     given = items("t", 10)
     given[3]["currency"] = "E7R"  # for the bank to refuse
     run = await desk.start("pay_named", items=given)
@@ -197,7 +196,7 @@ async def test_a_bad_item_fails_alone(desk: Desk, open_app: OpenApp, seen: Obser
 
 
 async def test_runs_at_once_never_share_a_sandbox(desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank) -> None:
-    await open_app(start_worker=True, **PATIENT)
+    await open_app(start_worker=True)
     runs = [await desk.start("pay_named", items=items(f"run{number}", 8)) for number in range(4)]
     assert await seen.finished(*runs) == ["succeeded"] * 4
     found = sandboxes(bank)
@@ -207,12 +206,11 @@ async def test_runs_at_once_never_share_a_sandbox(desk: Desk, open_app: OpenApp,
     assert len(bank.refunds) == 32
 
 
-@faults("bank", "--delay", "0.1")
 async def test_a_worker_killed_in_the_middle_of_a_batch_leaves_nothing_doubled_and_nothing_lost(
     desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, bank: Bank, admin: Principal
 ) -> None:
     run = await _killed_in_the_middle(desk, spawn, seen, bank, "pay_keyed")
-    await open_app(start_worker=True, **PATIENT)
+    await open_app(start_worker=True)
     assert await seen.finished(run) == ["succeeded"]
     assert bank.refunds == {f"t-{number}": 1 for number in range(ITEMS)}
     assert bank.requests > ITEMS, "some were asked for twice, with the same key"
@@ -221,33 +219,40 @@ async def test_a_worker_killed_in_the_middle_of_a_batch_leaves_nothing_doubled_a
     assert (await desk.app.audit.verify(admin.org_id)).ok
 
 
-@faults("strict", "--delay", "0.1")
 async def test_the_bank_would_show_what_a_batch_doubled(
     desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, strict: Bank
 ) -> None:
     """The control: the same before a bank that does not look at keys."""
     run = await _killed_in_the_middle(desk, spawn, seen, strict, "pay_liar")
-    await open_app(start_worker=True, **PATIENT)
+    await open_app(start_worker=True)
     assert await seen.finished(run) == ["succeeded"]
     assert len(strict.refunds) == ITEMS
     assert max(strict.refunds.values()) > 1
 
 
 async def _killed_in_the_middle(desk: Desk, spawn: Spawn, seen: Observer, bank: Bank, name: str) -> str:
+    bank.hold(after=6)
     worker = await spawn().ready()
     run = await desk.start(name, items=items("t"))
-    await until(lambda: bank.requests >= 6, lambda: f"nothing is paid: {seen.kinds(run)}")
+    await until(lambda: bank.refunds.total() >= 6, lambda: f"nothing is paid: {seen.kinds(run)}")
     worker.send(signal.SIGKILL)
     assert await worker.ended() == -signal.SIGKILL
+    bank.release()
     assert effects(seen, run)["executing"] > 0
     assert 0 < sum(bank.refunds.values()) < ITEMS, "in the middle"
     return run
 
 
 async def test_parallel_steps_and_an_agents_calls_meet_too(
-    desk: Desk, open_app: OpenApp, seen: Observer, model: Model
+    desk: Desk, open_app: OpenApp, seen: Observer, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await open_app(start_worker=True, **PATIENT)
+    original = Batches._serve
+
+    async def patient(batches: Any, company: Any, gathering: Any, _: float) -> None:
+        await original(batches, company, gathering, 20.0)  # more than a busy machine needs; two that meet go at once
+
+    monkeypatch.setattr(Batches, "_serve", patient)
+    await open_app(start_worker=True)
     both = await desk.start("both")
     assert await seen.finished(both) == ["succeeded"]
     result = await desk.result(both)

@@ -1,11 +1,12 @@
 """A worker process for the tests. It kills itself at a chosen point, once enough runs have reached it.
 
-    python worker_process.py '{"project": …, "settings": {…}, "log": …, "ready": …, "crash": [point, runs],
-                               "poison": workflow, "wall": seconds}'
+    python worker_process.py '{"project": …, "settings": {…}, "log": …, "ready": …, "stopping": …, "crash": [point, runs],
+                               "poison": workflow, "wall": seconds, "together": calls}'
 
 The points are wrapped around the ledger, the committer and the tools from here; the code under test knows nothing of them.
 A run that reaches the point is held there, so that one kill strikes several runs at the same place. `poison` names a workflow
-whose steps end the process, as a library does that runs into a segmentation fault; `wall` is by how much its wall clock is wrong.
+whose steps end the process, as a library does that runs into a segmentation fault; `wall` is by how much its wall clock is wrong;
+batched calls are handed in once `together` of them wait, however slowly they came.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from interlock.app import App
 from interlock.base.settings import Settings
 from interlock.chaos.worker import WallClock
+from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.effects import EffectLedger
 from interlock.execution.kernel import Kernel
 from interlock.execution.steps import StepExecution, StepOutcome
@@ -63,7 +65,7 @@ def crash_at(point: str, runs: int) -> None:
         return lambda tool, what, *_: what == function and tool.contract.mutating
 
     def settled(status: str) -> Callable[..., bool]:
-        return lambda commit: any(effect["status"] == status for effect in commit.effects)
+        return lambda commit: any(effect.status == status for effect in commit.effects)
 
     wraps: dict[str, Callable[[], None]] = {
         "before intend": lambda: wrap(EffectLedger, "intend", always, before=True),
@@ -90,11 +92,25 @@ def die_of(workflow: str) -> None:
     setattr(Kernel, "perform", perform)  # noqa: B010  a plain assignment is what mypy refuses
 
 
+def gather(calls: int) -> None:
+    original, enough = BatchedCalls._submit_batch, False
+
+    async def hand_in(self: BatchedCalls, work: StepExecution, batches: Any) -> None:
+        nonlocal enough
+        async with self._database.connection(work.run.org_id) as connection:
+            enough = enough or await connection.fetchval("select count(*) from batched_calls") >= calls
+        if enough:
+            await original(self, work, batches)
+
+    setattr(BatchedCalls, "_submit_batch", hand_in)  # noqa: B010  as above
+
+
 async def main(config: dict[str, Any]) -> None:
     if config.get("crash"):
         crash_at(*config["crash"])
     if config.get("poison"):
         die_of(config["poison"])
+    gather(config.get("together", 0))
     WallClock().step(config.get("wall", 0.0))
     logs.configure(level="info", file=Path(config["log"]))
     stopped = asyncio.Event()
@@ -103,6 +119,7 @@ async def main(config: dict[str, Any]) -> None:
         await app.start_worker()
         Path(config["ready"]).touch()
         await stopped.wait()
+        Path(config["stopping"]).touch()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from engines.conftest import (  # noqa: F401
     OpenApp,
     bank,
     desk,
+    lapse,
     model,
     open_app,
     seen,
@@ -21,6 +22,7 @@ from engines.conftest import (  # noqa: F401
 )
 from engines.harness import BOOM_CODE, BOOM_TOOL, NOTE_CODE, NOTE_TOOL, PERMIT_ALL, PROMPT, refund_tool, write
 from gateway.batch_server import BatchServer
+from interlock.execution.batch.calls import BatchedCalls
 
 Deploy = Callable[..., Awaitable[Desk]]
 
@@ -54,6 +56,25 @@ async def deploy(project: Path, open_app: OpenApp, admin: object) -> Deploy:  # 
         return Desk(await open_app(start_worker=True, deploy=True, **changes), admin)  # type: ignore[arg-type]
 
     return make
+
+
+class Gathering:
+    """While `held`, no batched call is handed in; from then on those that wait go together, however slowly they came."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.held = True
+        original = BatchedCalls._submit_batch
+
+        async def hand_in(calls: BatchedCalls, *given: object) -> None:
+            if not self.held:
+                await original(calls, *given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(BatchedCalls, "_submit_batch", hand_in)
+
+
+@pytest.fixture
+def gathering(monkeypatch: pytest.MonkeyPatch) -> Gathering:
+    return Gathering(monkeypatch)
 
 
 @pytest.fixture

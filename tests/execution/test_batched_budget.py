@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engines.harness import Observer, think, workflow
-from execution.batching import LET_GO, SLOW, WORDS, batched, config
-from execution.conftest import Deploy
+from engines.harness import Observer, think, until, workflow
+from execution.batching import LET_GO, SLOW, WORDS, batched, calls_in, config
+from execution.conftest import Deploy, Gathering
 from gateway.batch_server import BatchServer
 
 
@@ -36,13 +36,20 @@ async def test_nothing_stays_reserved_for_a_call_that_a_fallback_replaced(
     assert len(provider.direct) == 2
 
 
-async def test_a_call_that_was_let_go_is_not_handed_in(deploy: Deploy, seen: Observer, provider: BatchServer) -> None:
+async def test_a_call_that_was_let_go_is_not_handed_in(
+    deploy: Deploy, seen: Observer, provider: BatchServer, gathering: Gathering
+) -> None:
     """Its run goes on; another run's call, which waits for company with it, is handed in alone."""
     desk = await deploy(
-        workflow("late", LET_GO, "- {id: pausing, kind: wait, duration: 4}\n", allow="boom"),
+        workflow("late", LET_GO, "- {id: pausing, kind: wait, signal: go}\n", allow="boom"),
         workflow("w", batched(), output=WORDS),
-        **config(provider.pin, gather_seconds=2.0),
+        **config(provider.pin),
     )
     gone, stays = await desk.start("late", text="gone"), await desk.start("w", text="stays")
-    assert await seen.finished(stays, gone) == ["succeeded", "partial"]
+    await until(lambda: "step_failed boom" in seen.kinds(gone), lambda: f"{seen.kinds(gone)}")
+    await calls_in(seen, "waiting", 1)
+    gathering.held = False
+    assert await seen.finished(stays) == ["succeeded"]
+    await desk.app.signals.signal(desk.admin, gone, "go", {})
+    assert await seen.finished(gone) == ["partial"]
     assert provider.calls == ["stays"]

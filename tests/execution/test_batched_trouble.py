@@ -11,19 +11,14 @@ import pytest
 
 from engines.conftest import Desk, OpenApp, Spawn
 from engines.harness import Observer, think, until, workflow, write
-from execution.batching import WORDS, batched, config
-from execution.conftest import Deploy
+from execution.batching import WORDS, batched, calls_in, config
+from execution.conftest import Deploy, Gathering
 from gateway.batch_server import BatchServer, never
 from interlock.app import App
 from interlock.base.settings import Settings
+from interlock.engines.postgres import driver
 from interlock.gateway.openai import OpenAIProvider
 from interlock.gateway.provider import ModelRequest, ModelResponse
-
-
-async def calls_in(seen: Observer, status: str, count: int) -> None:
-    """Waits until so many calls have come so far."""
-    query = "select count(*) from batched_calls where status = %s"
-    await until(lambda: seen.rows(query, status) == [(count,)], lambda: str(seen.rows("select * from batched_calls")))
 
 
 def hurry(owner: psycopg.Connection[object]) -> None:
@@ -39,7 +34,7 @@ async def test_killed_between_handing_in_and_writing_it_down(
     write(project, workflow("w", batched(), output=WORDS))  # type: ignore[arg-type]
     provider.after_create, provider.ready = never, False
     desk = Desk(await open_app(deploy=True, **config(pin)), admin)  # type: ignore[arg-type]
-    worker = await spawn(**config(pin)).ready()
+    worker = await spawn(together=3, **config(pin)).ready()
     runs = {await desk.start("w", text=f"matter {number}"): f"matter {number}" for number in range(3)}
     await until(lambda: len(provider.batches) == 1, lambda: "not handed in")
     worker.send(signal.SIGKILL)
@@ -99,20 +94,24 @@ async def test_two_workers_never_look_at_once(
 
 
 @pytest.mark.parametrize("status", ["waiting", "submitted"])
-async def test_an_erased_person(status: str, deploy: Deploy, seen: Observer, provider: BatchServer, pin: str) -> None:
+async def test_an_erased_person(
+    status: str, deploy: Deploy, seen: Observer, provider: BatchServer, pin: str, gathering: Gathering
+) -> None:
     """Nothing about them is handed in any more, or kept of what comes back; the others' calls go on."""
     provider.ready = False
-    desk = await deploy(workflow("w", batched(), output=WORDS), **config(pin, gather_seconds=2.0))
+    desk = await deploy(workflow("w", batched(), output=WORDS), **config(pin))
     gone, stays = [await desk.start("w", customer=f"cus-{n}", text=f"matter {n}") for n in (1, 2)]
-    await calls_in(seen, status, 2)
+    await calls_in(seen, "waiting", 2)
     if status == "submitted":  # which is said before it is done
+        gathering.held = False
+        await calls_in(seen, status, 2)
         await until(lambda: len(provider.calls) == 2, lambda: "not handed in")
     keys, org = desk.app.keys, desk.admin.org_id
     subject = keys.pseudonym(org, "cus-1")
     about = "select count(*) from artifacts where %s = any(subjects)"
     before = seen.rows(about, subject)
     assert await keys.destroy(org, subject)
-    provider.ready = True
+    provider.ready, gathering.held = True, False
     assert await seen.finished(gone, stays) == ["failed", "succeeded"]
     assert "erased" in seen.run(gone)["reason"]
     assert await desk.result(stays) == {"words": "matter 2"}
@@ -121,58 +120,74 @@ async def test_an_erased_person(status: str, deploy: Deploy, seen: Observer, pro
 
 
 async def test_a_cancelled_run_hands_nothing_in(
-    deploy: Deploy, seen: Observer, provider: BatchServer, pin: str
+    deploy: Deploy, seen: Observer, provider: BatchServer, pin: str, gathering: Gathering
 ) -> None:
-    desk = await deploy(workflow("w", batched(), output=WORDS), **config(pin, gather_seconds=2.0))
+    desk = await deploy(workflow("w", batched(), output=WORDS), **config(pin))
     gone, stays = await desk.start("w", text="gone"), await desk.start("w", text="stays")
     await calls_in(seen, "waiting", 2)
     await desk.cancel(gone)
-    assert await seen.finished(gone, stays) == ["cancelled", "succeeded"]
+    assert await seen.finished(gone) == ["cancelled"]
+    gathering.held = False
+    assert await seen.finished(stays) == ["succeeded"]
     assert provider.calls == ["stays"]
     assert seen.rows("select count(*) from batched_calls") == [(0,)]
     assert seen.rows("select count(*) from batches") == [(0,)]
 
 
-async def test_a_step_that_cannot_wait_longer(deploy: Deploy, seen: Observer, provider: BatchServer, pin: str) -> None:
+async def test_a_step_that_cannot_wait_longer(
+    deploy: Deploy, seen: Observer, provider: BatchServer, pin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At its deadline a step goes on to its fallback, which is called directly, of the same model if need be."""
+    monkeypatch.setattr(driver, "HOLD_SECONDS", 1.0)
     provider.ready = False
-    extra = "  deadline: 2\n  fallback: [{model: default}]\n"
+    extra = "  deadline: 3600\n  fallback: [{model: default}]\n"
     desk = await deploy(workflow("w", batched(extra=extra), output=WORDS), **config(pin))
     run = await desk.start("w", text="soon")
+    await until(lambda: provider.calls == ["soon"], lambda: "not handed in")
+    desk.pass_time(3600)
     assert await seen.finished(run) == ["succeeded"]
     assert await desk.result(run) == {"words": "soon"}
     assert (provider.calls, len(provider.direct)) == (["soon"], 1)
 
 
-async def test_a_deadline_before_handing_in(deploy: Deploy, seen: Observer, provider: BatchServer, pin: str) -> None:
+async def test_a_deadline_before_handing_in(
+    deploy: Deploy, seen: Observer, provider: BatchServer, pin: str, gathering: Gathering
+) -> None:
     """What nobody waits for any more is not handed in with the others."""
     late = workflow("late", batched(extra="  deadline: 1\n  on_failure: continue\n"), think("after"))
-    desk = await deploy(late, workflow("w", batched()), **config(pin, gather_seconds=2.5))
+    desk = await deploy(late, workflow("w", batched()), **config(pin))
     provider.say = lambda body: {"verdict": "good", "words": "well"}
     gone, stays = await desk.start("late", text="gone"), await desk.start("w", text="stays")
-    assert await seen.finished(gone, stays) == ["partial", "succeeded"]
+    assert await seen.finished(gone) == ["partial"]
+    gathering.held = False
+    assert await seen.finished(stays) == ["succeeded"]
     assert provider.calls == ["stays"]
 
 
-@pytest.mark.parametrize("pause", [0.7, 6.0], ids=["same lease", "another lease"])
+@pytest.mark.parametrize("hold", [600.0, 5.0], ids=["same lease", "another lease"])
 async def test_a_waiting_call_stays_reserved(
-    pause: float, deploy: Deploy, seen: Observer, provider: BatchServer
+    hold: float, deploy: Deploy, seen: Observer, provider: BatchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """57 tokens may be needed by each of two calls, and 100 are allowed: the second is refused while the first is out.
 
-    After six seconds the run was given back and taken up again, so the reservation comes from the database.
+    A run that was given back and is taken up again has the reservation from the database.
     """
+    monkeypatch.setattr(driver, "HOLD_SECONDS", hold)
     provider.ready = False
     steps = "- id: both\n  kind: parallel\n  branches:\n" + "".join(
         f"    {name}:\n{textwrap.indent(text, '      ')}"
         for name, text in (
             ("slow", batched("slow")),
-            ("quick", f"- {{id: pause, kind: wait, duration: {pause}}}\n" + think("quick")),
+            ("quick", "- {id: pause, kind: wait, signal: go}\n" + think("quick")),
         )
     )
     pace = {"gather_seconds": 60.0, "check_seconds": 60.0, "max_check_seconds": 60.0}
     desk = await deploy(workflow("w", steps, extra="budget: {tokens: 100}\n"), **config(provider.pin, **pace))
     run = await desk.start("w")
+    await until(lambda: "step_deferred slow" in seen.kinds(run), lambda: f"no call: {seen.kinds(run)}")
+    if hold < pace["gather_seconds"]:
+        await seen.asleep(run)
+    await desk.app.signals.signal(desk.admin, run, "go", {})
     assert await seen.finished(run) == ["partial"]
     assert "of the run's 100 are used" in seen.run(run)["reason"]
     assert provider.direct == []

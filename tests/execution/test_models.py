@@ -42,19 +42,19 @@ async def test_what_may_pass_is_tried_again(
     behaviour: Behaviour, kind: str, said: str, deploy: Deploy, seen: Observer, model: Model
 ) -> None:
     model.script(behaviour, behaviour)
-    desk = await deploy(workflow("w", think(timeout=0.5), output="{words: $steps.think.words}"))
+    # Where the timeout is the subject, a good answer may be late as well.
+    late = "did not answer" in said
+    step = think(timeout=0.5, attempts=9) if late else think()
+    desk = await deploy(workflow("w", step, output="{words: $steps.think.words}"))
     run = await desk.start("w")
     assert await seen.finished(run) == ["succeeded"]
     assert await desk.app.runs.result(desk.admin, run) == {"words": "well"}
-    assert model.count == 3
     failures = [event["failure"] for event in seen.journal(run) if event["type"] == "step_failed"]
-    assert [(one["kind"], one["ambiguous"]) for one in failures] == [(kind, False)] * 2
+    assert len(failures) >= 2 if late else len(failures) == 2
+    assert {(one["kind"], one["ambiguous"]) for one in failures} == {(kind, False)}
     assert said in failures[0]["message"]
-    assert [one["detail"]["success"] for one in seen.audit(run) if one["event_type"] == "model.call"] == [
-        False,
-        False,
-        True,
-    ]
+    calls = [one["detail"]["success"] for one in seen.audit(run) if one["event_type"] == "model.call"]
+    assert calls == [False] * len(failures) + [True]
 
 
 async def test_retry_after_is_respected(deploy: Deploy, seen: Observer, model: Model) -> None:
@@ -135,7 +135,10 @@ async def test_tokens_of_failed_attempts_count(deploy: Deploy, seen: Observer, m
     run = await desk.start("w")
     assert await seen.finished(run) == ["succeeded"]
     failed = next(event for event in seen.journal(run) if event["type"] == "step_failed")
-    assert (failed["spent"]["input_tokens"], failed["spent"]["output_tokens"]) == (4, 4)
+    assert failed["usage"] == {
+        "provider": "openai", "model": "fake", "input_tokens": 4, "output_tokens": 4, "cached_tokens": 0,
+        "cache_write_tokens": 0, "reasoning_tokens": 0, "attempts": 2, "known_cost": 0, "unpriced": 1,
+    }  # fmt: skip
     assert (seen.run(run)["input_tokens"], seen.run(run)["output_tokens"]) == (4 + GOOD_TOKENS[0], 4 + GOOD_TOKENS[1])
     (first, second) = [one["detail"] for one in seen.audit(run) if one["event_type"] == "model.call"]
     assert (first["input_tokens"], second["input_tokens"]) == (4, 4)

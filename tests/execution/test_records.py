@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
 
-from engines.harness import ASK, Bank, Model, Observer, pay, think, workflow
+from engines.harness import ASK, Bank, Model, Observer, pay, think, until, workflow
 from execution.conftest import Deploy
+from interlock.base.errors import Erased
+from interlock.base.refs import Ref
 from interlock.telemetry import logs
-from interlock.testing import rate_limited, status
+from interlock.testing import answer, rate_limited, status
 
 PAY = pay("pay", "refund", "bank")
 NOTE = "- {id: note, kind: tool, tool: note, input: {text: $steps.think.words}}\n"
@@ -66,6 +67,82 @@ async def test_every_passage_is_on_record(deploy: Deploy, seen: Observer, model:
     assert {span["attributes"]["run.id"] for span in spans} == {run}
     roots = [span for span in spans if span["parent_id"] is None]
     assert [span["name"] for span in roots] == ["run w"]
+
+
+async def test_the_journal_says_when_what_and_for_how_much(
+    deploy: Deploy, seen: Observer, model: Model, bank: Bank
+) -> None:
+    """Of every outcome when its attempt began, and of every model call the request, the tokens and what it cost, if known."""
+    model.script(rate_limited(), answer({"verdict": "good", "words": "well"}))
+    boom = "- {id: boom, kind: tool, tool: boom}\n"
+    desk = await deploy(workflow("w", think(), ASK, PAY, boom, allow="refund, boom"))
+    run = await desk.start("w", customer="cus-001")
+    await desk.decide(await seen.review(run), "approve")
+    assert await seen.finished(run) == ["failed"]
+    outcomes = [event for event in seen.journal(run) if "attempt" in event]
+    assert {event["type"] for event in outcomes} == {"step_failed", "step_succeeded", "compensation_succeeded"}
+    (created,) = seen.rows("select extract(epoch from created_at)::float from runs where run_id = %s", run)[0]
+    assert all(event["began"] <= event["at"] for event in outcomes)
+    assert all(created - 1 < event["began"] < created + 600 for event in outcomes), "by the database's clock"
+
+    failed, good = [event for event in outcomes if event["step"] == "think"]
+    assert (failed["usage"]["attempts"], failed["usage"]["input_tokens"], failed["usage"]["unpriced"]) == (1, 0, 0)
+    assert (good["usage"]["model"], good["usage"]["attempts"], good["usage"]["unpriced"]) == ("fake", 1, 1)
+    assert all(event.get("usage") is None for event in outcomes if event["step"] != "think")
+    assert all(event.get("request") is None for event in outcomes if event["step"] != "think")
+    assert failed["request"]["digest"] == good["request"]["digest"]
+    request, org = Ref.from_json(good["request"]), desk.admin.org_id
+    kept, asked = await desk.app.artifacts.open(org, request), model.requests[-1].body
+    assert [turn[1] for turn in kept["messages"]] == [turn["content"] for turn in asked["messages"]]
+    assert (kept["model"], kept["max_tokens"]) == (asked["model"], asked["max_tokens"])
+    assert request.labels.subjects == frozenset({desk.app.keys.pseudonym(org, "cus-001")})
+
+    entries = [one["detail"] for one in seen.audit(run) if one["event_type"] in {"model.call", "run.finished"}]
+    unknown = {"usd": None, "usd_priced": "0", "unpriced_calls": 1}
+    assert [{name: one[name] for name in unknown} for one in entries] == [
+        {"usd": "0", "usd_priced": "0", "unpriced_calls": 0},  # the call that was refused is not charged for
+        unknown,
+        unknown,
+    ]
+    assert (entries[1]["provider"], entries[1]["model"], entries[1]["calls"]) == ("openai", "fake", 1)
+    view = await desk.app.runs.get(desk.admin, run)
+    assert {name: view[name] for name in unknown} == unknown
+    step = next(one for one in view["steps"] if one["id"] == "think")
+    assert step["seconds"] == pytest.approx(good["at"] - good["began"], abs=1e-5)
+    assert (step["usage"]["attempts"], step["usage"]["usd"], step["usage"]["model"]) == (2, None, "fake")
+
+    await desk.app.keys.destroy(org, desk.app.keys.pseudonym(org, "cus-001"))
+    with pytest.raises(Erased):
+        await desk.app.artifacts.open(org, request)
+
+
+async def test_a_trace_has_the_times_of_the_journal(deploy: Deploy, seen: Observer, bank: Bank) -> None:
+    """Also of attempts whose spans were lost, and whatever the clock of the host that kept the others said."""
+    boom = "- {id: boom, kind: tool, tool: boom}\n"
+    desk = await deploy(workflow("w", think(), ASK, PAY, boom, allow="refund, boom"))
+    run = await desk.start("w")
+    await desk.decide(await seen.review(run), "approve")
+    assert await seen.finished(run) == ["failed"]
+    await desk.flush()
+    whole = await desk.app.runs.trace(desk.admin, run)
+    seen.connection.execute("update spans set start_ns = start_ns + 3600000000000, end_ns = end_ns + 3700000000000")
+    seen.connection.execute("delete from spans where name in ('step pay', 'compensate pay')")
+    trace = await desk.app.runs.trace(desk.admin, run)
+    times = {}
+    for event in seen.journal(run):
+        if "attempt" in event:
+            kind = "compensate" if event["type"].startswith("compensation") else "step"
+            times[f"{kind} {event['step']}"] = (round(event["began"] * 1e9), round(event["at"] * 1e9))
+    assert {"step think", "step pay", "step boom", "compensate pay"} <= times.keys()
+    for spans in (whole, trace):
+        found = {one["name"]: (one["start_ns"], one["end_ns"]) for one in spans if one["name"] in times}
+        assert found == times
+    parent = next(one for one in trace if one["name"] == "step think")
+    inside = [one for one in trace if one["parent_id"] == parent["span_id"]]
+    assert len(inside) == 1
+    assert abs(inside[0]["start_ns"] - parent["start_ns"]) < 60e9, "what lies within moved along"
+    root = next(one for one in trace if one["parent_id"] is None)
+    assert {one["parent_id"] for one in trace if one["name"] in times} == {root["span_id"]}
 
 
 async def test_labels_join_on_the_way(deploy: Deploy, seen: Observer, bank: Bank) -> None:
@@ -172,10 +249,7 @@ async def test_the_journal_of_a_failure_folds(deploy: Deploy, project: Path, see
     note = "- {id: note, kind: tool, tool: note, input: {text: $input.ticket}, retry: {max_attempts: 2}}\n"
     desk = await deploy(workflow("w", note, allow="note"))
     run = await desk.start("w")
-    for _ in range(200):
-        if "step_failed note" in seen.kinds(run):
-            break
-        await asyncio.sleep(0.02)
+    await until(lambda: "step_failed note" in seen.kinds(run), lambda: str(seen.kinds(run)))
     await desk.app._worker.drain()  # type: ignore[union-attr]
     await desk.app.start_worker()
     assert await seen.finished(run) == ["failed"]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engines.harness import ASK, Bank, Model, Observer, pay, think, until, workflow
+from execution.batching import config
 from execution.conftest import Deploy
+from gateway.batch_server import BatchServer
 from interlock.definitions.versions import Definition
 from interlock.store.commit import Commit
 
@@ -195,7 +199,7 @@ async def test_spending_is_known_before_its_reservation_ends(
     original = desk.app.committer.submit
 
     async def submit(commit: Commit) -> None:
-        if any(row["event"].get("step") == "first" for row in commit.journal):
+        if any(row.event.get("step") == "first" for row in commit.journal):
             spans = desk.app.tracing._store.ended
             await until(lambda: any(span.name == "step note" for span in spans), lambda: "it waits")
             model.release("one")
@@ -214,12 +218,33 @@ async def _nothing() -> None:
 
 
 async def test_money_that_cannot_be_counted_is_not_spent(deploy: Deploy, seen: Observer, model: Model) -> None:
-    """A budget in USD, and a model without a known price."""
+    """A budget in USD, and a model whose price is not known: refused before the call, on every attempt alike."""
     desk = await deploy(workflow("w", think(), extra="budget: {usd: 1}\n"))
     run = await desk.start("w")
     assert await seen.finished(run) == ["failed"]
-    assert "has no known price" in seen.run(run)["reason"]
+    assert "its price is not known, so the run's budget in USD cannot hold" in seen.run(run)["reason"]
     assert model.count == 0
+    (failed,) = [event for event in seen.journal(run) if event["type"] == "step_failed"]
+    assert (failed["failure"]["code"], failed["usage"], failed["request"]) == ("unpriced", None, None)
+
+
+async def test_a_budget_in_usd_holds_to_the_nano(deploy: Deploy, seen: Observer, provider: BatchServer) -> None:
+    """The worst case of a call is reserved exactly: at the limit it is made, and one nano-USD below it is not."""
+    pin = f"openai:gpt-4o-mini-2024-07-18@{provider.url}/v1"
+    probe = await deploy(workflow("w", think(), extra="budget: {usd: 0.000000001}\n"), **config(pin))
+    run = await probe.start("w")
+    assert await seen.finished(run) == ["partial"]
+    words = re.search(
+        r"the call could cost (\S+) USD, and 0 of the run's 0\.000000001 USD are used", seen.run(run)["reason"]
+    )
+    assert words is not None
+    worst = Decimal(words[1])
+    assert len(provider.direct) == 0
+    for limit, ending in ((worst, "succeeded"), (worst - Decimal("1e-9"), "partial")):
+        desk = await deploy(workflow("w", think(), extra=f"budget: {{usd: {limit:f}}}\n"), **config(pin))
+        run = await desk.start("w")
+        assert await seen.finished(run) == [ending]
+    assert len(provider.direct) == 1
 
 
 # -- execute and settle ----------------------------------------------------------------------------------------------
@@ -259,7 +284,7 @@ async def test_an_answer_that_breaks_the_contract(deploy: Deploy, project: Path,
 async def test_a_tool_that_fails(code: str, reason: str, deploy: Deploy, project: Path, seen: Observer) -> None:
     (project / "tools/note/main.py").write_text(f"def run(text):\n    {code}\n")
     contract = project / "tools/note/tool.yaml"
-    contract.write_text(contract.read_text() + "timeout: 1\n")
+    contract.write_text(contract.read_text() + ("timeout: 1\n" if "sleep" in code else ""))
     step = NOTE.replace("}}", "}, retry: {max_attempts: 2, backoff: 0.01}}")
     desk = await deploy(workflow("w", step, allow="note"))
     run = await desk.start("w")

@@ -304,7 +304,7 @@ def asked(body: dict[str, Any]) -> str:
 
 
 def completion(body: dict[str, Any], value: Any) -> dict[str, Any]:
-    """A chat completion; tokens are 100 in and 20 out."""
+    """A chat completion; tokens are 100 in, 60 of them cached, and 20 out, 8 of them of the reasoning."""
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -312,12 +312,18 @@ def completion(body: dict[str, Any], value: Any) -> dict[str, Any]:
         "choices": [
             {"index": 0, "message": {"role": "assistant", "content": _text(value)}, "finish_reason": "stop"},
         ],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+        "usage": {
+            "prompt_tokens": 100,
+            "completion_tokens": 20,
+            "total_tokens": 120,
+            "prompt_tokens_details": {"cached_tokens": 60},
+            "completion_tokens_details": {"reasoning_tokens": 8},
+        },
     }
 
 
 def message(body: dict[str, Any], value: Any) -> dict[str, Any]:
-    """A message that calls the forced tool; tokens as above."""
+    """A message that calls the forced tool; tokens as above; this API counts the cached ones apart and reports no reasoning."""
     block = {"type": "tool_use", "id": "toolu_1", "name": body["tools"][0]["name"], "input": value}
     return {
         "id": "msg_1",
@@ -326,7 +332,7 @@ def message(body: dict[str, Any], value: Any) -> dict[str, Any]:
         "model": body["model"],
         "content": [block],
         "stop_reason": "tool_use",
-        "usage": {"input_tokens": 100, "output_tokens": 20},
+        "usage": {"input_tokens": 40, "output_tokens": 20, "cache_read_input_tokens": 60},
     }
 
 

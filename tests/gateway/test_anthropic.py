@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from interlock.base.errors import FailureKind, ProviderError
+from interlock.base.usage import Usage
 from interlock.gateway.anthropic import AnthropicProvider
 from interlock.gateway.failures import BilledError
-from interlock.gateway.provider import Message, Usage
+from interlock.gateway.provider import Message
 from interlock.gateway.structured import complete_structured
 
 from .conftest import KEY, SCHEMA, VALID, FakeAnthropic, request
@@ -108,8 +109,9 @@ async def test_cache_tokens_count_as_input(anthropic_server: FakeAnthropic, clau
     }
     anthropic_server.reply([{"type": "text", "text": "ok"}], usage=usage)
     response = await claude.complete(request())
-    assert response.usage == Usage(1110, 5, 1000)
-    assert response.metadata["cache_write_tokens"] == 100
+    assert response.usage == Usage(
+        "claude", "claude-pinned", 1110, 5, cached_tokens=1000, cache_write_tokens=100, attempts=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ async def test_a_refusal_is_permanent_and_billed(anthropic_server: FakeAnthropic
         with pytest.raises(BilledError) as caught:
             await claude.complete(request())
         assert caught.value.kind is FailureKind.PERMANENT
-        assert caught.value.usage == Usage(10, 5)
+        assert caught.value.usage == Usage("claude", "claude-pinned", 10, 5, attempts=1)
 
 
 async def test_corrections_keep_the_alternation(anthropic_server: FakeAnthropic, claude: AnthropicProvider) -> None:
@@ -172,6 +174,7 @@ async def test_corrections_keep_the_alternation(anthropic_server: FakeAnthropic,
             [{"type": "tool_use", "id": "t", "name": "answer", "input": value}], stop_reason="tool_use"
         )
     result = await complete_structured(claude, request(schema=SCHEMA))
-    assert (result.value, result.attempts, result.usage) == (VALID, 2, Usage(20, 10))
+    assert result.value == VALID
+    assert result.usage == Usage("claude", "claude-pinned", 20, 10, attempts=2, unpriced=2)
     roles = [turn["role"] for turn in anthropic_server.requests[1][0]["messages"]]
     assert roles == ["user", "assistant", "user"]

@@ -14,6 +14,7 @@ from aiohttp import web
 from gateway.batch_server import Batch, BatchServer
 from gateway.conftest import KEY, SCHEMA, VALID, request
 from interlock.base.errors import FailureKind, ProviderError
+from interlock.base.usage import Usage
 from interlock.gateway.anthropic import AnthropicProvider
 from interlock.gateway.batches import batches_of
 from interlock.gateway.failures import BilledError
@@ -80,6 +81,9 @@ async def test_a_batched_call_is_the_same_call(server: BatchServer, provider: Pr
     answer = (await provider.batches.fetch(ended, {"one": call}))["one"]
     assert isinstance(answer, ModelResponse)
     assert (json.loads(answer.text), answer.usage, answer.model) == (VALID, direct.usage, direct.model)
+    reasoning = 8 if isinstance(provider, OpenAIProvider) else 0
+    used = Usage("acme", call.model, 100, 20, cached_tokens=60, reasoning_tokens=reasoning, attempts=1)
+    assert answer.usage == used
 
 
 async def test_answers_in_any_order(server: BatchServer, provider: Provider) -> None:

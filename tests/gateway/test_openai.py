@@ -12,9 +12,10 @@ from email.utils import format_datetime
 import pytest
 
 from interlock.base.errors import FailureKind, InvalidInput, ProviderError
+from interlock.base.usage import Usage
 from interlock.gateway.failures import MESSAGE_LIMIT, BilledError
 from interlock.gateway.openai import OpenAIProvider, fits_strict, schema_name
-from interlock.gateway.provider import Message, Usage
+from interlock.gateway.provider import Message
 from interlock.testing import (
     Behaviour,
     FakeProvider,
@@ -48,7 +49,7 @@ async def test_sends_the_dialect_and_reads_the_answer(fake: FakeProvider, openai
     turns = [Message("system", "a"), Message("developer", "b"), Message("user", "c"), Message("tool", "d")]
     response = await openai.complete(request(messages=turns, seed=7, max_tokens=33))
     assert (response.text, response.model, response.finish_reason) == ("Two euros.", "pinned-1", "stop")
-    assert response.usage == Usage(4, 2, 0)
+    assert response.usage == Usage("acme", "pinned-1", 4, 2, attempts=1)
     assert response.metadata == {}
     sent = fake.requests[0]
     assert sent.headers["authorization"] == f"Bearer {KEY}"
@@ -189,14 +190,14 @@ async def test_a_hang_ends_at_the_deadline_and_the_connection_with_it(
     error = await failure(openai, timeout=0.2)
     assert error.kind is FailureKind.TRANSIENT
     assert "within 0.2 s" in error.message
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         await fake.wait_until(lambda: fake.disconnects == 1)
 
 
 async def test_cancelling_the_task_closes_the_connection(fake: FakeProvider, openai: OpenAIProvider) -> None:
     fake.script(hang())
     task = asyncio.create_task(openai.complete(request()))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         await fake.wait_until(lambda: fake.count == 1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -248,17 +249,58 @@ async def test_missing_usage_is_estimated_and_said(fake: FakeProvider, openai: O
     fake.script(answer("12345678", usage=False))
     response = await openai.complete(request(messages=[Message("user", "x" * 40)]))
     assert response.metadata == {"usage_estimated": True}
-    assert response.usage == Usage(14, 2, 0)
+    assert response.usage == Usage("acme", "pinned-1", 14, 2, attempts=1)
 
 
-async def test_cached_tokens_are_read(fake: FakeProvider, openai: OpenAIProvider) -> None:
-    usage = {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 6}}
-    body = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "usage": usage}
+# As the API reports them: https://platform.openai.com/docs/api-reference/chat/object
+REPORTED = {
+    "prompt_tokens": 2006,
+    "completion_tokens": 300,
+    "total_tokens": 2306,
+    "prompt_tokens_details": {"cached_tokens": 1920, "audio_tokens": 0},
+    "completion_tokens_details": {
+        "reasoning_tokens": 192,
+        "audio_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cached", "reasoning"),
+    [
+        ({}, 1920, 192),
+        ({"prompt_tokens_details": None, "completion_tokens_details": {}}, 0, 0),
+        ({"prompt_tokens_details": {"cached_tokens": 5000}}, 2006, 192),  # no more than there are
+        ({"completion_tokens_details": {"reasoning_tokens": -1}}, 1920, 0),
+        ({"prompt_tokens_details": {"cached_tokens": True}, "completion_tokens_details": []}, 0, 0),
+    ],
+)
+async def test_cached_and_reasoning_tokens_are_read(
+    fake: FakeProvider, openai: OpenAIProvider, changes: dict[str, object], cached: int, reasoning: int
+) -> None:
+    message = {"message": {"content": "hi"}, "finish_reason": "stop"}
+    body = {"model": "pinned-1-2026-01-01", "choices": [message], "usage": {**REPORTED, **changes}}
     fake.script(not_the_protocol(json.dumps(body), content_type="application/json"))
     response = await openai.complete(request())
-    assert response.usage == Usage(9, 3, 6)
-    assert response.model == "pinned-1"
+    assert response.usage == Usage(
+        "acme", "pinned-1-2026-01-01", 2006, 300, cached_tokens=cached, reasoning_tokens=reasoning, attempts=1
+    )
+    assert response.model == "pinned-1-2026-01-01", "the model that answered"
     assert response.response_id is None
+
+
+async def test_a_count_that_cannot_be_true_is_none(fake: FakeProvider, openai: OpenAIProvider) -> None:
+    """A sum of such counts would not fit into the database."""
+    body = {
+        "choices": [{"message": {"content": "12345678"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 10**30, "completion_tokens": 3},
+    }
+    fake.script(not_the_protocol(json.dumps(body), content_type="application/json"))
+    response = await openai.complete(request(messages=[Message("user", "x" * 40)]))
+    assert response.metadata == {"usage_estimated": True}
+    assert (response.usage.input_tokens, response.usage.output_tokens) == (14, 3)
 
 
 async def test_a_refusal_says_why_and_what_it_cost(fake: FakeProvider, openai: OpenAIProvider) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
+from genai_prices.types import ClauseEquals, ModelInfo, ModelPrice
+from genai_prices.types import Provider as PriceProvider
 
 from interlock.base.errors import FailureKind, InvalidInput, InvalidSpec, ProviderError
+from interlock.base.money import NanoUsd
+from interlock.base.usage import Usage
+from interlock.budget import prices
 from interlock.gateway.failures import BilledError
 from interlock.gateway.openai import OpenAIProvider
-from interlock.gateway.provider import ModelResponse, Usage
+from interlock.gateway.provider import ModelResponse
 from interlock.gateway.structured import _CACHE_SIZE, _compiled, compile_schema, complete_structured
 from interlock.testing import FakeProvider, answer, invalid_json, rate_limited, refusal, server_error, wrong_schema
 
@@ -21,16 +29,17 @@ VALID_TEXT = json.dumps(VALID)
 
 
 def total(fake: FakeProvider, answers: list[str]) -> Usage:
-    """What the calls cost, counted from the wire by the fake's rule: a word a token."""
+    """What the calls used, counted from the wire by the fake's rule: a word a token; nobody knows their price."""
     incoming = sum(len(turn["content"].split()) for sent in fake.requests for turn in sent.body["messages"])
-    return Usage(incoming, sum(len(text.split()) for text in answers))
+    outgoing, calls = sum(len(text.split()) for text in answers), len(answers)
+    return Usage("acme", "pinned-1", incoming, outgoing, attempts=calls, unpriced=calls)
 
 
 async def test_a_valid_answer_needs_one_call(fake: FakeProvider, openai: OpenAIProvider) -> None:
     fake.script(answer(VALID))
     result = await complete_structured(openai, request(schema=SCHEMA), validator=compile_schema(SCHEMA))
-    assert (result.value, result.attempts) == (VALID, 1)
-    assert result.usage == result.response.usage == total(fake, [VALID_TEXT])
+    assert result.value == VALID
+    assert result.usage == total(fake, [VALID_TEXT])
 
 
 async def test_corrections_name_place_and_rule_but_no_value(fake: FakeProvider, openai: OpenAIProvider) -> None:
@@ -38,14 +47,15 @@ async def test_corrections_name_place_and_rule_but_no_value(fake: FakeProvider, 
     first = json.dumps({"category": secret, "urgency": 9, "iban": "x"})
     fake.script(answer(first), invalid_json(), answer(VALID))
     result = await complete_structured(openai, request(schema=SCHEMA))
-    assert (result.value, result.attempts, fake.count) == (VALID, 3, 3)
+    assert (result.value, result.usage.attempts, fake.count) == (VALID, 3, 3)
     turns = fake.requests[1].body["messages"]
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
     assert turns[2]["content"] == first
     said = turns[3]["content"]
     assert "/category: " in said
     assert "/urgency: the value is greater than the maximum of 5" in said
-    assert "iban" in said
+    assert "declared are category, urgency" in said
+    assert "iban" not in said, "a name that the schema does not declare is data"
     assert secret not in said
     assert len(fake.requests[2].body["messages"]) == 6
     assert "not valid JSON" in fake.requests[2].body["messages"][5]["content"]
@@ -61,7 +71,7 @@ async def test_it_ends_after_the_last_correction_and_says_what_it_cost(
         await complete_structured(openai, request(schema=SCHEMA), max_corrections=corrections)
     error = caught.value
     assert error.kind is FailureKind.INVALID
-    assert error.attempts == fake.count == corrections + 1
+    assert error.usage.attempts == fake.count == corrections + 1
     assert error.usage == total(fake, ['{"category": "0160 1234567", "urgency": 1}'] * fake.count)
     assert "/category" in error.message
     assert "0160" not in error.message
@@ -86,7 +96,7 @@ async def test_two_corrections_is_the_default(fake: FakeProvider, openai: OpenAI
 async def test_a_single_fence_is_tolerated(fake: FakeProvider, openai: OpenAIProvider, text: str) -> None:
     fake.script(answer(text))
     result = await complete_structured(openai, request(schema=SCHEMA))
-    assert (result.value, result.attempts) == (VALID, 1)
+    assert (result.value, result.usage.attempts) == (VALID, 1)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +112,18 @@ async def test_a_single_fence_is_tolerated(fake: FakeProvider, openai: OpenAIPro
         '{"category": "card", "category": "fees", "urgency": 2}',
         "[" * 100_000,
         '{"category": "fees", "urgency": ' + "9" * 5000 + "}",
+        '{"category": "fees", "urgency": 2, "more": ' + "[" * 100 + "]" * 100 + "}",
+        '{"category": "fees", "urgency": 2, "more": 1e999}',
+        '{"category": "fees", "urgency": 2, "more": 9223372036854775808}',
+        '{"category": "fees", "urgency": 2, "a\\ud800": 1}',
+        '{"category": "fees\\ud800", "urgency": 2}',
+        '{"category": "fees", "urgency": 2, "a\\u0000b": 1}',
     ],
 )
 async def test_nothing_cleverer(fake: FakeProvider, openai: OpenAIProvider, text: str) -> None:
     fake.script(answer(text), answer(VALID))
     result = await complete_structured(openai, request(schema=SCHEMA))
-    assert (result.value, result.attempts) == (VALID, 2)
+    assert (result.value, result.usage.attempts) == (VALID, 2)
     echoed = fake.requests[1].body["messages"][2]["content"]
     assert 0 < len(echoed) < 8_100
 
@@ -115,7 +131,7 @@ async def test_nothing_cleverer(fake: FakeProvider, openai: OpenAIProvider, text
 async def test_a_cut_answer_is_invalid_even_if_it_parses(fake: FakeProvider, openai: OpenAIProvider) -> None:
     fake.script(answer(VALID, finish_reason="length"), answer(VALID))
     result = await complete_structured(openai, request(schema=SCHEMA))
-    assert result.attempts == 2
+    assert result.usage.attempts == 2
     assert "more briefly" in fake.requests[1].body["messages"][3]["content"]
 
 
@@ -133,12 +149,13 @@ async def test_a_failure_after_a_paid_attempt_carries_the_cost(fake: FakeProvide
     with pytest.raises(BilledError) as caught:
         await complete_structured(openai, request(schema=SCHEMA))
     assert (caught.value.kind, caught.value.retry_after) == (FailureKind.RATE_LIMITED, 3.0)
-    assert (caught.value.usage, caught.value.attempts) == (Usage(5, 1), 2)
+    assert caught.value.usage == Usage("acme", "pinned-1", 5, 1, attempts=2, unpriced=1), "one of two was answered"
     with pytest.raises(BilledError) as caught:
         await complete_structured(openai, request(schema=SCHEMA))
     assert caught.value.kind is FailureKind.PERMANENT
     # Both calls: the invalid answer's, and the refusal's own.
     assert caught.value.usage.input_tokens > 10
+    assert (caught.value.usage.attempts, caught.value.usage.unpriced) == (2, 2)
 
 
 async def test_no_schema_no_call(fake: FakeProvider, openai: OpenAIProvider) -> None:
@@ -186,16 +203,34 @@ def test_formats_are_enforced() -> None:
 
 
 async def test_an_answer_that_is_there_is_the_first_attempt(fake: FakeProvider, openai: OpenAIProvider) -> None:
-    good = ModelResponse('{"category": "fees", "urgency": 2}', "pinned-1", Usage(7, 3))
+    """It comes with its cost, which is not the one of a direct call."""
+    used = Usage("acme", "pinned-0", 7, 3, attempts=1, known_cost=NanoUsd(99))
+    good = ModelResponse('{"category": "fees", "urgency": 2}', "pinned-0", used)
     answer = await complete_structured(openai, request(schema=SCHEMA), answered=good)
-    assert (answer.value, answer.attempts, answer.usage, fake.count) == (VALID, 1, Usage(7, 3), 0)
-    bad = ModelResponse("{}", "pinned-1", Usage(7, 3).in_batch())
+    assert (answer.value, answer.usage, fake.count) == (VALID, used, 0)
+    bad = ModelResponse("{}", "pinned-0", used)
     answer = await complete_structured(openai, request(schema=SCHEMA), answered=bad)
-    assert (answer.attempts, fake.count) == (2, 1)
-    assert (answer.usage.batched_input_tokens, answer.usage.batched_output_tokens) == (7, 3)
+    assert (answer.usage.attempts, fake.count) == (2, 1)
+    assert (answer.usage.known_cost, answer.usage.unpriced, answer.usage.model) == (99, 1, "pinned-1")
     assert answer.usage.input_tokens > 7
     fake.always(wrong_schema())
     with pytest.raises(BilledError) as caught:
         await complete_structured(openai, request(schema=SCHEMA), answered=bad)
-    assert (caught.value.attempts, fake.count) == (3, 3), "two corrections, as ever"
-    assert caught.value.usage.batched_input_tokens == 7
+    assert (caught.value.usage.attempts, fake.count) == (3, 3), "two corrections, as ever"
+
+
+async def test_each_call_is_priced_by_itself_and_rounded_once(
+    fake: FakeProvider, openai: OpenAIProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 37.5 nano-USD a token, calls cost half a nano-USD more than a whole number; what adds up are the rounded parts."""
+    price = ModelPrice(input_mtok=Decimal("0.0375"), output_mtok=Decimal("0.15"))
+    listed = PriceProvider("acme", "Acme", ""), ModelInfo("pinned-1", ClauseEquals("pinned-1"), prices=price)
+    monkeypatch.setattr(prices, "_find", lambda _provider, _model: listed)
+    fake.script(invalid_json("no"), invalid_json("no"), answer(VALID))
+    result = await complete_structured(openai, request(schema=SCHEMA))
+    calls = [sum(len(turn["content"].split()) for turn in sent.body["messages"]) for sent in fake.requests]
+    answers = [1, 1, len(VALID_TEXT.split())]
+    exact = [Fraction(75, 2) * used + 150 * said for used, said in zip(calls, answers, strict=True)]
+    assert any(one.denominator == 2 for one in exact), "else nothing is rounded here"
+    assert result.usage.cost == sum(math.floor(one + Fraction(1, 2)) for one in exact)
+    assert (result.usage.attempts, result.usage.unpriced) == (3, 0)

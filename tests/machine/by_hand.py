@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from interlock.base.errors import FailureKind
+from interlock.base.money import NanoUsd
+from interlock.base.usage import Usage
 from interlock.machine import events as ev
 from interlock.machine.machine import advance
 from interlock.machine.program import compile_program
@@ -36,17 +38,16 @@ class Run:
         return commands
 
     def done(self, step: str, attempt: int = 1, calls: tuple[str, ...] = (), **facts: Any) -> list[ev.Command]:
-        spent = ev.Spent(10, 5, 0.5)
-        return self.tell(
-            ev.StepSucceeded(step, attempt, self.now, ref(f"{step}/{attempt}"), facts, spent, tuple(calls))
-        )
+        usage = Usage("p", "m", 10, 5, attempts=1, known_cost=NanoUsd(500_000_001))
+        output = ref(f"{step}/{attempt}")
+        return self.tell(ev.StepSucceeded(step, attempt, self.now, self.now, output, facts, usage, tuple(calls)))
 
     def asks(self, turn: str, *calls: str) -> list[ev.Command]:
         """An agent's model asks for tools to be called."""
         return self.done(turn, calls=calls)
 
     def deferred(self, step: str, attempt: int = 1, delay: float = 5.0) -> list[ev.Command]:
-        return self.tell(ev.StepDeferred(step, attempt, self.now, delay))
+        return self.tell(ev.StepDeferred(step, attempt, self.now, self.now, delay))
 
     def failed(
         self,
@@ -58,7 +59,7 @@ class Run:
         doubt: bool = False,
     ) -> list[ev.Command]:
         failure = ev.Failure(FailureKind(kind), "code", "it broke", retry_after, doubt)
-        return self.tell(ev.StepFailed(step, attempt, self.now, failure, ev.Spent(10, 0, 0.25)))
+        return self.tell(ev.StepFailed(step, attempt, self.now, self.now, failure, Usage("p", "", 10, 0, attempts=1)))
 
     def decided(self, step: str, approved: bool, **facts: Any) -> list[ev.Command]:
         self.now += 60
@@ -69,11 +70,11 @@ class Run:
         return self.tell(ev.TimerFired(timer, self.now))
 
     def undone(self, step: str, attempt: int = 1) -> list[ev.Command]:
-        return self.tell(ev.CompensationSucceeded(step, attempt, self.now))
+        return self.tell(ev.CompensationSucceeded(step, attempt, self.now, self.now))
 
     def not_undone(self, step: str, attempt: int = 1, kind: str = "permanent") -> list[ev.Command]:
         failure = ev.Failure(FailureKind(kind), "code", "it stuck")
-        return self.tell(ev.CompensationFailed(step, attempt, self.now, failure))
+        return self.tell(ev.CompensationFailed(step, attempt, self.now, self.now, failure))
 
     def cancel(self) -> list[ev.Command]:
         return self.tell(ev.CancelRequested(self.now, "changed my mind"))

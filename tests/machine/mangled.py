@@ -63,21 +63,23 @@ _Maker = Callable[[random.Random, str, RunState], Any]
 _MAKERS: dict[type, _Maker] = {
     ev.RunStarted: lambda rng, name, state: ev.RunStarted(_at(rng), 1, rng.choice(_FACTS)),
     ev.StepSucceeded: lambda rng, name, state: ev.StepSucceeded(
-        name, _attempt(rng, name, state), _at(rng), ref("x"), rng.choice(_FACTS), calls=rng.choice(_CALLS)
+        name, _attempt(rng, name, state), _at(rng), _at(rng), ref("x"), rng.choice(_FACTS), calls=rng.choice(_CALLS)
     ),
-    ev.StepFailed: lambda rng, name, state: ev.StepFailed(name, _attempt(rng, name, state), _at(rng), _failure(rng)),
+    ev.StepFailed: lambda rng, name, state: ev.StepFailed(
+        name, _attempt(rng, name, state), _at(rng), _at(rng), _failure(rng)
+    ),
     ev.StepDeferred: lambda rng, name, state: ev.StepDeferred(
-        name, _attempt(rng, name, state), _at(rng), rng.choice([-1.0, 0.0, 1e9])
+        name, _attempt(rng, name, state), _at(rng), _at(rng), rng.choice([-1.0, 0.0, 1e9])
     ),
     ev.ReviewDecided: lambda rng, name, state: ev.ReviewDecided(
         name, _at(rng), rng.random() < 0.5, ref("x"), rng.choice(_FACTS)
     ),
     ev.TimerFired: _timer,
     ev.CompensationSucceeded: lambda rng, name, state: ev.CompensationSucceeded(
-        name, _attempt(rng, name, state), _at(rng)
+        name, _attempt(rng, name, state), _at(rng), _at(rng)
     ),
     ev.CompensationFailed: lambda rng, name, state: ev.CompensationFailed(
-        name, _attempt(rng, name, state), _at(rng), _failure(rng)
+        name, _attempt(rng, name, state), _at(rng), _at(rng), _failure(rng)
     ),
     ev.CancelRequested: lambda rng, name, state: ev.CancelRequested(_at(rng), ""),
     ev.SignalReceived: lambda rng, name, state: ev.SignalReceived(

@@ -118,7 +118,7 @@ def test_a_used_up_budget_ends_the_run_and_not_just_the_call() -> None:
 def test_a_late_outcome_of_an_earlier_turn_changes_nothing() -> None:
     run = Run(AGENT)
     run.asks("assist#1/turn", "look")
-    old = ev.StepSucceeded("assist#1/turn", 1, run.now, ref("x"), {}, calls=("book",))
+    old = ev.StepSucceeded("assist#1/turn", 1, run.now, run.now, ref("x"), {}, calls=("book",))
     assert run.tell(old) == []
     run.done("assist#1/call#1")
     assert run.tell(old) == []

@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from interlock.base.errors import FailureKind
 from interlock.base.labels import Labels, Sensitivity, Trust
+from interlock.base.money import NanoUsd
 from interlock.base.refs import Ref
+from interlock.base.usage import Usage
 from interlock.machine import events as ev
 
 _names = st.text(max_size=12)
@@ -30,16 +32,20 @@ _refs = st.builds(Ref, st.text("0123456789abcdef", min_size=64, max_size=64), st
 _failures = st.builds(
     ev.Failure, st.sampled_from(FailureKind), _names, _names, st.none() | _times, st.booleans(), st.none() | _refs
 )
-_spent = st.builds(ev.Spent, st.integers(0, 2**40), st.integers(0, 2**40), st.floats(0, 1e6))
+_calls = st.lists(_names, max_size=2).map(tuple)
 _counts = st.integers(0, 1000)
+_money = st.integers(0, 2**62).map(NanoUsd)  # beyond what a float holds exactly
+_usage = st.none() | st.builds(Usage, _names, _names, *[_counts] * 6, _money, _counts)
+_FAILED = {"kind": "permanent", "code": "c", "message": "m"}
 EVENTS = st.one_of(
     st.builds(ev.RunStarted, _times, st.integers(0, 2**48), _facts),
-    st.builds(ev.StepSucceeded, _names, _counts, _times, _refs, _facts, _spent),
-    st.builds(ev.StepFailed, _names, _counts, _times, _failures, _spent),
+    st.builds(ev.StepSucceeded, _names, _counts, _times, _times, _refs, _facts, _usage, _calls, st.none() | _refs),
+    st.builds(ev.StepFailed, _names, _counts, _times, _times, _failures, _usage, st.none() | _refs),
+    st.builds(ev.StepDeferred, _names, _counts, _times, _times, _times, st.booleans()),
     st.builds(ev.ReviewDecided, _names, _times, st.booleans(), _refs, _facts),
     st.builds(ev.TimerFired, _names, _times),
-    st.builds(ev.CompensationSucceeded, _names, _counts, _times),
-    st.builds(ev.CompensationFailed, _names, _counts, _times, _failures),
+    st.builds(ev.CompensationSucceeded, _names, _counts, _times, _times),
+    st.builds(ev.CompensationFailed, _names, _counts, _times, _times, _failures),
     st.builds(ev.CancelRequested, _times, _names),
 )
 
@@ -69,6 +75,16 @@ def test_facts_keep_their_types() -> None:
         {"type": "timer_fired", "at": 1},
         {"type": "timer_fired", "at": "soon", "timer": "x"},
         {"type": "run_started", "at": 1, "seed": "seven"},
+        {"type": "compensation_succeeded", "step": "a", "attempt": 1, "at": 1},  # when did it begin?
+        {
+            "type": "step_failed",
+            "step": "a",
+            "attempt": 1,
+            "began": 1,
+            "at": 1,
+            "failure": _FAILED,
+            "usage": {"known_cost": 0.5},
+        },
     ],
 )
 def test_what_is_no_event_is_refused(entry: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from interlock.base.money import NanoUsd
+from interlock.base.usage import Usage
 from interlock.machine import events as ev
 from interlock.machine.events import (
     CloseReview,
@@ -48,7 +50,7 @@ def test_steps_run_in_order() -> None:
     assert run.done("hotel") == [Perform("mail", 1)]
     assert run.done("mail") == [Perform("car", 1)]
     assert run.done("car") == [Finish(RunStatus.SUCCEEDED, None)]
-    assert run.state.spent == ev.Spent(50, 25, 2.5)
+    assert run.state.usage == Usage("", "", 50, 25, attempts=5, known_cost=NanoUsd(2_500_000_005))
     assert set(run.state.outputs) == {"flight", "weather", "hotel", "mail", "car"}
 
 

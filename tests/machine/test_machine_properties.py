@@ -162,8 +162,8 @@ def _simulated(scenario: Scenario) -> SimulatedRun:
             case ev.Compensate(step, attempt):
                 one = next_answer(scenario.undos, "undo", step, Answer())
                 if one.ok:
-                    return ev.CompensationSucceeded(step, attempt, now)
-                return ev.CompensationFailed(step, attempt, now, failure(one))
+                    return ev.CompensationSucceeded(step, attempt, now, now)
+                return ev.CompensationFailed(step, attempt, now, now, failure(one))
             case ev.OpenReview(step, "confirm"):
                 one = next_answer(scenario.confirms, "confirm", step, Answer())
                 later = now + 0.001 * told["confirm", key_of(step)]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interlock.base.errors import FailureKind
 from interlock.base.labels import Labels
+from interlock.base.money import NanoUsd
 from interlock.base.refs import Ref
+from interlock.base.usage import Usage
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, pending
 from interlock.machine.program import Program
@@ -122,8 +124,8 @@ class World:
             case "undo":
                 answer = self._next(scenario.undos, step, Answer())
                 if answer.ok:
-                    return answer, ev.CompensationSucceeded(step, attempt, self.now)
-                return answer, ev.CompensationFailed(step, attempt, self.now, failure(answer))
+                    return answer, ev.CompensationSucceeded(step, attempt, self.now, self.now)
+                return answer, ev.CompensationFailed(step, attempt, self.now, self.now, failure(answer))
             case "confirm":
                 answer = self._next(scenario.confirms, step, Answer())
                 return answer, ev.ReviewDecided(step, self.now, answer.ok, ref(f"{step}!"), answer.facts)
@@ -153,6 +155,9 @@ class World:
         assert after is not before, f"{event} was refused"
         assert repr(before) == looked, "the input state changed"
         assert advance(self.program, before, event) == (after, commands), "the same inputs gave something else"
+        if hasattr(event, "began"):
+            another = replace(event, began=event.began - 0.25)
+            assert advance(self.program, before, another) == (after, commands), "the beginning decided something"
         moves_within_the_rules(self.program, before, after, commands)
         counted(self.program, after)
         self._carry_out(event, commands)
@@ -265,12 +270,14 @@ class World:
         ]
         strays: list[Any] = [ev.RunStarted(self.now, 1), ev.TimerFired(self.rng.choice(kinds), self.now)]
         if ("perform", step, attempt) not in self.work:
-            strays.append(ev.StepSucceeded(step, attempt, self.now, ref("x"), {"n": 9}))
-            strays.append(ev.StepFailed(step, attempt, self.now, failure(Answer(ok=False, kind="budget"))))
-            strays.append(ev.StepDeferred(step, attempt, self.now, 1.0))
+            strays.append(ev.StepSucceeded(step, attempt, self.now, self.now, ref("x"), {"n": 9}))
+            strays.append(ev.StepFailed(step, attempt, self.now, self.now, failure(Answer(ok=False, kind="budget"))))
+            strays.append(ev.StepDeferred(step, attempt, self.now, self.now, 1.0))
         if ("undo", step, attempt) not in self.work:
-            strays.append(ev.CompensationSucceeded(step, attempt, self.now))
-            strays.append(ev.CompensationFailed(step, attempt, self.now, failure(Answer(ok=False, kind="permanent"))))
+            strays.append(ev.CompensationSucceeded(step, attempt, self.now, self.now))
+            strays.append(
+                ev.CompensationFailed(step, attempt, self.now, self.now, failure(Answer(ok=False, kind="permanent")))
+            )
         if step not in {name for _, name in self.reviews}:
             strays.append(ev.ReviewDecided(step, self.now, self.rng.random() < 0.5, ref("x")))
         if step not in {name for _, name in self.dead_letters}:
@@ -314,9 +321,11 @@ class World:
         assert pending(state) == []
         assert state.timers == {}
         self._nothing_is_left_in_doubt()
-        spent = [event.spent for event in self.journal if isinstance(event, ev.StepSucceeded | ev.StepFailed)]
-        assert state.spent.usd == sum(one.usd for one in spent)
-        assert state.spent.input_tokens == sum(one.input_tokens for one in spent)
+        ended = [event for event in self.journal if isinstance(event, ev.StepSucceeded | ev.StepFailed)]
+        used = [event.usage for event in ended if event.usage is not None]
+        assert (state.usage.provider, state.usage.model) == ("", "")
+        for count in ("input_tokens", "output_tokens", "attempts", "known_cost", "unpriced"):
+            assert getattr(state.usage, count) == sum(getattr(one, count) for one in used)
 
     def _nothing_is_left_in_doubt(self) -> None:
         """After an ambiguous failure comes a person's answer, or another attempt that knows better."""
@@ -338,11 +347,12 @@ def failure(answer: Answer) -> ev.Failure:
 def outcome(answer: Answer, step: str, attempt: int, now: float) -> Any:
     """The event of an attempt that ended so."""
     if answer.ok:
-        spent = ev.Spent(3, 2, 0.25)
-        return ev.StepSucceeded(step, attempt, now, ref(f"{step}/{attempt}"), answer.facts, spent, answer.calls)
+        usage = Usage("p", "m", 3, 2, attempts=1, known_cost=NanoUsd(333_333_333))
+        output = ref(f"{step}/{attempt}")
+        return ev.StepSucceeded(step, attempt, now - 0.5, now, output, answer.facts, usage, answer.calls)
     if answer.kind == "deferred":
-        return ev.StepDeferred(step, attempt, now, 5.0)
-    return ev.StepFailed(step, attempt, now, failure(answer), ev.Spent(1, 0, 0.125))
+        return ev.StepDeferred(step, attempt, now, now, 5.0)
+    return ev.StepFailed(step, attempt, now, now, failure(answer), Usage("p", "n", 1, 0, attempts=1, unpriced=1))
 
 
 def plain(what: str) -> str:

@@ -20,6 +20,7 @@ from interlock.store import outbox
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 from interlock.store.outbox import OutboxEvent, Relay
+from interlock.store.rows import JournalRow, OutboxRow
 from interlock.telemetry import logs
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ async def publish(database: Database, tenants: tuple[Tenant, Tenant]) -> AsyncIt
     async def publish(count: int, org: int = 0) -> None:
         org_id = tenants[org].org_id
         for n in range(count):
-            event = {"org_id": org_id, "topic": "test", "payload": {"n": n}}
+            event = OutboxRow(org_id=org_id, topic="test", payload={"n": n})
             await committer.submit(Commit(org_id, outbox=[event]))
 
     yield publish
@@ -60,7 +61,7 @@ class Receiver:
         self.got.append(event.payload["n"])
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while len(self.got) < count:
                 await asyncio.sleep(0.005)
 
@@ -80,7 +81,7 @@ def left(owner: psycopg.Connection[Any]) -> list[int]:
 
 
 async def until_empty(owner: psycopg.Connection[Any]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while left(owner):
             await asyncio.sleep(0.005)
 
@@ -119,8 +120,8 @@ async def test_what_was_refused_leaves_no_event(
     committer = Committer(database, AuditLog(bytes(range(32, 64))).seal)
     committer.start()
     org = tenants[0].org_id
-    event = {"org_id": org, "topic": "test", "payload": {"n": 1}}
-    broken = {"run_id": "nobody", "seq": 1, "org_id": org, "event": {}}
+    event = OutboxRow(org_id=org, topic="test", payload={"n": 1})
+    broken = JournalRow(run_id="nobody", seq=1, org_id=org, event={})
     with pytest.raises(asyncpg.ForeignKeyViolationError):
         await committer.submit(Commit(org, outbox=[event], journal=[broken]))
     await committer.close()
@@ -145,7 +146,7 @@ async def test_a_failing_sink_holds_up_what_comes_after_and_loses_nothing(
         assert receiver.got == [0, 1]
         assert left(owner) == [2, 3, 4]
     relay.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while not complaints:
             await asyncio.sleep(0.005)
     broken = False

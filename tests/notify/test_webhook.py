@@ -59,7 +59,7 @@ class Endpoint:
         return web.Response()
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while len(self.events) < count:
                 await asyncio.sleep(0.01)
 

@@ -7,11 +7,20 @@ from typing import Any
 
 import pytest
 
+from interlock.sandbox import egress, instance
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.sandbox.environment import Job, SandboxLimits, SandboxResult
 
 MakeJob = Callable[..., Job]
 Run = Callable[..., Awaitable[SandboxResult]]
+
+
+@pytest.fixture(autouse=True)
+def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes milliseconds may take long on a busy machine, and is no fault of what is tested."""
+    monkeypatch.setattr(instance, "_EXIT_GRACE", 60.0)
+    for name in ("_HEAD_TIMEOUT", "_CONNECT_TIMEOUT", "_LINGER"):
+        monkeypatch.setattr(egress, name, 60.0)
 
 
 @pytest.fixture

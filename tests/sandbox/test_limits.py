@@ -145,12 +145,15 @@ async def test_nothing_outlives_its_job(run: Run, hang: bool) -> None:
     marker = f"7{secrets.randbelow(10**8):08d}"
     seen: list[int] = []
     watching = asyncio.create_task(_watch(marker, seen))
-    result = await run(GRANDCHILDREN, {"marker": marker, "hang": hang}, timeout=3.0)
-    left = processes_with(f"sleep\0{marker}")
+    for _ in range(10):
+        result = await run(GRANDCHILDREN, {"marker": marker, "hang": hang}, timeout=3.0 if hang else 60.0)
+        left = processes_with(f"sleep\0{marker}")
+        assert result.ending == ("timeout" if hang else "ok")
+        assert left == []
+        if 2 in seen:
+            break
     watching.cancel()
-    assert result.ending == ("timeout" if hang else "ok")
-    assert left == []
-    assert max(seen) == 2  # they were really there
+    assert max(seen) == 2  # they were really there, though a busy machine may not see it at once
 
 
 async def _watch(marker: str, seen: list[int]) -> None:
@@ -163,7 +166,7 @@ async def test_cancelling_kills_everything(sandbox: BubblewrapSandbox, make_job:
     marker = f"8{secrets.randbelow(10**8):08d}"
     job = make_job(GRANDCHILDREN, {"marker": marker, "hang": True})
     task = asyncio.create_task(sandbox.run(job))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while len(processes_with(f"sleep\0{marker}")) < 2:
             await asyncio.sleep(0.02)
     task.cancel()
@@ -193,7 +196,7 @@ async def test_close_kills_what_runs(make_job: MakeJob) -> None:
     sandbox = BubblewrapSandbox(warm=0)
     marker = f"9{secrets.randbelow(10**8):08d}"
     task = asyncio.create_task(sandbox.run(make_job(GRANDCHILDREN, {"marker": marker, "hang": True})))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while len(processes_with(f"sleep\0{marker}")) < 2:
             await asyncio.sleep(0.02)
     await sandbox.close()

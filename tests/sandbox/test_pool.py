@@ -11,6 +11,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,17 +52,26 @@ def runners(job: Job) -> list[int]:
     ]
 
 
-async def test_a_warm_sandbox_serves_one_job(warm: BubblewrapSandbox, make_job: MakeJob) -> None:
+async def test_a_warm_sandbox_serves_one_job(
+    warm: BubblewrapSandbox, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = make_job(STATEFUL)
-    starts = []
+    starts, taken, take = [], [], warm.pool.take
+
+    def note(plan: Any) -> Any:
+        taken.append(take(plan))
+        return taken[-1]
+
+    monkeypatch.setattr(warm.pool, "take", note)
     for _ in range(4):
         result = await warm.run(job)
         assert result.output == [1, []]
         starts.append(result.start_seconds)
         await warm.pool.settled()
         assert warm.pool.waiting == 1
-    assert min(starts[1:]) > 0
-    assert max(starts[1:]) < starts[0]  # they did not start anything
+    assert min(starts) > 0
+    assert [bool(one) for one in taken] == [False, True, True, True]
+    assert len(set(taken)) == 4
 
 
 async def test_a_waiting_sandbox_has_not_run_the_tool(warm: BubblewrapSandbox, make_job: MakeJob) -> None:
@@ -93,8 +103,11 @@ async def test_a_stopped_one_is_only_a_timeout(warm: BubblewrapSandbox, make_job
     (runner,) = runners(job)
     os.kill(runner, signal.SIGSTOP)
     assert (await warm.run(job)).ending == "timeout"
-    await warm.pool.settled()
-    assert (await warm.run(job)).ending == "ok"
+    endings = []
+    while "ok" not in endings and len(endings) < 20:  # in one second a busy machine may not get as far
+        await warm.pool.settled()
+        endings.append((await warm.run(job)).ending)
+    assert endings[-1] == "ok"
 
 
 async def test_other_limits_egress_or_bundle_is_another_sandbox(warm: BubblewrapSandbox, make_job: MakeJob) -> None:
@@ -129,7 +142,7 @@ async def test_idle_ones_expire(make_job: MakeJob) -> None:
     job = make_job("def run(): return 1")
     await sandbox.run(job)
     await sandbox.pool.settled()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while sandbox.pool.waiting or bwraps(job):
             await asyncio.sleep(0.02)
     await sandbox.close()
@@ -168,8 +181,8 @@ async def test_no_zombie_is_left(make_job: MakeJob, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "pidfd_open", note)
     sandbox = BubblewrapSandbox(warm=1)
-    ends = ["return 1", "raise ValueError", "import time; time.sleep(9)"]
-    jobs = [make_job(f"def run():\n    {end}", timeout=1.0) for end in ends]
+    ends = ["return 1", "raise ValueError", "import time; time.sleep(600)"]
+    jobs = [make_job(f"def run():\n    {end}", timeout=1.0 if "sleep" in end else 60.0) for end in ends]
     for _ in range(2):
         assert [(await sandbox.run(job)).ending for job in jobs] == ["ok", "raised", "timeout"]
     await sandbox.close()

@@ -8,87 +8,125 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
-from interlock.audit.log import Entry
+from interlock.base.refs import RefJson
+from interlock.machine.events import RunStatus
+from interlock.store.entries import Entry
+from interlock.store.rows import (
+    ArtifactRow,
+    EffectRow,
+    EffectStatus,
+    JournalRow,
+    NewClaim,
+    NewDeadLetter,
+    NewReview,
+    NewRun,
+    NewSignal,
+    OutboxRow,
+    RunUpdate,
+)
 
-REF = {"digest": "0" * 64, "size": 2, "labels": {}}
+REF: RefJson = {
+    "digest": "0" * 64,
+    "size": 2,
+    "labels": {"trust": "system", "sensitivity": "public", "subjects": [], "origins": [], "as_of": None},
+}
 _numbers = itertools.count()
 
 
-def new_run(org_id: str, run_id: str | None = None) -> dict[str, Any]:
+def new_run(org_id: str, run_id: str | None = None) -> NewRun:
     """For `Commit.new_runs`; the workflow is the one that the fixture `workflow` deploys."""
     run_id = run_id or f"run_{next(_numbers):06}"
-    return {
-        "run_id": run_id,
-        "org_id": org_id,
-        "workflow": "ask",
-        "version": "v1",
-        "principal": {"user_id": "ada", "org_id": org_id, "roles": ["admin"]},
-        "idempotency_key": run_id,
-        "input": REF,
-        "vault": None,
-        "flags": [],
-        "trace_id": "0" * 32,
-        "span_id": "0" * 16,
-    }
+    return NewRun(
+        run_id=run_id,
+        org_id=org_id,
+        workflow="ask",
+        version="v1",
+        principal={"user_id": "ada", "org_id": org_id, "roles": ["admin"]},
+        idempotency_key=run_id,
+        input=REF,
+        vault=None,
+        flags=[],
+        trace_id="0" * 32,
+        span_id="0" * 16,
+        engine="postgres",
+        priority=0,
+    )
 
 
-def run_update(run_id: str, status: str = "running", *, finished: bool = False) -> dict[str, Any]:
+def run_update(run_id: str, status: str = "running", *, finished: bool = False) -> RunUpdate:
     """For `Commit.runs`."""
-    zeros = {"input_tokens": 0, "output_tokens": 0, "usd": 0, "steps": 0}
-    return {"run_id": run_id, "status": status, "reason": None, "output": None, "finished": finished} | zeros
+    return RunUpdate(
+        run_id=run_id,
+        status=RunStatus(status),
+        reason=None,
+        output=None,
+        input_tokens=0,
+        output_tokens=0,
+        nano_usd=0,
+        unpriced=0,
+        steps=0,
+        finished=finished,
+    )
 
 
-def journal(run: dict[str, Any], seq: int, **event: Any) -> dict[str, Any]:
-    return {"run_id": run["run_id"], "seq": seq, "org_id": run["org_id"], "event": {"type": "test", **event}}
+def journal(run: NewRun, seq: int, **event: Any) -> JournalRow:
+    return JournalRow(run_id=run.run_id, seq=seq, org_id=run.org_id, event={"type": "test", **event})
 
 
-def effect(run: dict[str, Any], status: str, step: str = "pay") -> dict[str, Any]:
-    return {
-        "run_id": run["run_id"],
-        "step": step,
-        "org_id": run["org_id"],
-        "tool": "pay",
-        "idempotency_key": f"{run['run_id']}/{step}",
-        "status": status,
-        "attempt": 1,
-        "input": REF,
-        "output": None,
-    }
+def effect(run: NewRun, status: EffectStatus, step: str = "pay") -> EffectRow:
+    return EffectRow(
+        run_id=run.run_id,
+        step=step,
+        org_id=run.org_id,
+        tool="pay",
+        idempotency_key=f"{run.run_id}/{step}",
+        status=status,
+        attempt=1,
+        input=REF,
+        output=None,
+    )
 
 
-def claim(run: dict[str, Any], fence: int, command: str = "perform:pay:1") -> dict[str, Any]:
+def claim(run: NewRun, fence: int, command: str = "perform:pay:1") -> NewClaim:
     """For `Commit.new_claims`."""
-    return {"run_id": run["run_id"], "org_id": run["org_id"], "command": command, "fence": fence}
+    return NewClaim(run_id=run.run_id, org_id=run.org_id, command=command, fence=fence)
 
 
-def review(run: dict[str, Any], review_id: str, step: str = "approve") -> dict[str, Any]:
-    return {
-        "review_id": review_id,
-        "org_id": run["org_id"],
-        "run_id": run["run_id"],
-        "step": step,
-        "purpose": "approve",
-        "title": "Send it?",
-        "role": "reviewer",
-        "show": REF,
-    }
+def review(run: NewRun, review_id: str, step: str = "approve") -> NewReview:
+    return NewReview(
+        review_id=review_id,
+        org_id=run.org_id,
+        run_id=run.run_id,
+        step=step,
+        purpose="approve",
+        title="Send it?",
+        role="reviewer",
+        show=REF,
+    )
 
 
-def dead_letter(run: dict[str, Any], dead_letter_id: str, step: str) -> dict[str, Any]:
-    row = {"dead_letter_id": dead_letter_id, "org_id": run["org_id"], "run_id": run["run_id"], "step": step}
-    return {**row, "purpose": "step", "code": "failed", "reason": "it failed"}
+def dead_letter(run: NewRun, dead_letter_id: str, step: str) -> NewDeadLetter:
+    return NewDeadLetter(
+        dead_letter_id=dead_letter_id,
+        org_id=run.org_id,
+        run_id=run.run_id,
+        step=step,
+        purpose="step",
+        code="failed",
+        reason="it failed",
+    )
 
 
-def signal(run: dict[str, Any], **event: Any) -> dict[str, Any]:
-    return {"org_id": run["org_id"], "run_id": run["run_id"], "event": {"type": "test", **event}}
+def signal(run: NewRun, **event: Any) -> NewSignal:
+    return NewSignal(org_id=run.org_id, run_id=run.run_id, event={"type": "test", **event})
 
 
-def artifact(org_id: str, digest: str) -> dict[str, Any]:
-    return {"org_id": org_id, "digest": digest, "size": 1, "subjects": [], "ciphertext": "AAAA"}
+def artifact(org_id: str, digest: str) -> ArtifactRow:
+    return ArtifactRow(org_id=org_id, digest=digest, size=1, subjects=[], ciphertext="AAAA")
 
 
-def outbox(org_id: str, **payload: Any) -> dict[str, Any]:
-    return {"org_id": org_id, "topic": "test", "payload": payload}
+def outbox(org_id: str, **payload: Any) -> OutboxRow:
+    return OutboxRow(org_id=org_id, topic="test", payload=payload)
 
 
 def entry(org_id: str, run_id: str | None = None, **detail: Any) -> Entry:
@@ -128,6 +166,7 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "insert into api_keys values (%(run)s, %(org)s, '\\x00', 'ada', '{admin}')",
         "insert into subject_keys (org_id, subject, wrapped) values (%(org)s, '', '\\x00')",
         "insert into artifacts (org_id, digest, size, subjects, ciphertext) values (%(org)s, 'd', 1, '{}', '\\x00')",
+        "insert into pending_objects (name, org_id) values (%(run)s, %(org)s)",
         "insert into workflow_heads (org_id, name, version) values (%(org)s, 'ask', 'v1')",
         "insert into runs (run_id, org_id, workflow, version, principal, idempotency_key, input, trace_id, span_id) "
         "values (%(run)s, %(org)s, 'ask', 'v1', %(empty)s, 'k', %(ref)s, 't', 's')",
@@ -149,7 +188,7 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "values (%(run)s, %(org)s, %(run)s, 'pay', 'step', 'c', 'r')",
         "insert into results (org_id, key, output) values (%(org)s, 'k', %(ref)s)",
         "insert into batches (batch_id, org_id, pin) values (%(run)s, %(org)s, 'openai:m')",
-        "insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, usd) "
+        "insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, nano_usd) "
         "values (%(run)s, %(org)s, %(run)s, 'think', 1, 'openai:m', %(ref)s, 1, 0)",
         "insert into run_vaults (org_id, run_id, vault) values (%(org)s, %(run)s, %(ref)s)",
         "insert into run_vaults (org_id, run_id, vault) values (%(org)s, %(run)s, %(ref)s)",

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +26,7 @@ from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 from interlock.store.keys import KeyStore
 from interlock.store.objects import Objects
+from interlock.store.sweeper import ObjectSweeper
 
 from .conftest import MASTER_KEY
 
@@ -270,3 +276,103 @@ async def test_a_value_over_the_limit_is_refused_before_anything_is_stored(
 async def test_what_is_not_json_is_refused(process: Process, org: str, value: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         await process.store(org, value)
+
+
+# -- objects and rows --------------------------------------------------------------------------------------------
+
+# Stores a large value, and dies before the commit that would name it.
+DIES = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from interlock.base.labels import Labels
+from interlock.store.artifacts import Artifacts
+from interlock.store.database import Database
+from interlock.store.keys import KeyStore
+from interlock.store.objects import Objects
+
+
+async def main() -> None:
+    database = Database(sys.argv[1])
+    await database.open()
+    keys, objects = KeyStore(database, bytes.fromhex(sys.argv[4])), Objects.local(Path(sys.argv[2]))
+    artifacts = Artifacts(database, keys, objects, limit_bytes=10**6)
+    await artifacts.seal(sys.argv[3], "x" * 200_000, Labels())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+asyncio.run(main())
+"""
+
+
+def stored(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+def named(owner: psycopg.Connection[Any]) -> set[str]:
+    return {row[0] for row in owner.execute("select object from artifacts where object is not null")}
+
+
+def sweeper_of(database: Database, directory: Path) -> ObjectSweeper:
+    def failed(error: Exception) -> None:
+        raise error
+
+    return ObjectSweeper(database, Objects.local(directory), failed)
+
+
+async def test_a_digest_stores_nothing(
+    process: Process, org: str, owner: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    artifacts = process.artifacts
+    digest = await artifacts.digest(org, "x" * 200_000, about("anna"))
+    assert stored(tmp_path / "objects") == set()
+    for table in ("artifacts", "pending_objects"):
+        assert owner.execute(f"select count(*) from {table}").fetchone() == (0,)
+    assert (await artifacts.seal(org, "x" * 200_000, about("anna"))).ref.digest == digest
+
+
+async def test_a_process_that_dies_between_object_and_commit_leaves_work_for_the_sweeper(
+    process: Process,
+    org: str,
+    database: Database,
+    committer: Committer,
+    owner: psycopg.Connection[Any],
+    tmp_path: Path,
+) -> None:
+    objects = tmp_path / "objects"
+    artifacts = process.artifacts
+    kept = await artifacts.seal(org, "y" * 200_000, Labels())
+    await committer.submit(Commit(org, artifacts=[kept.row]))
+    again = await artifacts.seal(org, "y" * 200_000, Labels())
+    await committer.submit(
+        Commit(org, artifacts=[again.row])
+    )  # the same value: the first object stays the one that counts
+    command = [sys.executable, "-c", DIES, database.url, str(objects), org, MASTER_KEY.hex()]
+    died = subprocess.run(command, check=False, capture_output=True, env={**os.environ})
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    assert len(stored(objects)) == 3
+    assert named(owner) == {kept.row["object"]}
+
+    sweeper = sweeper_of(database, objects)
+    assert await sweeper.sweep() == 0, "it may be about to be committed"
+    assert await sweeper.sweep(grace_seconds=0) == 2
+    assert stored(objects) == named(owner) == {kept.row["object"]}
+    assert owner.execute("select count(*) from pending_objects").fetchone() == (0,)
+    assert await artifacts.open(org, again.ref) == "y" * 200_000
+
+
+async def test_a_commit_that_comes_after_the_sweeper_is_refused(
+    process: Process,
+    org: str,
+    database: Database,
+    committer: Committer,
+    owner: psycopg.Connection[Any],
+    tmp_path: Path,
+) -> None:
+    late = await process.artifacts.seal(org, "x" * 200_000, Labels())
+    # A sweeper that dies after its mark: the object is there, and the next one deletes it.
+    assert [row["name"] for row in await database.rows("sweep_objects", 0.0, 10)] == [late.row["object"]]
+    with pytest.raises(asyncpg.PostgresError, match="swept"):
+        await committer.submit(Commit(org, artifacts=[late.row]))
+    assert named(owner) == set()
+    assert await sweeper_of(database, tmp_path / "objects").sweep(grace_seconds=0) == 1
+    assert stored(tmp_path / "objects") == set()

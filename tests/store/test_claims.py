@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -165,7 +166,7 @@ async def test_the_row_of_a_new_run_says_lane_priority_and_engine(
     committer: Committer, owner: Owner, tenants: tuple[Tenant, Tenant]
 ) -> None:
     plain = new_run(ORG)
-    full = {**new_run(ORG), "priority": -7, "engine": "temporal"}
+    full = replace(new_run(ORG), priority=-7, engine="temporal")
     await committer.submit(Commit(ORG, new_runs=[plain, full]))
     rows = owner.execute(
         "select q.workflow, q.priority, q.engine, r.priority, r.engine from queue q join runs r using (run_id) order by run_id"

@@ -23,7 +23,7 @@ from .conftest import MASTER_KEY
 if TYPE_CHECKING:
     from conftest import Server
 
-CLOSE = 2.0  # seconds; every error looked for here is an hour long
+CLOSE = 120.0  # seconds, for a busy machine; every error looked for here is an hour long
 HOUR = 3600.0
 
 Shift = Callable[[float], None]
@@ -115,11 +115,11 @@ async def test_a_slow_answer_does_not_spoil_what_a_quick_one_had_shown(
     clock: DatabaseClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was on its way for at least half a second one way or the other, so it cannot tell that we are wrong by less."""
-    offset = clock.now() - since_boot()
+    offset = clock._at(0.0)
     sleepy = "select extract(epoch from clock_timestamp())::double precision from (select pg_sleep(0.5)) s"
     monkeypatch.setitem(QUERIES, "database_time", sleepy)
     await clock.measure()
-    assert clock.now() - since_boot() == pytest.approx(offset, abs=0.01)
+    assert clock._at(0.0) == pytest.approx(offset, abs=0.01)
 
 
 async def test_while_the_server_is_away_the_clock_goes_on_and_afterwards_follows_again(
@@ -137,7 +137,7 @@ async def test_while_the_server_is_away_the_clock_goes_on_and_afterwards_follows
     assert clock.now() - since_boot() == pytest.approx(ahead, abs=CLOSE)
     shift(HOUR)
     private_server.start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while clock.now() - since_boot() < ahead + HOUR / 2:
             await asyncio.sleep(0.05)
     await clock.close()

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -103,6 +104,16 @@ def test_the_application_gets_a_role_without_privileges(empty_url: str) -> None:
         assert rights == (APP_ROLE, *[False] * 8)
         members = connection.execute("select count(*) from pg_auth_members where member = %s::regrole", (APP_ROLE,))
         assert members.fetchone() == (0,)
+
+
+def test_an_earlier_release_leaves_the_functions_of_a_later_one_alone(empty_url: str, tmp_path: Path) -> None:
+    migrate(empty_url, MASTER_KEY)
+    code = "create or replace function queue_depth() returns bigint language sql as 'select 42'"
+    (tmp_path / "queue.sql").write_text(code)
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        for release, depth in (([0, 0, 9], 0), ([10, 0, 0], 42)):
+            module._replace_functions(connection, tmp_path, release)
+            assert connection.execute("select queue_depth()").fetchone() == (depth,)
 
 
 def test_privileges_lost_with_a_copy_come_back(server: Server) -> None:

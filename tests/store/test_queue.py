@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -12,8 +12,9 @@ import psycopg
 import pytest
 
 from interlock.base.errors import LeaseLost
-from interlock.store.commit import Commit, Committer
+from interlock.store.commit import SETTLE, Commit, Committer, batch_of, encode
 from interlock.store.database import Database
+from interlock.store.rows import FinishedRun, NewRun, ReleasedRun, UsedSignal
 
 from .rows import journal, new_run, run_update, signal
 from .test_doubt import until_waiting
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 LEASE = 3600.0
 
 
-async def runs_of(committer: Committer, tenants: tuple[Tenant, Tenant], count: int) -> list[dict[str, Any]]:
+async def runs_of(committer: Committer, tenants: tuple[Tenant, Tenant], count: int) -> list[NewRun]:
     runs = [new_run(tenants[n % 2].org_id) for n in range(count)]
-    await asyncio.gather(*(committer.submit(Commit(run["org_id"], new_runs=[run])) for run in runs))
+    await asyncio.gather(*(committer.submit(Commit(run.org_id, new_runs=[run])) for run in runs))
     return runs
 
 
@@ -50,7 +51,7 @@ async def test_many_claimants_never_share_a_run(
                 taken.setdefault(run_id, []).append(name)
 
     await asyncio.gather(*(claimant(f"w{n}") for n in range(16)))
-    assert set(taken) == {run["run_id"] for run in runs}
+    assert set(taken) == {run.run_id for run in runs}
     assert all(len(by) == 1 for by in taken.values())
     assert len({by[0] for by in taken.values()}) > 4, "one of them took nearly all, so they hardly competed"
 
@@ -59,7 +60,7 @@ async def test_a_lease_that_ran_out_is_taken_over_and_the_old_driver_refused(
     committer: Committer, database: Database, owner: psycopg.Connection[Any], tenants: tuple[Tenant, Tenant]
 ) -> None:
     (run,) = await runs_of(committer, tenants, 1)
-    run_id, org = run["run_id"], run["org_id"]
+    run_id, org = run.run_id, run.org_id
     assert await claim(database, "first") == {run_id: 1}
     assert await claim(database, "second") == {}
     owner.execute("update queue set lease_until = now() - interval '1 second'")
@@ -89,8 +90,8 @@ async def test_renewing_tells_which_runs_were_told_something(
     mine = await claim(database, "me", 3)
     await claim(database, "they", 1)
     for run in runs:
-        await committer.submit(Commit(run["org_id"], new_signals=[signal(run), signal(run, kind="second")]))
-    told = await database.rows("renew_leases", "me", LEASE, [run["run_id"] for run in runs])
+        await committer.submit(Commit(run.org_id, new_signals=[signal(run), signal(run, kind="second")]))
+    told = await database.rows("renew_leases", "me", LEASE, [run.run_id for run in runs])
     assert sorted(row["signalled"] for row in told) == sorted(mine)
 
 
@@ -101,18 +102,18 @@ async def test_a_dead_run_that_was_told_something_meanwhile_stays_for_the_next(
     told, quiet, over = await runs_of(committer, tenants, 3)
     fences = await claim(database, "me")
     for run in (told, over):
-        await committer.submit(Commit(run["org_id"], new_signals=[signal(run)]))
-    endings = {told["run_id"]: "dead", quiet["run_id"]: "dead", over["run_id"]: "failed"}
+        await committer.submit(Commit(run.org_id, new_signals=[signal(run)]))
+    endings = {told.run_id: "dead", quiet.run_id: "dead", over.run_id: "failed"}
     for run in (told, quiet, over):
-        commit = Commit(run["org_id"], fence=(run["run_id"], fences[run["run_id"]]))
-        commit.runs = [run_update(run["run_id"], "compensating")]
+        commit = Commit(run.org_id, fence=(run.run_id, fences[run.run_id]))
+        commit.runs = [run_update(run.run_id, "compensating")]
         await committer.submit(commit)
-        commit.runs = [run_update(run["run_id"], endings[run["run_id"]], finished=True)]
-        commit.finished = [{"run_id": run["run_id"]}]
+        commit.runs = [run_update(run.run_id, endings[run.run_id], finished=True)]
+        commit.finished = [FinishedRun(run_id=run.run_id)]
         await committer.submit(commit)
-    assert await claim(database, "they") == {told["run_id"]: 2}
-    assert owner.execute("select run_id from queue").fetchall() == [(told["run_id"],)]
-    assert owner.execute("select run_id from signals").fetchall() == [(told["run_id"],)], "told too late, it goes"
+    assert await claim(database, "they") == {told.run_id: 2}
+    assert owner.execute("select run_id from queue").fetchall() == [(told.run_id,)]
+    assert owner.execute("select run_id from signals").fetchall() == [(told.run_id,)], "told too late, it goes"
 
 
 async def test_a_failed_hand_on_waits_although_a_signal_is_there(
@@ -120,9 +121,9 @@ async def test_a_failed_hand_on_waits_although_a_signal_is_there(
 ) -> None:
     (run,) = await runs_of(committer, tenants, 1)
     fences = await claim(database, "me")
-    await committer.submit(Commit(run["org_id"], new_signals=[signal(run)]))
-    commit = Commit(run["org_id"], fence=(run["run_id"], fences[run["run_id"]]))
-    commit.released = [{"run_id": run["run_id"], "wake_at": 4e9, "failed": True}]
+    await committer.submit(Commit(run.org_id, new_signals=[signal(run)]))
+    commit = Commit(run.org_id, fence=(run.run_id, fences[run.run_id]))
+    commit.released = [ReleasedRun(run_id=run.run_id, wake_at=4e9, failed=True)]
     await committer.submit(commit)
     assert await claim(database, "me") == {}
 
@@ -137,20 +138,20 @@ async def test_a_run_at_work_under_its_own_engine_keeps_its_place(
     tenants: tuple[Tenant, Tenant],
 ) -> None:
     """Whether it was told something and works, or the bridge that had something to tell it died."""
-    run = new_run(tenants[0].org_id) | {"engine": "temporal"}
-    await committer.submit(Commit(run["org_id"], new_runs=[run]))
+    run = replace(new_run(tenants[0].org_id), engine="temporal")
+    await committer.submit(Commit(run.org_id, new_runs=[run]))
     rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal")
     assert [row["works"] for row in rows] == [False]
     statuses = ["running"] if status == "running" else ["running", status]
     for one in statuses:
-        await committer.submit(Commit(run["org_id"], runs=[run_update(run["run_id"], one)]))
-    commit = Commit(run["org_id"], fence=(run["run_id"], rows[0]["fence"]))
-    commit.released = [{"run_id": run["run_id"], "wake_at": None, "kept": True}]
+        await committer.submit(Commit(run.org_id, runs=[run_update(run.run_id, one)]))
+    commit = Commit(run.org_id, fence=(run.run_id, rows[0]["fence"]))
+    commit.released = [ReleasedRun(run_id=run.run_id, wake_at=None, kept=True)]
     await committer.submit(commit)
     forever = "select worker, lease_until = 'infinity' from queue"
     assert owner.execute(forever).fetchall() == [("temporal", place)]
 
-    await committer.submit(Commit(run["org_id"], new_signals=[signal(run)]))
+    await committer.submit(Commit(run.org_id, new_signals=[signal(run)]))
     rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal")
     assert [row["works"] for row in rows] == [True]
     owner.execute("update queue set lease_until = now() - interval '1 second'")
@@ -178,15 +179,15 @@ async def test_a_sleeping_run_is_left_alone_until_its_time(
     timed, waiting = await runs_of(committer, tenants, 2)
     fences = await claim(database, "me")
     for run, wake_at in ((timed, 4e9), (waiting, None)):  # the year 2096; a signal only
-        commit = Commit(run["org_id"], fence=(run["run_id"], fences[run["run_id"]]))
-        commit.released = [{"run_id": run["run_id"], "wake_at": wake_at}]
+        commit = Commit(run.org_id, fence=(run.run_id, fences[run.run_id]))
+        commit.released = [ReleasedRun(run_id=run.run_id, wake_at=wake_at)]
         await committer.submit(commit)
     assert await claim(database, "me") == {}
     assert (await database.row("queue_depth"))[0] == 0
     owner.execute("update queue set available_at = now() where available_at < 'infinity'")
-    assert await claim(database, "me") == {timed["run_id"]: 2}
-    await committer.submit(Commit(waiting["org_id"], new_signals=[signal(waiting)]))
-    assert await claim(database, "me") == {waiting["run_id"]: 2}
+    assert await claim(database, "me") == {timed.run_id: 2}
+    await committer.submit(Commit(waiting.org_id, new_signals=[signal(waiting)]))
+    assert await claim(database, "me") == {waiting.run_id: 2}
 
 
 async def test_a_finished_run_leaves_the_queue(
@@ -194,11 +195,11 @@ async def test_a_finished_run_leaves_the_queue(
 ) -> None:
     (run,) = await runs_of(committer, tenants, 1)
     (fence,) = (await claim(database, "me")).values()
-    await committer.submit(Commit(run["org_id"], fence=(run["run_id"], fence), finished=[{"run_id": run["run_id"]}]))
-    await committer.submit(Commit(run["org_id"], new_signals=[signal(run)]))  # too late, and harmless
+    await committer.submit(Commit(run.org_id, fence=(run.run_id, fence), finished=[FinishedRun(run_id=run.run_id)]))
+    await committer.submit(Commit(run.org_id, new_signals=[signal(run)]))  # too late, and harmless
     assert await claim(database, "me") == {}
     with pytest.raises(LeaseLost):
-        await committer.submit(Commit(run["org_id"], fence=(run["run_id"], fence), journal=[journal(run, 1)]))
+        await committer.submit(Commit(run.org_id, fence=(run.run_id, fence), journal=[journal(run, 1)]))
 
 
 @pytest.fixture
@@ -216,25 +217,22 @@ async def test_a_signal_that_meets_a_release_keeps_the_run_awake(
     connections: tuple[Any, Any], first: str,
 ) -> None:  # fmt: skip
     (run,) = await runs_of(committer, tenants, 1)
-    org, run_id = run["org_id"], run["run_id"]
+    org, run_id = run.org_id, run.run_id
     await claim(database, "me")
-    batches = {
-        "signal": {"orgs": org, "new_signals": [signal(run)]},
-        "release": {
-            "orgs": org,
-            "fences": [{"run_id": run_id, "fence": 1}],
-            "released": [{"run_id": run_id, "wake_at": None}],
-        },
+    commits = {
+        "signal": Commit(org, new_signals=[signal(run)]),
+        "release": Commit(org, fence=(run_id, 1), released=[ReleasedRun(run_id=run_id, wake_at=None)]),
     }
+    batches = {name: encode(org, batch_of([commit])) for name, commit in commits.items()}
     if first == "neither waits":
         for batch in batches.values():
-            await connections[0].execute("select settle($1)", json.dumps(batch))
+            await connections[0].execute(SETTLE, batch)
     else:
         (second,) = batches.keys() - {first}
         open_transaction = connections[0].transaction()
         await open_transaction.start()
-        await connections[0].execute("select settle($1)", json.dumps(batches[first]))
-        other = asyncio.create_task(connections[1].execute("select settle($1)", json.dumps(batches[second])))
+        await connections[0].execute(SETTLE, batches[first])
+        other = asyncio.create_task(connections[1].execute(SETTLE, batches[second]))
         await until_waiting(owner, 1)  # the second cannot see what the first has written, and waits for it
         await open_transaction.commit()
         await other
@@ -247,9 +245,9 @@ async def test_without_a_signal_the_released_run_sleeps(
 ) -> None:
     (run,) = await runs_of(committer, tenants, 1)
     await claim(database, "me")
-    await committer.submit(Commit(run["org_id"], new_signals=[signal(run)]))
-    signals = await database.rows("get_signals", run["run_id"], org=run["org_id"])
-    commit = Commit(run["org_id"], fence=(run["run_id"], 1), released=[{"run_id": run["run_id"], "wake_at": None}])
-    commit.used_signals = [{"signal_id": row["signal_id"]} for row in signals]
+    await committer.submit(Commit(run.org_id, new_signals=[signal(run)]))
+    signals = await database.rows("get_signals", run.run_id, org=run.org_id)
+    commit = Commit(run.org_id, fence=(run.run_id, 1), released=[ReleasedRun(run_id=run.run_id, wake_at=None)])
+    commit.used_signals = [UsedSignal(signal_id=row["signal_id"]) for row in signals]
     await committer.submit(commit)  # the same race's other half: what was dealt with does not wake anybody
     assert await claim(database, "next") == {}

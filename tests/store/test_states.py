@@ -9,9 +9,9 @@ import asyncpg
 import psycopg
 import pytest
 
-from interlock.execution.effects import EffectStatus
 from interlock.machine.events import RUN_MOVES, TERMINAL, RunStatus
 from interlock.store.commit import Commit, Committer
+from interlock.store.rows import EffectStatus
 
 from .rows import contents, effect, entry, journal, new_run, populate, run_update
 
@@ -85,10 +85,10 @@ async def test_a_commit_with_an_illegal_move_writes_nothing(
     org = tenants[0].org_id
     run = new_run(org)
     await committer.submit(Commit(org, new_runs=[run], effects=[effect(run, "intended")]))
-    await committer.submit(Commit(org, runs=[run_update(run["run_id"], "succeeded", finished=True)]))
+    await committer.submit(Commit(org, runs=[run_update(run.run_id, "succeeded", finished=True)]))
     before = contents(owner)
     for commit in (
-        Commit(org, journal=[journal(run, 1)], runs=[run_update(run["run_id"])], audit=[entry(org)]),
+        Commit(org, journal=[journal(run, 1)], runs=[run_update(run.run_id)], audit=[entry(org)]),
         Commit(org, journal=[journal(run, 1)], effects=[effect(run, "succeeded")], audit=[entry(org)]),
     ):
         with pytest.raises(asyncpg.PostgresError) as error:

@@ -194,7 +194,7 @@ async def test_spans_are_written_without_being_asked_and_at_the_end(
     tracing.start()
     with tracing.span("first", of(orgs[0])):
         pass
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while "first" not in stored(owner):
             await asyncio.sleep(0.02)
     with tracing.span("last", of(orgs[0])):

@@ -268,7 +268,7 @@ async def test_an_answer_of_the_wrong_shape_is_everybodys_failure(make: Make, an
 )
 async def test_what_breaks_a_batch_breaks_it_once(make: Make, how: str, ending: str, alone: bool) -> None:
     """Each caller hears it. The next time they go alone, unless the tool asked for patience; after that, together again."""
-    puppet = make(PUPPET, most=2, timeout=3)
+    puppet = make(PUPPET, most=2, timeout=12 if how == "hang" else 60)
     results = await asyncio.gather(puppet(step="a", answer=how), puppet(step="b", answer=how))
     assert [one.ending for one in results] == [ending] * 2
     assert "Smith" not in str(error_of(puppet.tool.contract, results[0]))
@@ -314,8 +314,11 @@ async def test_nothing_goes_out_after_the_earliest_promise(make: Make) -> None:
 async def test_waiting_for_company_costs_a_call_nothing_of_its_time(make: Make) -> None:
     """It waits in vain, until a call without a batch would be over with all its reserves; and then has all its time."""
     beacon = make(BEACON, most=9, wait=5, timeout=3, effect="mutating", honours_idempotency=True)
-    until = call_ends(beacon.tool.contract)
-    result = await beacon(step="a", marker="0", seconds=0.1, until=until)
+    for _ in range(5):  # a machine that stands still costs time, too
+        until = call_ends(beacon.tool.contract)
+        result = await beacon(step="a", marker="0", seconds=0.1, until=until)
+        if result.ending == "ok":
+            break
     assert result.ending == "ok", result
 
 
@@ -323,7 +326,7 @@ async def test_waiting_for_company_costs_a_call_nothing_of_its_time(make: Make) 
 
 
 async def seen(marker: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while not processes_with(f"sleep\0{marker}"):
             await asyncio.sleep(0.02)
 
@@ -331,7 +334,9 @@ async def seen(marker: str) -> None:
 async def test_who_goes_before_the_batch_is_not_in_it(make: Make) -> None:
     beacon, marker = make(BEACON, most=10, wait=0.5), f"7{secrets.randbelow(10**8):08d}"
     tasks = [asyncio.create_task(beacon(step=f"s{n}", marker=marker, seconds=0)) for n in range(4)]
-    await asyncio.sleep(0.1)
+    batches = beacon.tools._batches
+    while not any(len(one.calls) == 4 for one in batches._gathering.values()):
+        await asyncio.sleep(0)
     tasks[0].cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError)
@@ -340,7 +345,7 @@ async def test_who_goes_before_the_batch_is_not_in_it(make: Make) -> None:
 
 async def test_who_goes_from_a_batch_leaves_it_to_the_others(make: Make) -> None:
     beacon, marker = make(BEACON, most=3), f"7{secrets.randbelow(10**8):08d}"
-    tasks = [asyncio.create_task(beacon(step=f"s{n}", marker=marker, seconds=3)) for n in range(3)]
+    tasks = [asyncio.create_task(beacon(step=f"s{n}", marker=marker, seconds=12)) for n in range(3)]
     await seen(marker)
     tasks[0].cancel()
     with pytest.raises(asyncio.CancelledError):

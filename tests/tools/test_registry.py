@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs
 import pytest
 
 from interlock.base.errors import ContractViolation, Denied, FailureKind, NothingHappened
@@ -15,7 +14,7 @@ from interlock.sandbox.environment import SandboxResult
 from interlock.tools.bundles import pack, unpack
 from interlock.tools.registry import Tool, Tools, error_of
 from interlock.workflows.contracts import ToolContract
-from interlock.workflows.schemas import check_value
+from interlock.workflows.schemas import check_value, validator_for
 
 CONTRACT: dict[str, Any] = {
     "name": "probe",
@@ -131,7 +130,7 @@ def test_a_violation_names_the_place_and_never_the_value() -> None:
         "required": ["mail"],
         "additionalProperties": False,
     }
-    validator = jsonschema_rs.validator_for(schema)
+    validator = validator_for(schema)
     secret = "ada.lovelace@example.com"
     for value, said in (
         ({"mail": secret}, 'input: mail: does not meet "maxLength" of its schema'),

@@ -1,11 +1,11 @@
 """A user's program that handles errors, labels and time. Checked by mypy, not run."""
 
-from typing import Any, assert_type
+from typing import assert_type
 
 from interlock.base.clock import Clock, ManualClock, SystemClock
 from interlock.base.errors import FailureKind, InterlockError, InvalidInput, InvalidSpec, StepError
 from interlock.base.labels import Labels, Sensitivity, Trust, join_all
-from interlock.base.refs import Ref, canonical_json
+from interlock.base.refs import Ref, RefJson, canonical_json
 
 
 def explain(error: InterlockError) -> tuple[str, int, str | None]:
@@ -27,7 +27,7 @@ def fail() -> StepError:
 
 def label(ref: Ref) -> Labels:
     private = Labels(trust=Trust.USER, sensitivity=Sensitivity.PII, subjects=frozenset({"customer:1"}))
-    assert_type(ref.to_json(), dict[str, Any])
+    assert_type(ref.to_json(), RefJson)
     assert_type(canonical_json({"a": 1}), bytes)
     return join_all([private, ref.labels, private.join(ref.labels)])
 

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from interlock.admission.quotas import Quota, QuotaScope
 from interlock.api.access import Caller, Services
-from interlock.api.body import Body, Name
+from interlock.api.body import Body, Name, StrictRoute
 from interlock.identity.auth import key_id_of
 
-router = APIRouter(prefix="/v1", tags=["admin"])
+router = APIRouter(prefix="/v1", tags=["admin"], route_class=StrictRoute)
 
 
 class NewKey(Body):

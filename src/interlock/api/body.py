@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import json
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-# Validators, encoders and prompts process values recursively; RFC 8259 §9 permits a limit of the depth.
-MAX_DEPTH = 100
+from interlock.base.json import InvalidJson, accept_json, unique_names
 
 
 class Body(BaseModel):
@@ -19,37 +21,32 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _is_sound(cls, value: Any) -> Any:
-        check(value)
-        return value
+        try:
+            return accept_json(value)
+        except InvalidJson as error:
+            raise ValueError(error.message) from None
 
 
-def check(value: Any) -> None:
-    """Raises ValueError for values that only Python's parser accepts (RFC 7493 §2.1, §2.2), and for deep nesting."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        if not level:
-            return
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                below += item.keys()
-                below += item.values()
-            elif isinstance(item, list):
-                below += item
-            elif isinstance(item, str):
-                _check_text(item)
-            elif isinstance(item, float) and not math.isfinite(item):
-                raise ValueError("NaN and infinity are not JSON numbers; send null or a string")
-        level = below
-    if level:
-        raise ValueError(f"nested more than {MAX_DEPTH} levels deep; send a flatter value")
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            try:
+                self._json = json.loads(await self.body(), object_pairs_hook=unique_names)
+            except InvalidJson as error:
+                raise HTTPException(422, error.message) from None
+        return self._json
 
 
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a text holds half of a surrogate pair, which is no Unicode character; remove it") from None
+class StrictRoute(APIRoute):
+    """A route whose bodies may not name a field twice: Python keeps the last one, other parsers the first."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return strict
 
 
 def _printable(text: str) -> str:

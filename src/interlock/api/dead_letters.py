@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from interlock.api.access import Caller, Services
-from interlock.api.body import Body
+from interlock.api.body import Body, StrictRoute
 
-router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"])
+router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"], route_class=StrictRoute)
 
 
 class RequeueBody(Body):

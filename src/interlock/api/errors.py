@@ -14,7 +14,13 @@ from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
 # Refusals by the framework itself.
-_CODES = {400: "invalid_input", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+_CODES = {
+    400: "invalid_input",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    422: "invalid_input",
+}
 
 
 def problem(code: str, message: str) -> dict[str, Any]:

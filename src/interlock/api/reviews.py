@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from interlock.api.access import Caller, Services
-from interlock.api.body import Body
+from interlock.api.body import Body, StrictRoute
 
-router = APIRouter(prefix="/v1/reviews", tags=["reviews"])
+router = APIRouter(prefix="/v1/reviews", tags=["reviews"], route_class=StrictRoute)
 
 _FIELDS = (
     "review_id", "run_id", "workflow", "step", "purpose", "title", "role", "show", "status", "decided_by", "note", "created_at",

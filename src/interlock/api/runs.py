@@ -13,20 +13,20 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from interlock.api.access import Caller, Services
-from interlock.api.body import Body, Name
+from interlock.api.body import Body, Name, StrictRoute
 from interlock.app import App
 from interlock.base.errors import InvalidInput
 from interlock.identity.principal import Principal
 from interlock.machine.events import RunStatus
 from interlock.services.runs import is_over
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
 
 _FOLLOW_SECONDS = 0.2  # interval at which a follower reads new events
 _LAST_EVENT = 2**31 - 1  # journal.seq is an integer
 
 
-class NewRun(Body):
+class RunRequest(Body):
     """A request for a run."""
 
     workflow: Name = Field(max_length=200)
@@ -50,7 +50,7 @@ class SignalBody(Body):
 
 @router.post("", status_code=201)
 async def start(
-    body: NewRun,
+    body: RunRequest,
     caller: Caller,
     services: Services,
     response: Response,
@@ -158,6 +158,9 @@ async def events(
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
+_END = ("run_id", "status", "reason", "input_tokens", "output_tokens", "usd", "usd_priced", "unpriced_calls")
+
+
 async def _follow(
     services: App, caller: Principal, run_id: str, after: int, stopping: asyncio.Event
 ) -> AsyncIterator[str]:
@@ -167,7 +170,7 @@ async def _follow(
             after = event["seq"]
             yield f"id: {after}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"
         if is_over(run["status"]):
-            end = {key: run[key] for key in ("run_id", "status", "reason", "input_tokens", "output_tokens", "usd")}
+            end = {key: run[key] for key in _END}
             yield f"event: end\ndata: {json.dumps(end)}\n\n"
             return
         yield ": still here\n\n"

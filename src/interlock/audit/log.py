@@ -4,66 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from interlock.audit.verify import entry_hash
 from interlock.base.ids import new_id
-
-EventType = Literal[
-    "run.created",
-    "run.finished",
-    "run.cancel_requested",
-    "model.call",
-    "tool.call",
-    "tool.compensation",
-    "review.opened",
-    "review.decided",
-    "dead_letter.opened",
-    "dead_letter.requeued",
-    "dead_letter.discarded",
-    "run.paused",
-    "run.resumed",
-    "run.signalled",
-    "workflow.deployed",
-    "key.created",
-    "key.revoked",
-    "quota.changed",
-    "worker.drain_requested",
-    "value.revealed",
-]
-Decision = Literal["allow", "deny", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One audit entry.
-
-    Attributes:
-        actor: `user:ID`, `key:ID` or `system`.
-        action: name of the action, such as `call_tool`.
-        resource: object of the action, such as `tool:issue_refund`.
-        decision: the policy's decision; `none` if no policy was evaluated.
-        policy_version: digest of the policy set that decided.
-        risk_score: 0 to 100, None until risk is scored.
-        detail: facts and digests; never a value.
-    """
-
-    org_id: str
-    event_type: EventType
-    actor: str
-    action: str
-    resource: str
-    at: float
-    decision: Decision = "none"
-    run_id: str | None = None
-    trace_id: str | None = None
-    policy_version: str | None = None
-    risk_score: int | None = None
-    detail: dict[str, Any] = field(default_factory=dict)
+from interlock.store.entries import Entry
+from interlock.store.rows import AuditRow
 
 
 class AuditLog:
@@ -74,7 +23,7 @@ class AuditLog:
         self.public_key = self._key.public_key().public_bytes_raw()
         self.key_id = hashlib.sha256(self.public_key).hexdigest()[:16]
 
-    def seal(self, entries: list[Entry], seq: int, head: str) -> tuple[list[dict[str, Any]], int, str]:
+    def seal(self, entries: list[Entry], seq: int, head: str) -> tuple[list[AuditRow], int, str]:
         """Rows for entries of one organisation after entry number `seq` with hash `head`; also returns the new head."""
         rows = []
         for entry in entries:
@@ -82,16 +31,16 @@ class AuditLog:
             body = _body(entry)
             digest = entry_hash(entry.org_id, seq, head, body)
             rows.append(
-                {
-                    "org_id": entry.org_id,
-                    "seq": seq,
-                    "event_id": body["event_id"],
-                    "entry": body,
-                    "prev_hash": head,
-                    "hash": digest,
-                    "key_id": self.key_id,
-                    "signature": self._key.sign(bytes.fromhex(digest)).hex(),
-                }
+                AuditRow(
+                    org_id=entry.org_id,
+                    seq=seq,
+                    event_id=body["event_id"],
+                    entry=body,
+                    prev_hash=head,
+                    hash=digest,
+                    key_id=self.key_id,
+                    signature=self._key.sign(bytes.fromhex(digest)).hex(),
+                )
             )
             head = digest
         return rows, seq, head

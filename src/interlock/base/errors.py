@@ -15,6 +15,7 @@
     │   ├── ToolError           a tool crashed, hung or returned an invalid answer
     │   │   └── NothingHappened a tool failed and declares that it changed nothing
     │   ├── SandboxError        the isolation itself could not be set up
+    │   ├── Unpriced            a budget in USD, and a model without a known price; it was not called
     │   ├── TargetDown          a breaker is open: the tool or provider failed too often and was not called
     │   ├── ToolUnhealthy       the tool's own health check failed; it was not called
     │   └── Deferred            no capacity now, or no answer yet: the call is repeated later, and no attempt is counted
@@ -144,6 +145,12 @@ class NothingHappened(ToolError):
 
 class SandboxError(StepError):
     code = "sandbox_error"
+
+
+class Unpriced(StepError):
+    """The run has a budget in USD, and the price of the model is not known; the model was not called."""
+
+    code = "unpriced"
 
 
 class TargetDown(StepError):

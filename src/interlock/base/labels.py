@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 
 class Trust(IntEnum):
@@ -23,6 +24,16 @@ class Sensitivity(IntEnum):
     INTERNAL = 1
     PII = 2
     SECRET = 3
+
+
+class LabelsJson(TypedDict):
+    """`Labels` as JSON."""
+
+    trust: str
+    sensitivity: str
+    subjects: list[str]
+    origins: list[str]
+    as_of: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,7 @@ class Labels:
             as_of=min(ages) if ages else None,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> LabelsJson:
         return {
             "trust": self.trust.name.lower(),
             "sensitivity": self.sensitivity.name.lower(),
@@ -64,7 +75,7 @@ class Labels:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
         return cls(
             trust=Trust[data["trust"].upper()],
             sensitivity=Sensitivity[data["sensitivity"].upper()],

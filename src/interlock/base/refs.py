@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
-from interlock.base.labels import Labels
+from interlock.base.labels import Labels, LabelsJson
 
 # Created once, because `json.dumps` creates one for every call.
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+class RefJson(TypedDict):
+    """A `Ref` as JSON."""
+
+    digest: str
+    size: int
+    labels: LabelsJson
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +36,11 @@ class Ref:
     size: int
     labels: Labels
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> RefJson:
         return {"digest": self.digest, "size": self.size, "labels": self.labels.to_json()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
         return cls(data["digest"], data["size"], Labels.from_json(data["labels"]))
 
 

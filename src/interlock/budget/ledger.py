@@ -5,54 +5,76 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from interlock.base.errors import BudgetExceeded
-
-_ROUNDING = 1e-9  # USD; three calls of 0.10 must fit into 0.30, and their sum in floating point is slightly more
+from interlock.base.money import FREE, NanoUsd, usd_text
+from interlock.base.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Spending:
-    """Tokens and USD spent by a run, or reserved by calls under way."""
+class Amount:
+    """Tokens and nano-USD of a budget: used by calls, or reserved for one."""
 
-    tokens: int
-    usd: float
+    tokens: int = 0
+    cost: NanoUsd = FREE
+
+    @classmethod
+    def of(cls, usage: Usage) -> Amount:
+        """The amount that a usage takes from a budget. A budget in USD admits priced calls only, so it has no unpriced part."""
+        return cls(usage.tokens, usage.known_cost)
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.tokens + other.tokens, NanoUsd(self.cost + other.cost))
+
+
+NOTHING = Amount()
 
 
 class RunLedger:
     """Reservations of the calls that one run has under way on this worker.
 
-    A limit of None means no limit. Parallel steps reserve before they spend, so they cannot exceed the budget together.
+    A limit of None means no limit. Parallel steps reserve before they spend, so they cannot exceed the budget together. Integers:
+    a call that uses a limit up to its last nano-USD fits, and one nano-USD more does not.
+
+    Args:
+        tokens: limit of input and output tokens.
+        cost: limit in nano-USD.
     """
 
-    def __init__(self, *, tokens: int | None, usd: float | None) -> None:
+    def __init__(self, *, tokens: int | None, cost: NanoUsd | None) -> None:
         self._tokens = tokens
-        self._usd = usd
-        self._reserved: dict[str, Spending] = {}
-        self._held: dict[str, Spending] = {}
+        self._cost = cost
+        self._reserved: dict[str, Amount] = {}
+        self._held: dict[str, Amount] = {}
 
-    def reserve(self, key: str, spent: Spending, *, tokens: int, usd: float) -> None:
-        """Sets `tokens` and `usd` aside for a call.
-
-        Raises:
-            BudgetExceeded: spent, reserved and requested amounts together exceed a limit.
-        """
-        others = [one for part in (self._reserved, self._held) for name, one in part.items() if name != key]
-        held_tokens, held_usd = sum(one.tokens for one in others), sum(one.usd for one in others)
-        if self._tokens is not None and spent.tokens + held_tokens + tokens > self._tokens:
-            raise BudgetExceeded(
-                f"the call could need {tokens} tokens, and {spent.tokens + held_tokens} of the run's {self._tokens} are used"
-            )
-        if self._usd is not None and spent.usd + held_usd + usd > self._usd + _ROUNDING:
-            raise BudgetExceeded(
-                f"the call could cost {usd:.4f} USD, and {spent.usd + held_usd:.4f} of the run's {self._usd:.2f} USD are used"
-            )
-        self._held.pop(key, None)
-        self._reserved[key] = Spending(tokens, usd)
-
-    def hold(self, key: str, reserved: Spending | None = None) -> None:
-        """Keeps the reservation of a call that a provider works on although no attempt waits for it; `settle` does not release it.
+    def reserve(self, key: str, used: Amount, wanted: Amount) -> None:
+        """Sets `wanted` aside for a call.
 
         Args:
-            reserved: the amount, if another ledger made the reservation; None for the amount reserved here.
+            used: by the calls that the run's state has.
+
+        Raises:
+            BudgetExceeded: used, reserved and wanted together are over a limit.
+        """
+        for part in (self._reserved, self._held):
+            for name, amount in part.items():
+                if name != key:
+                    used += amount
+        if self._tokens is not None and used.tokens + wanted.tokens > self._tokens:
+            raise BudgetExceeded(
+                f"the call could need {wanted.tokens} tokens, and {used.tokens} of the run's {self._tokens} are used"
+            )
+        if self._cost is not None and used.cost + wanted.cost > self._cost:
+            raise BudgetExceeded(
+                f"the call could cost {usd_text(wanted.cost)} USD, and {usd_text(used.cost)} of the run's "
+                f"{usd_text(self._cost)} USD are used"
+            )
+        self._held.pop(key, None)
+        self._reserved[key] = wanted
+
+    def hold(self, key: str, reserved: Amount | None = None) -> None:
+        """Keeps the reservation of a call that a provider works on while no step waits for it: `settle` leaves it in place.
+
+        Args:
+            reserved: what another ledger had reserved for it; None: what it has reserved here.
         """
         reserved = reserved or self._reserved.pop(key, None)
         if reserved is not None:
@@ -63,7 +85,7 @@ class RunLedger:
         """Keys of held reservations."""
         return list(self._held)
 
-    def use(self, key: str, used: Spending) -> None:
+    def use(self, key: str, used: Amount) -> None:
         """Replaces a reservation by the actual usage of a finished call, which may be more or less; it counts until `settle`."""
         self._held.pop(key, None)
         self._reserved[key] = used
@@ -73,6 +95,6 @@ class RunLedger:
         self._reserved.pop(key, None)
 
     def release(self, key: str) -> None:
-        """Releases a reservation, held or not: the call is over, or its run no longer needs the answer."""
+        """Releases a reservation, held or not: the call is over, or no step waits for it."""
         self._reserved.pop(key, None)
         self._held.pop(key, None)

@@ -15,6 +15,7 @@ from interlock.identity.principal import Principal
 from interlock.services.reviews import ReviewQueue
 from interlock.services.tool_answers import ToolAnswers
 from interlock.store.commit import Commit
+from interlock.store.rows import NewSignal
 
 _PAUSE = 0.2  # seconds between two reads of the queue
 
@@ -98,9 +99,9 @@ class People:
             self._echoes.add(echo)
             echo.add_done_callback(self._echoes.discard)
 
-    async def _decide(self, review: dict[str, Any], decision: Any, output: Any) -> list[dict[str, Any]]:
+    async def _decide(self, review: dict[str, Any], decision: Any, output: Any) -> list[NewSignal]:
         """Decides a review; returns the signals that were sent with the decision."""
-        sent: list[dict[str, Any]] = []
+        sent: list[NewSignal] = []
         committer = self._app.committer
 
         class Overheard:
@@ -119,7 +120,7 @@ class People:
         await reviews.decide(self._principal, review["review_id"], decision, "", output)
         return sent
 
-    async def _echo(self, review: dict[str, Any], decision: Any, output: Any, signals: list[dict[str, Any]]) -> None:
+    async def _echo(self, review: dict[str, Any], decision: Any, output: Any, signals: list[NewSignal]) -> None:
         """Sends the same signal again, at once and later, and the opposite decision on the decided review."""
         other: Any = "reject" if decision == "approve" else "approve"
         for wait in (0.0, self._random.uniform(0.1, 2.0)):

@@ -178,7 +178,7 @@ def _mutating(work: StepExecution) -> bool:
 
 
 def _settles(status: str) -> Callable[[Commit], bool]:
-    return lambda commit: any(effect["status"] == status for effect in commit.effects)
+    return lambda commit: any(effect.status == status for effect in commit.effects)
 
 
 def say(kind: str, **values: Any) -> None:

@@ -23,6 +23,8 @@ from interlock.definitions.project import read_project
 from interlock.services.administration import write_private
 from interlock.telemetry import logs
 
+_ANSWER_SECONDS = 30.0  # for a server whose process is alive; an overloaded host needs some time
+
 _CODES: dict[str, type[InterlockError]] = {
     kind.code: kind
     for kind in vars(errors).values()
@@ -159,7 +161,11 @@ def announced(settings: Settings, url: str) -> Iterator[None]:
 
 
 async def find_server(settings: Settings) -> tuple[str, str] | None:
-    """(url, key) of the server that `interlock dev` or `interlock serve` runs over this data directory, if it answers."""
+    """(url, key) of the server that `interlock dev` or `interlock serve` runs over this data directory, if it answers.
+
+    Raises:
+        Unavailable: its process lives and accepts connections, and does not answer: a second one beside it would be wrong.
+    """
     try:
         with (settings.data_dir / "server.json").open("rb") as file:
             url = str(json.load(file)["url"])
@@ -168,10 +174,19 @@ async def find_server(settings: Settings) -> tuple[str, str] | None:
         key = str(json.loads((settings.data_dir / "client.json").read_text())["api_key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    with contextlib.suppress(httpx.HTTPError, InvalidInput):  # no server, or not an address: left by a dead server
+    try:
         async with _client(url, key) as client:
-            if (await client.get("/healthz", timeout=3)).status_code == 200:
+            if (await client.get("/healthz", timeout=_ANSWER_SECONDS)).status_code == 200:
                 return url, key
+    except httpx.TimeoutException as error:
+        raise Unavailable(
+            f"the server of this project at {url} did not answer within {_ANSWER_SECONDS:g} s; try again, or stop it"
+        ) from error
+    except (
+        httpx.HTTPError,
+        InvalidInput,
+    ):  # no server, or not an address: it is still starting, or the file was left by a dead server
+        pass
     return None
 
 

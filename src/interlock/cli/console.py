@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,17 @@ def short(path: Path) -> str:
     return str(path)
 
 
-def usd(amount: float) -> str:
-    """Formats an amount in USD."""
-    return f"{amount:.4f}" if amount else "0"
+def usd(cost: Mapping[str, Any]) -> str:
+    """Cost of a run or a step in USD: the sum of the priced calls, and the number of unpriced calls.
+
+    Args:
+        cost: has `usd`, `usd_priced` and `unpriced_calls`, as in the API's responses.
+    """
+    unpriced = cost["unpriced_calls"]
+    if not unpriced:
+        return str(cost["usd"])
+    calls = "1 unpriced call" if unpriced == 1 else f"{unpriced} unpriced calls"
+    return calls if cost["usd_priced"] == "0" else f"{cost['usd_priced']} + {calls}"
 
 
 def print_json(value: Any) -> None:

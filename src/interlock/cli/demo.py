@@ -37,7 +37,7 @@ from interlock.telemetry import logs
 
 WORKFLOW = "support_triage"
 _POLL_SECONDS = 0.4
-_BANK_SECONDS = 15.0
+_BANK_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -310,7 +310,7 @@ async def _report(api: Api, prepared: Demo, runs: dict[str, str], bank: str) -> 
             _outcome(run, output),
             str(run["steps_done"]),
             tokens,
-            usd(run["usd"]),
+            usd(run),
             took,
         )
     out.print(table)
@@ -340,7 +340,7 @@ def _outcome(run: dict[str, Any], output: dict[str, Any]) -> str:
 async def _count(bank: str) -> int:
     """Prints the bank's record; returns the number of tickets with more than one refund, which must be 0."""
     try:
-        async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
             counted = (await client.get(f"{bank}/count")).json()
     except (httpx.HTTPError, ValueError) as error:
         raise InterlockError("the demo's bank does not report its count") from error

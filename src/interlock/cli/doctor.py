@@ -126,7 +126,10 @@ def _weights(what: str) -> DoctorFinding:
 def _port(settings: Settings) -> DoctorFinding:
     server = settings.server
     what = f"port {server.port} on {server.host}"
-    running = asyncio.run(find_server(settings))
+    try:
+        running = asyncio.run(find_server(settings))
+    except Unavailable as error:
+        return DoctorFinding(what, error.message)
     if running is not None:
         return DoctorFinding(f"server running at {running[0]}")
     with socket.socket() as probe:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +11,8 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from interlock.api.body import check
 from interlock.base.errors import InvalidInput, StepError
+from interlock.base.json import InvalidJson, parse_json
 from interlock.cli.connection import Api, connect, segment
 from interlock.cli.console import out, print_json, seconds, status, usd, visible
 from interlock.cli.waiting import MAX_LINES, needs_a_person, print_steps, print_value, print_waits, wait_text
@@ -106,7 +105,7 @@ def runs(
             status(one["status"]),
             str(one["steps_done"]),
             tokens,
-            usd(one["usd"]),
+            usd(one),
             took,
             one["reason"] or "",
         )
@@ -139,7 +138,7 @@ def show(
         out.print(f"  {found['reason']}")
     tokens = f"{found['input_tokens']} tokens in, {found['output_tokens']} out"
     out.print(
-        f"  by {found['user_id']}, {tokens}, {usd(found['usd'])} USD, {seconds(found['created_at'], found['finished_at']) or '…'} s"
+        f"  by {found['user_id']}, {tokens}, USD {usd(found)}, {seconds(found['created_at'], found['finished_at']) or '…'} s"
     )
     if found["flags"]:
         out.print(f"  flags: {', '.join(found['flags'])}")
@@ -293,13 +292,9 @@ def read_json(value: str, *, option: str = "--input") -> Any:
     else:
         text, place = value, option
     try:
-        parsed = json.loads(text)
-        check(parsed)
-    except RecursionError as error:
-        raise InvalidInput(f"{place} is nested too deep; send a flatter value") from error
-    except ValueError as error:
-        raise InvalidInput(f"{place} is not JSON: {error}") from error
-    return parsed
+        return parse_json(text)
+    except InvalidJson as error:
+        raise InvalidInput(f"{place} is not JSON: {error.message}") from None
 
 
 def _header(key: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from interlock.cli.console import out, status, visible
+from interlock.cli.console import out, status, usd, visible
 from interlock.machine.program import path_of
 
 MAX_LINES = 40
@@ -61,7 +61,16 @@ def _line(step: dict[str, Any]) -> Text:
     instead = f" by {step['fallback']}" if step["fallback"] else ""
     tool = f" {step['tool']}" if step["tool"] else ""
     name = (visible(step["id"]) + tool, "bold")
-    return Text.assemble(name, "  ", status(step["status"]), visible(instead), retried)
+    return Text.assemble(name, "  ", status(step["status"]), visible(instead), retried, (_used(step), "dim"))
+
+
+def _used(step: dict[str, Any]) -> str:
+    """Duration of the last attempt, and usage and cost of its model calls."""
+    took = f"  {step['seconds']:.3g} s" if step["seconds"] is not None else ""
+    if (usage := step["usage"]) is None:
+        return took
+    tokens = usage["input_tokens"] + usage["output_tokens"]
+    return f"{took}  {visible(usage['model'] or usage['provider'])}, {tokens} tokens, USD {usd(usage)}"
 
 
 def print_waits(run: dict[str, Any]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interlock.admission.breakers import Admission
 from interlock.admission.quotas import Slot
-from interlock.audit.log import Entry, EventType
 from interlock.base.errors import (
     BudgetExceeded,
     Denied,
@@ -19,16 +18,22 @@ from interlock.base.errors import (
     StepError,
     TargetDown,
 )
+from interlock.base.json import sentence
 from interlock.base.refs import Ref
+from interlock.base.usage import Usage, cost_json
 from interlock.execution.effects import Effect
 from interlock.execution.executors import CORRECTIONS, CallRequest, CallResult
-from interlock.execution.steps import StepExecution
-from interlock.machine.events import Failure, Spent
+from interlock.execution.steps import StepExecution, StepOutcome
+from interlock.machine.events import CompensationFailed, CompensationSucceeded, Failure, StepFailed, StepSucceeded
 from interlock.policy.decision import Decision
 from interlock.store.artifacts import Sealed
+from interlock.store.entries import Entry, EventType
 from interlock.telemetry import names
-from interlock.telemetry.logs import log
+from interlock.telemetry.logs import log, stack_of
 from interlock.workflows.spec import ModelStep, ToolStep
+
+MAX_MESSAGE = 500
+"""Characters of a failure's message: it goes into the journal, the run's reason, audit entries and webhooks."""
 
 
 @dataclass(slots=True)
@@ -36,17 +41,21 @@ class Attempt:
     """What failed is recorded with what was known by then.
 
     Attributes:
+        began: when the kernel began with it, seconds since the epoch by the database's clock.
+        called: the far side was asked, or is being asked.
         in_doubt: an earlier attempt may have done its work.
         dispatched: the tool may have got the call.
         reused: the answer was not asked for but found: in the cache, or by a fallback.
     """
 
     execution: StepExecution
+    began: float
     prepared: CallRequest | None = None
     answer: Decision | None = None
     admission: Admission | None = None
     slot: Slot | None = None
     effect: Effect | None = None
+    called: bool = False
     in_doubt: bool = False
     dispatched: bool = False
     reused: str | None = None
@@ -89,7 +98,7 @@ def failure_of(attempt: Attempt, error: Exception, error_detail: Ref | None) -> 
         code, message = error.code, error.message
     else:
         code, message = "internal", f"an internal error in {type(error).__name__}; the log has the details"
-        log(names.LOG_INTERNAL, str(error), level="error", step=attempt.execution.name, exc_info=error)
+        log(names.LOG_INTERNAL, message, level="error", step=attempt.execution.name, stack=stack_of(error))
     kind, retry_after = _kind_of(attempt.execution, error), getattr(error, "retry_after", None)
     # That this attempt surely did nothing says nothing about an earlier one.
     ambiguous = attempt.in_doubt or (attempt.dispatched and not isinstance(error, SandboxError | NothingHappened))
@@ -100,7 +109,32 @@ def failure_of(attempt: Attempt, error: Exception, error_detail: Ref | None) -> 
         kind = (
             FailureKind.PERMANENT if hopeless else (kind if kind is FailureKind.RATE_LIMITED else FailureKind.TRANSIENT)
         )
-    return Failure(kind, code, message, retry_after, ambiguous, error_detail)
+    return Failure(kind, code, sentence(message, MAX_MESSAGE), retry_after, ambiguous, error_detail)
+
+
+def unrecordable(outcome: StepOutcome) -> StepOutcome | None:
+    """What is recorded instead of a step's outcome that the store refused: a failure, made of nothing that came from outside.
+
+    It keeps what the step cost. If the effect may have happened, the ledger's row stays as it was before the outcome, and the
+    failure is ambiguous. None for an event that is no outcome of work; nothing can stand for that.
+    """
+    event = outcome.event
+    if not isinstance(event, StepSucceeded | StepFailed | CompensationSucceeded | CompensationFailed):
+        return None
+    failed = event.failure if isinstance(event, StepFailed | CompensationFailed) else None
+    ambiguous = failed.ambiguous if failed is not None else bool(outcome.effects)
+    kind = FailureKind.PERMANENT if ambiguous else FailureKind.INVALID
+    message = "the database refused the outcome: a number is out of range or a text holds a NUL character"
+    failure = Failure(kind, "unrecordable", message, ambiguous=ambiguous)
+    what: dict[str, Any] = {"attempt": event.attempt, "success": False, "error": failure.code, "message": message}
+    audit = [replace(entry, detail={"step": event.step, **what}) for entry in outcome.audit[-1:]]
+    log(names.LOG_STEP_FAILED, level="warning", step=event.step, **what)
+    if isinstance(event, CompensationSucceeded | CompensationFailed):
+        return StepOutcome(CompensationFailed(event.step, event.attempt, event.began, event.at, failure), audit=audit)
+    effects = outcome.effects if failed is not None and not ambiguous else []
+    return StepOutcome(
+        StepFailed(event.step, event.attempt, event.began, event.at, failure, event.usage), effects=effects, audit=audit
+    )
 
 
 def _kind_of(execution: StepExecution, error: Exception) -> FailureKind:
@@ -161,11 +195,20 @@ def entry_of(attempt: Attempt, detail: dict[str, Any], now: float, event_type: E
     )
 
 
-def tokens(spent: Spent) -> dict[str, Any]:
-    """What an audit entry says about cost; nothing if there was none."""
-    if not spent.input_tokens and not spent.output_tokens:
+def usage_detail(usage: Usage | None) -> dict[str, Any]:
+    """What an audit entry says about usage and cost; nothing if no model was asked."""
+    if usage is None:
         return {}
-    return {"input_tokens": spent.input_tokens, "output_tokens": spent.output_tokens, "usd": f"{spent.usd:.6f}"}
+    return {
+        "provider": usage.provider,
+        "model": usage.model,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "calls": usage.attempts,
+        **cost_json(usage.known_cost, usage.unpriced),
+    }
 
 
 def _tool(execution: StepExecution) -> str:

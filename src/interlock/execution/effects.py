@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from interlock.base.clock import since_boot
 from interlock.base.refs import Ref
@@ -19,6 +18,7 @@ from interlock.execution.steps import StepExecution
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database
+from interlock.store.rows import EffectRow, EffectStatus
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.spec import ToolStep
 
@@ -26,8 +26,6 @@ from interlock.workflows.spec import ToolStep
 _START_SECONDS = 2.0
 # Seconds that a request may be on its way to the tool's far side.
 _FLIGHT_SECONDS = 1.0
-
-EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +40,19 @@ class Effect:
     attempt: int
     input: Ref
 
-    def row(self, status: EffectStatus, output: Ref | None = None) -> dict[str, Any]:
+    def row(self, status: EffectStatus, output: Ref | None = None) -> EffectRow:
         """The ledger row in a given status."""
-        return {
-            "run_id": self.run_id,
-            "step": self.step,
-            "org_id": self.org_id,
-            "tool": self.tool,
-            "idempotency_key": self.idempotency_key,
-            "status": status,
-            "attempt": self.attempt,
-            "input": self.input.to_json(),
-            "output": output.to_json() if output else None,
-        }
+        return EffectRow(
+            run_id=self.run_id,
+            step=self.step,
+            org_id=self.org_id,
+            tool=self.tool,
+            idempotency_key=self.idempotency_key,
+            status=status,
+            attempt=self.attempt,
+            input=self.input.to_json(),
+            output=output.to_json() if output else None,
+        )
 
 
 def idempotency_key(run_id: str, step: str, input_digest: str) -> str:

@@ -12,6 +12,8 @@ from interlock.store.commit import Committer
 from interlock.store.database import Database
 from interlock.telemetry.tracing import Tracing
 
+MAX_CRASHES = 5
+"""Errors of ours that a run may meet in a row before it is parked for a person to look at."""
 HOLD_SECONDS = 5.0
 """A run whose next timer is nearer than this keeps its place among the runs at once; one that waits longer gives it back."""
 

@@ -8,18 +8,22 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from interlock.base.clock import Clock
-from interlock.base.errors import FailureKind, IntegrityError, ToolError
+from interlock.base.errors import ContractViolation, FailureKind, IntegrityError, ProviderError, ToolError, Unpriced
+from interlock.base.json import InvalidJson, accept_json
 from interlock.base.labels import Labels, Trust
-from interlock.budget.prices import cost_usd, is_priced
+from interlock.base.money import FREE, NANO_PER_USD
+from interlock.base.usage import Usage
+from interlock.budget.ledger import NOTHING, Amount
+from interlock.budget.prices import cost_of
 from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.batch.reservations import is_batched
+from interlock.execution.batch.values import plain_of
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.inputs.conversation import conversation
 from interlock.execution.steps import StepExecution
 from interlock.gateway.failures import BilledError
-from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider, Usage
+from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider
 from interlock.gateway.structured import complete_structured
-from interlock.machine.events import Spent
 from interlock.policy.decision import Question
 from interlock.sandbox.environment import SandboxResult
 from interlock.telemetry import names
@@ -49,8 +53,7 @@ class CallRequest:
         payload: what the executor needs: provider and request, or the tool's arguments.
         request: the rendered request as JSON, for a model call.
         labels: of everything that goes in.
-        tokens: worst case of the call, reserved from the budget.
-        usd: likewise.
+        worst: what the call may use, reserved from the budget.
         stale: steps whose values are older than their tools allow, and may be used all the same.
         answered: the answer is in the store; nobody outside is asked.
     """
@@ -58,8 +61,7 @@ class CallRequest:
     question: Question
     payload: Any
     labels: Labels
-    tokens: int = 0
-    usd: float = 0.0
+    worst: Amount = NOTHING
     request: Any = None
     stale: tuple[str, ...] = ()
     answered: bool = False
@@ -71,6 +73,7 @@ class CallResult:
 
     Attributes:
         schema: says which fields are facts.
+        usage: of a model call; None if no model was asked.
         attributes: go on the span.
         calls: of an agent's turn, the tools it wants called.
         facts: instead of those that `schema` says.
@@ -79,7 +82,7 @@ class CallResult:
     value: Any
     schema: Mapping[str, Any]
     labels: Labels
-    spent: Spent = field(default_factory=Spent)
+    usage: Usage | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
     calls: tuple[str, ...] = ()
     facts: dict[str, Any] | None = None
@@ -122,16 +125,16 @@ class ModelExecutor:
         characters = sum(len(content) for _, content in turns)
         tokens = int(characters / _CHARACTERS_PER_TOKEN) + step.max_tokens
         incoming = tokens - step.max_tokens
-        usd = cost_usd(provider.name, model, input_tokens=incoming, output_tokens=step.max_tokens, batch=batch)
-        if version.workflow.budget.usd is not None and not is_priced(provider.name, model):
-            raise ToolError(
-                f'model "{model}" has no known price, so a budget in USD cannot hold; use budget.tokens instead',
+        cost = cost_of(provider.name, model, input_tokens=incoming, output_tokens=step.max_tokens, batch=batch)
+        if version.workflow.budget.usd is not None and cost is None:
+            raise Unpriced(
+                f'model "{model}" was not called: its price is not known, so the run\'s budget in USD cannot hold; '
+                "use budget.tokens instead of budget.usd, or a model with a known price",
                 kind=FailureKind.PERMANENT,
             )
         question = _question(execution, "call_model", step.model, {"provider": provider.name, "model": model}, labels)
-        plain = {"messages": turns, "schema": schema, "max_tokens": step.max_tokens}
-        stale, answered = tuple(bound.stale), out == "done"
-        return CallRequest(question, (provider, request), labels, tokens, usd, plain, stale, answered)
+        worst, stale = Amount(tokens, FREE if cost is None else cost), tuple(bound.stale)
+        return CallRequest(question, (provider, request), labels, worst, plain_of(request), stale, out == "done")
 
     async def execute(self, execution: StepExecution, prepared: CallRequest, *, key: str | None = None) -> CallResult:  # noqa: ARG002  a model call has no key
         provider, request = prepared.payload
@@ -142,41 +145,39 @@ class ModelExecutor:
         answer = await complete_structured(
             provider, request, validator=validator, max_corrections=CORRECTIONS, answered=answered
         )
-        spent = spent_of(provider.name, request.model, answer.usage)
+        usage = answer.usage
         attributes = {
             names.GEN_AI_OPERATION: "chat",
             names.GEN_AI_PROVIDER: provider.name,
             names.GEN_AI_REQUEST_MODEL: request.model,
             names.GEN_AI_RESPONSE_MODEL: answer.response.model,
             names.MODEL_NAME: request.model,
-            names.GEN_AI_INPUT_TOKENS: spent.input_tokens,
-            names.GEN_AI_OUTPUT_TOKENS: spent.output_tokens,
-            names.TOKENS_INPUT: spent.input_tokens,
-            names.TOKENS_OUTPUT: spent.output_tokens,
-            names.COST_USD: spent.usd,
-            names.MODEL_ATTEMPTS: answer.attempts,
+            names.GEN_AI_INPUT_TOKENS: usage.input_tokens,
+            names.GEN_AI_OUTPUT_TOKENS: usage.output_tokens,
+            names.TOKENS_INPUT: usage.input_tokens,
+            names.TOKENS_OUTPUT: usage.output_tokens,
+            **cost_attributes(usage),
+            names.MODEL_ATTEMPTS: usage.attempts,
             names.MODEL_BATCH: answered is not None,
         }
         # What a model says is as trustworthy as the least trusted thing it read.
         labels = prepared.labels.join(Labels(origins=frozenset({f"model:{request.model}"})))
         if execution.node.agent is None:
-            return CallResult(answer.value, step.output, labels, spent, attributes)
+            return CallResult(answer.value, step.output, labels, usage, attributes)
         calls = tuple(call["tool"] for call in answer.value["calls"])
         value = answer.value if calls else answer.value["answer"]
-        return CallResult(value, {} if calls else step.output, labels, spent, attributes, calls)
+        return CallResult(value, {} if calls else step.output, labels, usage, attributes, calls)
 
     async def _answered(self, execution: StepExecution, prepared: CallRequest) -> ModelResponse:
         provider, request = prepared.payload
-        return await self._batched.answer(
-            execution, provider, request, labels=prepared.labels, tokens=prepared.tokens, usd=prepared.usd
-        )
+        return await self._batched.answer(execution, provider, request, labels=prepared.labels, reserved=prepared.worst)
 
-    def spent_in(self, error: Exception, prepared: CallRequest) -> Spent:
-        """What a failed call cost all the same."""
-        if not isinstance(error, BilledError):
-            return Spent()
-        provider, request = prepared.payload
-        return spent_of(provider.name, request.model, error.usage)
+    def usage_in(self, error: Exception, prepared: CallRequest) -> Usage | None:
+        """What a failed call used all the same; None if the failure is not the provider's."""
+        if isinstance(error, BilledError):
+            return error.usage
+        provider, _ = prepared.payload
+        return Usage(provider.name, attempts=1) if isinstance(error, ProviderError) else None
 
 
 class ToolExecutor:
@@ -247,6 +248,10 @@ class ToolExecutor:
         result = await self._tools.call(tool, function, arguments, context=context, allowed=allowed, until=until)
         if result.ending != "ok":
             raise error_of(tool.contract, result)
+        try:
+            accept_json(result.output)
+        except InvalidJson as error:
+            raise ContractViolation(f'tool "{step.tool}": its answer: {error.message}') from error
         return result
 
     def _done(self, execution: StepExecution, prepared: CallRequest, output: Any, start_seconds: float) -> CallResult:
@@ -296,12 +301,11 @@ class ToolExecutor:
         await self._call(execution, "compensate", {"input": arguments, "output": output}, key=key)
 
 
-def spent_of(provider: str, model: str, usage: Usage) -> Spent:
-    incoming, outgoing = usage.batched_input_tokens, usage.batched_output_tokens
-    usd = cost_usd(provider, model, input_tokens=incoming, output_tokens=outgoing, batch=True)
-    incoming, outgoing = usage.input_tokens - incoming, usage.output_tokens - outgoing
-    usd += cost_usd(provider, model, input_tokens=incoming, output_tokens=outgoing)
-    return Spent(usage.input_tokens, usage.output_tokens, usd)
+def cost_attributes(usage: Usage) -> dict[str, Any]:
+    """Cost as attributes of a span: USD as a number, for sums and charts; absent if it is not known."""
+    if usage.cost is None:
+        return {names.COST_UNPRICED: usage.unpriced}
+    return {names.COST_USD: usage.cost / NANO_PER_USD}
 
 
 def _question(

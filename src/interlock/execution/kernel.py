@@ -24,13 +24,24 @@ from interlock.base.errors import (
     Erased,
     FailureKind,
     LeaseLost,
+    PayloadTooLarge,
     StepError,
     TargetDown,
     Unavailable,
 )
 from interlock.base.labels import Labels, Trust
-from interlock.budget.ledger import Spending
-from interlock.execution.attempt import Attempt, entry_of, failure_of, is_found, longest, mutates, target_of, tokens
+from interlock.base.usage import Usage
+from interlock.budget.ledger import Amount
+from interlock.execution.attempt import (
+    Attempt,
+    entry_of,
+    failure_of,
+    is_found,
+    longest,
+    mutates,
+    target_of,
+    usage_detail,
+)
 from interlock.execution.batch.reservations import is_batched
 from interlock.execution.effects import Effect, EffectLedger, call_ends, idempotency_key
 from interlock.execution.executors import CallRequest, ModelExecutor, ToolExecutor
@@ -40,7 +51,6 @@ from interlock.guard.injection import scan
 from interlock.machine.events import (
     CompensationFailed,
     CompensationSucceeded,
-    Spent,
     StepDeferred,
     StepFailed,
     StepSucceeded,
@@ -81,7 +91,7 @@ class Kernel:
 
     async def perform(self, execution: StepExecution) -> StepOutcome:
         """One attempt at a step."""
-        attempt, pending = Attempt(execution), False
+        attempt, pending = Attempt(execution, self._clock.now()), False
         attributes = {
             **execution.run.attributes(),
             names.STEP_ID: execution.name,
@@ -102,7 +112,8 @@ class Kernel:
                 raise
             except Deferred as error:
                 delay = error.retry_after if error.retry_after is not None else _ASK_AGAIN
-                event = StepDeferred(execution.name, execution.attempt, self._clock.now(), delay, attempt.in_doubt)
+                times = (attempt.began, self._clock.now())
+                event = StepDeferred(execution.name, execution.attempt, *times, delay, attempt.in_doubt)
                 outcome, pending = StepOutcome(event), error.pending
             except Exception as error:  # noqa: BLE001  whatever a step's work can raise becomes an event; a bug must not kill the worker
                 mark_failed(span, error)
@@ -114,8 +125,8 @@ class Kernel:
         if pending:
             execution.run.ledger.hold(execution.name)
             return outcome
-        spent = getattr(outcome.event, "spent", Spent())
-        execution.run.ledger.use(execution.name, Spending(spent.input_tokens + spent.output_tokens, spent.usd))
+        usage = outcome.event.usage if isinstance(outcome.event, StepSucceeded | StepFailed) else None
+        execution.run.ledger.use(execution.name, Amount.of(usage or Usage()))
         return outcome
 
     async def _look_back(self, attempt: Attempt) -> None:
@@ -180,15 +191,9 @@ class Kernel:
         if attempt.done is not None:
             return  # costs nothing and changes nothing
         execution, prepared = attempt.execution, _known(attempt.prepared)
-        spent = execution.run.spent
-        execution.run.ledger.reserve(
-            execution.name,
-            Spending(spent.input_tokens + spent.output_tokens, spent.usd),
-            tokens=prepared.tokens,
-            usd=prepared.usd,
-        )
+        execution.run.ledger.reserve(execution.name, Amount.of(execution.run.usage), prepared.worst)
         if execution.run.set_aside is not None:
-            await execution.run.set_aside(prepared.tokens, prepared.usd)
+            await execution.run.set_aside(prepared.worst)
         if isinstance(execution.step, ToolStep):
             attempt.slot = await self._quotas.take(execution.run.org_id, execution.step.tool, longest(execution))
             if mutates(execution):
@@ -243,6 +248,7 @@ class Kernel:
                 calling = executor.execute(execution, prepared)
             else:
                 calling = await self._dispatch(attempt, prepared, effect)
+            attempt.called = True
             attempt.done = await self._health.watch(attempt.admission, calling)
             span.set_attributes(attempt.done.attributes)
 
@@ -270,10 +276,11 @@ class Kernel:
         execution.run.remember(output, done.value)
         attempt.attributes[names.OUTPUT_DIGEST] = output.digest
         facts = done.facts if done.facts is not None else facts_of(done.schema, done.value)
-        event = StepSucceeded(
-            execution.name, execution.attempt, self._clock.now(), output, facts, done.spent, done.calls
-        )
-        outcome = StepOutcome(event, artifacts=[attempt.sealed.row])
+        request = await self._request(attempt)
+        times = (attempt.began, self._clock.now())
+        asked = request.ref if request else None
+        event = StepSucceeded(execution.name, execution.attempt, *times, output, facts, done.usage, done.calls, asked)
+        outcome = StepOutcome(event, artifacts=[attempt.sealed.row, *([request.row] if request else [])])
         if attempt.effect is not None:
             outcome.effects.append(attempt.effect.row("succeeded", output))
         if attempt.prepared is None:
@@ -281,24 +288,25 @@ class Kernel:
         kept = None if attempt.reused else await self._lookups.row(execution, attempt.prepared, output)
         if kept is not None:
             outcome.results.append(kept)
-        detail = {"output": output.digest, "attempt": execution.attempt, "success": True, **tokens(done.spent)}
+        detail = {"output": output.digest, "attempt": execution.attempt, "success": True, **usage_detail(done.usage)}
         if findings:
             detail["findings"] = findings
         outcome.audit.append(entry_of(attempt, detail, self._clock.now()))
         return outcome
 
     async def _failed(self, attempt: Attempt, error: Exception) -> StepOutcome:
-        """A failure as the machine sees it, with what was spent and what may be in doubt."""
-        execution = attempt.execution
-        spent = Spent()
+        """A failure as the machine sees it, with what was used and what may be in doubt."""
+        execution, usage = attempt.execution, None
         if attempt.done is not None:
-            spent = attempt.done.spent  # a good answer that could not be kept
-        elif attempt.prepared and isinstance(execution.step, ModelStep):
-            spent = self._models.spent_in(error, attempt.prepared)
+            usage = attempt.done.usage  # a good answer that could not be kept
+        elif attempt.called and attempt.prepared and isinstance(execution.step, ModelStep):
+            usage = self._models.usage_in(error, attempt.prepared)
         error_detail = await self._words(attempt, error)
         failure = failure_of(attempt, error, error_detail.ref if error_detail else None)
-        event = StepFailed(execution.name, execution.attempt, self._clock.now(), failure, spent)
-        outcome = StepOutcome(event, artifacts=[error_detail.row] if error_detail else [])
+        request = await self._request(attempt)
+        times = (attempt.began, self._clock.now())
+        event = StepFailed(execution.name, execution.attempt, *times, failure, usage, request.ref if request else None)
+        outcome = StepOutcome(event, artifacts=[one.row for one in (error_detail, request) if one is not None])
         if attempt.effect is not None and not failure.ambiguous:
             outcome.effects.append(attempt.effect.row("failed"))
         detail = {
@@ -307,7 +315,7 @@ class Kernel:
             "error": failure.code,
             "message": failure.message,
             "ambiguous": failure.ambiguous,
-            **tokens(spent),
+            **usage_detail(usage),
         }
         if isinstance(execution.step, ModelStep | ToolStep):
             outcome.audit.append(entry_of(attempt, detail, self._clock.now()))
@@ -326,12 +334,27 @@ class Kernel:
         run.remember(sealed.ref, error.error_detail)  # an agent's next turn may read it before it is durable
         return sealed
 
+    async def _request(self, attempt: Attempt) -> Sealed | None:
+        """The rendered request of a model that was asked, as a value about the same people as all that went into it.
+
+        None if one of them was erased meanwhile, or if it is larger than a stored value may be: the outcome must not be lost
+        over the record of its request.
+        """
+        prepared = attempt.prepared
+        if not attempt.called or prepared is None or prepared.request is None:
+            return None
+        run = attempt.execution.run
+        try:
+            return await run.artifacts.seal(run.org_id, prepared.request, prepared.labels)
+        except (Erased, PayloadTooLarge):
+            return None
+
     # -- compensation ------------------------------------------------------------------------------------------
 
     async def compensate(self, execution: StepExecution) -> StepOutcome:
         """Undoes a completed mutating step; its key derives from the step's own, so a repetition is recognisable."""
         assert isinstance(execution.step, ToolStep)
-        attempt = Attempt(execution)
+        attempt = Attempt(execution, self._clock.now())
         attributes = {
             **execution.run.attributes(),
             names.STEP_ID: execution.name,
@@ -356,7 +379,7 @@ class Kernel:
                     "message": failure.message,
                 }
                 entry = entry_of(attempt, detail, now, "tool.compensation")
-                event = CompensationFailed(execution.name, execution.attempt, now, failure)
+                event = CompensationFailed(execution.name, execution.attempt, attempt.began, now, failure)
                 return StepOutcome(event, artifacts=[error_detail.row] if error_detail else [], audit=[entry])
 
     async def _compensate(self, attempt: Attempt, step: ToolStep) -> StepOutcome:
@@ -368,7 +391,7 @@ class Kernel:
         await self._tools.compensate(execution, prepared.payload, output, key=f"{effect.idempotency_key}:compensate")
         now = self._clock.now()
         entry = entry_of(attempt, {"attempt": execution.attempt, "success": True}, now, "tool.compensation")
-        event = CompensationSucceeded(execution.name, execution.attempt, now)
+        event = CompensationSucceeded(execution.name, execution.attempt, attempt.began, now)
         return StepOutcome(event, effects=[effect.row("compensated")], audit=[entry])
 
     def _executor(self, execution: StepExecution) -> ModelExecutor | ToolExecutor:

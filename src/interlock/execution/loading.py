@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from interlock.base.errors import Erased
 from interlock.base.refs import Ref
@@ -40,7 +41,7 @@ def run_of(row: Row, version: Version, artifacts: Artifacts, *, fence: int) -> R
         version=version,
         trace=TraceIds(row["trace_id"], row["span_id"]),
         input=Ref.from_json(row["input"]),
-        ledger=RunLedger(tokens=budget.tokens, usd=budget.usd),
+        ledger=RunLedger(tokens=budget.tokens, cost=budget.usd),
         artifacts=artifacts,
         fence=fence,
     )
@@ -58,8 +59,13 @@ async def input_facts(run: Run) -> Facts:
 async def folded(database: Database, versions: Versions, row: Row) -> tuple[Version, RunState]:
     """How the run of a row of `runs` stands: its version, and its journal folded."""
     version = await versions.get(row["org_id"], row["workflow"], row["version"])
+    return version, fold(version.program, await journal_of(database, row))
+
+
+async def journal_of(database: Database, row: Row) -> list[Any]:
+    """The events of the run of a row of `runs`, in order."""
     journal = await database.rows("get_journal", row["run_id"], 0, org=row["org_id"])
-    return version, fold(version.program, (event_from_json(entry["event"]) for entry in journal))
+    return [event_from_json(entry["event"]) for entry in journal]
 
 
 def seed_of(run_id: str) -> int:

@@ -11,8 +11,8 @@ from interlock.base.refs import Ref
 from interlock.execution.executors import CallRequest, CallResult
 from interlock.execution.inputs.binding import bind
 from interlock.execution.steps import StepExecution
-from interlock.store.artifacts import Sealed
 from interlock.store.database import Database
+from interlock.store.rows import KeptResult
 from interlock.workflows.schemas import check_value
 from interlock.workflows.spec import Fallback, MapStep, ModelStep, SubworkflowStep, ToolStep
 
@@ -85,7 +85,7 @@ class Lookups:
     async def _kept(
         self, execution: StepExecution, prepared: CallRequest, *, max_age: float | None
     ) -> CallResult | None:
-        key = (await self._key(execution, prepared)).ref.digest
+        key = await self._key(execution, prepared)
         row = await self._database.row("get_result", execution.run.org_id, key, org=execution.run.org_id)
         if row is None:
             return None
@@ -98,14 +98,14 @@ class Lookups:
         except Erased:
             return None
 
-    async def row(self, execution: StepExecution, prepared: CallRequest, output: Ref) -> dict[str, Any] | None:
+    async def row(self, execution: StepExecution, prepared: CallRequest, output: Ref) -> KeptResult | None:
         """What is to be committed with a result so that it can serve again; None if nothing asks for that."""
         if not _is_kept(execution):
             return None
-        digest = (await self._key(execution, prepared)).ref.digest
-        return {"org_id": execution.run.org_id, "key": digest, "output": output.to_json()}
+        key = await self._key(execution, prepared)
+        return KeptResult(org_id=execution.run.org_id, key=key, output=output.to_json())
 
-    async def _key(self, execution: StepExecution, prepared: CallRequest) -> Sealed:
+    async def _key(self, execution: StepExecution, prepared: CallRequest) -> str:
         """What makes a call the very same: code or model, and all it is given. Keyed like every digest, so it tells nothing."""
         version, step = execution.run.version, execution.step
         if isinstance(step, ToolStep):
@@ -113,7 +113,7 @@ class Lookups:
         else:
             assert isinstance(step, ModelStep)
             what = {"model": version.models[step.model], "request": prepared.request}
-        return await execution.run.artifacts.seal(execution.run.org_id, what, prepared.labels)
+        return await execution.run.artifacts.digest(execution.run.org_id, what, prepared.labels)
 
 
 def schema_of(execution: StepExecution) -> Any:

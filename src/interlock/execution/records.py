@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from interlock.audit.log import Entry
 from interlock.base.errors import Erased
 from interlock.base.ids import new_id
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
+from interlock.base.usage import cost_json
 from interlock.execution.effects import Effect
+from interlock.execution.executors import cost_attributes
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.inputs.binding import bind
 from interlock.execution.steps import Run, StepExecution, StepOutcome, effect_name
@@ -18,6 +19,20 @@ from interlock.machine import events as ev
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.store.commit import Commit
 from interlock.store.database import Row
+from interlock.store.entries import Entry
+from interlock.store.rows import (
+    ClosedDeadLetter,
+    ClosedReview,
+    DeadLetterPurpose,
+    EffectRow,
+    FinishedRun,
+    JournalRow,
+    NewDeadLetter,
+    NewReview,
+    OutboxRow,
+    RunUpdate,
+    UsedSignal,
+)
 from interlock.telemetry import names
 from interlock.telemetry.tracing import Tracing
 from interlock.workflows.spec import ReviewStep, ToolStep
@@ -34,7 +49,7 @@ def commit_of(
     """A commit under the run's lease: the outcomes' rows, their events in the journal, and the run's new row."""
     commit = run.commit()
     if used_signals:
-        commit.used_signals = [{"signal_id": signal} for signal in used_signals]
+        commit.used_signals = [UsedSignal(signal_id=signal) for signal in used_signals]
     for number, outcome in enumerate(outcomes or []):
         commit.artifacts += outcome.artifacts
         commit.audit += outcome.audit
@@ -43,30 +58,31 @@ def commit_of(
         if outcome.results:
             commit.results += outcome.results
         commit.journal.append(
-            {
-                "run_id": run.run_id,
-                "seq": first_seq + number,
-                "org_id": run.org_id,
-                "event": ev.event_to_json(outcome.event),
-            }
+            JournalRow(
+                run_id=run.run_id,
+                seq=first_seq + number,
+                org_id=run.org_id,
+                event=ev.event_to_json(outcome.event),
+            )
         )
     if state is not None:
         commit.runs.append(run_row(run, state))
     return commit
 
 
-def run_row(run: Run, state: RunState) -> dict[str, Any]:
-    return {
-        "run_id": run.run_id,
-        "status": state.status.value,
-        "reason": state.reason,
-        "output": None,
-        "input_tokens": state.spent.input_tokens,
-        "output_tokens": state.spent.output_tokens,
-        "usd": state.spent.usd,
-        "steps": state.done,
-        "finished": state.over,
-    }
+def run_row(run: Run, state: RunState) -> RunUpdate:
+    return RunUpdate(
+        run_id=run.run_id,
+        status=state.status,
+        reason=state.reason,
+        output=None,
+        input_tokens=state.usage.input_tokens,
+        output_tokens=state.usage.output_tokens,
+        nano_usd=state.usage.known_cost,
+        unpriced=state.usage.unpriced,
+        steps=state.done,
+        finished=state.over,
+    )
 
 
 async def records_of(commit: Commit, run: Run, state: RunState, commands: list[ev.Command], now: float) -> None:
@@ -76,11 +92,11 @@ async def records_of(commit: Commit, run: Run, state: RunState, commands: list[e
             case ev.OpenReview():
                 await open_review(commit, run, state, command, now)
             case ev.CloseReview():
-                commit.closed_reviews.append({"run_id": run.run_id, "step": command.step})
+                commit.closed_reviews.append(ClosedReview(run_id=run.run_id, step=command.step))
             case ev.OpenDeadLetter():
                 open_dead_letter(commit, run, state, command, now)
             case ev.CloseDeadLetter():
-                commit.closed_dead_letters.append({"run_id": run.run_id, "step": command.step})
+                commit.closed_dead_letters.append(ClosedDeadLetter(run_id=run.run_id, step=command.step))
             case ev.Finish():
                 await finish(commit, run, state, command, now)
 
@@ -105,22 +121,21 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
     review_id = new_id("rev")
     commit.artifacts.append(sealed.row)
     commit.new_reviews.append(
-        {
-            "review_id": review_id,
-            "org_id": run.org_id,
-            "run_id": run.run_id,
-            "step": command.step,
-            "purpose": command.purpose,
-            "title": title,
-            "role": role,
-            "show": sealed.ref.to_json(),
-        }
+        NewReview(
+            review_id=review_id,
+            org_id=run.org_id,
+            run_id=run.run_id,
+            step=command.step,
+            purpose=command.purpose,
+            title=title,
+            role=role,
+            show=sealed.ref.to_json(),
+        )
     )
     detail = {"step": command.step, "purpose": command.purpose, "review": review_id}
     commit.audit.append(_entry(run, "review.opened", "open_review", f"review:{review_id}", now, detail))
-    commit.outbox.append(
-        {"org_id": run.org_id, "topic": "review.opened", "payload": {"run_id": run.run_id, **detail, "title": title}}
-    )
+    payload = {"run_id": run.run_id, **detail, "title": title}
+    commit.outbox.append(OutboxRow(org_id=run.org_id, topic="review.opened", payload=payload))
 
 
 def open_dead_letter(commit: Commit, run: Run, state: RunState, command: ev.OpenDeadLetter, now: float) -> None:
@@ -144,16 +159,25 @@ def park_run(commit: Commit, row: Row, reason: str, now: float) -> None:
 
 
 def _dead_letter(
-    commit: Commit, org_id: str, run_id: str, step: str, purpose: str, code: str, reason: str
+    commit: Commit, org_id: str, run_id: str, step: str, purpose: DeadLetterPurpose, code: str, reason: str
 ) -> dict[str, Any]:
     """The row and the notification of a dead letter; what goes into its audit entry."""
     dead_letter_id = new_id("ltr")
-    row = {"dead_letter_id": dead_letter_id, "org_id": org_id, "run_id": run_id, "step": step}
-    commit.new_dead_letters.append({**row, "purpose": purpose, "code": code, "reason": reason})
+    commit.new_dead_letters.append(
+        NewDeadLetter(
+            dead_letter_id=dead_letter_id,
+            org_id=org_id,
+            run_id=run_id,
+            step=step,
+            purpose=purpose,
+            code=code,
+            reason=reason,
+        )
+    )
     detail = {"step": step, "purpose": purpose, "dead_letter": dead_letter_id, "error": code}
     if purpose != "run":  # its end is announced already
         payload = {"run_id": run_id, **detail, "reason": reason}
-        commit.outbox.append({"org_id": org_id, "topic": "dead_letter.opened", "payload": payload})
+        commit.outbox.append(OutboxRow(org_id=org_id, topic="dead_letter.opened", payload=payload))
     return detail
 
 
@@ -162,8 +186,8 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
     output, labels = await _bound(run, run.version.workflow.output, state, None)
     sealed = await run.artifacts.seal(run.org_id, output, labels)
     commit.artifacts.append(sealed.row)
-    commit.runs[0]["output"] = sealed.ref.to_json()
-    commit.finished.append({"run_id": run.run_id})
+    commit.runs[0] = replace(commit.runs[0], output=sealed.ref.to_json())
+    commit.finished.append(FinishedRun(run_id=run.run_id))
     if command.status is ev.RunStatus.FAILED:
         # Whatever it did is undone; what is left is the question whether to try the whole of it again.
         _dead_letter(commit, run.org_id, run.run_id, "", "run", "run_failed", command.reason or "")
@@ -171,9 +195,9 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
         "status": command.status.value,
         "reason": command.reason,
         "output": sealed.ref.digest,
-        "input_tokens": state.spent.input_tokens,
-        "output_tokens": state.spent.output_tokens,
-        "usd": f"{state.spent.usd:.6f}",
+        "input_tokens": state.usage.input_tokens,
+        "output_tokens": state.usage.output_tokens,
+        **cost_json(state.usage.known_cost, state.usage.unpriced),
     }
     commit.audit.append(_entry(run, "run.finished", "finish_run", f"run:{run.run_id}", now, detail))
     payload = {
@@ -182,7 +206,7 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
         "status": command.status.value,
         "reason": command.reason,
     }
-    commit.outbox.append({"org_id": run.org_id, "topic": "run.finished", "payload": payload})
+    commit.outbox.append(OutboxRow(org_id=run.org_id, topic="run.finished", payload=payload))
 
 
 async def _bound(run: Run, tree: Any, state: RunState, near: str | None) -> tuple[Any, Labels]:
@@ -208,7 +232,7 @@ def _moved(run: Run, name: str, step: ToolStep, state: StepState, ref: Ref) -> E
     return Effect(run.run_id, effect_name(name, state.variant), run.org_id, step.tool, "", state.attempt, ref)
 
 
-def confirmed_effects(run: Run, before: RunState, event: Any) -> list[dict[str, Any]]:
+def confirmed_effects(run: Run, before: RunState, event: Any) -> list[EffectRow]:
     """Ledger rows for a person's answer to "did it happen?"."""
     if not isinstance(event, ev.ReviewDecided):
         return []
@@ -232,9 +256,9 @@ def finish_attributes(run: Run, state: RunState) -> dict[str, Any]:
     attributes = {
         **run.attributes(),
         names.SUCCESS: state.status is ev.RunStatus.SUCCEEDED,
-        names.TOKENS_INPUT: state.spent.input_tokens,
-        names.TOKENS_OUTPUT: state.spent.output_tokens,
-        names.COST_USD: state.spent.usd,
+        names.TOKENS_INPUT: state.usage.input_tokens,
+        names.TOKENS_OUTPUT: state.usage.output_tokens,
+        **cost_attributes(state.usage),
         "run.status": state.status.value,
     }
     if state.reason:

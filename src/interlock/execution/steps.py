@@ -6,16 +6,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from interlock.audit.log import Entry
 from interlock.base.refs import Ref
-from interlock.budget.ledger import RunLedger
+from interlock.base.usage import Usage
+from interlock.budget.ledger import Amount, RunLedger
 from interlock.definitions.versions import Version
 from interlock.identity.principal import Principal
-from interlock.machine.events import Spent
 from interlock.machine.program import Node, path_of
 from interlock.machine.state import RunState, StepState
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit
+from interlock.store.entries import Entry
+from interlock.store.rows import ArtifactRow, EffectRow, KeptResult
 from interlock.telemetry import names
 from interlock.telemetry.spans import TraceIds
 from interlock.workflows.spec import Fallback, Step
@@ -28,10 +29,10 @@ class Run:
     Attributes:
         fence: of the lease; every write carries it.
         claim: the one command that the fence is for, on an engine that leases single commands; None for the whole run.
-        spent: what the run's state says; the driver moves it and ends the reservations it replaces in one go, so that
-            spending is never unknown in between.
+        usage: what the run's state says; the driver moves it and ends the reservations it replaces in one go, so that
+            no call is missing from both in between.
         resumed: taken over from a worker that may have died in the middle of something.
-        set_aside: reserves tokens and USD where all who work for the run see it; None if this worker is the only one.
+        set_aside: reserves tokens and nano-USD where all who work for the run see it; None if this worker is the only one.
     """
 
     run_id: str
@@ -45,8 +46,8 @@ class Run:
     fence: int
     claim: str | None = None
     resumed: bool = False
-    spent: Spent = field(default_factory=Spent)
-    set_aside: Callable[[int, float], Awaitable[None]] | None = None
+    usage: Usage = field(default_factory=Usage)
+    set_aside: Callable[[Amount], Awaitable[None]] | None = None
     _values: dict[str, Any] = field(default_factory=dict)
 
     def commit(self) -> Commit:
@@ -136,7 +137,7 @@ class StepOutcome:
 
     event: Any
     signal: int | None = None
-    artifacts: list[dict[str, Any]] = field(default_factory=list)
-    effects: list[dict[str, Any]] = field(default_factory=list)
+    artifacts: list[ArtifactRow] = field(default_factory=list)
+    effects: list[EffectRow] = field(default_factory=list)
     audit: list[Entry] = field(default_factory=list)
-    results: list[dict[str, Any]] = field(default_factory=list)
+    results: list[KeptResult] = field(default_factory=list)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from interlock.base.usage import Usage
 from interlock.gateway.batches import AnthropicBatches
 from interlock.gateway.failures import count, not_the_protocol
 from interlock.gateway.http import MAX_BODY, Endpoint
 from interlock.gateway.openai import refused, schema_name
-from interlock.gateway.provider import FinishReason, Message, ModelRequest, ModelResponse, Usage
+from interlock.gateway.provider import FinishReason, Message, ModelRequest, ModelResponse
 
 API_VERSION = "2023-06-01"
 BASE_URL = "https://api.anthropic.com"
@@ -123,7 +125,9 @@ def _read(name: str, request: ModelRequest, body: Mapping[str, Any], request_id:
     content = body.get("content")
     if not isinstance(content, list):
         raise not_the_protocol(name, "no content list")
-    usage, metadata = _usage(name, body.get("usage"))
+    model, response_id = body.get("model"), body.get("id")
+    model = model if isinstance(model, str) and model else request.model
+    usage = replace(_usage(name, body.get("usage")), provider=name, model=model, attempts=1)
     finish = _FINISH.get(str(body.get("stop_reason")), "other")
     if body.get("stop_reason") == "refusal":
         raise refused(name, "the model declined (stop_reason refusal)", usage)
@@ -134,16 +138,13 @@ def _read(name: str, request: ModelRequest, body: Mapping[str, Any], request_id:
         text = ""
     if request.schema is not None and finish == "tool_calls":
         finish = "stop"  # the forced call is the answer itself, not a request for a tool call
-    if request_id:
-        metadata["request_id"] = request_id
-    model, response_id = body.get("model"), body.get("id")
     return ModelResponse(
         text=text,
-        model=model if isinstance(model, str) and model else request.model,
+        model=model,
         usage=usage,
         finish_reason=finish,
         response_id=response_id if isinstance(response_id, str) else None,
-        metadata=metadata,
+        metadata={"request_id": request_id} if request_id else {},
     )
 
 
@@ -159,13 +160,14 @@ def _text(request: ModelRequest, content: list[Any]) -> str | None:
     return "".join(texts) if texts else None
 
 
-def _usage(name: str, reported: Any) -> tuple[Usage, dict[str, Any]]:
-    """Token counts in the provider-neutral form: the input includes tokens read from and written to the cache."""
+def _usage(name: str, reported: Any) -> Usage:
+    """Token counts as `Usage`: the API's `input_tokens` exclude the cache, ours include it. The API reports no reasoning."""
     reported = reported if isinstance(reported, dict) else {}
     incoming, outgoing = count(reported.get("input_tokens")), count(reported.get("output_tokens"))
     if incoming is None or outgoing is None:
         raise not_the_protocol(name, "no usage")
     written = count(reported.get("cache_creation_input_tokens")) or 0
     read = count(reported.get("cache_read_input_tokens")) or 0
-    metadata: dict[str, Any] = {"cache_write_tokens": written} if written else {}
-    return Usage(incoming + written + read, outgoing, read), metadata
+    return Usage(
+        input_tokens=incoming + written + read, output_tokens=outgoing, cached_tokens=read, cache_write_tokens=written
+    )

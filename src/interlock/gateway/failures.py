@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from interlock.base.errors import FailureKind, ProviderError
-from interlock.gateway.provider import Usage
+from interlock.base.usage import Usage
 
 MESSAGE_LIMIT = 300
 """Maximum characters of a provider's own message in ours: enough for real messages, too few to leak a prompt."""
@@ -23,6 +23,8 @@ _LONGEST_PAUSE = 24 * 3600.0  # seconds; a longer Retry-After counts as a mistak
 # Providers repeat a wrong key ("Incorrect API key provided: sk-…"), sometimes partly masked, so an exact match alone
 # would not remove the visible part.
 _KEY_SHAPES = re.compile(r"(?i)\b(?:sk|pk|key|gsk|xai)-[\w*.-]{6,}|\bbearer\s+[^\s\"']+")
+# No call has more tokens; a sum of wrong reports must still fit into the database's integers.
+_MOST_TOKENS = 10**9
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -30,8 +32,7 @@ class BilledError(ProviderError):
     """A charged call without a usable answer (refused, or still invalid after all corrections).
 
     Attributes:
-        usage: total usage, settled as for a success.
-        attempts: calls made.
+        usage: total usage of all calls, settled as for a success.
     """
 
     def __init__(
@@ -40,13 +41,11 @@ class BilledError(ProviderError):
         *,
         kind: FailureKind,
         usage: Usage,
-        attempts: int = 1,
         retry_after: float | None = None,
         detail: str | None = None,
     ) -> None:
         super().__init__(message, kind=kind, retry_after=retry_after, detail=detail)
         self.usage = usage
-        self.attempts = attempts
 
 
 def kind_of(status: int) -> FailureKind:
@@ -156,4 +155,4 @@ def not_the_protocol(name: str, what: str) -> NotTheProtocol:
 
 def count(value: Any) -> int | None:
     """A token count sent by a provider, or None for an invalid one."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS else None

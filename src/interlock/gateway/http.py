@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from interlock.base.errors import FailureKind, InvalidInput, ProviderError
+from interlock.base.json import InvalidJson, parse_json
 from interlock.gateway.failures import not_the_protocol, scrub, status_error
 
 MAX_BODY = 20 * 1024 * 1024
@@ -182,6 +183,7 @@ class Endpoint:
 
     def _parse(self, raw: bytes, response: aiohttp.ClientResponse) -> dict[str, Any]:
         try:
+            # Only decoded: the bounds are checked for the answer inside it, where a correction is possible.
             parsed = json.loads(raw)
         except (ValueError, RecursionError):
             # Without a length or chunks, a body ends with the connection: a cut body cannot be distinguished from a
@@ -201,6 +203,6 @@ class Endpoint:
 def _lenient_json(raw: bytes) -> Any:
     """An error body, parsed if it is JSON; otherwise the status is sufficient."""
     try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
+        return parse_json(raw)
+    except InvalidJson:
         return None

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from interlock.base.errors import FailureKind
+from interlock.base.usage import Usage
 from interlock.gateway.batches import OpenAIBatches
 from interlock.gateway.failures import BilledError, count, not_the_protocol, scrub
 from interlock.gateway.http import MAX_BODY, Endpoint
-from interlock.gateway.provider import FinishReason, Message, ModelRequest, ModelResponse, Usage
+from interlock.gateway.provider import FinishReason, Message, ModelRequest, ModelResponse
 
 TokenField = Literal["max_tokens", "max_completion_tokens"]
 
@@ -153,7 +155,10 @@ def read_completion(
     content, refusal = message.get("content"), message.get("refusal")
     if content is not None and not isinstance(content, str):
         raise not_the_protocol(name, "content that is not text")
+    model, response_id = body.get("model"), body.get("id")
+    model = model if isinstance(model, str) and model else request.model
     usage, estimated = _usage(request, body.get("usage"), content or "")
+    usage = replace(usage, provider=name, model=model, attempts=1)
     finish = _FINISH.get(str(choice.get("finish_reason")), "other")
     if isinstance(refusal, str) and refusal.strip():
         raise refused(name, scrub(refusal, secret), usage)
@@ -162,10 +167,9 @@ def read_completion(
     if content is None and finish != "length":
         # A reasoning model may use its whole limit for reasoning; its empty, cut answer is reported as such by the caller.
         raise refused(name, f"no content (finish_reason {finish})", usage)
-    model, response_id = body.get("model"), body.get("id")
     return ModelResponse(
         text=content or "",
-        model=model if isinstance(model, str) and model else request.model,
+        model=model,
         usage=usage,
         finish_reason=finish,
         response_id=response_id if isinstance(response_id, str) else None,
@@ -182,14 +186,23 @@ def _usage(request: ModelRequest, reported: Any, text: str) -> tuple[Usage, bool
     """The reported counts, or an estimate (second item True) if the server reports none."""
     reported = reported if isinstance(reported, dict) else {}
     incoming, outgoing = count(reported.get("prompt_tokens")), count(reported.get("completion_tokens"))
-    details = reported.get("prompt_tokens_details")
-    cached = count(details.get("cached_tokens")) if isinstance(details, dict) else None
+    cached = _detail(reported, "prompt_tokens_details", "cached_tokens")
+    reasoning = _detail(reported, "completion_tokens_details", "reasoning_tokens")
     if incoming is not None and outgoing is not None:
-        return Usage(incoming, outgoing, min(cached or 0, incoming)), False
+        usage = Usage(input_tokens=incoming, output_tokens=outgoing)
+        return replace(usage, cached_tokens=min(cached, incoming), reasoning_tokens=min(reasoning, outgoing)), False
     # Four characters per token, and four tokens of overhead per turn: OpenAI's own rule of thumb for English.
     # https://help.openai.com/en/articles/4936856. An estimate, because a missing cost would count as 0.
     guess = sum(_tokens(turn.content) + 4 for turn in request.messages)
-    return Usage(guess if incoming is None else incoming, _tokens(text) if outgoing is None else outgoing), True
+    incoming = guess if incoming is None else incoming
+    outgoing = _tokens(text) if outgoing is None else outgoing
+    return Usage(input_tokens=incoming, output_tokens=outgoing), True
+
+
+def _detail(reported: Mapping[str, Any], group: str, name: str) -> int:
+    """A count of a group of details; 0 if the server reports none."""
+    details = reported.get(group)
+    return (count(details.get(name)) or 0) if isinstance(details, dict) else 0
 
 
 def _tokens(text: str) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+from interlock.base.usage import Usage
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
@@ -42,40 +44,13 @@ class ModelRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Usage of a call. Tokens as the provider counted them.
+class ModelResponse:
+    """A provider's answer.
 
     Attributes:
-        batched_input_tokens, batched_output_tokens: the part of them used through a batch API, at its price.
+        model: the name reported by the provider.
+        usage: the counts reported by the provider; the caller adds the cost.
     """
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    batched_input_tokens: int = 0
-    batched_output_tokens: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.batched_input_tokens + other.batched_input_tokens,
-            self.batched_output_tokens + other.batched_output_tokens,
-        )
-
-    def in_batch(self) -> Usage:
-        """The same tokens, used in a batch."""
-        return replace(self, batched_input_tokens=self.input_tokens, batched_output_tokens=self.output_tokens)
-
-    @property
-    def total(self) -> int:
-        return self.input_tokens + self.output_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class ModelResponse:
-    """A provider's answer; `model` is the name the provider itself reported."""
 
     text: str
     model: str

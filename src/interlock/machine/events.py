@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 
 from interlock.base.errors import FailureKind
 from interlock.base.refs import Ref
+from interlock.base.usage import Usage
 from interlock.workflows.facts import Facts
 
 
@@ -59,15 +60,6 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What an attempt cost: tokens of model calls and USD."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    usd: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class RunStarted:
     """First event of every run. `seed` feeds the jitter; `facts` are the input's."""
 
@@ -79,25 +71,39 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class StepSucceeded:
-    """`calls`: for an agent's turn, the tools it wants called, in its order; none means that this is its answer."""
+    """An attempt at a step gave a result.
+
+    Attributes:
+        began: when the kernel began with the attempt; like `at`, seconds since the epoch by the database's clock. Here and in
+            the other outcomes the machine decides nothing by it.
+        usage: of a model step; None of other steps.
+        calls: for an agent's turn, the tools it wants called, in its order; none means that this is its answer.
+        request: the rendered request of a model call; None if no model was asked.
+    """
 
     step: str
     attempt: int
+    began: float
     at: float
     output: Ref
     facts: Facts = field(default_factory=dict)
-    spent: Spent = field(default_factory=Spent)
+    usage: Usage | None = None
     calls: tuple[str, ...] = ()
+    request: Ref | None = None
     type: Literal["step_succeeded"] = "step_succeeded"
 
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
+    """An attempt at a step failed; fields as in `StepSucceeded`."""
+
     step: str
     attempt: int
+    began: float
     at: float
     failure: Failure
-    spent: Spent = field(default_factory=Spent)
+    usage: Usage | None = None
+    request: Ref | None = None
     type: Literal["step_failed"] = "step_failed"
 
 
@@ -111,6 +117,7 @@ class StepDeferred:
 
     step: str
     attempt: int
+    began: float
     at: float
     delay: float
     ambiguous: bool = False
@@ -140,6 +147,7 @@ class TimerFired:
 class CompensationSucceeded:
     step: str
     attempt: int
+    began: float
     at: float
     type: Literal["compensation_succeeded"] = "compensation_succeeded"
 
@@ -148,6 +156,7 @@ class CompensationSucceeded:
 class CompensationFailed:
     step: str
     attempt: int
+    began: float
     at: float
     failure: Failure
     type: Literal["compensation_failed"] = "compensation_failed"
@@ -292,16 +301,16 @@ Command = Perform | Compensate | StartTimer | OpenReview | CloseReview | OpenDea
 _EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
 
 
-_REFS = ("output", "payload", "input")
+_REFS = ("output", "payload", "input", "request")
 
 
 def event_to_json(event: Any) -> dict[str, Any]:
     """JSON of an event, as the journal keeps it."""
     data: dict[str, Any] = {name: getattr(event, name) for name in event.__slots__}
     for name, value in data.items():
-        if isinstance(value, Ref):
+        if isinstance(value, Ref | Usage):
             data[name] = value.to_json()
-        elif isinstance(value, Failure | Spent):
+        elif isinstance(value, Failure):
             data[name] = {key: getattr(value, key) for key in value.__slots__}
         elif isinstance(value, tuple):
             data[name] = list(value)

@@ -104,7 +104,7 @@ def _step_succeeded(transition: Transition, event: ev.StepSucceeded) -> bool:
     step = transition.current(name, StepStatus.RUNNING, event.attempt)
     if step is None:
         return False
-    transition.spend(event.spent)
+    transition.use(event.usage)
     node = transition.program.node(name)
     is_turn = node.agent is not None and step.tool is None
     step = replace(
@@ -131,7 +131,7 @@ def _step_failed(transition: Transition, event: ev.StepFailed) -> bool:
     step = transition.current(event.step, StepStatus.RUNNING, event.attempt)
     if step is None:
         return False
-    transition.spend(event.spent)
+    transition.use(event.usage)
     attempt_failed(transition, event.step, step, event.failure)
     return True
 

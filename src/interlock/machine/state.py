@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from interlock.base.refs import Ref
-from interlock.machine.events import TERMINAL, Failure, RunStatus, Spent
+from interlock.base.usage import Usage
+from interlock.machine.events import TERMINAL, Failure, RunStatus
 from interlock.workflows.facts import Facts
 
 
@@ -130,6 +131,7 @@ class RunState:
         done: steps that succeeded, containers aside; `approvals`: reviews that were approved.
         ending: set when the run can no longer succeed; then nothing new starts.
         failing: containers that failed and are not finished yet → why.
+        usage: of all calls together, without provider and model.
         degraded: why the run will end as partial although it goes on.
         paused: nothing new is performed.
         signals: name → signals nobody has waited for yet; `heard`: ids of all signals taken.
@@ -146,7 +148,7 @@ class RunState:
     done: int = 0
     approvals: int = 0
     retries: int = 0
-    spent: Spent = field(default_factory=Spent)
+    usage: Usage = field(default_factory=Usage)
     ending: Ending | None = None
     failing: Mapping[str, Failure] = field(default_factory=dict)
     degraded: str | None = None

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from interlock.base.usage import Usage
 from interlock.machine import events as ev
-from interlock.machine.events import Command, Failure, RunStatus, Spent
+from interlock.machine.events import Command, Failure, RunStatus
 from interlock.machine.program import Program, space_of
 from interlock.machine.state import BUSY, WORKING, Ending, RunState, StepState, StepStatus, limit_key
 from interlock.workflows.spec import CONTAINERS
@@ -33,7 +34,7 @@ class Transition:
         self.working, self.busy = state.working, state.busy
         self.done, self.approvals = state.done, state.approvals
         self.retries = state.retries
-        self.spent = state.spent
+        self.usage = state.usage
         self.ending: Ending | None = state.ending
         self.failing = dict(state.failing)
         self.degraded = state.degraded
@@ -129,12 +130,10 @@ class Transition:
         """Takes its deadline away."""
         self.timers.pop(limit_key(name, self.steps[name]), None)
 
-    def spend(self, spent: Spent) -> None:
-        self.spent = Spent(
-            self.spent.input_tokens + spent.input_tokens,
-            self.spent.output_tokens + spent.output_tokens,
-            self.spent.usd + spent.usd,
-        )
+    def use(self, usage: Usage | None) -> None:
+        """Adds what an attempt used to the run's total."""
+        if usage is not None:
+            self.usage = (self.usage + usage).anonymous()
 
     # -- the end of the turn -----------------------------------------------------------------------------------
 
@@ -160,7 +159,7 @@ class Transition:
             done=self.done,
             approvals=self.approvals,
             retries=self.retries,
-            spent=self.spent,
+            usage=self.usage,
             ending=self.ending,
             failing=self.failing,
             degraded=self.degraded,

@@ -2,18 +2,18 @@
 
 A tool shares its process with the runner, so it can write anything to the channel. Every field is checked here for type
 and size before it is used, so a hostile tool can only give a wrong answer to its own job.
+Its output is only decoded here: `execution/executors.py` holds it against the bounds and the contract of the tool.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from interlock.base.errors import Denied
+from interlock.base.json import InvalidJson, decode_json, sentence
 from interlock.sandbox.environment import Ending, Job, SandboxResult
 
 ENVELOPE_BYTES = 16 * 1024  # in addition to the output: ending, error text
@@ -45,9 +45,9 @@ def read_answer(line: bytes, job: Job, measured: Measured) -> SandboxResult:
         Denied: the runner found the tool outside the job's allowlist.
     """
     try:
-        answer = _parse(line)
-    except (ValueError, RecursionError) as fault:
-        return ended("garbage", measured, f"the tool's answer is not JSON: {fault}")
+        answer = decode_json(line)
+    except InvalidJson as fault:
+        return ended("garbage", measured, f"the tool's answer is not JSON: {fault.message}")
     if not isinstance(answer, dict):
         return ended("garbage", measured, "the tool's answer is not a JSON object")
     # Accepted only if it is true: otherwise a tool could fill the audit log with denials that never happened.
@@ -86,7 +86,7 @@ def ended(
     return SandboxResult(
         ending=ending,
         output=output,
-        error=None if error is None else _sentence(error),
+        error=None if error is None else sentence(error, _MAX_ERROR),
         retryable=retryable,
         nothing_happened=nothing_happened,
         retry_after=retry_after,
@@ -108,32 +108,7 @@ def describe_exit(status: int | None, job: Job) -> str:
     return f"the tool exited with status {status} before it answered"
 
 
-def _parse(line: bytes) -> Any:
-    text = line.decode()
-    answer = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-    if "\\u" in text:  # an escaped lone surrogate passes the decoder, but cannot be encoded again
-        json.dumps(answer, ensure_ascii=False).encode()
-    return answer
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"the number {text[:40]} is too large")
-    return value
-
-
 def _pause(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_PAUSE:
         return None
     return float(value)
-
-
-def _sentence(text: str) -> str:
-    """One printable line: control characters would let a tool forge lines in a terminal or a log."""
-    printable = "".join(character if character.isprintable() else " " for character in text[: 4 * _MAX_ERROR])
-    return " ".join(printable.split())[:_MAX_ERROR]

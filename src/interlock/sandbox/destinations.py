@@ -33,7 +33,7 @@ _NEVER = tuple(
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 
 
-class Refused(Exception):
+class DestinationRefused(Exception):
     """The destination is not allowed; the text is one sentence for the tool."""
 
 
@@ -84,11 +84,11 @@ class Allowlist:
         """The addresses to connect to, in order. The caller connects to these and never resolves the name again.
 
         Raises:
-            Refused: the pair is not in the allowlist, or it resolves to an address that no tool may reach.
+            DestinationRefused: the pair is not in the allowlist, or it resolves to an address that no tool may reach.
             OSError: the name does not resolve.
         """
         if destination not in self._granted:
-            raise Refused(f"{destination} is not in this tool's egress list")
+            raise DestinationRefused(f"{destination} is not in this tool's egress list")
         literal = _literal(destination.host)
         if literal is not None:
             _vet(literal, destination, explicit=True)
@@ -115,11 +115,11 @@ def _vet(address: Address, destination: Destination, *, explicit: bool) -> None:
     """Check an address; `explicit` permits all addresses except those of `_NEVER`."""
     effective = _unwrapped(address)
     if any(effective in network for network in _NEVER):
-        raise Refused(f"{destination} is a link-local or metadata address, which no tool may reach")
+        raise DestinationRefused(f"{destination} is a link-local or metadata address, which no tool may reach")
     if explicit:
         return
     if not effective.is_global or effective.is_multicast or effective.is_reserved:
-        raise Refused(f"{destination} resolves to an address that is not public")
+        raise DestinationRefused(f"{destination} resolves to an address that is not public")
 
 
 def _unwrapped(address: Address) -> Address:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from interlock.admission.quotas import Quota, list_quotas, remove_quota, set_quota
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import NotFound, Unauthenticated
 from interlock.definitions.project import Project
@@ -19,6 +18,7 @@ from interlock.identity.auth import Authenticator, key_id_of
 from interlock.identity.principal import Principal
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
+from interlock.store.entries import Entry
 
 LOCAL_ORG = "local"
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import asyncpg
 
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, ContractViolation, Erased, InterlockError, InvalidInput, NotFound
 from interlock.base.refs import Ref
@@ -27,6 +26,8 @@ from interlock.services.submit import Submission
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
+from interlock.store.entries import Entry
+from interlock.store.rows import DeadLetterDecision, DecidedDeadLetter, NewSignal, RequeuedRun
 from interlock.workflows.schemas import check_value
 from interlock.workflows.spec import ModelStep, Step, ToolStep
 
@@ -131,7 +132,7 @@ class DeadLetters:
                 if purpose == "compensation":
                     self._tell(commit, dead_letter, DeadLetterRequeued(dead_letter["step"], self._clock.now()))
                 else:
-                    commit.requeued.append({"run_id": dead_letter["run_id"]})
+                    commit.requeued.append(RequeuedRun(run_id=dead_letter["run_id"]))
         return await self._decide(
             principal, dead_letter, commit, "requeued", note, new_run, edited=arguments is not None
         )
@@ -148,7 +149,7 @@ class DeadLetters:
             self._tell(commit, dead_letter, DeadLetterDiscarded(dead_letter["step"], now))
         elif dead_letter["purpose"] == "parked_run":
             self._tell(commit, dead_letter, CancelRequested(now, f"dead letter discarded by {principal.user_id}"))
-            commit.requeued.append({"run_id": dead_letter["run_id"]})
+            commit.requeued.append(RequeuedRun(run_id=dead_letter["run_id"]))
         return await self._decide(principal, dead_letter, commit, "discarded", note, None, edited=False)
 
     async def _to_decide(self, principal: Principal, dead_letter_id: str, note: str) -> tuple[Row, Row, str]:
@@ -165,14 +166,21 @@ class DeadLetters:
         principal: Principal,
         dead_letter: Row,
         commit: Commit,
-        status: str,
+        status: DeadLetterDecision,
         note: str,
         new_run: str | None,
         *,
         edited: bool,
     ) -> dict[str, Any]:
-        decided = {"status": status, "decided_by": principal.user_id, "note": note, "new_run": new_run}
-        commit.decided_dead_letters.append({"dead_letter_id": dead_letter["dead_letter_id"], **decided})
+        commit.decided_dead_letters.append(
+            DecidedDeadLetter(
+                dead_letter_id=dead_letter["dead_letter_id"],
+                status=status,
+                decided_by=principal.user_id,
+                note=note,
+                new_run=new_run,
+            )
+        )
         detail = {"step": dead_letter["step"], "purpose": dead_letter["purpose"], "edited": edited, "note": bool(note)}
         requeued = status == "requeued"
         entry = Entry(
@@ -192,10 +200,11 @@ class DeadLetters:
             await self._committer.submit(commit)
         except asyncpg.UniqueViolationError as error:
             raise Conflict(f"a run with the key requeue:{dead_letter['dead_letter_id']} is there already") from error
+        decided = {"status": status, "decided_by": principal.user_id, "note": note, "new_run": new_run}
         return _public(dead_letter) | decided
 
     def _tell(self, commit: Commit, dead_letter: Row, event: Any) -> None:
-        signal = {"org_id": dead_letter["org_id"], "run_id": dead_letter["run_id"], "event": event_to_json(event)}
+        signal = NewSignal(org_id=dead_letter["org_id"], run_id=dead_letter["run_id"], event=event_to_json(event))
         commit.new_signals.append(signal)
 
     async def _edited(self, dead_letter: Row, run: Row, arguments: Any, commit: Commit) -> Ref | None:
@@ -259,7 +268,9 @@ def _fits(version: Version, step: Step, arguments: Any) -> None:
     if not isinstance(arguments, dict):
         raise ContractViolation("input: must be an object; `interlock dead-letters show` prints what to edit")
     if isinstance(step, ToolStep):
-        check_value(version.tool_input_validators[step.tool], arguments, what=f'tool "{step.tool}": arguments')
+        check_value(
+            version.tool_input_validators[step.tool], arguments, what=f'tool "{step.tool}": arguments', to_sender=True
+        )
     elif isinstance(step, ModelStep):
         version.prompts[step.prompt].render(arguments)
     else:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from interlock.base.errors import Denied
+from interlock.base.json import accept_json
 from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.refs import Ref
 from interlock.guard.injection import scan
 from interlock.guard.pii import Redactor
 from interlock.store.artifacts import Artifacts
 from interlock.store.database import Database, Row
+from interlock.store.rows import ArtifactRow, NewVault
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,8 @@ class Taken:
 
     value: Any
     ref: Ref
-    artifacts: list[dict[str, Any]]
-    vaults: list[dict[str, Any]]
+    artifacts: list[ArtifactRow]
+    vaults: list[NewVault]
     flags: list[str]
 
 
@@ -50,9 +52,11 @@ class Redaction:
             origin: where it came from, for the labels.
 
         Raises:
+            InvalidJson: it is over a bound.
             Denied: it holds an injected order, and the settings say `block`.
             Erased: a person whom the run is about was erased; nothing more may be stored about them.
         """
+        accept_json(value)
         flags = [f"injection:{kind}" for kind in scan(value)]
         if flags and self._block:
             raise Denied(
@@ -65,13 +69,13 @@ class Redaction:
         sensitivity = max(about.sensitivity, Sensitivity.PII if redactor.counts else Sensitivity.INTERNAL)
         labels = Labels(Trust.USER, sensitivity, about.subjects, frozenset({origin}))
         sealed = await self._artifacts.seal(run["org_id"], redacted, labels)
-        artifacts, vaults = [sealed.row], []
+        artifacts, vaults = [sealed.row], list[NewVault]()
         new = {token: original for token, original in redactor.vault.items() if token not in known}
         if new:
             secret = labels.join(Labels(sensitivity=Sensitivity.SECRET))
             vault = await self._artifacts.seal(run["org_id"], new, secret)
             artifacts.append(vault.row)
-            vaults.append({"org_id": run["org_id"], "run_id": run["run_id"], "vault": vault.ref.to_json()})
+            vaults.append(NewVault(org_id=run["org_id"], run_id=run["run_id"], vault=vault.ref.to_json()))
         flags += [f"redacted:{kind}" for kind in sorted(redactor.counts)]
         return Taken(redacted, sealed.ref, artifacts, vaults, flags)
 

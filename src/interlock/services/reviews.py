@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound
+from interlock.base.json import accept_json
 from interlock.base.labels import Labels, Trust
 from interlock.base.refs import Ref
 from interlock.identity.principal import Principal
@@ -14,6 +14,8 @@ from interlock.machine.events import ReviewDecided, event_to_json
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
+from interlock.store.entries import Entry
+from interlock.store.rows import DecidedReview, NewSignal, ReviewDecision
 from interlock.workflows.facts import Facts
 
 _MAX_NOTE = 4000
@@ -95,13 +97,13 @@ class ReviewQueue:
         principal.require("review.decide")
         if len(note) > _MAX_NOTE:
             raise InvalidInput(f"a note may have {_MAX_NOTE} characters; this one has {len(note)}")
+        accept_json([note, output])
         review = await self.get(principal, review_id)
         if review["role"] not in principal.roles and "admin" not in principal.roles:
             raise Denied(f'this review needs role "{review["role"]}"')
         if review["status"] != "open":
             raise Conflict(f"this review is already {review['status']}")
         approved, now = decision == "approve", self._clock.now()
-        note = note.replace("\0", "")
         value = (
             output if review["purpose"] == "confirm" else {"approved": approved, "by": principal.user_id, "note": note}
         )
@@ -126,12 +128,14 @@ class ReviewQueue:
             trace_id=review["trace_id"],
             detail={"step": review["step"], "purpose": review["purpose"], "note": bool(note)},
         )
-        status = "approved" if approved else "rejected"
+        status: ReviewDecision = "approved" if approved else "rejected"
         commit = Commit(
             principal.org_id,
             artifacts=[sealed.row],
-            decided_reviews=[{"review_id": review_id, "status": status, "decided_by": principal.user_id, "note": note}],
-            new_signals=[{"org_id": principal.org_id, "run_id": run_id, "event": event_to_json(event)}],
+            decided_reviews=[
+                DecidedReview(review_id=review_id, status=status, decided_by=principal.user_id, note=note)
+            ],
+            new_signals=[NewSignal(org_id=principal.org_id, run_id=run_id, event=event_to_json(event))],
             audit=[entry],
         )
         await self._committer.submit(commit)

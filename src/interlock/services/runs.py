@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Erased, NotFound
 from interlock.base.refs import Ref
+from interlock.base.usage import cost_json
 from interlock.definitions.versions import Versions
-from interlock.execution.loading import folded
+from interlock.execution.loading import folded, journal_of
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.machine.events import TERMINAL, Failure, RunStatus
+from interlock.machine.machine import fold
 from interlock.services.ingest import vault_of
+from interlock.services.timeline import step_times, timed_spans
 from interlock.services.waiting import waits_for, way_of
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
+from interlock.store.entries import Entry
 
 _TERMINAL = frozenset(status.value for status in TERMINAL)
 MAX_PAGE = 200
+_NOT_TIMED = {"began_at": None, "seconds": None, "usage": None}
 
 
 class Runs:
@@ -58,10 +62,12 @@ class Runs:
             NotFound: no such run in this organisation.
         """
         row = await self._row(principal, run_id)
-        version, state = await folded(self._database, self._versions, row)
-        program = version.program
+        version = await self._versions.get(row["org_id"], row["workflow"], row["version"])
+        program, journal = version.program, await journal_of(self._database, row)
+        state, times = fold(program, journal), step_times(journal)
         steps = [
             {
+                **(times[name].to_json() if name in times else _NOT_TIMED),
                 "id": name,
                 "status": step.status.value,
                 "attempt": step.attempt,
@@ -122,10 +128,10 @@ class Runs:
         return [{"seq": row["seq"], **row["event"]} for row in rows]
 
     async def trace(self, principal: Principal, run_id: str) -> list[dict[str, Any]]:
-        """The run's spans, in order of their start; times in nanoseconds since the epoch."""
+        """The run's spans, in order of their start, attempts at the times of the journal; nanoseconds since the epoch."""
         row = await self._row(principal, run_id)
         spans = await self._database.rows("get_spans", row["trace_id"], org=principal.org_id)
-        return [dict(span) for span in spans]
+        return timed_spans(spans, await journal_of(self._database, row), row["span_id"])
 
     async def _row(self, principal: Principal, run_id: str) -> Row:
         principal.require("run.read")
@@ -163,9 +169,10 @@ def summary(row: Row) -> dict[str, Any]:
     """A run's row as JSON, without its values."""
     fields = (
         "run_id", "workflow", "version", "status", "reason", "flags", "idempotency_key", "trace_id",
-        "input_tokens", "output_tokens", "usd", "created_at", "started_at", "finished_at",
+        "input_tokens", "output_tokens", "created_at", "started_at", "finished_at",
     )  # fmt: skip
     return {name: _plain(row[name]) for name in fields} | {
+        **cost_json(row["nano_usd"], row["unpriced"]),
         "user_id": row["principal"]["user_id"],
         "steps_done": row["steps"],
     }

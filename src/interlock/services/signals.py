@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, NotFound
 from interlock.base.ids import new_id
+from interlock.base.json import accept_json
 from interlock.definitions.versions import Versions
 from interlock.identity.principal import Principal
 from interlock.machine.events import CancelRequested, PauseRequested, ResumeRequested, SignalReceived, event_to_json
@@ -18,6 +18,8 @@ from interlock.services.runs import is_over
 from interlock.services.submit import checked_key
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
+from interlock.store.entries import Entry
+from interlock.store.rows import NewSignal
 from interlock.workflows.facts import facts_of
 from interlock.workflows.schemas import check_value
 
@@ -56,7 +58,7 @@ class Signals:
         if spec is None:
             known = ", ".join(sorted(version.signals)) or "none"
             raise NotFound(f'workflow "{version.name}" waits for no signal "{name[:100]}"; it knows: {known}')
-        check_value(spec.validator, payload, what="payload")
+        check_value(spec.validator, accept_json(payload), what="payload", to_sender=True)
         counted = await self._database.row("count_signals", run_id, signal_id, org=principal.org_id)
         assert counted is not None, "a count is always there"
         if counted["known"] is not None:
@@ -136,5 +138,5 @@ class Signals:
             trace_id=run["trace_id"],
             detail=detail,
         )
-        signal = {"org_id": principal.org_id, "run_id": run["run_id"], "event": event_to_json(event)}
+        signal = NewSignal(org_id=principal.org_id, run_id=run["run_id"], event=event_to_json(event))
         return Commit(principal.org_id, new_signals=[signal], audit=[entry])

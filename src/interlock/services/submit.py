@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
-from interlock.audit.log import Entry
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Denied, InvalidInput
 from interlock.base.ids import new_id
+from interlock.base.json import accept_json
 from interlock.base.labels import Labels, Sensitivity, Trust
+from interlock.base.refs import RefJson
 from interlock.definitions.versions import Version, Versions
 from interlock.guard.injection import scan
 from interlock.guard.pii import Redactor
@@ -18,7 +20,9 @@ from interlock.identity.principal import Principal
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
+from interlock.store.entries import Entry
 from interlock.store.keys import KeyStore
+from interlock.store.rows import EngineName, NewRun, RunVault
 from interlock.telemetry.spans import TraceIds
 from interlock.workflows.bindings import dig, parse
 from interlock.workflows.schemas import check_value
@@ -39,7 +43,7 @@ class Submission:
         keys: KeyStore,
         clock: Clock,
         *,
-        engine: str = "postgres",
+        engine: EngineName = "postgres",
         block_injections: bool,
     ) -> None:
         self._database = database
@@ -66,6 +70,7 @@ class Submission:
             Denied: the role may not, or the input holds an injected order and the settings say `block`.
         """
         principal.require("run.start")
+        accept_json(value)
         if checked_key(idempotency_key):
             # First: what was accepted once is not held against what has been deployed since.
             existing = await self._existing(principal, workflow, str(idempotency_key), value)
@@ -85,6 +90,7 @@ class Submission:
     async def propose(self, principal: Principal, workflow: str, value: Any, key: str) -> tuple[str, Commit]:
         """As `accept`, but the new run is the caller's to commit, together with what made it start."""
         principal.require("run.start")
+        accept_json(value)
         _, version, flags = await self._checked(principal, workflow, value, key, 0)
         return await self._proposed(principal, version, value, key, flags, 0)
 
@@ -101,7 +107,7 @@ class Submission:
         """
         version = await self._versions.head(row["org_id"], row["workflow"])
         check_value(version.input_validator, value, what="input")
-        again = {name: row[name] for name in ("input", "vault", "flags", "priority")}
+        again = _Stored(row["input"], row["vault"], row["flags"], row["priority"])
         return self._queued(row["org_id"], version, key, again, principal=row["principal"], actor=actor)
 
     async def _checked(
@@ -111,7 +117,7 @@ class Submission:
             raise InvalidInput(f"priority must be -{_MAX_PRIORITY} to {_MAX_PRIORITY}")
         key = checked_key(idempotency_key) or new_id("once")
         version = await self._versions.head(principal.org_id, workflow)
-        check_value(version.input_validator, value, what="input")
+        check_value(version.input_validator, value, what="input", to_sender=True)
         flags = [f"injection:{kind}" for kind in scan(value)]
         if flags and self._block:
             raise Denied(
@@ -125,8 +131,8 @@ class Submission:
             return None
         version = await self._versions.get(principal.org_id, workflow, row["version"])
         # Compared by the keyed digest of the raw input, which the vault holds: redacted inputs differ in their tokens.
-        probe = await self._artifacts.seal(principal.org_id, value, self._labels(principal, version, value, pii=False))
-        if row["vault"]["raw_digest"] != probe.ref.digest:
+        labels = self._labels(principal, version, value, pii=False)
+        if row["vault"]["raw_digest"] != await self._artifacts.digest(principal.org_id, value, labels):
             raise Conflict(
                 f'Idempotency-Key "{key}" was used for another input of {version.name} (run {row["run_id"]}); choose a new key'
             )
@@ -139,15 +145,16 @@ class Submission:
         redacted = redactor.redact(value)
         labels = self._labels(principal, version, value, pii=bool(redactor.counts))
         secret = labels.join(Labels(sensitivity=Sensitivity.SECRET))
-        raw = await self._artifacts.seal(principal.org_id, value, self._labels(principal, version, value, pii=False))
+        about = self._labels(principal, version, value, pii=False)
+        raw_digest = await self._artifacts.digest(principal.org_id, value, about)
         stored = await self._artifacts.seal(principal.org_id, redacted, labels)
         vault = await self._artifacts.seal(principal.org_id, redactor.vault, secret)
-        taken = {
-            "input": stored.ref.to_json(),
-            "vault": {"ref": vault.ref.to_json(), "raw_digest": raw.ref.digest},
-            "flags": flags + [f"redacted:{kind}" for kind in sorted(redactor.counts)],
-            "priority": priority,
-        }
+        taken = _Stored(
+            stored.ref.to_json(),
+            {"ref": vault.ref.to_json(), "raw_digest": raw_digest},
+            flags + [f"redacted:{kind}" for kind in sorted(redactor.counts)],
+            priority,
+        )
         run_id, commit = self._queued(
             principal.org_id, version, key, taken, principal=principal.to_json(), actor=principal.actor
         )
@@ -155,12 +162,11 @@ class Submission:
         return run_id, commit
 
     def _queued(
-        self, org_id: str, version: Version, key: str, taken: dict[str, Any], *, principal: dict[str, Any], actor: str
+        self, org_id: str, version: Version, key: str, taken: _Stored, *, principal: dict[str, Any], actor: str
     ) -> tuple[str, Commit]:
         """A run's row and its audit entry.
 
         Args:
-            taken: `input`, `vault`, `flags` and `priority`.
             principal: in whose name it runs; `actor` is who started it.
         """
         run_id, trace = new_id("run"), TraceIds.new()
@@ -175,20 +181,23 @@ class Submission:
             run_id=run_id,
             trace_id=trace.trace_id,
             policy_version=version.policy.version,
-            detail={"input": taken["input"]["digest"], "flags": taken["flags"]},
+            detail={"input": taken.input["digest"], "flags": taken.flags},
         )
-        row = {
-            "run_id": run_id,
-            "org_id": org_id,
-            "workflow": version.name,
-            "version": version.version,
-            "principal": principal,
-            "idempotency_key": key,
-            "engine": self._engine,
-            "trace_id": trace.trace_id,
-            "span_id": trace.span_id,
-            **taken,
-        }
+        row = NewRun(
+            run_id=run_id,
+            org_id=org_id,
+            workflow=version.name,
+            version=version.version,
+            principal=principal,
+            idempotency_key=key,
+            input=taken.input,
+            vault=taken.vault,
+            flags=taken.flags,
+            trace_id=trace.trace_id,
+            span_id=trace.span_id,
+            engine=self._engine,
+            priority=taken.priority,
+        )
         return run_id, Commit(org_id, new_runs=[row], audit=[entry])
 
     def _labels(self, principal: Principal, version: Version, value: Any, *, pii: bool) -> Labels:
@@ -200,6 +209,16 @@ class Submission:
                 subjects = frozenset({self._keys.pseudonym(principal.org_id, str(name))})
         sensitivity = Sensitivity.PII if pii or subjects else Sensitivity.INTERNAL
         return Labels(trust=Trust.USER, sensitivity=sensitivity, subjects=subjects, origins=frozenset({"input"}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The part of a run that comes from its input."""
+
+    input: RefJson
+    vault: RunVault | None
+    flags: list[str]
+    priority: int
 
 
 def checked_key(key: str | None) -> str | None:

@@ -16,16 +16,19 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from interlock.base.errors import Erased, IntegrityError, NotFound, PayloadTooLarge
+from interlock.base.ids import random_token
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref, canonical_json
 from interlock.store.database import Database
 from interlock.store.keys import KeyStore
 from interlock.store.objects import Objects
+from interlock.store.rows import ArtifactRow
 
 # Up to here a value rides in the step's own transaction; a larger one goes to the object store first.
 INLINE_BYTES = 128 * 1024
 _NONCE_BYTES = 12
 _CACHED = 512
+_NAME_CHARACTERS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Sealed:
     """A value ready to be committed: its ref, and the row that must go into the same transaction."""
 
     ref: Ref
-    row: dict[str, Any]
+    row: ArtifactRow
 
 
 class Artifacts:
@@ -46,6 +49,14 @@ class Artifacts:
         self._limit = limit_bytes
         self._derived: OrderedDict[bytes, tuple[bytes, AESGCM]] = OrderedDict()
 
+    async def digest(self, org_id: str, value: Any, labels: Labels) -> str:
+        """The digest that `seal` would give; nothing is encrypted or stored, but the keys of subjects not known yet are made.
+
+        Raises as `seal`.
+        """
+        digest, _, _ = await self._named(org_id, value, labels)
+        return digest
+
     async def seal(self, org_id: str, value: Any, labels: Labels) -> Sealed:
         """Encrypts a JSON value.
 
@@ -53,27 +64,22 @@ class Artifacts:
             PayloadTooLarge: over the configured limit; fails once, at once.
             Erased: a subject's key is gone, so nothing about them may be stored any more.
         """
-        plain = canonical_json(value)
-        if len(plain) > self._limit:
-            raise PayloadTooLarge(
-                f"a value of {len(plain)} bytes is over the limit of {self._limit} (limits.payload_bytes)"
-            )
-        digest_key, cipher = await self._cipher(org_id, labels.subjects)
-        digest = _digest(digest_key, plain)
+        digest, plain, cipher = await self._named(org_id, value, labels)
         nonce = os.urandom(_NONCE_BYTES)
         sealed = nonce + cipher.encrypt(nonce, plain, _context(org_id, digest))
-        row: dict[str, Any] = {
-            "org_id": org_id,
-            "digest": digest,
-            "size": len(plain),
-            "subjects": sorted(labels.subjects),
-        }
+        ciphertext, name = None, None
         if len(sealed) <= INLINE_BYTES:
-            row["ciphertext"] = base64.b64encode(sealed).decode()
+            ciphertext = base64.b64encode(sealed).decode()
         else:
-            name = f"artifacts/{org_id}/{digest}"
-            await self._objects.put(name, sealed)
-            row["object"] = name
+            name = await self._put(org_id, digest, sealed)
+        row = ArtifactRow(
+            org_id=org_id,
+            digest=digest,
+            size=len(plain),
+            subjects=sorted(labels.subjects),
+            ciphertext=ciphertext,
+            object=name,
+        )
         return Sealed(Ref(digest, len(plain), labels), row)
 
     async def open(self, org_id: str, ref: Ref) -> Any:
@@ -101,6 +107,26 @@ class Artifacts:
         if not hmac.compare_digest(_digest(digest_key, plain), ref.digest):
             raise IntegrityError(f"stored value {ref.digest[:12]}… is not the one its reference names")
         return json.loads(plain)
+
+    async def _named(self, org_id: str, value: Any, labels: Labels) -> tuple[str, bytes, AESGCM]:
+        plain = canonical_json(value)
+        if len(plain) > self._limit:
+            raise PayloadTooLarge(
+                f"a value of {len(plain)} bytes is over the limit of {self._limit} (limits.payload_bytes)"
+            )
+        digest_key, cipher = await self._cipher(org_id, labels.subjects)
+        return _digest(digest_key, plain), plain, cipher
+
+    async def _put(self, org_id: str, digest: str, sealed: bytes) -> str:
+        """Stores a large value as an object of its own, on record as pending before it is there.
+
+        The commit that carries the row takes it off that record; what no commit took, `sweep_objects` deletes. No two commits
+        share an object, so deleting one that was never committed takes nothing from another.
+        """
+        name = f"artifacts/{org_id}/{digest}-{random_token(_NAME_CHARACTERS)}"
+        await self._database.execute("add_pending_object", name, org_id, org=org_id)
+        await self._objects.put(name, sealed)
+        return name
 
     async def _cipher(self, org_id: str, subjects: frozenset[str]) -> tuple[bytes, AESGCM]:
         keys = b"".join(await self._keys.keys(org_id, subjects))  # asked each time: one may have been destroyed

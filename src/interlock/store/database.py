@@ -87,8 +87,8 @@ class Database:
                 if isinstance(error, asyncpg.DataError | ValueError):  # the client's own check is an InterfaceError too
                     raise InvalidInput(
                         "a number is out of range or a text holds a NUL character; correct the request",
-                        detail=repr(error),
-                    ) from error
+                        detail=type(error).__name__,
+                    ) from None  # the server's own text repeats the value
                 if attempt == _ATTEMPTS - 1:
                     raise Unavailable(
                         "the database does not answer; what was committed is safe, try again when it is back",

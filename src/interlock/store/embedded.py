@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 import warnings
@@ -25,6 +26,7 @@ from interlock.base.errors import Unavailable
 
 SUPERUSER = "postgres"
 DATABASE = "interlock"
+_START_SECONDS = 120.0  # for a server to come up; it takes less than one, and more after a crash or on a busy machine
 
 # `trust` would let every local user in wherever the socket directory can be reached; the passwords derive
 # from the master key, so whoever can read that key can connect, and nobody else.
@@ -72,9 +74,28 @@ class EmbeddedPostgres:
         self._remove_stale_pid_file()
         if not (self._directory / "PG_VERSION").exists():
             making.touch()
-        self._server.start()
+        self._start()
         self._secure()
         making.unlink(missing_ok=True)
+
+    def _start(self) -> None:
+        """Starts or joins the server.
+
+        The library gives it ten seconds to come up, and takes one that is still coming up for broken. Recovery after a crash
+        and a busy machine take longer, so a server that lives is waited for.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                self._server.start()
+            except (subprocess.SubprocessError, AssertionError) as error:
+                postmaster = self._postmaster()
+                lives = isinstance(error, subprocess.TimeoutExpired) or (postmaster is not None and _alive(postmaster))
+                if not lives or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+            time.sleep(0.2)
 
     def stop(self) -> None:
         """Leaves; stops the server if no other live process uses it."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -26,7 +28,7 @@ _ROLE_ATTEMPTS = 10
 def is_privileged(url: str) -> bool:
     """Whether this URL's role could get around row-level security: superuser, BYPASSRLS, or able to create in the schema."""
     try:
-        with psycopg.connect(url, connect_timeout=10) as connection:
+        with psycopg.connect(url, connect_timeout=60) as connection:
             row = connection.execute(
                 "select rolsuper or rolbypassrls or has_schema_privilege('public', 'create') "
                 "from pg_roles where rolname = current_user"
@@ -56,7 +58,7 @@ def migrate(owner_url: str, master_key: bytes) -> list[str]:
                 guard.execute("select set_config('lock_timeout', %s, false)", (_LOCK_TIMEOUT,))
                 guard.execute("select pg_advisory_lock(%s)", (_LOCK,))
                 applied = _apply(yoyo.get_backend(_with_scheme(owner_url, "postgresql+psycopg")), migrations)
-                _replace_functions(guard, directory / "functions")
+                _replace_functions(guard, directory / "functions", _release())
                 _let_app_in(guard, owner_url, master_key)
         except psycopg.Error as error:
             raise Unavailable(f"{_unreachable(owner_url)}: {str(error).splitlines()[0]}", detail=str(error)) from error
@@ -75,19 +77,30 @@ def _apply(backend: Any, migrations: Any) -> list[str]:
         return [migration.id for migration in missing]
 
 
-def _replace_functions(connection: psycopg.Connection[Any], directory: Path) -> None:
-    """Functions hold no data, so they are not migrated step by step: their files say what they are now, and replace what was."""
+def _release() -> list[int]:
+    """The numbers of this release's version."""
+    return [int(number) for number in re.findall(r"\d+", version("interlock"))[:3]]
+
+
+def _replace_functions(connection: psycopg.Connection[Any], directory: Path, release: list[int]) -> None:
+    """Functions hold no data, so they are not migrated step by step: their files say what they are now, and replace what was.
+
+    A process of an earlier release that starts beside a later one leaves the later one's functions alone: they take what it sends.
+    """
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(directory.glob("*.sql")))
     digest = hashlib.sha256(text.encode()).hexdigest()
     with connection.transaction():
-        connection.execute("create table if not exists functions_applied (digest text not null)")
-        if connection.execute("select from functions_applied where digest = %s", (digest,)).fetchone():
+        connection.execute(
+            "create table if not exists applied_functions (release integer[] not null, digest text not null)"
+        )
+        current = "select 1 from applied_functions where digest = %s or release > %s::integer[]"
+        if connection.execute(current, (digest, release)).fetchone():
             return
         connection.execute(text.encode())
         connection.execute("revoke execute on all functions in schema public from public")
         connection.execute("grant execute on all functions in schema public to interlock_app")
-        connection.execute("delete from functions_applied")
-        connection.execute("insert into functions_applied values (%s)", (digest,))
+        connection.execute("delete from applied_functions")
+        connection.execute("insert into applied_functions values (%s, %s)", (release, digest))
 
 
 def app_url(owner_url: str, master_key: bytes) -> str:
@@ -120,7 +133,7 @@ def _let_app_in(connection: psycopg.Connection[Any], owner_url: str, master_key:
 
 def _opens(url: str) -> bool:
     try:
-        with psycopg.connect(url, connect_timeout=10):
+        with psycopg.connect(url, connect_timeout=60):
             return True
     except psycopg.OperationalError:
         return False

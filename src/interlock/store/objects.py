@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ class Objects:
 
     async def put(self, name: str, content: bytes) -> None:
         await obstore.put_async(self._store, name, content)
+
+    async def delete(self, name: str) -> None:
+        """Removes a blob; one that is not there is no error."""
+        with contextlib.suppress(NotFoundError, FileNotFoundError):
+            await obstore.delete_async(self._store, name)
 
     async def get(self, name: str) -> bytes:
         """The blob.

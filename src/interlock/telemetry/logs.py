@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def log(event_type: str, message: str = "", *, level: str = "info", **data: Any)
     """Writes one log event; `event_type` is a name from `names`."""
     if _LEVELS[level] >= _threshold:
         getattr(structlog.get_logger(), level)(event_type, message=message, **data)
+
+
+def stack_of(error: BaseException) -> str:
+    """Place at which an error was raised, without its text, which may contain data of a person, a model or a tool."""
+    return "".join(traceback.format_tb(error.__traceback__))
 
 
 def _trace_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -37,6 +37,7 @@ MODEL_NAME = "model.name"
 TOKENS_INPUT = "tokens.input"
 TOKENS_OUTPUT = "tokens.output"
 COST_USD = "cost.usd"
+COST_UNPRICED = "cost.unpriced_calls"
 MODEL_ATTEMPTS = "model.attempts"
 MODEL_BATCH = "model.batch"
 

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from interlock.base.errors import ContractViolation, InvalidSpec
 from interlock.base.refs import canonical_json
+from interlock.workflows.schemas import Validator, validator_for
 from interlock.workflows.spec import JsonSchema, Part
 
 # Limits of one rendering, far above any real prompt: a million tokens, and a very long list.
@@ -41,17 +42,27 @@ _FILTERS = (
 _COUNTER = "\0turns"  # a name that a template cannot contain
 
 
+class _Unbounded(jinja2.TemplateRuntimeError):
+    """A rendering exceeds a limit; the message is Interlock's own."""
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """Environment in which a template reads only fields of its slots: `order.items` is a field, never a dict's method."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        return super().getattr(obj, attribute) if isinstance(obj, LoopContext) else self.getitem(obj, attribute)
+        if isinstance(obj, LoopContext):
+            return super().getattr(obj, attribute)
+        return self._field(obj, attribute, self.undefined(obj=obj, name=attribute))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
+        # The requested name may be a slot's value, which messages must not contain.
+        return self._field(obj, argument, self.undefined(hint="a list or an object has no element of that name"))
+
+    def _field(self, obj: Any, argument: Any, missing: Any) -> Any:
         try:
             return obj[argument]
         except (TypeError, LookupError):
-            return self.undefined(obj=obj, name=argument)
+            return missing
 
 
 # Undefined names are errors, not "".
@@ -70,7 +81,7 @@ _ENVIRONMENT.filters = {name: _ENVIRONMENT.filters[name] for name in _FILTERS}
 def _counted(context: Context, items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
         if next(context[_COUNTER]) >= MAX_TURNS:
-            raise jinja2.TemplateRuntimeError(f"its loops turn more than {MAX_TURNS} times; give it less")
+            raise _Unbounded(f"its loops turn more than {MAX_TURNS} times; give it less")
         yield item
 
 
@@ -100,7 +111,7 @@ class Prompt:
     spec: PromptSpec
     digest: str
     _templates: tuple[tuple[str, jinja2.Template | str], ...]
-    _validator: Any
+    _validator: Validator
 
     def render(self, values: Mapping[str, Any]) -> list[tuple[str, str]]:
         """(role, content) pairs.
@@ -108,21 +119,19 @@ class Prompt:
         Raises:
             ContractViolation: a slot is missing, unknown or of the wrong type, or the template failed on it.
         """
-        try:
-            self._validator.validate(dict(values))
-        except jsonschema_rs.ValidationError as error:
-            place = "/".join(str(part) for part in error.instance_path) or "its slots"
-            raise ContractViolation(f'prompt "{self.name}": {place}: {error.message}') from error
+        for error in self._validator.iter_errors(dict(values)):
+            raise ContractViolation(f'prompt "{self.name}": {error.place[1:] or "its slots"}: {error.message}')
         try:
             given = {**values, _COUNTER: itertools.count()}
             return [
                 (role, template if isinstance(template, str) else _bounded(template.generate(given)).strip())
                 for role, template in self._templates
             ]
-        except jinja2.TemplateError as error:
+        except (_Unbounded, jinja2.UndefinedError) as error:
             raise ContractViolation(f'prompt "{self.name}" cannot be rendered: {error.message}') from error
-        except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            raise ContractViolation(f'prompt "{self.name}" cannot be rendered: {error}') from error
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            # Python's own message may contain a slot's value.
+            raise ContractViolation(f'prompt "{self.name}" cannot be rendered: {type(error).__name__}') from error
 
 
 def _bounded(pieces: Iterable[str]) -> str:
@@ -130,7 +139,7 @@ def _bounded(pieces: Iterable[str]) -> str:
     for piece in pieces:
         characters += len(piece)
         if characters > MAX_CHARACTERS:
-            raise jinja2.TemplateRuntimeError(f"it has more than {MAX_CHARACTERS} characters; give it less")
+            raise _Unbounded(f"it has more than {MAX_CHARACTERS} characters; give it less")
         shown.append(piece)
     return "".join(shown)
 
@@ -210,8 +219,7 @@ def compile_prompt(name: str, spec: PromptSpec) -> Prompt:
         "additionalProperties": False,
     }
     try:
-        # Masked, because messages are stored in journals and a value may be personal. Offline: no schema opens a connection.
-        validator = jsonschema_rs.validator_for(schema, mask="the value", offline=True)
+        validator = validator_for(schema)
     except (jsonschema_rs.ValidationError, ValueError) as error:
         place = ".".join(["slots", *(str(part) for part in list(getattr(error, "instance_path", []))[1:])])
         message = str(getattr(error, "message", error)).splitlines()[0]

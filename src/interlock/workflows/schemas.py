@@ -1,43 +1,139 @@
-"""Compilation of JSON Schemas, and validation of values."""
+"""Compilation of JSON Schemas, and validation of values.
+
+What is said about a value that does not fit goes into journals, audit entries, logs and webhooks. It names declared properties
+and rules of the schema, and repeats neither the value nor a property name that the schema does not declare.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jsonschema_rs
 
 from interlock.base.errors import ContractViolation
+from interlock.base.json import MAX_PLACE, place, sentence
+
+MAX_MESSAGE = 200
+"""Maximum characters of the message about one violated rule."""
+
+# Rules whose message, with the value masked, contains only the schema.
+_PLAIN = frozenset({
+    *("const", "dependentRequired", "enum", "exclusiveMaximum", "exclusiveMinimum", "format", "maxItems", "maxLength"),
+    *("maximum", "maxProperties", "minItems", "minLength", "minProperties", "minimum", "multipleOf", "pattern"),
+    *("required", "type", "uniqueItems"),
+})  # fmt: skip
+_CLOSED = frozenset({"additionalProperties", "unevaluatedProperties"})
 
 
-def validator_for(schema: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A violation: the place in the value and the violated rule.
+
+    Attributes:
+        place: as returned by `base.json.place`; "" for the value itself.
+        keyword: the schema's keyword.
+        message: one sentence about the rule.
+        undeclared: the names that the rule refuses. They are data of the value's sender, and may be shown only to the sender.
+    """
+
+    place: str
+    keyword: str
+    message: str
+    undeclared: tuple[str, ...] = ()
+
+
+class Validator:
+    """A compiled schema.
+
+    Args:
+        compiled: validator of `jsonschema_rs`, with values masked.
+        schema: its source, for the names that it declares.
+    """
+
+    def __init__(self, compiled: Any, schema: Any) -> None:
+        self._compiled = compiled
+        self._declared = frozenset(_declared(schema))
+        self._outermost = _names(schema)
+
+    def iter_errors(self, value: Any) -> Iterator[Violation]:
+        """Violations of a value, in the order of the schema."""
+        for error in self._compiled.iter_errors(value):
+            path = [str(part) for part in error.schema_path]
+            keyword = path[-1] if path else "schema"
+            if error.kind.name == "falseSchema":
+                keyword = "false"  # else the path ends in the name of the property that it refuses
+            yield Violation(
+                place(error.instance_path, self._declared, value),
+                keyword,
+                self._message(keyword, path, error.message),
+                tuple(error.kind.unexpected) if keyword in _CLOSED else (),
+            )
+
+    def check(self, value: Any, *, what: str, to_sender: bool = False) -> None:
+        """Validates a value; raises as `check_value`."""
+        if self._compiled.is_valid(value):
+            return
+        for error in self.iter_errors(value):
+            where = f"{what}: {error.place[1:]}" if error.place else what
+            named = error.keyword in {"required", *_CLOSED}
+            message = error.message if named else f'does not meet "{error.keyword}" of its schema'
+            if to_sender and error.undeclared:
+                message += f"; the value has {sentence(', '.join(error.undeclared), MAX_PLACE)}"
+            raise ContractViolation(f"{where}: {message}")
+
+    def _message(self, keyword: str, path: list[str], said: str) -> str:
+        if keyword in _CLOSED:
+            return _closed(self._outermost if len(path) == 1 else [])
+        if keyword in _PLAIN and "propertyNames" not in path:
+            return sentence(said, MAX_MESSAGE)
+        return sentence(f'the value does not meet "{keyword}" of its schema', MAX_MESSAGE)
+
+
+def validator_for(schema: Any, *, formats: bool = False) -> Validator:
     """A validator that opens no connection, for any reference in the schema.
+
+    Args:
+        formats: enforce `format`.
 
     Raises:
         jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError: it is not a JSON Schema.
     """
-    return jsonschema_rs.validator_for(schema, offline=True)
+    compiled = jsonschema_rs.validator_for(schema, mask="the value", validate_formats=formats, offline=True)
+    return Validator(compiled, schema)
 
 
-def check_value(validator: Any, value: Any, *, what: str) -> None:
+def check_value(validator: Validator, value: Any, *, what: str, to_sender: bool = False) -> None:
     """Validates against a compiled schema.
 
+    Args:
+        to_sender: the message goes only to the sender of the value, so it may contain undeclared names.
+
     Raises:
-        ContractViolation: names the first place; does not repeat the value.
+        ContractViolation: naming the first place; neither the value nor, but to its sender, an undeclared name is repeated.
     """
-    try:
-        validator.validate(value)
-    except jsonschema_rs.ValidationError as error:
-        place = "/".join(str(part) for part in error.instance_path)
-        where = f"{what}: {place}" if place else what
-        raise ContractViolation(f"{where}: {_explain(error)}") from error
+    validator.check(value, what=what, to_sender=to_sender)
 
 
-def _explain(error: Any) -> str:
-    """Message of a schema violation without the value: values may be personal data."""
-    path = [str(part) for part in error.schema_path]
-    keyword = path[-1] if path else "schema"
-    return (
-        str(error.message)
-        if keyword in {"required", "additionalProperties"}
-        else f'does not meet "{keyword}" of its schema'
-    )
+def _closed(names: Collection[str]) -> str:
+    said = "Additional properties are not allowed"
+    return sentence(f"{said}; declared are {', '.join(names)}", MAX_MESSAGE) if names else said
+
+
+def _declared(schema: Any) -> Iterator[str]:
+    """All property names that a schema declares at any depth."""
+    below = [schema]
+    while below:
+        part = below.pop()
+        if isinstance(part, dict):
+            yield from _names(part)
+            below += part.values()
+        elif isinstance(part, list):
+            below += part
+
+
+def _names(schema: Any) -> list[str]:
+    """The property names that the schema's outermost object declares."""
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    return [name for name in properties if isinstance(name, str)] if isinstance(properties, dict) else []

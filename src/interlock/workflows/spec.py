@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from interlock.base.money import UsdLimit
+
 MAX_STEPS = 500
 
 
@@ -39,7 +41,10 @@ class Budget(Part):
     """Hard limits of one run; at 100 % the run ends with a partial result."""
 
     tokens: int | None = Field(default=None, ge=1, description="input and output tokens of all model calls")
-    usd: float | None = Field(default=None, gt=0, description="money for all model calls, USD")
+    usd: UsdLimit | None = Field(
+        default=None,
+        description="money for all model calls, USD, at most 9 decimals; only models with a known price are called",
+    )
     retries: int = Field(default=10, ge=0, le=1000, description="retries of all steps together")
 
 

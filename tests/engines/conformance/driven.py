@@ -25,12 +25,13 @@ from interlock.execution.engine import Services
 from interlock.identity.principal import Principal
 from interlock.machine.events import event_to_json
 from interlock.store.commit import Commit
+from interlock.store.rows import ArtifactRow, NewSignal
 
 from .scenario import OUTCOMES, TOLD_TYPES, Entry, Record, Scenario, line, normalised, told_event
 from .scripted import ScriptedKernel
 from .world import MODELS
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds without what a script waits for, until it gives up."""
 
 _LOOK_SECONDS = 0.01
@@ -192,8 +193,8 @@ class Run:
         event = event_to_json(told_event(entry, self._app.clock.now(), lambda _: sealed.ref))
         await self._submit(event, [sealed.row])
 
-    async def _submit(self, event: dict[str, Any], artifacts: list[dict[str, Any]]) -> None:
-        signal = {"org_id": self._admin.org_id, "run_id": self.run_id, "event": event}
+    async def _submit(self, event: dict[str, Any], artifacts: list[ArtifactRow]) -> None:
+        signal = NewSignal(org_id=self._admin.org_id, run_id=self.run_id, event=event)
         await self._app.committer.submit(Commit(self._admin.org_id, artifacts=artifacts, new_signals=[signal]))
 
     # -- looking -------------------------------------------------------------------------------------------------

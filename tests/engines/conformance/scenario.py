@@ -12,8 +12,9 @@ from ruamel.yaml import YAML
 
 from interlock.base.errors import FailureKind
 from interlock.base.refs import Ref
+from interlock.base.usage import Usage
 from interlock.machine import events as ev
-from interlock.machine.events import Failure, Spent
+from interlock.machine.events import Failure
 
 DIRECTORY = Path(__file__).with_name("scenarios")
 
@@ -133,21 +134,22 @@ def _scenario(topic: str, data: dict[str, Any]) -> Scenario:
 # -- events --------------------------------------------------------------------------------------------------------
 
 
-def outcome_event(entry: Entry, attempt: int, now: float, output: Ref) -> Any:
+def outcome_event(entry: Entry, attempt: int, began: float, now: float, output: Ref) -> Any:
     """The event of a line that answers work."""
-    step, options = str(entry.target), entry.options
+    step, options, times = str(entry.target), entry.options, (began, now)
+    usage = Usage(**options["usage"]) if "usage" in options else None
     match entry.verb:
         case "succeed":
             facts, calls = options.get("facts", {}), tuple(options.get("calls", ()))
-            return ev.StepSucceeded(step, attempt, now, output, facts, Spent(**options.get("spent", {})), calls)
+            return ev.StepSucceeded(step, attempt, *times, output, facts, usage, calls)
         case "fail":
-            return ev.StepFailed(step, attempt, now, _failure(options), Spent(**options.get("spent", {})))
+            return ev.StepFailed(step, attempt, *times, _failure(options), usage)
         case "defer":
-            return ev.StepDeferred(step, attempt, now, options.get("delay", 0.02))
+            return ev.StepDeferred(step, attempt, *times, options.get("delay", 0.02))
         case "undone":
-            return ev.CompensationSucceeded(step, attempt, now)
+            return ev.CompensationSucceeded(step, attempt, *times)
         case _:
-            return ev.CompensationFailed(step, attempt, now, _failure(options))
+            return ev.CompensationFailed(step, attempt, *times, _failure(options))
 
 
 def _failure(options: dict[str, Any]) -> Failure:
@@ -187,9 +189,14 @@ def told_event(entry: Entry, now: float, seal: Callable[[Any], Ref]) -> Any:
 
 
 def normalised(event: dict[str, Any]) -> dict[str, Any]:
-    """An event of the journal without what differs from run to run: times, the seed, digests and sizes."""
+    """An event of the journal without what differs from run to run: times, the seed, digests and sizes.
+
+    Of `began` it stays whether there is a moment at all, and whether it is before the outcome's; usage stays as it is.
+    """
     kept = {name: value for name, value in event.items() if name not in {"at", "seed"}}
-    for name in ("output", "payload", "input"):
+    if "began" in kept:
+        kept["began"] = 0 < kept["began"] <= event["at"]
+    for name in ("output", "payload", "input", "request"):
         if name in kept and kept[name] is not None:
             kept[name] = "ref"
     return kept

@@ -85,7 +85,7 @@ class Simulated:
         attempt = self._under_way.pop(key)
         wanted = entry.options.get("attempt", attempt)
         assert attempt == wanted, f"{entry}: attempt {attempt} is under way, not {wanted}"
-        return outcome_event(entry, attempt, self.now, _ref())
+        return outcome_event(entry, attempt, self.now, self.now, _ref())
 
     def _telling(self, entry: Entry) -> Any:
         if entry.verb == "again":
@@ -118,7 +118,7 @@ class Simulated:
             case ev.ReviewDecided():
                 self._settle("reviews", event.step, "approved" if event.approved else "rejected")
             case ev.DeadLetterRequeued() | ev.DeadLetterDiscarded():
-                self._settle("dead_letters", event.step, event.type.removeprefix("letter_"))
+                self._settle("dead_letters", event.step, event.type.removeprefix("dead_letter_"))
         for command in commands:
             self._carry_out(command)
         return True

@@ -95,14 +95,16 @@ def test_a_wrong_expectation_fails(
         judge(change(scenario), record, reference)
 
 
-@pytest.mark.parametrize("field", ["events", "works"])
+@pytest.mark.parametrize("field", ["usage", "began", "works"])
 def test_what_a_scenario_does_not_spell_out_is_compared_too(
     field: str, simulator: Callable[[Scenario], Record]
 ) -> None:
     scenario = BY_ID["partial-budget_used_up"]
     reference, record = simulator(scenario), simulator(scenario)
-    if field == "events":
-        record.events[-1]["spent"] = {**record.events[-1]["spent"], "usd": 0.02}
+    if field == "began":
+        record.events[-1]["began"] = False
+    elif field == "usage":
+        record.events[-1]["usage"] = {**record.events[-1]["usage"], "known_cost": 10_000_001}
     else:
         record.works.append("perform b 1")
     with pytest.raises(AssertionError):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,9 +21,11 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest, GetWorkflowExecutionHistoryRequest
 from temporalio.client import Client, WorkflowHandle, WorkflowHistory
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from engines.harness import PATIENCE, clean_environment
+from engines.conftest import Lapse
+from engines.harness import PATIENCE, Observer, clean_environment
 from interlock.base.settings import TemporalSettings
 from interlock.engines.temporal.client import connect
 
@@ -222,6 +225,25 @@ class Histories:
 
     async def count(self, run_id: str, kind: EventType.ValueType) -> int:
         return sum(event.event_type == kind for events in await self.chain(run_id) for event in events)
+
+
+@pytest.fixture
+def lapse(seen: Observer, histories: Histories) -> Lapse:
+    """Fails the activities of a worker that died or was stopped, as the server does when no heartbeat comes."""
+
+    async def end(worker: str) -> None:
+        for (run,) in seen.rows("select run_id from queue where engine = 'temporal'"):
+            with contextlib.suppress(RPCError):  # not handed over yet
+                described = await histories.handle(run).describe()
+                for one in described.raw_description.pending_activities:
+                    if one.last_worker_identity == worker:
+                        seen.age_calls(run)
+                        activity = histories.client.get_async_activity_handle(
+                            workflow_id=run, run_id=described.run_id, activity_id=one.activity_id
+                        )
+                        await activity.fail(ApplicationError("no heartbeat"))
+
+    return end
 
 
 @pytest.fixture

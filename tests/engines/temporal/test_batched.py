@@ -46,7 +46,7 @@ async def test_what_one_process_put_off_another_may_end(
 ) -> None:
     """Whoever hears of the answer gives back what was reserved, wherever that was: 60 of 200 tokens a call."""
     write(project, workflow("twice", batched(), think("after"), extra="budget: {tokens: 200}\n"))
-    slowly = {**config(provider.pin), "worker": {"concurrency": 1, "lease_seconds": 1}}
+    slowly = {**config(provider.pin), "worker": {"concurrency": 1, "lease_seconds": 60}}
     desk = Desk(await open_app(start_worker=True, deploy=True, **slowly), admin)  # type: ignore[arg-type]
     await open_app(start_worker=True, **slowly)
     runs = [await desk.start("twice", text=f"matter {number}") for number in range(12)]

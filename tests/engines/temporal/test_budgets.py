@@ -11,8 +11,8 @@ from engines.conftest import Desk, OpenApp
 from engines.harness import ASK, Model, Observer, think, until, workflow, write
 from interlock.store.commit import LEASE_LOST
 
-ONE_STEP = {"concurrency": 1, "lease_seconds": 1}
-SUM = "select sum(tokens), sum(usd) from claims where run_id = %s"
+ONE_STEP = {"concurrency": 1, "lease_seconds": 60}
+SUM = "select sum(tokens), sum(nano_usd) from claims where run_id = %s"
 
 
 def _indent(text: str) -> str:
@@ -84,29 +84,41 @@ async def test_a_run_without_a_budget_sets_nothing_aside(
 
 
 async def test_the_rule(desk: Desk, seen: Observer) -> None:
-    """What the row says, what others have, and what is wanted, against the limit; for nobody but the claim's holder."""
-    run = await desk.start("ample")
+    """What the row says, what others have, and what is wanted, against the limit; for nobody but the claim's holder.
+
+    At the limit a call fits, and one nano-USD above it does not; in floating point, three tenths are more than 0.3.
+    """
+    run, tenth = await desk.start("ample"), 100_000_000
     seen.connection.execute(
-        "update runs set input_tokens = 20, output_tokens = 10, usd = 0.1 where run_id = %s", (run,)
+        "update runs set input_tokens = 20, output_tokens = 10, nano_usd = %s where run_id = %s", (tenth, run)
     )
     seen.connection.execute(
-        "insert into claims (run_id, org_id, command, fence, tokens, usd) "
-        "select run_id, org_id, c.command, 7, c.tokens, c.usd from runs, "
-        "(values ('other', 30, 0.1), ('mine', 500, 9.0)) as c(command, tokens, usd) where run_id = %s",
-        (run,),
+        "insert into claims (run_id, org_id, command, fence, tokens, nano_usd) "
+        "select run_id, org_id, c.command, 7, c.tokens, c.nano_usd from runs, "
+        "(values ('other', 30, %s::bigint), ('mine', 500, 9)) as c(command, tokens, nano_usd) where run_id = %s",
+        (tenth, run),
     )
 
-    def reserve(tokens: int, usd: float, fence: int = 7, limit: int | None = 100) -> tuple[object, ...]:
-        query = "select fits, used_tokens, used_usd from reserve_claim(%s, 'mine', %s, %s, %s, %s, 0.3)"
-        return tuple(seen.rows(query, run, fence, tokens, usd, limit)[0])
+    def reserve(
+        tokens: int, nano_usd: int, fence: int = 7, limit: int | None = 100, most: int | None = 3 * tenth
+    ) -> tuple[object, ...]:
+        query = "select fits, used_tokens, used_nano_usd from reserve_claim(%s, 'mine', %s, %s, %s, %s, %s)"
+        return tuple(seen.rows(query, run, fence, tokens, nano_usd, limit, most)[0])
 
-    mine = "select tokens, usd from claims where run_id = %s and command = 'mine'"
-    assert reserve(40, 0.1) == (True, 60, 0.2), "0.1 three times is a little more than 0.3 in floating point"
-    assert seen.rows(mine, run) == [(40, 0.1)]
-    assert reserve(41, 0.1) == (False, 60, 0.2)
+    mine = "select tokens, nano_usd from claims where run_id = %s and command = 'mine'"
+    assert reserve(40, tenth) == (True, 60, 2 * tenth)
+    assert seen.rows(mine, run) == [(40, tenth)]
+    assert reserve(41, tenth) == (False, 60, 2 * tenth)
     assert seen.rows(mine, run) == [(None, None)]
-    assert reserve(40, 0.11) == (False, 60, 0.2)
-    assert reserve(5000, 0.1, limit=None)[0] is True
+    assert reserve(40, tenth + 1) == (False, 60, 2 * tenth)
+    assert reserve(40, tenth, most=3 * tenth - 1) == (False, 60, 2 * tenth)
+    assert reserve(5000, tenth, limit=None)[0] is True
+    assert reserve(40, 10**15, most=None)[0] is True
+    types = "select distinct data_type from information_schema.columns where column_name = 'nano_usd'"
+    assert seen.rows(types) == [("bigint",)], "what a float cannot hold is kept to the nano"
+    enormous = 2**53
+    assert reserve(40, enormous + 1, most=2 * tenth + enormous) == (False, 60, 2 * tenth)
+    assert reserve(40, enormous + 1, most=2 * tenth + enormous + 1) == (True, 60, 2 * tenth)
     with pytest.raises(psycopg.Error) as caught:
         reserve(1, 0, fence=6)
     assert caught.value.sqlstate == LEASE_LOST

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from interlock.base.errors import LeaseLost, Unavailable
-from interlock.execution.batch.reservations import hold_reserved, let_go, release_reserved
+from interlock.base.errors import InvalidInput, LeaseLost, Unavailable
+from interlock.engines.postgres.refusals import Arrived, Refused, Sent, Work, sift, work_in
+from interlock.execution.attempt import unrecordable
+from interlock.execution.batch.reservations import abandon_calls, hold_reserved, release_reserved
 from interlock.execution.engine import HOLD_SECONDS, Services
 from interlock.execution.loading import input_facts, load_run, seed_of, work_of
 from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
@@ -22,12 +24,10 @@ from interlock.execution.steps import Run, StepOutcome
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, fold, pending
 from interlock.machine.state import RunState
+from interlock.store.rows import EffectRow, FinishedRun, ReleasedRun
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.workflows.spec import ModelStep, ToolStep
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
 
 # How long the start of a run may wait for its first outcome, to be written together with it. Nothing has been done by then
 # that would have to be known.
@@ -44,8 +44,8 @@ class RunDriver:
     def __init__(self, services: Services, run_id: str, org_id: str, fence: int) -> None:
         self._services = services
         self.ids = (run_id, org_id, fence)
-        self._events: asyncio.Queue[StepOutcome | BaseException] = asyncio.Queue()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._events: Arrived = asyncio.Queue()
+        self._tasks: dict[asyncio.Task[None], Work] = {}
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._signals = asyncio.Event()
         # Never shrinks: a query that began before a commit may still bring back what that commit used up.
@@ -53,7 +53,10 @@ class RunDriver:
         self._draining = False
         # The last transaction, which may still be under way. There is never a second one.
         self._committing: asyncio.Task[None] | None = None
+        self._sent: Sent | None = None
+        self._again: set[Work] | None = None  # while a refused transaction is recorded one by one: what needs no doing
         self._state = RunState()
+        self._written = RunState()  # after `_seq` events, without those in `_unwritten`
         self._seq = 0
         # The start of the run, while it waits to be written.
         self._unwritten: list[StepOutcome] = []
@@ -75,10 +78,16 @@ class RunDriver:
             if self._state.over:
                 await self._second_chance()
             while not self._state.over:
-                outcomes = await self._next()
-                if outcomes is None:
-                    return
-                await self._apply(outcomes)
+                outcomes: list[StepOutcome] | None = []
+                try:
+                    outcomes = await self._next()
+                    if outcomes is None:
+                        return
+                    await self._apply(outcomes)
+                except Refused as refused:
+                    for outcome in outcomes or [] if refused.sent.given is not outcomes else []:
+                        self._events.put_nowait(outcome)
+                    await self._record_otherwise(refused)
         except (LeaseLost, Unavailable) as error:
             # Not ours any more, or no way to write: let go. Whoever leases the run next folds the journal again.
             log(names.LOG_RUN_ABANDONED, error.message, level="warning", run_id=self.ids[0], reason=error.code)
@@ -104,7 +113,7 @@ class RunDriver:
         self._take_signals(row["signals"])
         journal = row["journal"]
         self._state = fold(self._run.version.program, map(ev.event_from_json, journal))
-        self._seq, self._run.spent = len(journal), self._state.spent
+        self._written, self._seq, self._run.usage = self._state, len(journal), self._state.usage
         hold_reserved(self._run, self._state, row)
         if journal:
             self._run.resumed = True
@@ -125,7 +134,7 @@ class RunDriver:
             received = await self._apply(outcomes)
         if self._state.over:
             commit = commit_of(self._run, used_signals=_signals_of(outcomes[:received]))
-            commit.finished.append({"run_id": self._run.run_id})
+            commit.finished.append(FinishedRun(run_id=self._run.run_id))
             await self._durable()
             with contextlib.suppress(LeaseLost):  # it has come to another end, and has left already
                 await self._services.committer.submit(commit)
@@ -140,6 +149,15 @@ class RunDriver:
         items = [await self._events.get()]
         while not self._events.empty():
             items.append(self._events.get_nowait())
+        if (
+            self._committing is not None
+            and self._committing.done()
+            and not self._committing.cancelled()
+            and self._committing.exception()
+        ):
+            for item in items:  # for whatever comes of the refusal
+                self._events.put_nowait(item)
+            await self._durable()
         for item in items:
             if isinstance(item, BaseException):
                 raise item
@@ -157,7 +175,7 @@ class RunDriver:
         if self._draining:
             wake_at = self._services.clock.now()
         commit = commit_of(self._run)
-        commit.released.append({"run_id": self._run.run_id, "wake_at": wake_at})
+        commit.released.append(ReleasedRun(run_id=self._run.run_id, wake_at=wake_at))
         await self._durable()
         await self._services.committer.submit(commit)
         log(names.LOG_RUN_RELEASED, run_id=self._run.run_id, status=self._state.status)
@@ -191,7 +209,7 @@ class RunDriver:
         """
         state, commands, events = self._state, [], []
         accepted: list[StepOutcome] = []
-        settled: list[dict[str, Any]] = []
+        settled: list[EffectRow] = []
         received = 0
         for outcome in outcomes:
             if state.over and state is not self._state:
@@ -207,13 +225,15 @@ class RunDriver:
             commands += given
         used = _signals_of(outcomes[:received])
         ahead = bool(commands) and all(self._may_go_ahead(state, command) for command in commands)
+        ahead = ahead and self._again is None
         if ahead and not used and not self._state.steps:
             self._begin(state, accepted, commands)
             return received
-        accepted, self._unwritten = self._unwritten + accepted, []
-        if not accepted and not used:
+        if not self._unwritten and not accepted and not used:
             return received
         await self._durable()
+        sent = Sent(self._written, self._seq, self._unwritten + outcomes[:received], outcomes)
+        accepted, self._unwritten = self._unwritten + accepted, []
         commit = commit_of(
             self._run,
             state=state,
@@ -222,9 +242,10 @@ class RunDriver:
             used_signals=used,
         )
         commit.effects += settled
-        let_go(commit, self._run, self._state, state)
+        abandon_calls(commit, self._run, self._state, state)
         await records_of(commit, self._run, state, commands, self._services.clock.now())
-        self._state, self._seq = state, self._seq + len(accepted)
+        self._state, self._written, self._seq = state, state, self._seq + len(accepted)
+        self._sent = sent
         self._committing = asyncio.create_task(self._services.committer.submit(commit))
         if ahead:
             self._committing.add_done_callback(self._on_committed)
@@ -233,7 +254,9 @@ class RunDriver:
         else:
             await self._durable()
         self._settle_budget(events)
+        before_these = set(self._tasks)
         self._issue(commands)
+        sent.begun = {task: begun for task, begun in self._tasks.items() if task not in before_these}
         if state.over:
             self._finished()
         return received
@@ -248,12 +271,60 @@ class RunDriver:
         """Waits until all that was applied is durable; raises what its transaction raised."""
         if self._committing is not None:
             committing, self._committing = self._committing, None
-            await committing  # cancelled with the drive, as all it has under way is
+            sent, self._sent = self._sent, None
+            assert sent is not None
+            try:
+                await committing  # cancelled with the drive, as all it has under way is
+            except InvalidInput as error:
+                raise Refused(sent, error) from None
 
     def _on_committed(self, committing: asyncio.Task[None]) -> None:
-        """A refused transaction ends the drive at once, not when the work under way is done."""
-        if not committing.cancelled() and (error := committing.exception()) is not None:
-            self._events.put_nowait(error)
+        """A refused transaction is noticed at once, not when the work under way is done."""
+        if not committing.cancelled() and committing.exception() is not None:
+            self._events.put_nowait(StepOutcome(None))
+
+    # -- refused transactions ----------------------------------------------------------------------------------
+
+    async def _record_otherwise(self, refused: Refused) -> None:
+        """Records a refused transaction's outcomes one by one; one that is refused by itself becomes a failure of its step.
+
+        Raises:
+            InvalidInput: it is no step's outcome, so nothing can stand for it.
+        """
+        outcomes = refused.sent.outcomes
+        self._again = {work for work in map(work_in, outcomes) if work is not None}
+        try:
+            await self._take_back(refused.sent)
+            for outcome in outcomes:
+                try:
+                    await self._apply([outcome])
+                    await self._durable()
+                except Refused as again:
+                    await self._take_back(again.sent)
+                    instead = unrecordable(outcome)
+                    if instead is None:
+                        raise
+                    await self._apply([instead])
+                    await self._durable()
+                if self._state.over:
+                    return
+        finally:
+            self._again = None
+
+    async def _take_back(self, sent: Sent) -> None:
+        """The run as it was before a transaction: work that had begun because of it is void, and so is what came of it."""
+        for task in sent.begun:
+            task.cancel()
+        await asyncio.gather(*sent.begun, return_exceptions=True)
+        void = set(sent.begun.values())
+        for _, step, _ in void:
+            self._run.ledger.release(step)
+        assert self._again is not None
+        self._again |= sift(self._events, void)
+        self._state = self._written = sent.state
+        self._seq, self._run.usage = sent.seq, sent.state.usage
+        timers = [one for one in pending(sent.state) if isinstance(one, ev.StartTimer)]
+        self._issue([one for one in timers if one.timer not in self._timers])
 
     def _may_go_ahead(self, state: RunState, command: ev.Command) -> bool:
         """Whether a command may be carried out before its cause is durable: only work that changes nothing outside."""
@@ -266,7 +337,7 @@ class RunDriver:
         return tool is not None and not tool.contract.mutating
 
     def _settle_budget(self, events: list[Any]) -> None:
-        self._run.spent = self._state.spent
+        self._run.usage = self._state.usage
         for event in events:
             if isinstance(event, ev.StepSucceeded | ev.StepFailed):
                 self._run.ledger.release(event.step)
@@ -284,21 +355,22 @@ class RunDriver:
     def _issue(self, commands: list[ev.Command]) -> None:
         for command in commands:
             match command:
-                case ev.Perform():
-                    self._start(self._work(command.step, command.attempt, compensate=False))
-                case ev.Compensate():
-                    self._start(self._work(command.step, command.attempt, compensate=True))
+                case ev.Perform() | ev.Compensate():
+                    self._start(command)
                 case ev.StartTimer():
                     self._start_timer(command)
         for timer in self._timers.keys() - self._state.timers.keys():
             self._timers.pop(timer)[1].cancel()
 
-    def _start(self, execution: Coroutine[Any, Any, None]) -> None:
+    def _start(self, command: ev.Perform | ev.Compensate) -> None:
         if self._draining:
-            execution.close()
             return
-        task = asyncio.create_task(execution)
-        self._tasks.add(task)
+        compensate = isinstance(command, ev.Compensate)
+        work = (compensate, command.step, command.attempt)
+        if self._again is not None and (work in self._again or work in self._tasks.values()):
+            return  # done, or being done, since before the transaction that commands it was refused
+        task = asyncio.create_task(self._work(command.step, command.attempt, compensate=compensate))
+        self._tasks[task] = work
 
     async def _work(self, name: str, attempt: int, *, compensate: bool) -> None:
         execution = work_of(self._run, self._state, name, attempt)
@@ -311,7 +383,7 @@ class RunDriver:
         except Exception as error:  # noqa: BLE001  the drive must end with it, not wait for ever
             self._events.put_nowait(error)
         finally:
-            self._tasks.discard(task)
+            self._tasks.pop(task, None)
 
     def _start_timer(self, command: ev.StartTimer) -> None:
         delay = max(0.0, command.due - self._services.clock.now())

@@ -10,17 +10,16 @@ from interlock.base.clock import since_boot
 from interlock.base.errors import InterlockError, LeaseLost, Unavailable
 from interlock.base.ids import new_id
 from interlock.engines.postgres.driver import RunDriver
-from interlock.execution.engine import Services
+from interlock.execution.engine import MAX_CRASHES, Services
 from interlock.execution.records import park_run
 from interlock.store.commit import Commit
 from interlock.store.listener import Listener
+from interlock.store.rows import CrashedRun
 from interlock.telemetry import names
-from interlock.telemetry.logs import log
+from interlock.telemetry.logs import log, stack_of
 
 ENGINE = "postgres"
 CHANNEL = "interlock_queue"
-MAX_CRASHES = 5
-"""Drives of a run that may break off by an error of ours before a person has to look at it."""
 MAX_CRASH_STREAK = 3
 """Workers in a row that may die under a run which gets no further; after that it is driven alone, and after one more death
 a person has to look at it. `claim_runs` knows this number, too."""
@@ -111,7 +110,8 @@ class PostgresEngine:
             await driver.drive()
         except Exception as error:  # noqa: BLE001  one run's bug must not stop the others; its lease expires and it is tried again
             await self._crashed(driver, error)  # before the lease runs out
-            log(names.LOG_INTERNAL, str(error), level="error", run_id=run_id, exc_info=error)
+            said = error.message if isinstance(error, InterlockError) else type(error).__name__
+            log(names.LOG_INTERNAL, said, level="error", run_id=run_id, stack=stack_of(error))
 
     def _driven(self, run_id: str, driver: RunDriver, _: asyncio.Task[None]) -> None:
         """No longer renews the lease of a run that nobody drives."""
@@ -130,7 +130,7 @@ class PostgresEngine:
                 reason = error.message if isinstance(error, InterlockError) else type(error).__name__
                 await self._park(run_id, org_id, fence, f"driving it failed {MAX_CRASHES} times: {reason}")
             else:
-                crashed = [{"run_id": run_id, "parked": False}]
+                crashed = [CrashedRun(run_id=run_id, parked=False)]
                 await self._services.committer.submit(Commit(org_id, fence=(run_id, fence), crashed=crashed))
         except LeaseLost:
             pass  # somebody else drives it by now, and will count
@@ -149,7 +149,7 @@ class PostgresEngine:
             _complain(failure)
 
     async def _park(self, run_id: str, org_id: str, fence: int, reason: str) -> None:
-        commit = Commit(org_id, fence=(run_id, fence), crashed=[{"run_id": run_id, "parked": True}])
+        commit = Commit(org_id, fence=(run_id, fence), crashed=[CrashedRun(run_id=run_id, parked=True)])
         row = await self._services.database.row("get_crashes", run_id, org=org_id)
         if row is not None and not row["parked"]:  # else its dead letter lies there from the last time
             run = await self._services.database.row("get_run", run_id, org=org_id)
@@ -164,14 +164,17 @@ class PostgresEngine:
             if not self._drivers:
                 continue
             try:
-                # By name: a run that its driver let go must run out, or nobody would ever take it up again.
-                driven = list(self._drivers)
-                rows = await self._services.database.rows("renew_leases", self.worker_id, self._lease, driven)
-                for row in rows:  # the net under the notification
-                    self._notified(row["signalled"])
+                await self._renew()
                 await self._take_exclusive_slot()
             except Exception as error:  # noqa: BLE001  as above
                 _complain(error)
+
+    async def _renew(self) -> None:
+        # By name: a run that its driver let go must run out, or nobody would ever take it up again.
+        driven = list(self._drivers)
+        rows = await self._services.database.rows("renew_leases", self.worker_id, self._lease, driven)
+        for row in rows:  # the net under the notification
+            self._notified(row["signalled"])
 
     async def _take_exclusive_slot(self) -> None:
         """Hands over all it drives if a run waits to be driven alone and no idle worker took it: somebody must be idle."""

@@ -248,13 +248,13 @@ def check_totality(program: Program, state: RunState, dice: Dice) -> None:
     event: Any = dice.pick(
         (
             ev.RunStarted(at, 1, facts),
-            ev.StepSucceeded(name, attempt, at, _VALUE, facts, calls=dice.pick(((), ("book",), ("unheard_of",)))),
-            ev.StepFailed(name, attempt, at, failure),
-            ev.StepDeferred(name, attempt, at, -1.0),
+            ev.StepSucceeded(name, attempt, at, at, _VALUE, facts, calls=dice.pick(((), ("book",), ("unheard_of",)))),
+            ev.StepFailed(name, attempt, at, at, failure),
+            ev.StepDeferred(name, attempt, at, at, -1.0),
             ev.ReviewDecided(name, at, dice.below(2) == 0, _VALUE, facts),
             ev.TimerFired(dice.pick([*state.timers, "", "deadline", f"limit:{name}", f"compensate:{name}:1"]), at),
-            ev.CompensationSucceeded(name, attempt, at),
-            ev.CompensationFailed(name, attempt, at, failure),
+            ev.CompensationSucceeded(name, attempt, at, at),
+            ev.CompensationFailed(name, attempt, at, at, failure),
             ev.CancelRequested(at, ""),
             ev.SignalReceived("go", name, at, _VALUE, facts),
             ev.PauseRequested(at),

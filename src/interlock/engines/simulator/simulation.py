@@ -182,15 +182,15 @@ class _World:
         dice = self.dice
         if dice.below(4):
             facts, calls = self._result(name)
-            return ev.StepSucceeded(name, attempt, self.now, _VALUE, facts, calls=calls)
+            return ev.StepSucceeded(name, attempt, self.now, self.now, _VALUE, facts, calls=calls)
         if dice.below(6) == 0:
             self.faults["deferred"] += 1
-            return ev.StepDeferred(name, attempt, self.now, 1.0)
+            return ev.StepDeferred(name, attempt, self.now, self.now, 1.0)
         kind = dice.pick(_FAILURES)
         ambiguous = self.program.mutates(self.invariants.tool(self.program, self.state, name)) and dice.below(3) == 0
         self.faults["in doubt" if ambiguous else str(kind.value).replace("_", " ")] += 1
         after = 9.0 if kind is FailureKind.RATE_LIMITED else None
-        return ev.StepFailed(name, attempt, self.now, ev.Failure(kind, "code", "it failed", after, ambiguous))
+        return ev.StepFailed(name, attempt, self.now, self.now, ev.Failure(kind, "code", "it failed", after, ambiguous))
 
     def _result(self, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         dice, node = self.dice, self.program.node(name)
@@ -202,10 +202,10 @@ class _World:
 
     def _compensated(self, name: str, attempt: int) -> Any:
         if self.dice.below(4):
-            return ev.CompensationSucceeded(name, attempt, self.now)
+            return ev.CompensationSucceeded(name, attempt, self.now, self.now)
         self.faults["undoing failed"] += 1
         failure = ev.Failure(self.dice.pick(_COMPENSATION_FAILURES), "code", "it stuck")
-        return ev.CompensationFailed(name, attempt, self.now, failure)
+        return ev.CompensationFailed(name, attempt, self.now, self.now, failure)
 
     def _decide(self, name: str) -> None:
         if name in self.invariants.reviews:
@@ -250,8 +250,8 @@ class _World:
         step = steps[name]
         self.faults["stale"] += 1
         attempt = step.attempt + (1 if self.dice.below(2) else -1)
-        self._refused(ev.StepSucceeded(name, attempt, self.now, _VALUE))
-        self._refused(ev.CompensationSucceeded(name, step.compensation_attempt - 1, self.now))
+        self._refused(ev.StepSucceeded(name, attempt, self.now, self.now, _VALUE))
+        self._refused(ev.CompensationSucceeded(name, step.compensation_attempt - 1, self.now, self.now))
 
     def _refused(self, event: Any) -> None:
         if not self.invariants.may_be_new(event):

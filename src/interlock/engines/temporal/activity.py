@@ -21,20 +21,22 @@ import asyncpg
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from interlock.base.errors import LeaseLost, Unavailable
+from interlock.base.errors import InterlockError, InvalidInput, LeaseLost, Unavailable
 from interlock.engines.temporal.reservations import reserving, settled_claims, used_of
 from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Task, TaskResult
-from interlock.execution.batch.reservations import hold_reserved, let_go, release_reserved
-from interlock.execution.engine import HOLD_SECONDS, Services
+from interlock.execution.attempt import unrecordable
+from interlock.execution.batch.reservations import abandon_calls, hold_reserved, release_reserved
+from interlock.execution.engine import HOLD_SECONDS, MAX_CRASHES, Services
 from interlock.execution.loading import load_run, work_of
-from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
+from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, park_run, records_of
 from interlock.execution.steps import Run, StepOutcome
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, fold, pending
 from interlock.machine.state import RunState
 from interlock.store.commit import Commit
+from interlock.store.rows import CrashedRun, DoneClaim, EffectRow, NewClaim, PlaceRow, RevivedRun, UsedSignal
 from interlock.telemetry import names
-from interlock.telemetry.logs import log
+from interlock.telemetry.logs import log, stack_of
 
 _HELD = 256  # runs whose state is kept at hand
 _ATTEMPT_BITS = 16
@@ -63,11 +65,11 @@ class _Held:
         return len(self.journal)
 
     def move(self, state: RunState, events: list[dict[str, Any]]) -> None:
-        """On to a later state. What a step had reserved is replaced by what it spent in one go."""
-        self.state, self.run.spent = state, state.spent
+        """On to a later state. What a step had reserved is replaced by what it used in one go."""
+        self.state, self.run.usage = state, state.usage
         self.journal += events
         for run in self.working:
-            run.spent = state.spent
+            run.usage = state.usage
         for event in events:
             if event["type"] in _OVER:
                 self.run.ledger.release(event["step"])
@@ -92,20 +94,56 @@ class Performer:
         """
         task: Task = given
         async with _heartbeats(task["run_id"]):
-            held = await self._held(task["run_id"], task["org_id"])
-            command = task["command"]
-            if _diverged(held, task["events"]):
-                if held.state.over:
-                    return {"over": True}
-                raise ApplicationError(
-                    "the run's journal was continued by another workflow; this one is void",
-                    type="diverged",
-                    non_retryable=True,
-                )
-            if command is None:
-                await self._record(held, task)
-                return {}
-            return await self._command(held, task, command)
+            try:
+                return await self._perform(task)
+            except (LeaseLost, Unavailable, ApplicationError):
+                raise
+            except Exception as error:  # noqa: BLE001  an error of ours: tried again, and not for ever
+                await self._crashed(task, error)
+                # Its text and its causes may repeat a value: not into Temporal's history, nor into the library's log.
+                raise ApplicationError(_said(error), type=type(error).__name__) from None
+
+    async def _perform(self, task: Task) -> TaskResult:
+        held = await self._held(task["run_id"], task["org_id"])
+        command = task["command"]
+        if _diverged(held, task["events"]):
+            if held.state.over:
+                return {"over": True}
+            raise ApplicationError(
+                "the run's journal was continued by another workflow; this one is void",
+                type="diverged",
+                non_retryable=True,
+            )
+        if command is None:
+            await self._record(held, task)
+            return {}
+        return await self._command(held, task, command)
+
+    async def _crashed(self, task: Task, error: Exception) -> None:
+        """Counts it. At the bound the run is parked with a dead letter, and its workflow ends; told anything, it goes on.
+
+        Raises:
+            ApplicationError: it is parked.
+        """
+        run_id, org_id = task["run_id"], task["org_id"]
+        log(names.LOG_INTERNAL, _said(error), level="error", run_id=run_id, stack=stack_of(error))
+        self._runs.pop(run_id, None)  # folded again next time: what is held may be the trouble
+        row = await self._services.database.row("get_crashes", run_id, org=org_id)
+        if row is None:
+            return
+        attempts = activity.info().attempt  # a crash now and then, in different activities, is no reason to park a run
+        park = attempts >= MAX_CRASHES and row["crashes"] + 1 >= MAX_CRASHES
+        commit = Commit(org_id, crashed=[CrashedRun(run_id=run_id, parked=park)])
+        if park and not row["parked"]:
+            run = await self._services.database.row("get_run", run_id, org=org_id)
+            assert run is not None, "a workflow has a run"
+            reason = f"an activity of it failed {attempts} times: {_said(error)}"
+            park_run(commit, run, reason, self._services.clock.now())
+        await self._services.committer.submit(commit)
+        if park:
+            raise ApplicationError(
+                "the run is parked; its dead letter says why", type="parked", non_retryable=True
+            ) from None
 
     # -- runs at hand ------------------------------------------------------------------------------------------
 
@@ -124,7 +162,7 @@ class Performer:
         assert row is not None, "a workflow has a run"
         run = await load_run(self._services, row, fence=0)
         state = fold(run.version.program, map(ev.event_from_json, row["journal"]))
-        run.spent = state.spent
+        run.usage = state.usage
         hold_reserved(run, state, row)
         return _Held(run, row["created_at"].timestamp(), state, row["journal"])
 
@@ -139,13 +177,13 @@ class Performer:
 
     # -- recording ---------------------------------------------------------------------------------------------
 
-    async def _record(self, held: _Held, task: Task, claim: dict[str, Any] | None = None) -> None:
+    async def _record(self, held: _Held, task: Task, claim: NewClaim | None = None) -> None:
         """Makes the events durable that are not yet, and with them the claim.
 
         Raises:
             LeaseLost: the claim is not to be had; nothing was written.
         """
-        events, received = task["events"], [{"signal_id": signal} for signal in task["received"]]
+        events, received = task["events"], [UsedSignal(signal_id=signal) for signal in task["received"]]
         recorded = events[0]["seq"] - 1 if events else task["seq"]
         async with held.lock:
             while True:
@@ -176,12 +214,12 @@ class Performer:
             await self._services.committer.submit(Commit(held.run.org_id, new_claims=claims, used_signals=received))
 
     async def _commit(
-        self, held: _Held, new: list[Recordable], claim: dict[str, Any] | None, received: list[dict[str, Any]]
+        self, held: _Held, new: list[Recordable], claim: NewClaim | None, received: list[UsedSignal]
     ) -> bool:
         """Whether that was all: an end is recorded by itself, also that of a run which is brought back at once."""
         run, state, now = held.run, held.state, self._services.clock.now()
         commands: list[ev.Command] = []
-        effects: list[dict[str, Any]] = []
+        effects: list[EffectRow] = []
         events: list[Any] = []
         for one in new:
             if state.over and state is not held.state:
@@ -191,16 +229,16 @@ class Performer:
             state, given = advance(run.version.program, state, events[-1])
             commands += given
         complete, new = len(events) == len(new), new[: len(events)]
-        consumed = [{"signal_id": one["signal"]} for one in new if "signal" in one]
+        consumed = [UsedSignal(signal_id=one["signal"]) for one in new if "signal" in one]
         commit = commit_of(run, state=state, outcomes=[StepOutcome(event) for event in events], first_seq=new[0]["seq"])
         # No lease guards this journal: whoever writes an event first has it, and the other one looks again.
         commit.fence, commit.recorded, commit.journal = None, commit.journal, []
         commit.effects += effects
         if not state.over and not (held.state.status is state.status is ev.RunStatus.RUNNING):
-            commit.places.append({"run_id": run.run_id, "held": _works(state, now)})
+            commit.places.append(PlaceRow(run_id=run.run_id, held=_works(state, now)))
         if held.state.over and not state.over:
-            commit.revived.append({"run_id": run.run_id})
-        commit.settled_claims += settled_claims(run, events) + let_go(commit, run, held.state, state)
+            commit.revived.append(RevivedRun(run_id=run.run_id))
+        commit.settled_claims += settled_claims(run, events) + abandon_calls(commit, run, held.state, state)
         await records_of(commit, run, state, commands, now)
         commit.used_signals += consumed + received  # now that what came of them is on record
         if claim is not None and complete:
@@ -228,7 +266,7 @@ class Performer:
         info = activity.info()
         name = f"{command['kind']}:{command['step']}:{command['attempt']}"
         fence = _fence(info.scheduled_time, info.attempt)
-        claim = {"run_id": held.run.run_id, "org_id": held.run.org_id, "command": name, "fence": fence}
+        claim = NewClaim(run_id=held.run.run_id, command=name, org_id=held.run.org_id, fence=fence)
         if info.attempt > 1:
             log(names.LOG_RUN_RESUMED, run_id=held.run.run_id, events=held.seq)
         try:
@@ -241,19 +279,30 @@ class Performer:
             return answered
         # Only a first attempt of a workflow that was never interrupted knows that nobody was here before.
         resumed = info.attempt > 1 or task["rebuilt"]
-        run = replace(held.run, claim=name, fence=fence, resumed=resumed, spent=held.state.spent)
+        run = replace(held.run, claim=name, fence=fence, resumed=resumed, usage=held.state.usage)
         run.set_aside = reserving(self._services.database, run)
         held.working.append(run)
         try:
             outcome = await self._through_kernel(held, run, command)
         finally:
             held.working.remove(run)
+        try:
+            return await self._done(run, name, outcome)
+        except InvalidInput:
+            instead = unrecordable(outcome)
+            if instead is None:
+                raise
+            return await self._done(run, name, instead)
+
+    async def _done(self, run: Run, name: str, outcome: StepOutcome) -> TaskResult:
+        """Keeps the outcome with the claim; raises InvalidInput if the database refuses a value in it."""
         event = ev.event_to_json(outcome.event)
         commit = commit_of(run, outcomes=[outcome])
         commit.journal = []  # its number is the workflow's to give; the next activity records it
         if not isinstance(outcome.event, ev.StepDeferred):  # then nothing was tried, and the same command comes again
+            tokens, nano_usd = used_of(run, outcome.event)
             commit.done_claims.append(
-                {"run_id": run.run_id, "command": name, "event": event, **used_of(run, outcome.event)}
+                DoneClaim(run_id=run.run_id, command=name, event=event, tokens=tokens, nano_usd=nano_usd)
             )
         await self._services.committer.submit(commit)
         return {"event": event}
@@ -270,6 +319,11 @@ class Performer:
             return {"event": row["event"]}
         await self._reload(held)
         return {"over": True} if held.state.over else None
+
+
+def _said(error: Exception) -> str:
+    """An error as a person may read it anywhere: the text of one that is not ours may repeat a value."""
+    return error.message if isinstance(error, InterlockError) else type(error).__name__
 
 
 def _diverged(held: _Held, events: list[Recordable]) -> bool:

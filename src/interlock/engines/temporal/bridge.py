@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
 from temporalio.client import Client
 from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
@@ -31,6 +32,7 @@ from interlock.machine.state import state_to_json
 from interlock.store.commit import Commit
 from interlock.store.database import Row
 from interlock.store.listener import Listener
+from interlock.store.rows import ForwardedSignal, ReleasedRun
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
@@ -110,18 +112,19 @@ class Bridge:
         run_id, org_id = claimed["run_id"], claimed["org_id"]
         commit = Commit(org_id, fence=(run_id, claimed["fence"]))
         # Its next attention is a signal's; if handing on fails, the next poll's, and a run at work has its place all the same.
-        released = {"run_id": run_id, "wake_at": None, "kept": claimed["works"]}
+        released = ReleasedRun(run_id=run_id, wake_at=None, kept=claimed["works"])
         try:
             row = await self._services.database.row("load_run", run_id, org=org_id)
             assert row is not None, "a queued run has a row"
             if row["signals"] or not row["journal"]:
-                released["kept"] = await self._deliver(row)
+                released = replace(released, kept=await self._deliver(row))
             else:  # all it was told is on record by now
-                released["kept"] = claimed["works"] or row["status"] in {"running", "compensating"}
-            commit.forwarded_at = [{"signal_id": signal["id"]} for signal in row["signals"]]
+                at_work = claimed["works"] or row["status"] in {"running", "compensating"}
+                released = replace(released, kept=at_work)
+            commit.forwarded_signals = [ForwardedSignal(signal_id=signal["id"]) for signal in row["signals"]]
         except Exception as error:  # noqa: BLE001  one run's trouble must not stop the others; it is tried again
             complain(error, run_id)
-            released |= {"wake_at": self._services.clock.now() + _POLL_SECONDS, "failed": True}
+            released = replace(released, wake_at=self._services.clock.now() + _POLL_SECONDS, failed=True)
         commit.released.append(released)
         try:
             await self._services.committer.submit(commit)

@@ -20,7 +20,7 @@ from interlock.engines.temporal.codec import sealing_converter
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
-_CONNECT_SECONDS = 5.0
+_CONNECT_SECONDS = 30.0  # a machine in distress takes some; who is not there says so at once
 # The library gives the reason in words only: these are rustls' names for what it refused. Words that it may change one day
 # cost the better sentence, nothing else.
 _WRONG_AUTHORITY = "UnknownIssuer"

@@ -12,11 +12,13 @@ from typing import Any
 import asyncpg
 
 from interlock.base.errors import LeaseLost
-from interlock.budget.ledger import RunLedger, Spending
+from interlock.base.usage import Usage
+from interlock.budget.ledger import NOTHING, Amount, RunLedger
 from interlock.execution.steps import Run
 from interlock.machine import events as ev
 from interlock.store.commit import LEASE_LOST
 from interlock.store.database import Database
+from interlock.store.rows import SettledClaim
 from interlock.workflows.spec import (
     BranchStep,
     LoopStep,
@@ -31,8 +33,8 @@ from interlock.workflows.spec import (
 _ONE_BY_ONE = (ModelStep, ToolStep, ReviewStep, WaitStep, BranchStep, LoopStep, SubworkflowStep)
 
 
-def reserving(database: Database, run: Run) -> Callable[[int, float], Awaitable[None]] | None:
-    """Sets tokens and USD aside for the claim of `run`; None for a run without a budget, or whose steps come one by one.
+def reserving(database: Database, run: Run) -> Callable[[Amount], Awaitable[None]] | None:
+    """Sets tokens and nano-USD aside for the claim of `run`; None for a run without a budget, or whose steps come one by one.
 
     The function raises BudgetExceeded if its run has not as much left, LeaseLost if the claim is somebody else's by now.
     """
@@ -40,12 +42,12 @@ def reserving(database: Database, run: Run) -> Callable[[int, float], Awaitable[
         return None
     budget = run.version.workflow.budget
 
-    async def set_aside(tokens: int, usd: float) -> None:
-        if tokens == 0 and usd == 0:
+    async def set_aside(wanted: Amount) -> None:
+        if wanted == NOTHING:
             return
-        command = (run.run_id, run.claim, run.fence)
+        values = (run.run_id, run.claim, run.fence, wanted.tokens, wanted.cost, budget.tokens, budget.usd)
         try:
-            row = await database.row("reserve_claim", *command, tokens, usd, budget.tokens, budget.usd, org=run.org_id)
+            row = await database.row("reserve_claim", *values, org=run.org_id)
         except asyncpg.PostgresError as error:
             if error.sqlstate != LEASE_LOST:
                 raise
@@ -53,26 +55,26 @@ def reserving(database: Database, run: Run) -> Callable[[int, float], Awaitable[
         assert row is not None, "a function without a set gives one row"
         if not row["fits"]:
             # The sentence is the ledger's.
-            ledger = RunLedger(tokens=budget.tokens, usd=budget.usd)
-            ledger.reserve("", Spending(row["used_tokens"], row["used_usd"]), tokens=tokens, usd=usd)
+            ledger = RunLedger(tokens=budget.tokens, cost=budget.usd)
+            ledger.reserve("", Amount(row["used_tokens"], row["used_nano_usd"]), wanted)
 
     return set_aside
 
 
-def used_of(run: Run, event: Any) -> dict[str, Any]:
-    """What a claim that is done still counts for: tokens and USD; nothing if nothing was set aside."""
-    spent = getattr(event, "spent", None)
-    if run.set_aside is None or spent is None:
-        return {}
-    return {"tokens": spent.input_tokens + spent.output_tokens, "usd": spent.usd}
+def used_of(run: Run, event: Any) -> tuple[int, int] | tuple[None, None]:
+    """Tokens and nano-USD that a finished claim still counts for; None if nothing was reserved."""
+    if run.set_aside is None or not isinstance(event, ev.StepSucceeded | ev.StepFailed):
+        return None, None
+    used = Amount.of(event.usage or Usage())
+    return used.tokens, used.cost
 
 
-def settled_claims(run: Run, events: list[Any]) -> list[dict[str, Any]]:
+def settled_claims(run: Run, events: list[Any]) -> list[SettledClaim]:
     """The claims whose outcomes are among these events; they count no more once the run's row has them."""
     if not _shared(run):
         return []
     ended = [event for event in events if isinstance(event, ev.StepSucceeded | ev.StepFailed)]
-    return [{"run_id": run.run_id, "command": f"perform:{event.step}:{event.attempt}"} for event in ended]
+    return [SettledClaim(run_id=run.run_id, command=f"perform:{event.step}:{event.attempt}") for event in ended]
 
 
 def _shared(run: Run) -> bool:

@@ -29,6 +29,7 @@ from interlock.base.ids import new_id
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.settings import BatchSettings
+from interlock.budget.ledger import Amount
 from interlock.execution.batch.values import BatchCall, delivered, plain_of, request_of, seal_answer
 from interlock.execution.steps import StepExecution
 from interlock.gateway.batches import SUBMIT_SECONDS, BatchAnswer, ModelBatches, batches_of
@@ -38,6 +39,7 @@ from interlock.machine.retry import RETRYABLE, jitter
 from interlock.machine.state import limit_key
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
+from interlock.store.rows import BatchedAnswer
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.workflows.spec import ModelStep
@@ -70,14 +72,13 @@ class BatchedCalls:
         request: ModelRequest,
         *,
         labels: Labels,
-        tokens: int,
-        usd: float,
+        reserved: Amount,
     ) -> ModelResponse:
-        """The call's answer, once it is there.
+        """The call's answer, once it is there; its usage has its cost.
 
         Args:
             labels: of the request.
-            tokens, usd: reserved for the call.
+            reserved: for the call.
 
         Raises:
             Deferred: it is not; `retry_after` in seconds.
@@ -91,7 +92,7 @@ class BatchedCalls:
                 f'provider "{provider.name}" has no batch API; remove batch from step "{execution.path}"',
                 kind=FailureKind.PERMANENT,
             )
-        call = await self._find(execution, request, labels, tokens, usd)
+        call = await self._find(execution, request, labels, reserved)
         if call is None:
             seconds = self._settings.gather_seconds
             raise Deferred("the call waits for others to go with it", retry_after=seconds, pending=True)
@@ -105,7 +106,8 @@ class BatchedCalls:
             raise Deferred("the batch is not done", retry_after=self._wait(execution, call), pending=True)
         if call["result"] is None:
             raise Erased("the call's subject was erased; nobody can read it again")
-        return delivered(await execution.run.artifacts.open(execution.run.org_id, Ref.from_json(call["result"])))
+        kept = await execution.run.artifacts.open(execution.run.org_id, Ref.from_json(call["result"]))
+        return delivered(kept, provider.name, request.model)
 
     async def status(self, execution: StepExecution) -> str | None:
         """The status of the call that this attempt waits for; None if there is none yet."""
@@ -120,7 +122,7 @@ class BatchedCalls:
         )
 
     async def _find(
-        self, execution: StepExecution, request: ModelRequest, labels: Labels, tokens: int, usd: float
+        self, execution: StepExecution, request: ModelRequest, labels: Labels, reserved: Amount
     ) -> Row | None:
         """The call that this attempt waits for; None if it was only now made."""
         run, row = execution.run, await self._row(execution)
@@ -134,7 +136,8 @@ class BatchedCalls:
         commit.artifacts.append(sealed.row)
         await self._committer.submit(commit)
         identity = (new_id("call"), run.org_id, run.run_id, execution.name, execution.attempt)
-        values = (*identity, _pin(execution), sealed.ref.to_json(), tokens, usd, _until(execution))
+        amount = (reserved.tokens, reserved.cost)
+        values = (*identity, _pin(execution), sealed.ref.to_json(), *amount, _until(execution))
         await self._database.execute("put_batched_call", *values, org=run.org_id)
         return None
 
@@ -275,11 +278,11 @@ class BatchedCalls:
         org = execution.run.org_id
         ids = list(calls)
         for start in range(0, len(ids), _STORED_AT_ONCE):
-            commit, rows = Commit(org), []
+            commit, rows = Commit(org), list[BatchedAnswer]()
             for one in ids[start : start + _STORED_AT_ONCE]:
                 sealed = await seal_answer(execution, calls[one], answers[one])
                 commit.artifacts += [sealed.row] if sealed else []
-                rows.append({"call_id": one, "result": sealed.ref.to_json() if sealed else None})
+                rows.append(BatchedAnswer(call_id=one, result=sealed.ref.to_json() if sealed else None))
             await self._committer.submit(commit)
             await self._database.execute("answer_batched_calls", batch_id, rows, org=org)
         await self._database.execute("batch_ended", batch_id, org=org)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from interlock.budget.ledger import Spending
+from interlock.budget.ledger import Amount
 from interlock.execution.steps import Run, StepExecution
 from interlock.machine.state import RunState, StepStatus
 from interlock.store.commit import Commit
 from interlock.store.database import Row
+from interlock.store.rows import AbandonedCall, SettledClaim
 from interlock.workflows.spec import ModelStep
 
 _WAITING = frozenset({StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.PAUSED})
@@ -29,7 +28,7 @@ def hold_reserved(run: Run, state: RunState, row: Row) -> None:
     ended = {(one["step"], one["attempt"]) for one in row["journal"] if one["type"] in _ENDS}
     for call in row["batched"]:
         if (call["step"], call["attempt"]) not in ended and _awaits(state, call["step"]):
-            run.ledger.hold(call["step"], Spending(call["tokens"], call["usd"]))
+            run.ledger.hold(call["step"], Amount(call["tokens"], call["nano_usd"]))
 
 
 def release_reserved(run: Run, state: RunState) -> None:
@@ -39,20 +38,20 @@ def release_reserved(run: Run, state: RunState) -> None:
             run.ledger.release(name)
 
 
-def let_go(commit: Commit, run: Run, before: RunState, after: RunState) -> list[dict[str, Any]]:
-    """The calls whose answer nobody waits for any more, as rows of the commit: what has not been handed in never is.
+def abandon_calls(commit: Commit, run: Run, before: RunState, after: RunState) -> list[SettledClaim]:
+    """Adds the calls whose answer the run no longer waits for to the commit; unsubmitted ones are deleted.
 
     A deadline, a container that failed, a fallback, or the answer itself. Returns their claims, for an engine that has some.
     """
     if not run.version.batches:
         return []
-    rows = []
+    claims = []
     for name, was in before.steps.items():
         node = run.version.program.node(name)
         if isinstance(node.step, ModelStep) and node.step.batch and _awaits(before, name) and not _awaits(after, name):
-            rows.append({"run_id": run.run_id, "step": name, "command": f"perform:{name}:{was.attempt}"})
-    commit.let_go += [{"run_id": row["run_id"], "step": row["step"]} for row in rows]
-    return [{"run_id": row["run_id"], "command": row["command"]} for row in rows]
+            commit.abandoned_calls.append(AbandonedCall(run_id=run.run_id, step=name))
+            claims.append(SettledClaim(run_id=run.run_id, command=f"perform:{name}:{was.attempt}"))
+    return claims
 
 
 def _awaits(state: RunState, name: str) -> bool:

@@ -9,10 +9,12 @@ from typing import Any
 
 from interlock.base.errors import Erased, FailureKind, PayloadTooLarge, ProviderError
 from interlock.base.labels import Labels
+from interlock.base.usage import Usage
+from interlock.budget.prices import priced
 from interlock.execution.steps import StepExecution
 from interlock.gateway.batches import BatchAnswer
 from interlock.gateway.failures import BilledError
-from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Usage
+from interlock.gateway.provider import Message, ModelRequest, ModelResponse
 from interlock.store.artifacts import Sealed
 
 
@@ -56,21 +58,25 @@ async def seal_answer(execution: StepExecution, call: BatchCall, answer: BatchAn
 
 def _kept(answer: BatchAnswer) -> dict[str, Any]:
     usage = answer.usage if isinstance(answer, ModelResponse | BilledError) else None
-    kept: dict[str, Any] = {"usage": [usage.input_tokens, usage.output_tokens, usage.cached_tokens] if usage else None}
+    kept: dict[str, Any] = {"usage": usage.to_json() if usage else None}
     if isinstance(answer, ProviderError):
         return {**kept, "error": answer.message, "kind": answer.kind.value, "retry_after": answer.retry_after}
     said = {"text": answer.text, "model": answer.model, "finish_reason": answer.finish_reason}
     return {**kept, **said, "response_id": answer.response_id}
 
 
-def delivered(kept: Mapping[str, Any]) -> ModelResponse:
-    """The answer that was kept; raises the error that was. Neither says how the provider is now."""
-    usage = Usage(*kept["usage"]).in_batch() if kept["usage"] is not None else Usage()
+def delivered(kept: Mapping[str, Any], provider: str, model: str) -> ModelResponse:
+    """The answer that was kept, its usage at the price of a batch; raises the error that was. Neither says how the provider is now.
+
+    Args:
+        provider, model: who was asked, and for which model.
+    """
+    usage = priced(Usage(**kept["usage"]), provider, model, batch=True) if kept["usage"] is not None else None
     if "error" not in kept:
         said = {name: kept[name] for name in ("text", "model", "finish_reason", "response_id")}
-        return ModelResponse(usage=usage, **said)
+        return ModelResponse(usage=usage or Usage(), **said)
     kind = FailureKind(kept["kind"])
-    if usage.total:
+    if usage is not None:
         error: ProviderError = BilledError(kept["error"], kind=kind, usage=usage, retry_after=kept["retry_after"])
     else:
         error = ProviderError(kept["error"], kind=kind, retry_after=kept["retry_after"])

@@ -39,6 +39,15 @@ select size, ciphertext, object, exists(select from subject_keys where subject_k
         and subject = any(array_append(artifacts.subjects, '')) and destroyed_at is not null) as erased
     from artifacts where org_id = $1 and digest = $2
 
+-- name: add_pending_object
+insert into pending_objects (name, org_id) values ($1, $2)
+
+-- name: sweep_objects
+select sweep_objects($1, $2) as name
+
+-- name: objects_swept
+select objects_swept($1::text[])
+
 -- name: insert_version
 insert into workflow_versions (org_id, name, version, definition, created_by) values ($1, $2, $3, $4, $5) on conflict do nothing
 
@@ -87,7 +96,7 @@ select runs.*,
     (select coalesce(jsonb_agg(event order by seq), '[]') from journal where journal.run_id = runs.run_id) as journal,
     (select coalesce(jsonb_agg(jsonb_build_object('id', signal_id, 'event', event) order by signal_id), '[]')
         from signals where signals.run_id = runs.run_id) as signals,
-    (select coalesce(jsonb_agg(jsonb_build_object('step', step, 'attempt', attempt, 'tokens', tokens, 'usd', usd)), '[]')
+    (select coalesce(jsonb_agg(jsonb_build_object('step', step, 'attempt', attempt, 'tokens', tokens, 'nano_usd', nano_usd)), '[]')
         from batched_calls c where c.run_id = runs.run_id) as batched
     from runs where run_id = $1
 
@@ -191,7 +200,7 @@ select run_id, org_id, fence, true as works from claim_signalled($1, $2, $3, $4)
     union all select run_id, org_id, fence, false from claim_runs($1, $2, $3, $4)
 
 -- name: reserve_claim
-select fits, used_tokens, used_usd from reserve_claim($1, $2, $3, $4, $5, $6, $7)
+select fits, used_tokens, used_nano_usd from reserve_claim($1, $2, $3, $4, $5, $6, $7)
 
 -- name: renew_leases
 select renew_leases($1, $2, $3) as signalled
@@ -233,10 +242,10 @@ select c.call_id, c.attempt, c.request, c.status, c.result, c.batch_id,
     from batched_calls c left join batches b using (batch_id) where c.run_id = $1 and c.step = $2
 
 -- name: put_batched_call
-insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, usd, until)
+insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, nano_usd, until)
     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10::double precision))
     on conflict (run_id, step) do update set call_id = excluded.call_id, attempt = excluded.attempt, pin = excluded.pin,
-        request = excluded.request, tokens = excluded.tokens, usd = excluded.usd, until = excluded.until,
+        request = excluded.request, tokens = excluded.tokens, nano_usd = excluded.nano_usd, until = excluded.until,
         status = 'waiting', batch_id = null, result = null, created_at = now()
     where batched_calls.call_id <> excluded.call_id -- else it was made before, and only the answer was lost
 

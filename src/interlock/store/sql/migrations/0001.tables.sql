@@ -1,5 +1,8 @@
--- Tables. Every row belongs to an organisation (org_id); 0002 turns row-level security on, 0003 adds the functions.
+-- Tables and indexes. Every row belongs to an organisation (org_id), except those of `workers` and the two tables of moves.
+-- 0002 turns row-level security on; ../functions holds the functions.
 -- depends:
+
+-- Organisations, keys, values ------------------------------------------------------------------------------------------
 
 create table orgs (
     org_id text primary key,
@@ -41,6 +44,18 @@ create table artifacts (
     check ((ciphertext is null) <> (object is null))
 );
 
+-- Workflows ------------------------------------------------------------------------------------------------------------
+
+-- Objects that were stored ahead of the commit that names them. The row is written before the object and goes with that commit; the
+-- sweeper deletes an object that none names, and marks it first.
+create table pending_objects (
+    name text primary key,
+    org_id text not null references orgs,
+    created_at timestamptz not null default now(),
+    swept_at timestamptz
+);
+create index pending_objects_age on pending_objects (created_at);
+
 create table workflow_versions (
     org_id text not null references orgs,
     name text not null,
@@ -61,6 +76,9 @@ create table workflow_heads (
     foreign key (org_id, name, version) references workflow_versions
 );
 
+-- Runs -----------------------------------------------------------------------------------------------------------------
+
+-- The moves of `runs.status` and `effects.status` that triggers allow; 0002 fills them.
 create table run_moves (old text not null, new text not null, primary key (old, new));
 create table effect_moves (old text not null, new text not null, primary key (old, new));
 
@@ -69,6 +87,8 @@ create table runs (
     org_id text not null references orgs,
     workflow text not null,
     version text not null,
+    engine text not null default 'postgres',
+    priority smallint not null default 0 check (priority between -100 and 100),
     status text not null default 'queued',
     principal jsonb not null,
     idempotency_key text not null,
@@ -81,7 +101,8 @@ create table runs (
     span_id text not null,
     input_tokens bigint not null default 0,
     output_tokens bigint not null default 0,
-    usd double precision not null default 0,
+    nano_usd bigint not null default 0, -- 1e-9 USD, of the calls whose price is known
+    unpriced integer not null default 0, -- calls whose price is not
     steps integer not null default 0,
     created_at timestamptz not null default now(),
     started_at timestamptz,
@@ -91,18 +112,14 @@ create table runs (
 );
 create index runs_recent on runs (org_id, created_at desc);
 
--- Who drives a run, and when it wants attention next. The fence grows with every takeover; a write that
--- carries an older one is refused, so a worker that slept past its lease cannot harm the run.
-create table queue (
-    run_id text primary key references runs,
-    org_id text not null,
-    available_at timestamptz not null default now(),
-    worker text,
-    fence bigint not null default 0,
-    lease_until timestamptz
+-- What stands behind the tokens in a signal or in edited arguments; the run's own vault holds those of its input.
+create table run_vaults (
+    vault_id bigint generated always as identity primary key,
+    org_id text not null references orgs,
+    run_id text not null references runs,
+    vault jsonb not null
 );
-create index queue_next on queue (available_at);
-create index queue_worker on queue (worker) where worker is not null;
+create index run_vaults_run on run_vaults (run_id);
 
 create table journal (
     run_id text not null references runs,
@@ -112,12 +129,14 @@ create table journal (
     primary key (run_id, seq)
 );
 
+-- A signal stays until its event is on record, also where another engine has received it (`forwarded_at`).
 create table signals (
     signal_id bigint generated always as identity primary key,
     org_id text not null,
     run_id text not null references runs,
     event jsonb not null,
-    created_at timestamptz not null default now()
+    created_at timestamptz not null default now(),
+    forwarded_at timestamptz
 );
 create index signals_run on signals (run_id);
 
@@ -136,6 +155,80 @@ create table effects (
     unique (org_id, idempotency_key)
 );
 
+-- The newest good answer to a call, by the keyed digest of all that went into the call.
+create table results (
+    org_id text not null references orgs,
+    key text not null,
+    output jsonb not null,
+    created_at timestamptz not null default now(),
+    primary key (org_id, key)
+);
+
+-- Who drives what --------------------------------------------------------------------------------------------------------
+
+-- Who drives a run, and when it wants attention next. The fence grows with every takeover; a write that
+-- carries an older one is refused, so a worker that slept past its lease cannot harm the run.
+-- A run that its engine keeps itself is leased to the engine, under its name, and counts like any leased run.
+create table queue (
+    run_id text primary key references runs,
+    org_id text not null,
+    workflow text not null default '',
+    priority smallint not null default 0 check (priority between -100 and 100),
+    engine text not null default 'postgres',
+    available_at timestamptz not null default now(),
+    worker text,
+    fence bigint not null default 0,
+    lease_until timestamptz,
+    -- Drives that ended in an error of Interlock's own since one last ended well.
+    crashes integer not null default 0,
+    -- Take-overs in a row from workers that died while the run got no further, which those were (meaningless while there were none;
+    -- one that is seen again had not died), and how long the journal was when the run was claimed.
+    crash_streak smallint not null default 0,
+    crashed_workers text[] not null default '{}',
+    leased_seq integer,
+    -- Which busy worker makes room for a run that has to be driven alone, and until when it has said so.
+    room_by text,
+    room_until timestamptz
+);
+create index queue_worker on queue (worker) where worker is not null;
+-- A lane is a workflow of an organisation. A claim hops from lane to lane in this index, and in each reads the first few rows: all
+-- keys ascending, so that one comparison of rows can hop. What sleeps until a signal is not in it.
+create index queue_lanes on queue (engine, org_id, workflow, (-priority), ((fence = 0)::integer), available_at)
+    where worker is null and available_at < 'infinity';
+create index queue_leased on queue (engine, org_id, workflow) where worker is not null;
+create index queue_signalled on queue (engine, available_at) where worker = engine;
+create index queue_lost on queue (run_id) where crash_streak > 0;
+create index queue_suspects on queue (engine, available_at) where crash_streak = 3 and worker is null;
+
+-- Engines that lease single commands instead of whole runs: who carries a command out, and what came of it. The fence grows with
+-- every attempt; a write under an older one is refused. The event is there once the command is done, and it is not claimed again.
+-- `tokens` and `nano_usd` are what the command's call may use, later what it did use; null once the run's row says so, or if it needs
+-- nothing. Rows are deleted when their run ends.
+create table claims (
+    run_id text not null references runs,
+    command text not null,
+    org_id text not null,
+    fence bigint not null,
+    event jsonb,
+    tokens bigint,
+    nano_usd bigint,
+    primary key (run_id, command)
+);
+
+-- Processes that drive runs. They belong to the installation, not to an organisation; only functions write here.
+create table workers (
+    worker_id text primary key,
+    host text not null,
+    pid integer not null,
+    engine text not null,
+    version text not null,
+    started_at timestamptz not null default now(),
+    seen_at timestamptz not null default now(),
+    draining boolean not null default false
+);
+
+-- Questions to people ------------------------------------------------------------------------------------------------------
+
 create table reviews (
     review_id text primary key,
     org_id text not null,
@@ -153,6 +246,28 @@ create table reviews (
 );
 create index reviews_open on reviews (org_id, created_at) where status = 'open';
 create index reviews_run on reviews (run_id);
+
+-- purpose: `step` failed for good and is held; `compensation` could not be done; `run` failed and was cleaned up;
+-- `parked_run`: Interlock itself failed at driving it, again and again. `step` is '' where it is about the whole run.
+create table dead_letters (
+    dead_letter_id text primary key,
+    org_id text not null references orgs,
+    run_id text not null references runs,
+    step text not null,
+    purpose text not null check (purpose in ('step', 'compensation', 'run', 'parked_run')),
+    code text not null,
+    reason text not null,
+    status text not null default 'open' check (status in ('open', 'requeued', 'discarded', 'closed')),
+    decided_by text,
+    note text,
+    new_run text,
+    created_at timestamptz not null default now(),
+    decided_at timestamptz
+);
+create index dead_letters_open on dead_letters (org_id, created_at) where status = 'open';
+create unique index dead_letters_once on dead_letters (run_id, step, purpose) where status = 'open';
+
+-- The record and what is sent out ------------------------------------------------------------------------------------------
 
 create table audit (
     org_id text not null,
@@ -193,3 +308,103 @@ create table spans (
     attributes jsonb not null,
     primary key (trace_id, span_id)
 );
+
+-- Whether tools and providers can be called ----------------------------------------------------------------------------------
+
+-- A breaker that never saw a failure has no row. `failures` are those in a row while it is closed; `probes` maps the calls
+-- let through on trial while it is half open to the second (Unix time) at which they are given up.
+create table breakers (
+    org_id text not null references orgs,
+    target text not null,
+    state text not null default 'closed' check (state in ('closed', 'open', 'half_open')),
+    failures timestamptz[] not null default '{}',
+    open_until timestamptz,
+    probes jsonb not null default '{}',
+    succeeded integer not null default 0,
+    primary key (org_id, target)
+);
+
+-- Every tool with a health check in a deployed head version. `claim` grows with every check, so that a poller which slept
+-- past its turn cannot report; `bad` counts bad answers in a row.
+create table tool_health (
+    org_id text not null references orgs,
+    tool text not null,
+    bundle text not null,
+    contract jsonb not null,
+    healthy boolean not null default true,
+    bad integer not null default 0,
+    detail text not null default '',
+    checked_at timestamptz,
+    next_at timestamptz not null default now(),
+    claim bigint not null default 0,
+    primary key (org_id, tool, bundle)
+);
+create index tool_health_next on tool_health (next_at);
+
+-- concurrency: runs driven, or calls under way, at once. rate: runs begun, or calls made, in `per_seconds`.
+create table quotas (
+    org_id text not null references orgs,
+    scope text not null check (scope in ('org', 'workflow', 'tool')),
+    name text not null,
+    concurrency integer check (concurrency >= 0),
+    rate integer check (rate >= 0),
+    per_seconds double precision not null default 60 check (per_seconds > 0 and per_seconds <= 86400),
+    primary key (org_id, scope, name),
+    check (concurrency is not null or rate is not null),
+    check ((scope = 'org') = (name = ''))
+);
+
+-- What counts towards them: the starts of the last `per_seconds`, and calls that hold a slot.
+create table quota_uses (
+    use_id bigint generated always as identity primary key,
+    org_id text not null,
+    scope text not null,
+    name text not null,
+    holder text not null,
+    at timestamptz not null,
+    lease_until timestamptz
+);
+create index quota_uses_by_time on quota_uses (org_id, scope, name, at);
+create index quota_uses_held on quota_uses (holder);
+
+-- Model calls that go through a provider's batch API ---------------------------------------------------------------------------
+
+-- Calls of one model, submitted together. `provider_id` is the provider's name for it. From `next_check` on it is due to be looked
+-- at; until `taken_until` a process is at it, or has died over it: then it is unknown whether a `submitting` batch was submitted.
+-- `calls` were in it when that was last tried.
+create table batches (
+    batch_id text primary key,
+    org_id text not null references orgs,
+    pin text not null,
+    status text not null default 'submitting' check (status in ('submitting', 'submitted', 'ended')),
+    provider_id text,
+    calls integer not null default 0,
+    created_at timestamptz not null default now(),
+    tried_at timestamptz not null default now(),
+    next_check timestamptz not null default now(),
+    taken_until timestamptz not null default now(),
+    check ((status = 'submitting') <= (provider_id is null))
+);
+
+-- One call of one step. `call_id` is what the provider answers to: a request that differs is another one. `tokens` and `nano_usd` are
+-- reserved from the run's budget; after `until` the answer is not wanted any more. A result that is null may not be read.
+create table batched_calls (
+    call_id text primary key,
+    org_id text not null references orgs,
+    run_id text not null references runs,
+    step text not null,
+    attempt integer not null,
+    pin text not null,
+    request jsonb not null,
+    tokens bigint not null,
+    nano_usd bigint not null,
+    until timestamptz,
+    status text not null default 'waiting' check (status in ('waiting', 'submitted', 'done')),
+    batch_id text references batches,
+    result jsonb,
+    created_at timestamptz not null default now(),
+    unique (run_id, step),
+    check (status <> 'submitted' or batch_id is not null)
+);
+create index batched_calls_waiting on batched_calls (org_id, pin, created_at) where status = 'waiting';
+create index batched_calls_batch on batched_calls (batch_id) where batch_id is not null;

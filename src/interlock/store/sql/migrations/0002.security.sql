@@ -12,19 +12,20 @@ create function interlock_orgs() returns text[] language sql stable parallel saf
     return string_to_array(current_setting('interlock.orgs', true), ',');
 
 do $$ declare name text; begin
-    foreach name in array array['orgs', 'api_keys', 'subject_keys', 'artifacts', 'workflow_versions', 'workflow_heads',
-            'runs', 'queue', 'journal', 'signals', 'effects', 'reviews', 'audit', 'audit_heads', 'outbox', 'spans'] loop
+    foreach name in array array['orgs', 'api_keys', 'subject_keys', 'artifacts', 'pending_objects', 'workflow_versions', 'workflow_heads', 'runs',
+            'run_vaults', 'journal', 'signals', 'effects', 'results', 'queue', 'claims', 'reviews', 'dead_letters', 'audit',
+            'audit_heads', 'outbox', 'spans', 'breakers', 'tool_health', 'quotas', 'quota_uses', 'batches', 'batched_calls'] loop
         execute format('alter table %I enable row level security', name);
         execute format('create policy tenant on %I using (org_id = any(interlock_orgs())) '
                        'with check (org_id = any(interlock_orgs()))', name);
         execute format('grant select, insert, update, delete on %I to interlock_app', name);
     end loop;
 end $$;
-grant select on run_moves, effect_moves to interlock_app;
+grant select on run_moves, effect_moves, workers to interlock_app;
 
--- The record: nobody updates or deletes, the owner included. What was a run's history stays its history.
-revoke update, delete on audit, journal, artifacts, workflow_versions from interlock_app;
-revoke delete on runs, effects, reviews, orgs, api_keys, subject_keys, audit_heads from interlock_app;
+-- The record: never updated or deleted, not by the owner either. What was a run's history stays its history.
+revoke update, delete on audit, journal, artifacts, workflow_versions, run_vaults from interlock_app;
+revoke delete on runs, effects, reviews, dead_letters, orgs, api_keys, subject_keys, audit_heads from interlock_app;
 
 -- Functions below name their search path, with pg_temp last: else a temporary table named like ours would come first.
 create function refuse_change() returns trigger language plpgsql set search_path = public, pg_temp as $$ begin
@@ -60,7 +61,8 @@ insert into run_moves values
     ('running', 'failed'), ('running', 'cancelled'), ('running', 'dead'),
     ('waiting', 'running'), ('waiting', 'compensating'), ('waiting', 'succeeded'), ('waiting', 'partial'),
     ('waiting', 'failed'), ('waiting', 'cancelled'), ('waiting', 'dead'),
-    ('compensating', 'failed'), ('compensating', 'cancelled'), ('compensating', 'dead');
+    ('compensating', 'failed'), ('compensating', 'cancelled'), ('compensating', 'dead'), ('compensating', 'partial'),
+    ('dead', 'compensating'), ('dead', 'failed'), ('dead', 'cancelled'), ('dead', 'partial');
 
 insert into effect_moves values
     ('intended', 'executing'), ('intended', 'failed'),

@@ -1,0 +1,58 @@
+"""Audit entries as they go into a commit: not yet chained and signed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+EventType = Literal[
+    "run.created",
+    "run.finished",
+    "run.cancel_requested",
+    "model.call",
+    "tool.call",
+    "tool.compensation",
+    "review.opened",
+    "review.decided",
+    "dead_letter.opened",
+    "dead_letter.requeued",
+    "dead_letter.discarded",
+    "run.paused",
+    "run.resumed",
+    "run.signalled",
+    "workflow.deployed",
+    "key.created",
+    "key.revoked",
+    "quota.changed",
+    "worker.drain_requested",
+    "value.revealed",
+]
+Decision = Literal["allow", "deny", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One audit entry; the fields are the seed document's, plus the run it belongs to.
+
+    Attributes:
+        actor: `user:ID`, `key:ID` or `system`.
+        action: what was done, such as `call_tool`.
+        resource: to what, such as `tool:issue_refund`.
+        decision: what the policy said; `none` where no policy was asked.
+        policy_version: digest of the policy set that said it.
+        risk_score: 0 to 100, None until risk is scored.
+        detail: facts and digests; never a value.
+    """
+
+    org_id: str
+    event_type: EventType
+    actor: str
+    action: str
+    resource: str
+    at: float
+    decision: Decision = "none"
+    run_id: str | None = None
+    trace_id: str | None = None
+    policy_version: str | None = None
+    risk_score: int | None = None
+    detail: dict[str, Any] = field(default_factory=dict)

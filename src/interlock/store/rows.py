@@ -1,0 +1,375 @@
+"""The rows of a commit: one class for each part of a batch, in the order in which `settle_v1` writes them.
+
+A class has exactly the fields of the record that sql/functions/settle_v1*.sql reads, under the same names and with the same
+types; tests/store/test_rows_match_sql.py compares them. So a missing or misspelt field is a type error instead of a NULL.
+
+`org_id` is the organisation, `run_id` the run, `step` the step's instance in every one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from interlock.base.json import Json
+from interlock.base.refs import RefJson
+from interlock.machine.events import RunStatus
+
+EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
+ReviewPurpose = Literal["approve", "confirm"]
+ReviewDecision = Literal["approved", "rejected"]
+DeadLetterPurpose = Literal["step", "compensation", "run", "parked_run"]
+DeadLetterDecision = Literal["requeued", "discarded"]
+EngineName = Literal["postgres", "temporal"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditHead:
+    """The audit log's new head: entry number `seq` with `hash`; refused unless the old one is entry number `expected`."""
+
+    org_id: str
+    expected: int
+    seq: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """A sealed audit entry: chained by hash, signed by the key `key_id`."""
+
+    org_id: str
+    seq: int
+    event_id: str
+    entry: Mapping[str, Json]
+    prev_hash: str
+    hash: str
+    key_id: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """A lease that must still hold."""
+
+    run_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A claim of one command that must still hold, with the command not done."""
+
+    run_id: str
+    command: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevivedRun:
+    """A dead run that goes on, on an engine that keeps its runs itself: it returns to the queue."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewClaim:
+    """A claim of one command; refused if a later attempt has it, it is done, or the run is over."""
+
+    run_id: str
+    command: str
+    org_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactRow:
+    """A sealed value.
+
+    Attributes:
+        size: bytes of the value as canonical JSON.
+        subjects: pseudonyms of those it is about.
+        ciphertext: base64; None if the bytes are in the object store, under the name `object`.
+    """
+
+    org_id: str
+    digest: str
+    size: int
+    subjects: list[str]
+    ciphertext: str | None = None
+    object: str | None = None
+
+
+class RunVault(TypedDict):
+    """What a new run keeps of its raw input: the vault of redacted values, and the keyed digest of the input as it came."""
+
+    ref: RefJson
+    raw_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """A run to be driven.
+
+    Attributes:
+        principal: in whose name it runs, as JSON of a `Principal`.
+        flags: findings about the input.
+        priority: -100 to 100.
+    """
+
+    run_id: str
+    org_id: str
+    workflow: str
+    version: str
+    principal: Mapping[str, Json]
+    idempotency_key: str
+    input: RefJson
+    vault: RunVault | None
+    flags: list[str]
+    trace_id: str
+    span_id: str
+    engine: EngineName
+    priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewVault:
+    """Redacted values of a later input of the run: of a signal, or of edited arguments."""
+
+    org_id: str
+    run_id: str
+    vault: RefJson
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalRow:
+    """An event and its number in the run's journal; numbers begin at 1."""
+
+    run_id: str
+    seq: int
+    org_id: str
+    event: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunUpdate:
+    """The run's row after the events of this commit.
+
+    Attributes:
+        reason, output: None leaves what is there.
+        nano_usd: cost of the calls with a known price, in 1e-9 USD; `unpriced`: number of calls without one.
+        steps: number of steps that are done.
+        finished: no step is left.
+    """
+
+    run_id: str
+    status: RunStatus
+    reason: str | None
+    output: RefJson | None
+    input_tokens: int
+    output_tokens: int
+    nano_usd: int
+    unpriced: int
+    steps: int
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EffectRow:
+    """An entry of the effect ledger. One that is there moves; its key and input change only when it is intended anew."""
+
+    run_id: str
+    step: str
+    org_id: str
+    tool: str
+    idempotency_key: str
+    status: EffectStatus
+    attempt: int
+    input: RefJson
+    output: RefJson | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoneClaim:
+    """The event that answers a claimed command, and the tokens and nano-USD it counts for; None if nothing was reserved."""
+
+    run_id: str
+    command: str
+    event: Mapping[str, Json]
+    tokens: int | None = None
+    nano_usd: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettledClaim:
+    """A claim whose outcome is in the run's row, so that its reservation ends."""
+
+    run_id: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewReview:
+    """A question to a person with the role `role`; `show` is what they see."""
+
+    review_id: str
+    org_id: str
+    run_id: str
+    step: str
+    purpose: ReviewPurpose
+    title: str
+    role: str
+    show: RefJson
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedReview:
+    """The open reviews of a step that needs no answer any more."""
+
+    run_id: str
+    step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecidedReview:
+    """A person's decision; refused if the review is not open."""
+
+    review_id: str
+    status: ReviewDecision
+    decided_by: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptResult:
+    """An answer that may serve again for the same call; `key` is the keyed digest of all that went into the call."""
+
+    org_id: str
+    key: str
+    output: RefJson
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDeadLetter:
+    """A failure for a person to decide about. `step` is empty where it is about the whole run."""
+
+    dead_letter_id: str
+    org_id: str
+    run_id: str
+    step: str
+    purpose: DeadLetterPurpose
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedDeadLetter:
+    """The open dead letters of a step that needs no decision any more."""
+
+    run_id: str
+    step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecidedDeadLetter:
+    """A person's decision; refused if the dead letter is not open. `new_run` is the run that was started instead."""
+
+    dead_letter_id: str
+    status: DeadLetterDecision
+    decided_by: str
+    note: str
+    new_run: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSignal:
+    """An event from outside for a run, which wakes it."""
+
+    org_id: str
+    run_id: str
+    event: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashedRun:
+    """A drive that ended in an error of Interlock's own; `parked` keeps the run out of the queue until a person decides."""
+
+    run_id: str
+    parked: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequeuedRun:
+    """A parked run that is to be driven again."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsedSignal:
+    """A signal whose event is on record, or stale."""
+
+    signal_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardedSignal:
+    """A signal that the engine which keeps the run has received; the row stays until its event is on record."""
+
+    signal_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxRow:
+    """An event for the receivers of notifications."""
+
+    org_id: str
+    topic: str
+    payload: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbandonedCall:
+    """A batched call whose answer the run does not wait for any more."""
+
+    run_id: str
+    step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedRun:
+    """A run that is over: it leaves the queue."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceRow:
+    """Whether a run counts among the runs at once, on an engine that keeps its runs itself."""
+
+    run_id: str
+    held: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedRun:
+    """A lease that ends without the run being over.
+
+    Attributes:
+        wake_at: Unix seconds at which the run is due; None until a signal comes.
+        kept: its engine keeps the run, which holds a place there.
+        failed: forwarding its signals failed, so that they must not make it due at once.
+    """
+
+    run_id: str
+    wake_at: float | None
+    kept: bool = False
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchedAnswer:
+    """The answer to a batched call, for query `answer_batched_calls`; None if a person it is about was erased."""
+
+    call_id: str
+    result: RefJson | None

@@ -1,0 +1,57 @@
+-- Parts of settle_v1 that come first: the audit log, and what must still hold for the rest to be written.
+
+-- Moves the heads of audit logs and adds the entries; refuses (IL002) unless each head is where the writer read it.
+create or replace function settle_v1_audit(heads jsonb, entries jsonb) returns integer language plpgsql as $$
+declare touched integer;
+begin
+    if jsonb_array_length(heads) > 1 then
+        perform from audit_heads join jsonb_to_recordset(heads) as h(org_id text) using (org_id)
+            order by audit_heads.org_id for update of audit_heads;
+    end if;
+    update audit_heads set seq = h.seq, hash = h.hash
+        from jsonb_to_recordset(heads) as h(org_id text, expected bigint, seq bigint, hash text)
+        where audit_heads.org_id = h.org_id and audit_heads.seq = h.expected;
+    get diagnostics touched = row_count;
+    if touched <> jsonb_array_length(heads) then
+        raise exception 'audit head moved' using errcode = 'IL002';
+    end if;
+    insert into audit (org_id, seq, event_id, entry, prev_hash, hash, key_id, signature)
+        select org_id, seq, event_id, entry, prev_hash, hash, key_id, signature
+        from jsonb_to_recordset(entries) as a(org_id text, seq bigint, event_id text, entry jsonb, prev_hash text, hash text,
+            key_id text, signature text);
+    get diagnostics touched = row_count;
+    return touched;
+end $$;
+
+-- Locks the rows of the queue, in order, before anything is read or written under them; then refuses (IL001) unless every run is
+-- still leased under the fence that the writer holds. `fences` is null where no lease is needed.
+create or replace function settle_v1_fences(fences jsonb, of_runs jsonb) returns integer language plpgsql as $$
+declare moved text;
+begin
+    perform from queue where queue.run_id in (select l.run_id from jsonb_to_recordset(of_runs) as l(run_id text))
+        order by queue.run_id for update;
+    if fences is null then
+        return 0;
+    end if;
+    select string_agg(f.run_id, ',') into moved from jsonb_to_recordset(fences) as f(run_id text, fence bigint)
+        where not exists (select from queue where queue.run_id = f.run_id and queue.fence = f.fence);
+    if moved is not null then
+        raise exception 'lease lost' using errcode = 'IL001', detail = moved;
+    end if;
+    return 0;
+end $$;
+
+-- As fences, where single commands are leased: the claim is still the writer's, and the command has not been done since.
+create or replace function settle_v1_claims(held jsonb) returns integer language plpgsql as $$
+declare moved text;
+begin
+    perform from claims join jsonb_to_recordset(held) as c(run_id text, command text) using (run_id, command)
+        order by claims.run_id, claims.command for update of claims;
+    select string_agg(c.run_id, ',') into moved from jsonb_to_recordset(held) as c(run_id text, command text, fence bigint)
+        where not exists (select from claims where claims.run_id = c.run_id and claims.command = c.command
+            and claims.fence = c.fence and claims.event is null);
+    if moved is not null then
+        raise exception 'claim lost' using errcode = 'IL001', detail = moved;
+    end if;
+    return 0;
+end $$;
