@@ -136,14 +136,17 @@ class App:
             block_injections=settings.guard.on_injection == "block",
         )
         self.runs = Runs(self.database, self.committer, self.versions, self.artifacts, self.clock)
+        redaction = self.redaction = Redaction(
+            self.database, self.artifacts, block_injections=settings.guard.on_injection == "block"
+        )
         self.reviews = ReviewQueue(
             self.database,
             self.committer,
             self.artifacts,
             self.clock,
+            redaction=redaction,
             answers=ToolAnswers(self.database, self.versions),
         )
-        redaction = Redaction(self.database, self.artifacts, block_injections=settings.guard.on_injection == "block")
         self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
         self.admin = Administration(
             self.database, self.committer, self.versions, self.authenticator, self.clock, data=self.data

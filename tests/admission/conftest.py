@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from interlock.admission import breakers
+from interlock.admission import breakers, tool_health
 from interlock.admission.breakers import Breakers
 from interlock.base.clock import SystemClock
 from interlock.base.settings import BreakerSettings

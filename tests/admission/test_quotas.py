@@ -27,7 +27,7 @@ async def workers(database: Database, count: int) -> list[CallQuotas]:
 @pytest.fixture(autouse=True)
 def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that is only slow is waited for."""
-    monkeypatch.setattr("interlock.budget.quotas._PATIENCE", 60.0)
+    monkeypatch.setattr("interlock.admission.quotas._PATIENCE", 60.0)
 
 
 async def crowd(calls: list[CallQuotas], times: int) -> tuple[list[tuple[CallQuotas, Slot]], list[Deferred]]:

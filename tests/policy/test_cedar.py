@@ -196,3 +196,11 @@ async def test_a_projects_policy_replaces_the_default(app_factory: AppFactory, p
     (project / "policies" / "second.cedar").write_text("permit(")
     with pytest.raises(InvalidSpec, match=r"policies/second\.cedar"):
         app.read_project()
+
+
+@pytest.mark.parametrize(
+    "condition", ["(" * 1000 + "true" + ")" * 1000, "true && " * 900 + "true", "true && " * 30_000 + "true"]
+)
+def test_a_policy_that_would_end_the_process_is_refused(condition: str) -> None:
+    with pytest.raises(InvalidSpec):
+        CedarPolicy(f"permit(principal, action, resource) when {{ {condition} }};")

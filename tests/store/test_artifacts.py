@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from interlock.base.errors import Erased, IntegrityError, NotFound, PayloadTooLarge
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref, canonical_json
+from interlock.guard.gate import composed
 from interlock.store.artifacts import INLINE_BYTES, Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
@@ -50,7 +51,7 @@ class Process:
         self._committer = committer
 
     async def store(self, org_id: str, value: Any, labels: Labels | None = None) -> Ref:
-        sealed = await self.artifacts.seal(org_id, value, labels or Labels())
+        sealed = await self.artifacts.seal(org_id, composed(value), labels or Labels())
         await self._committer.submit(Commit(org_id, artifacts=[sealed.row]))
         return sealed.ref
 
@@ -285,6 +286,7 @@ DIES = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from interlock.base.labels import Labels
+from interlock.guard.gate import composed
 from interlock.store.artifacts import Artifacts
 from interlock.store.database import Database
 from interlock.store.keys import KeyStore
@@ -296,7 +298,7 @@ async def main() -> None:
     await database.open()
     keys, objects = KeyStore(database, bytes.fromhex(sys.argv[4])), Objects.local(Path(sys.argv[2]))
     artifacts = Artifacts(database, keys, objects, limit_bytes=10**6)
-    await artifacts.seal(sys.argv[3], "x" * 200_000, Labels())
+    await artifacts.seal(sys.argv[3], composed("x" * 200_000), Labels())
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -327,7 +329,7 @@ async def test_a_digest_stores_nothing(
     assert stored(tmp_path / "objects") == set()
     for table in ("artifacts", "pending_objects"):
         assert owner.execute(f"select count(*) from {table}").fetchone() == (0,)
-    assert (await artifacts.seal(org, "x" * 200_000, about("anna"))).ref.digest == digest
+    assert (await artifacts.seal(org, composed("x" * 200_000), about("anna"))).ref.digest == digest
 
 
 async def test_a_process_that_dies_between_object_and_commit_leaves_work_for_the_sweeper(
@@ -340,9 +342,9 @@ async def test_a_process_that_dies_between_object_and_commit_leaves_work_for_the
 ) -> None:
     objects = tmp_path / "objects"
     artifacts = process.artifacts
-    kept = await artifacts.seal(org, "y" * 200_000, Labels())
+    kept = await artifacts.seal(org, composed("y" * 200_000), Labels())
     await committer.submit(Commit(org, artifacts=[kept.row]))
-    again = await artifacts.seal(org, "y" * 200_000, Labels())
+    again = await artifacts.seal(org, composed("y" * 200_000), Labels())
     await committer.submit(
         Commit(org, artifacts=[again.row])
     )  # the same value: the first object stays the one that counts
@@ -350,12 +352,12 @@ async def test_a_process_that_dies_between_object_and_commit_leaves_work_for_the
     died = subprocess.run(command, check=False, capture_output=True, env={**os.environ})
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert len(stored(objects)) == 3
-    assert named(owner) == {kept.row["object"]}
+    assert named(owner) == {kept.row.object}
 
     sweeper = sweeper_of(database, objects)
     assert await sweeper.sweep() == 0, "it may be about to be committed"
     assert await sweeper.sweep(grace_seconds=0) == 2
-    assert stored(objects) == named(owner) == {kept.row["object"]}
+    assert stored(objects) == named(owner) == {kept.row.object}
     assert owner.execute("select count(*) from pending_objects").fetchone() == (0,)
     assert await artifacts.open(org, again.ref) == "y" * 200_000
 
@@ -368,9 +370,9 @@ async def test_a_commit_that_comes_after_the_sweeper_is_refused(
     owner: psycopg.Connection[Any],
     tmp_path: Path,
 ) -> None:
-    late = await process.artifacts.seal(org, "x" * 200_000, Labels())
+    late = await process.artifacts.seal(org, composed("x" * 200_000), Labels())
     # A sweeper that dies after its mark: the object is there, and the next one deletes it.
-    assert [row["name"] for row in await database.rows("sweep_objects", 0.0, 10)] == [late.row["object"]]
+    assert [row["name"] for row in await database.rows("sweep_objects", 0.0, 10)] == [late.row.object]
     with pytest.raises(asyncpg.PostgresError, match="swept"):
         await committer.submit(Commit(org, artifacts=[late.row]))
     assert named(owner) == set()

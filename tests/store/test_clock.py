@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -43,7 +44,7 @@ def shift(monkeypatch: pytest.MonkeyPatch) -> Shift:
 
     def by(seconds: float) -> None:
         query = f"select extract(epoch from clock_timestamp())::double precision + {seconds}"
-        monkeypatch.setitem(QUERIES, "database_time", query)
+        monkeypatch.setitem(QUERIES, "database_time", replace(QUERIES["database_time"], sql=query))
 
     return by
 
@@ -117,7 +118,7 @@ async def test_a_slow_answer_does_not_spoil_what_a_quick_one_had_shown(
     """It was on its way for at least half a second one way or the other, so it cannot tell that we are wrong by less."""
     offset = clock._at(0.0)
     sleepy = "select extract(epoch from clock_timestamp())::double precision from (select pg_sleep(0.5)) s"
-    monkeypatch.setitem(QUERIES, "database_time", sleepy)
+    monkeypatch.setitem(QUERIES, "database_time", replace(QUERIES["database_time"], sql=sleepy))
     await clock.measure()
     assert clock._at(0.0) == pytest.approx(offset, abs=0.01)
 

@@ -153,3 +153,11 @@ def test_no_text_breaks_the_parser(text: str) -> None:
         assert holds(condition, {"a": {"n": 1}, "n": {}}) in {True, False}
     except InvalidSpec:
         pass
+
+
+@pytest.mark.parametrize(
+    "text", ["n" + " + 1" * 15_000 + " > 0", "(" * 1000 + "true" + ")" * 1000, "[" * 60 + "1" + "]" * 60 + " == []"]
+)
+def test_a_condition_that_would_end_the_process_is_refused(text: str) -> None:
+    with pytest.raises(InvalidSpec, match="let a step compute it"):
+        compile_condition(text)

@@ -128,7 +128,7 @@ class Breakers:
     async def refresh(self) -> None:
         """Reads the states of all breakers that are not simply closed."""
         async with asyncio.timeout(_PATIENCE), self._database.connection("") as connection:
-            rows = await connection.fetch(QUERIES["breaker_states"], self._settings.window_seconds)
+            rows = await connection.fetch(QUERIES["breaker_states"].sql, self._settings.window_seconds)
         self._known = {(row["org_id"], row["target"]): self._known_of(row) for row in rows}
 
     def _failing(self, admission: Admission) -> bool:
@@ -149,7 +149,7 @@ class Breakers:
         """One row, or None if the database does not answer. Not retried: the next call queries again."""
         try:
             async with asyncio.timeout(_PATIENCE), self._database.connection(org_id) as connection:
-                return await connection.fetchrow(QUERIES[query], org_id, *args)
+                return await connection.fetchrow(QUERIES[query].sql, org_id, *args)
         except Exception as error:  # noqa: BLE001  an error of the breaker must not fail the call that it guards
             log(names.LOG_HEALTH_UNKNOWN, str(error), level="warning", org_id=org_id)
             return None

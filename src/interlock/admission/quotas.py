@@ -78,7 +78,7 @@ class CallQuotas:
     async def refresh(self) -> None:
         """Reads the set of tools with a quota."""
         async with asyncio.timeout(_PATIENCE), self._database.connection("") as connection:
-            rows = await connection.fetch(QUERIES["limited_tools"])
+            rows = await connection.fetch(QUERIES["limited_tools"].sql)
         self._limited = frozenset((row["org_id"], row["name"]) for row in rows)
 
     async def close(self) -> None:

@@ -71,7 +71,7 @@ class ToolHealth:
 
     async def refresh(self) -> None:
         async with asyncio.timeout(_PATIENCE), self._database.connection("") as connection:
-            rows = await connection.fetch(QUERIES["unhealthy_tools"])
+            rows = await connection.fetch(QUERIES["unhealthy_tools"].sql)
         self._unhealthy = {(row["org_id"], row["tool"], row["bundle"]): row["detail"] for row in rows}
 
 

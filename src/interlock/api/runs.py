@@ -26,7 +26,7 @@ _FOLLOW_SECONDS = 0.2  # interval at which a follower reads new events
 _LAST_EVENT = 2**31 - 1  # journal.seq is an integer
 
 
-class RunRequest(Body):
+class NewRun(Body):
     """A request for a run."""
 
     workflow: Name = Field(max_length=200)
@@ -50,7 +50,7 @@ class SignalBody(Body):
 
 @router.post("", status_code=201)
 async def start(
-    body: RunRequest,
+    body: NewRun,
     caller: Caller,
     services: Services,
     response: Response,

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 from interlock.base.errors import InvalidInput
 
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 """A JSON value to be read; `Mapping` and `Sequence`, so that a `dict[str, int]` is one too."""
 
 MAX_DEPTH = 100

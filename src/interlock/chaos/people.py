@@ -115,6 +115,7 @@ class People:
             overheard,
             self._app.artifacts,
             self._app.clock,
+            redaction=self._app.redaction,
             answers=ToolAnswers(self._app.database, self._app.versions),
         )
         await reviews.decide(self._principal, review["review_id"], decision, "", output)

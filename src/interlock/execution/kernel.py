@@ -12,10 +12,12 @@ raise `LeaseLost` (another worker owns the run) and `Unavailable` (no database),
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from interlock.admission.gate import CallGate
 from interlock.admission.quotas import CallQuotas
+from interlock.base.accepted import Accepted
 from interlock.base.clock import Clock
 from interlock.base.errors import (
     ContractViolation,
@@ -29,7 +31,7 @@ from interlock.base.errors import (
     TargetDown,
     Unavailable,
 )
-from interlock.base.labels import Labels, Trust
+from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.usage import Usage
 from interlock.budget.ledger import Amount
 from interlock.execution.attempt import (
@@ -44,10 +46,10 @@ from interlock.execution.attempt import (
 )
 from interlock.execution.batch.reservations import is_batched
 from interlock.execution.effects import Effect, EffectLedger, call_ends, idempotency_key
-from interlock.execution.executors import CallRequest, ModelExecutor, ToolExecutor
+from interlock.execution.executors import CallRequest, CallResult, ModelExecutor, ToolExecutor
 from interlock.execution.lookups import Lookups
 from interlock.execution.steps import StepExecution, StepOutcome
-from interlock.guard.injection import scan
+from interlock.guard.gate import Stage, composed, inspect
 from interlock.machine.events import (
     CompensationFailed,
     CompensationSucceeded,
@@ -202,7 +204,9 @@ class Kernel:
     async def _intend(self, attempt: Attempt, step: ToolStep, prepared: CallRequest) -> None:
         """Writes the intent down. If an earlier attempt may have been carried out, finds out first."""
         execution = attempt.execution
-        arguments = await execution.run.artifacts.seal(execution.run.org_id, prepared.payload, prepared.labels)
+        arguments = await execution.run.artifacts.seal(
+            execution.run.org_id, composed(prepared.payload), prepared.labels
+        )
         effect = attempt.effect = self._effect(execution, step, arguments)
         attempt.attributes[names.IDEMPOTENCY_KEY] = effect.idempotency_key
         if attempt.in_doubt:
@@ -268,10 +272,8 @@ class Kernel:
 
     async def _settle(self, attempt: Attempt) -> StepOutcome:
         execution, done = attempt.execution, _known(attempt.done)
-        findings = scan(done.value) if isinstance(execution.step, ToolStep) else []
-        if findings:
-            attempt.attributes[names.GUARD_FINDINGS] = findings
-        attempt.sealed = await execution.run.artifacts.seal(execution.run.org_id, done.value, done.labels)
+        accepted, labels, findings = await self._accepted(attempt, done)
+        attempt.sealed = await execution.run.artifacts.seal(execution.run.org_id, accepted, labels)
         output = attempt.sealed.ref
         execution.run.remember(output, done.value)
         attempt.attributes[names.OUTPUT_DIGEST] = output.digest
@@ -293,6 +295,21 @@ class Kernel:
             detail["findings"] = findings
         outcome.audit.append(entry_of(attempt, detail, self._clock.now()))
         return outcome
+
+    async def _accepted(self, attempt: Attempt, done: CallResult) -> tuple[Accepted, Labels, list[str]]:
+        """A result past the gate, with its labels and the findings. What is only a look inside the run has passed it before."""
+        if attempt.prepared is None:
+            return composed(done.value), done.labels, []
+        stage = Stage.MODEL_OUTPUT if isinstance(attempt.execution.step, ModelStep) else Stage.TOOL_OUTPUT
+        if attempt.reused in {"cache", "last_good"}:
+            stage = Stage.RECALLED
+        inspection = await inspect(done.value, stage, attempt.execution.run.org_id)
+        labels = done.labels
+        if inspection.personal:
+            labels = replace(labels, sensitivity=max(labels.sensitivity, Sensitivity.PII))
+        if inspection.findings:
+            attempt.attributes[names.GUARD_FINDINGS] = inspection.findings
+        return inspection.accepted, labels, inspection.findings
 
     async def _failed(self, attempt: Attempt, error: Exception) -> StepOutcome:
         """A failure as the machine sees it, with what was used and what may be in doubt."""
@@ -327,11 +344,13 @@ class Kernel:
             return None
         labels = attempt.prepared.labels.join(Labels(trust=Trust.TOOL))
         run = attempt.execution.run
+        # Text for people and for an agent's next turn; no step binds to it, so personal data leaves it for good.
+        inspection = await inspect(error.error_detail, Stage.HUMAN_TEXT, run.org_id)
         try:
-            sealed = await run.artifacts.seal(run.org_id, error.error_detail, labels)
+            sealed = await run.artifacts.seal(run.org_id, inspection.accepted, labels)
         except Erased:
             return None
-        run.remember(sealed.ref, error.error_detail)  # an agent's next turn may read it before it is durable
+        run.remember(sealed.ref, inspection.value)  # an agent's next turn may read it before it is durable
         return sealed
 
     async def _request(self, attempt: Attempt) -> Sealed | None:
@@ -345,7 +364,7 @@ class Kernel:
             return None
         run = attempt.execution.run
         try:
-            return await run.artifacts.seal(run.org_id, prepared.request, prepared.labels)
+            return await run.artifacts.seal(run.org_id, composed(prepared.request), prepared.labels)
         except (Erased, PayloadTooLarge):
             return None
 
@@ -385,7 +404,9 @@ class Kernel:
     async def _compensate(self, attempt: Attempt, step: ToolStep) -> StepOutcome:
         execution = attempt.execution
         prepared = attempt.prepared = await self._tools.prepare(execution, compensate=True)
-        arguments = await execution.run.artifacts.seal(execution.run.org_id, prepared.payload, prepared.labels)
+        arguments = await execution.run.artifacts.seal(
+            execution.run.org_id, composed(prepared.payload), prepared.labels
+        )
         effect = self._effect(execution, step, arguments)
         output = await execution.run.value(_known(execution.here.output))
         await self._tools.compensate(execution, prepared.payload, output, key=f"{effect.idempotency_key}:compensate")

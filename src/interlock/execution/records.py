@@ -15,6 +15,7 @@ from interlock.execution.executors import cost_attributes
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.inputs.binding import bind
 from interlock.execution.steps import Run, StepExecution, StepOutcome, effect_name
+from interlock.guard.gate import composed
 from interlock.machine import events as ev
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.store.commit import Commit
@@ -115,7 +116,7 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
         assert isinstance(step, ReviewStep)
         title, role = step.title, step.role
         shown, labels = await _bound(run, step.show, state, name)
-    sealed = await run.artifacts.seal(run.org_id, shown, labels)
+    sealed = await run.artifacts.seal(run.org_id, composed(shown), labels)
     if isinstance(step, ToolStep):
         commit.effects.append(_moved(run, name, step, here, sealed.ref).row("unknown"))
     review_id = new_id("rev")
@@ -184,7 +185,7 @@ def _dead_letter(
 async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, now: float) -> None:
     """The end of a run: its output, the audit entry, the event, and the queue row gone."""
     output, labels = await _bound(run, run.version.workflow.output, state, None)
-    sealed = await run.artifacts.seal(run.org_id, output, labels)
+    sealed = await run.artifacts.seal(run.org_id, composed(output), labels)
     commit.artifacts.append(sealed.row)
     commit.runs[0] = replace(commit.runs[0], output=sealed.ref.to_json())
     commit.finished.append(FinishedRun(run_id=run.run_id))

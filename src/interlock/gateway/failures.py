@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from interlock.base.credentials import scrub_keys
 from interlock.base.errors import FailureKind, ProviderError
 from interlock.base.usage import Usage
 
@@ -20,9 +21,6 @@ MESSAGE_LIMIT = 300
 
 _LONGEST_PAUSE = 24 * 3600.0  # seconds; a longer Retry-After counts as a mistake
 
-# Providers repeat a wrong key ("Incorrect API key provided: sk-…"), sometimes partly masked, so an exact match alone
-# would not remove the visible part.
-_KEY_SHAPES = re.compile(r"(?i)\b(?:sk|pk|key|gsk|xai)-[\w*.-]{6,}|\bbearer\s+[^\s\"']+")
 # No call has more tokens; a sum of wrong reports must still fit into the database's integers.
 _MOST_TOKENS = 10**9
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -105,7 +103,7 @@ def scrub(text: str, secret: str | None) -> str:
     text = text.encode(errors="replace").decode()  # a lone surrogate, which no database accepts
     if secret:
         text = text.replace(secret, "[key]")
-    text = _KEY_SHAPES.sub("[key]", _CONTROL.sub(" ", text))
+    text = scrub_keys(_CONTROL.sub(" ", text), "[key]")
     text = " ".join(text.split())
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
 

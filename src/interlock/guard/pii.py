@@ -11,17 +11,14 @@ import re
 from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
+from interlock.base.credentials import KEYS
 from interlock.base.ids import random_token
 
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    (
-        "api_key",
-        re.compile(
-            r"\b(?:sk-[A-Za-z0-9_-]{16,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|xox[abpr]-[A-Za-z0-9-]{10,}|il_[0-9a-z]{16}_[0-9a-z]{40})"
-        ),
-    ),
+    ("api_key", KEYS),
     (
         "email",
         re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,8}\.[A-Za-z]{2,24}\b"),
@@ -46,6 +43,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 _CARD_DIGITS_LEAST, _CARD_DIGITS = 13, 19
 _TOKEN_CHARACTERS = 10
+_DOUBLED = tuple(digit * 2 - 9 * (digit > 4) for digit in range(10))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +90,24 @@ def _spans(kind: str, match: re.Match[str]) -> Iterator[tuple[int, int]]:
 def _cards(text: str) -> Iterator[tuple[int, int]]:
     """Card numbers among other numbers: whole groups, with a first digit used by issuers (ISO/IEC 7812-1: 2 to 6)."""
     groups = [match.span() for match in re.finditer(r"\d+", text)]
-    position = 0
-    for first, (start, _) in enumerate(groups):
+    # The sum of a slice of digits is a difference of two prefix sums, so the cost of a candidate does not depend on its length.
+    digits = [int(character) for character in text if character.isdigit()]
+    sums = [
+        [0, *accumulate(digit if place % 2 == parity else _DOUBLED[digit] for place, digit in enumerate(digits))]
+        for parity in (0, 1)
+    ]
+    position, before = 0, 0
+    for first, (start, end) in enumerate(groups):
+        begin, before = before, before + end - start
         if start < position or text[start] not in "23456":
             continue
-        digits = 0
+        until = begin
         for group in groups[first : first + _CARD_DIGITS]:
-            digits += group[1] - group[0]
-            if digits > _CARD_DIGITS:
+            until += group[1] - group[0]
+            if until - begin > _CARD_DIGITS:
                 break
-            if digits >= _CARD_DIGITS_LEAST and _luhn(text[start : group[1]]):
+            of_parity = sums[(until - 1) % 2]  # the last digit counts once
+            if until - begin >= _CARD_DIGITS_LEAST and (of_parity[until] - of_parity[begin]) % 10 == 0:
                 yield start, group[1]
                 position = group[1]
                 break

@@ -12,6 +12,7 @@ import cedarpy
 
 from interlock.base.errors import InvalidSpec
 from interlock.policy.decision import Action, Decision, Question
+from interlock.workflows.facts import MAX_NESTING, nesting
 
 DEFAULT_POLICY = """
 @id("models")
@@ -27,6 +28,8 @@ permit(principal, action == Action::"call_tool", resource)
 """
 
 
+_MAX_TEXT = 200_000  # characters of all policies of a project
+
 _Frozen = tuple[tuple[str, type, Any], ...]
 
 
@@ -34,8 +37,15 @@ class CedarPolicy:
     """One version of a policy set: Cedar text, named by its digest."""
 
     def __init__(self, text: str = DEFAULT_POLICY, *, source: str = "the built-in policy") -> None:
+        if len(text) > _MAX_TEXT or nesting(text) > MAX_NESTING:
+            # Cedar recurses in native code, where a deeply nested policy ends the process.
+            raise InvalidSpec(
+                f"{source}: has more than {_MAX_TEXT} characters or is nested more than {MAX_NESTING} levels deep; split it up"
+            )
         try:
             parsed = json.loads(cedarpy.policies_to_json_str(text))
+        except RecursionError as error:
+            raise InvalidSpec(f"{source}: a condition has too many terms; split it up into several policies") from error
         except ValueError as error:
             raise InvalidSpec(f"{source}: not valid Cedar: {str(error).splitlines()[0]}") from error
         self.text = text

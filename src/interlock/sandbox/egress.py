@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interlock.base.clock import since_boot
-from interlock.sandbox.destinations import Allowlist, Destination, Refused, parse_authority
+from interlock.sandbox.destinations import Allowlist, Destination, DestinationRefused, parse_authority
 
 OnEvent = Callable[[str, str, int, bool], None]
 """Called with the tool's name, host, port and whether the connection was allowed."""
@@ -147,7 +147,7 @@ class EgressProxy:
     async def _connect(self, destination: Destination) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
             addresses = await self._allowlist.resolve(destination)
-        except Refused as refusal:
+        except DestinationRefused as refusal:
             self._report(destination, allowed=False)
             raise _Answer(403, str(refusal)) from None
         except (OSError, UnicodeError):

@@ -21,7 +21,7 @@ from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.machine.events import CancelRequested, DeadLetterDiscarded, DeadLetterRequeued, event_to_json
 from interlock.machine.state import RunState
-from interlock.services.ingest import Redaction, note_of, vault_of
+from interlock.services.ingest import Redaction, vault_of
 from interlock.services.submit import Submission
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
@@ -159,7 +159,7 @@ class DeadLetters:
         dead_letter = await self._row(principal, dead_letter_id)
         if dead_letter["status"] != "open":
             raise Conflict(f"this letter is already {dead_letter['status']}")
-        return dead_letter, await self._run(dead_letter), note_of(note)
+        return dead_letter, await self._run(dead_letter), await self._redaction.note(principal.org_id, note)
 
     async def _decide(
         self,

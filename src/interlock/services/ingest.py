@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from interlock.base.errors import Denied
 from interlock.base.json import accept_json
 from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.refs import Ref
-from interlock.guard.injection import scan
+from interlock.guard.gate import Inspection, Stage, inspect, secret
 from interlock.guard.pii import Redactor
 from interlock.store.artifacts import Artifacts
 from interlock.store.database import Database, Row
@@ -57,27 +56,33 @@ class Redaction:
             Erased: a person whom the run is about was erased; nothing more may be stored about them.
         """
         accept_json(value)
-        flags = [f"injection:{kind}" for kind in scan(value)]
-        if flags and self._block:
-            raise Denied(
-                f"the value looks like an injected order ({', '.join(flags)}); guard.on_injection is set to block"
-            )
         known = await vault_of(self._database, self._artifacts, run)
         redactor = Redactor(dict(known), {})
-        redacted = redactor.redact(value)
+        inspection = await inspect(value, Stage.HUMAN_TEXT, run["org_id"], redactor=redactor, block=self._block)
         about = Ref.from_json(run["input"]).labels
         sensitivity = max(about.sensitivity, Sensitivity.PII if redactor.counts else Sensitivity.INTERNAL)
         labels = Labels(Trust.USER, sensitivity, about.subjects, frozenset({origin}))
-        sealed = await self._artifacts.seal(run["org_id"], redacted, labels)
+        sealed = await self._artifacts.seal(run["org_id"], inspection.accepted, labels)
         artifacts, vaults = [sealed.row], list[NewVault]()
         new = {token: original for token, original in redactor.vault.items() if token not in known}
         if new:
-            secret = labels.join(Labels(sensitivity=Sensitivity.SECRET))
-            vault = await self._artifacts.seal(run["org_id"], new, secret)
+            hidden = labels.join(Labels(sensitivity=Sensitivity.SECRET))
+            vault = await self._artifacts.seal(run["org_id"], secret(new), hidden)
             artifacts.append(vault.row)
             vaults.append(NewVault(org_id=run["org_id"], run_id=run["run_id"], vault=vault.ref.to_json()))
-        flags += [f"redacted:{kind}" for kind in sorted(redactor.counts)]
-        return Taken(redacted, sealed.ref, artifacts, vaults, flags)
+        return Taken(inspection.value, sealed.ref, artifacts, vaults, inspection.flags)
+
+    async def note(self, org_id: str, text: str) -> str:
+        """A person's note or reason as it is kept: readable by all who see the run, so personal data leaves it for good.
+
+        Raises:
+            InvalidJson, Denied: as `take`.
+        """
+        return str((await self.inspect(org_id, text)).value)
+
+    async def inspect(self, org_id: str, value: Any) -> Inspection:
+        """What a person wrote, redacted for good; raises as `note`."""
+        return await inspect(accept_json(value), Stage.HUMAN_TEXT, org_id, block=self._block)
 
 
 async def vault_of(database: Database, artifacts: Artifacts, run: Row) -> dict[str, str]:
@@ -93,8 +98,3 @@ async def vault_of(database: Database, artifacts: Artifacts, run: Row) -> dict[s
     for ref in refs:
         vault |= await artifacts.open(org_id, Ref.from_json(ref))
     return vault
-
-
-def note_of(text: str) -> str:
-    """A person's note as it is kept: in the clear, so personal data leaves it for good."""
-    return str(Redactor.new().redact(text.replace("\0", "")))

@@ -6,11 +6,12 @@ from typing import Any, Literal, Protocol
 
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound
-from interlock.base.json import accept_json
-from interlock.base.labels import Labels, Trust
+from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.refs import Ref
+from interlock.guard.gate import composed
 from interlock.identity.principal import Principal
 from interlock.machine.events import ReviewDecided, event_to_json
+from interlock.services.ingest import Redaction, Taken
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
@@ -44,9 +45,11 @@ class ReviewQueue:
         artifacts: Artifacts,
         clock: Clock,
         *,
+        redaction: Redaction,
         answers: OutputFacts | None = None,
     ) -> None:
         self._answers = answers
+        self._redaction = redaction
         self._database = database
         self._committer = committer
         self._artifacts = artifacts
@@ -97,24 +100,27 @@ class ReviewQueue:
         principal.require("review.decide")
         if len(note) > _MAX_NOTE:
             raise InvalidInput(f"a note may have {_MAX_NOTE} characters; this one has {len(note)}")
-        accept_json([note, output])
+        note = await self._redaction.note(principal.org_id, note)
         review = await self.get(principal, review_id)
         if review["role"] not in principal.roles and "admin" not in principal.roles:
             raise Denied(f'this review needs role "{review["role"]}"')
         if review["status"] != "open":
             raise Conflict(f"this review is already {review['status']}")
         approved, now = decision == "approve", self._clock.now()
-        value = (
-            output if review["purpose"] == "confirm" else {"approved": approved, "by": principal.user_id, "note": note}
-        )
         facts: Facts = {}
         if review["purpose"] == "confirm" and approved and output is not None and self._answers is not None:
             facts = await self._answers.facts(principal.org_id, review["run_id"], review["step"], output)
         # About the same people as what was shown, so it is erased with them.
         about: Labels = review["labels"]
         labels = Labels(Trust.USER, about.sensitivity, about.subjects, frozenset({"review"}))
-        sealed = await self._artifacts.seal(principal.org_id, value, labels)
-        event = ReviewDecided(review["step"], now, approved, sealed.ref, facts)
+        if review["purpose"] == "confirm" and output is not None:
+            given = await self._given(review, output)
+        else:
+            decided = {"approved": approved, "by": principal.user_id, "note": note}
+            value = composed(decided if review["purpose"] != "confirm" else None)
+            sealed = await self._artifacts.seal(principal.org_id, value, labels)
+            given = Taken(None, sealed.ref, [sealed.row], [], [])
+        event = ReviewDecided(review["step"], now, approved, given.ref, facts)
         run_id = review["run_id"]
         entry = Entry(
             org_id=principal.org_id,
@@ -131,7 +137,8 @@ class ReviewQueue:
         status: ReviewDecision = "approved" if approved else "rejected"
         commit = Commit(
             principal.org_id,
-            artifacts=[sealed.row],
+            artifacts=given.artifacts,
+            new_vaults=given.vaults,
             decided_reviews=[
                 DecidedReview(review_id=review_id, status=status, decided_by=principal.user_id, note=note)
             ],
@@ -140,6 +147,18 @@ class ReviewQueue:
         )
         await self._committer.submit(commit)
         return {**review, "status": status, "decided_by": principal.user_id, "note": note}
+
+    async def _given(self, review: dict[str, Any], output: Any) -> Taken:
+        """What a person says that a tool gave, redacted into the run's vault; for good if a person it is about was erased."""
+        run = await self._database.row("get_run", review["run_id"], org=review["org_id"])
+        assert run is not None, "a review is about a run"
+        try:
+            return await self._redaction.take(run, output, origin="review")
+        except Erased:
+            inspection = await self._redaction.inspect(review["org_id"], output)
+            labels = Labels(Trust.USER, Sensitivity.INTERNAL, frozenset(), frozenset({"review"}))
+            sealed = await self._artifacts.seal(review["org_id"], inspection.accepted, labels)
+            return Taken(inspection.value, sealed.ref, [sealed.row], [], inspection.flags)
 
     async def _with_values(self, principal: Principal, row: dict[str, Any]) -> dict[str, Any]:
         """The row with what the reviewer is to see: nothing if that person was erased; the question stays open."""

@@ -13,7 +13,7 @@ from interlock.definitions.versions import Versions
 from interlock.identity.principal import Principal
 from interlock.machine.events import CancelRequested, PauseRequested, ResumeRequested, SignalReceived, event_to_json
 from interlock.machine.machine import MAX_SIGNALS
-from interlock.services.ingest import Redaction, note_of
+from interlock.services.ingest import Redaction
 from interlock.services.runs import is_over
 from interlock.services.submit import checked_key
 from interlock.store.commit import Commit, Committer
@@ -88,7 +88,7 @@ class Signals:
         """
         principal.require("run.pause")
         run = await self._open_run(principal, run_id)
-        event = PauseRequested(self._clock.now(), note_of(reason)[:_MAX_REASON] or f"by {principal.user_id}")
+        event = PauseRequested(self._clock.now(), await self._reason(principal, reason))
         await self._committer.submit(self._signal_commit(principal, run, event, "run.paused", "pause_run", {}))
 
     async def resume(self, principal: Principal, run_id: str) -> None:
@@ -110,10 +110,13 @@ class Signals:
         """
         principal.require("run.cancel")
         run = await self._open_run(principal, run_id)
-        event = CancelRequested(self._clock.now(), note_of(reason)[:_MAX_REASON] or f"by {principal.user_id}")
+        event = CancelRequested(self._clock.now(), await self._reason(principal, reason))
         await self._committer.submit(
             self._signal_commit(principal, run, event, "run.cancel_requested", "cancel_run", {})
         )
+
+    async def _reason(self, principal: Principal, text: str) -> str:
+        return (await self._redaction.note(principal.org_id, text))[:_MAX_REASON] or f"by {principal.user_id}"
 
     async def _open_run(self, principal: Principal, run_id: str) -> Row:
         row = await self._database.row("get_run", run_id, org=principal.org_id)

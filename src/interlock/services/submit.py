@@ -8,13 +8,13 @@ from typing import Any
 import asyncpg
 
 from interlock.base.clock import Clock
-from interlock.base.errors import Conflict, Denied, InvalidInput
+from interlock.base.errors import Conflict, InvalidInput
 from interlock.base.ids import new_id
 from interlock.base.json import accept_json
 from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.refs import RefJson
 from interlock.definitions.versions import Version, Versions
-from interlock.guard.injection import scan
+from interlock.guard.gate import Stage, inspect, secret
 from interlock.guard.pii import Redactor
 from interlock.identity.principal import Principal
 from interlock.store.artifacts import Artifacts
@@ -76,9 +76,9 @@ class Submission:
             existing = await self._existing(principal, workflow, str(idempotency_key), value)
             if existing is not None:
                 return existing, False
-        key, version, flags = await self._checked(principal, workflow, value, idempotency_key, priority)
+        key, version = await self._checked(principal, workflow, value, idempotency_key, priority)
         try:
-            run_id, commit = await self._proposed(principal, version, value, key, flags, priority)
+            run_id, commit = await self._proposed(principal, version, value, key, priority)
             await self._committer.submit(commit)
         except asyncpg.UniqueViolationError:
             # The same request twice at the same moment: the other one won.
@@ -91,8 +91,8 @@ class Submission:
         """As `accept`, but the new run is the caller's to commit, together with what made it start."""
         principal.require("run.start")
         accept_json(value)
-        _, version, flags = await self._checked(principal, workflow, value, key, 0)
-        return await self._proposed(principal, version, value, key, flags, 0)
+        _, version = await self._checked(principal, workflow, value, key, 0)
+        return await self._proposed(principal, version, value, key, 0)
 
     async def propose_again(self, row: Row, value: Any, key: str, *, actor: str) -> tuple[str, Commit]:
         """A new run of the same workflow's head version, for the same principal and with the same stored input.
@@ -112,18 +112,13 @@ class Submission:
 
     async def _checked(
         self, principal: Principal, workflow: str, value: Any, idempotency_key: str | None, priority: int
-    ) -> tuple[str, Version, list[str]]:
+    ) -> tuple[str, Version]:
         if not -_MAX_PRIORITY <= priority <= _MAX_PRIORITY:
             raise InvalidInput(f"priority must be -{_MAX_PRIORITY} to {_MAX_PRIORITY}")
         key = checked_key(idempotency_key) or new_id("once")
         version = await self._versions.head(principal.org_id, workflow)
         check_value(version.input_validator, value, what="input", to_sender=True)
-        flags = [f"injection:{kind}" for kind in scan(value)]
-        if flags and self._block:
-            raise Denied(
-                f"the input looks like an injected order ({', '.join(flags)}); guard.on_injection is set to block"
-            )
-        return key, version, flags
+        return key, version
 
     async def _existing(self, principal: Principal, workflow: str, key: str, value: Any) -> str | None:
         row = await self._database.row("find_run_by_key", principal.org_id, workflow, key, org=principal.org_id)
@@ -139,20 +134,20 @@ class Submission:
         return str(row["run_id"])
 
     async def _proposed(
-        self, principal: Principal, version: Version, value: Any, key: str, flags: list[str], priority: int
+        self, principal: Principal, version: Version, value: Any, key: str, priority: int
     ) -> tuple[str, Commit]:
         redactor = Redactor.new()
-        redacted = redactor.redact(value)
+        inspection = await inspect(value, Stage.INPUT, principal.org_id, redactor=redactor, block=self._block)
         labels = self._labels(principal, version, value, pii=bool(redactor.counts))
-        secret = labels.join(Labels(sensitivity=Sensitivity.SECRET))
+        hidden = labels.join(Labels(sensitivity=Sensitivity.SECRET))
         about = self._labels(principal, version, value, pii=False)
         raw_digest = await self._artifacts.digest(principal.org_id, value, about)
-        stored = await self._artifacts.seal(principal.org_id, redacted, labels)
-        vault = await self._artifacts.seal(principal.org_id, redactor.vault, secret)
+        stored = await self._artifacts.seal(principal.org_id, inspection.accepted, labels)
+        vault = await self._artifacts.seal(principal.org_id, secret(redactor.vault), hidden)
         taken = _Stored(
             stored.ref.to_json(),
             {"ref": vault.ref.to_json(), "raw_digest": raw_digest},
-            flags + [f"redacted:{kind}" for kind in sorted(redactor.counts)],
+            inspection.flags,
             priority,
         )
         run_id, commit = self._queued(

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from interlock.base.accepted import Accepted
 from interlock.base.errors import Erased, IntegrityError, NotFound, PayloadTooLarge
 from interlock.base.ids import random_token
 from interlock.base.labels import Labels
@@ -57,14 +58,16 @@ class Artifacts:
         digest, _, _ = await self._named(org_id, value, labels)
         return digest
 
-    async def seal(self, org_id: str, value: Any, labels: Labels) -> Sealed:
-        """Encrypts a JSON value.
+    async def seal(self, org_id: str, accepted: Accepted, labels: Labels) -> Sealed:
+        """Encrypts a JSON value that has passed the guard gate.
 
         Raises:
             PayloadTooLarge: over the configured limit; fails once, at once.
             Erased: a subject's key is gone, so nothing about them may be stored any more.
         """
-        digest, plain, cipher = await self._named(org_id, value, labels)
+        if not isinstance(accepted, Accepted):  # for callers that no type checker has seen
+            raise TypeError("only what the guard gate accepted can be sealed; call interlock.guard.gate.inspect")
+        digest, plain, cipher = await self._named(org_id, accepted.value, labels)
         nonce = os.urandom(_NONCE_BYTES)
         sealed = nonce + cipher.encrypt(nonce, plain, _context(org_id, digest))
         ciphertext, name = None, None

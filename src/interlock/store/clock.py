@@ -69,7 +69,7 @@ class DatabaseClock:
         async with self._database.connection() as connection:
             for _ in range(_SAMPLES):
                 asked = since_boot()
-                reported = await connection.fetchval(QUERIES["database_time"])
+                reported = await connection.fetchval(QUERIES["database_time"].sql)
                 half = (since_boot() - asked) / 2
                 samples.append((half, reported - (asked + half)))
         half, offset = min(samples)

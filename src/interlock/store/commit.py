@@ -251,13 +251,13 @@ class Committer:
         """
         await connection.execute("select set_config('interlock.orgs', $1, true)", orgs)
         for mark in marks:
-            if await connection.fetchval(QUERIES["audit_has"], *mark):
+            if await connection.fetchval(QUERIES["audit_has"].sql, *mark):
                 return True
         # Nobody but us writes these keys: the lease says so of the one, chance of the other.
         for row in (row for commit in commits for row in commit.journal):
-            return bool(await connection.fetchval(QUERIES["journal_has"], row.run_id, row.seq))
+            return bool(await connection.fetchval(QUERIES["journal_has"].sql, row.run_id, row.seq))
         for run in (run for commit in commits for run in commit.new_runs):
-            return bool(await connection.fetchval(QUERIES["run_exists"], run.run_id))
+            return bool(await connection.fetchval(QUERIES["run_exists"].sql, run.run_id))
         return False
 
     async def _connected(self) -> Connection:
@@ -268,7 +268,7 @@ class Committer:
 
     async def _read_heads(self, connection: Connection, orgs: list[str], *, lock: bool) -> dict[str, tuple[int, str]]:
         await connection.execute("select set_config('interlock.orgs', $1, $2)", ",".join(orgs), lock)
-        rows = await connection.fetch(QUERIES["lock_audit_heads" if lock else "audit_heads"], orgs)
+        rows = await connection.fetch(QUERIES["lock_audit_heads" if lock else "audit_heads"].sql, orgs)
         return {row["org_id"]: (row["seq"], row["hash"]) for row in rows}
 
     def _chain(

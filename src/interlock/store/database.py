@@ -109,7 +109,7 @@ class Database:
 
         async def fetch() -> list[Row]:
             async with self.connection(org) as connection:
-                return list(await connection.fetch(QUERIES[query], *args))
+                return list(await connection.fetch(QUERIES[query].sql, *args))
 
         return list(await self.retrying(fetch))
 
@@ -123,7 +123,7 @@ class Database:
 
         async def run() -> int:
             async with self.connection(org) as connection:
-                status: str = await connection.execute(QUERIES[query], *args)
+                status: str = await connection.execute(QUERIES[query].sql, *args)
                 return int(status.rsplit(" ", 1)[-1]) if status[-1].isdigit() else 0
 
         return int(await self.retrying(run))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
@@ -12,19 +11,16 @@ from typing import Any
 
 import structlog
 
+from interlock.base.credentials import scrub_keys
 from interlock.telemetry.spans import current_ids
 
 # Shapes of credentials: ours (il_…), providers' (sk-…, AWS, GitHub, Slack), bearer tokens,
 # URL passwords.
-_SECRETS = re.compile(
-    r"il_[a-z0-9]{10,}_[a-z0-9]+|sk-[A-Za-z0-9_-]{8,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|xox[abpr]-[A-Za-z0-9-]{10,}"
-    r"|(?<=[Bb]earer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
-)
 
 
 def scrub(text: str) -> str:
     """The text without credentials."""
-    return _SECRETS.sub("[secret]", text)
+    return scrub_keys(text, "[secret]")
 
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}

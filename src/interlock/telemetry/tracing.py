@@ -111,7 +111,7 @@ class _SpanStore:
 
             async def write() -> None:
                 async with self._database.connection(*{row[2] for row in rows}) as connection:
-                    await connection.execute(QUERIES["insert_spans"], *zip(*rows, strict=True))
+                    await connection.execute(QUERIES["insert_spans"].sql, *zip(*rows, strict=True))
 
             try:
                 await self._database.retrying(write)

@@ -13,6 +13,11 @@ import cel
 
 from interlock.base.errors import InvalidSpec
 
+MAX_CONDITION = 2000
+"""Maximum characters of a condition. CEL recurses in native code, where a deep expression (about 12,000 terms) ends the process."""
+MAX_NESTING = 50
+"""Maximum nesting of brackets in a condition or a policy, for the same reason."""
+
 Facts = dict[str, Any]
 
 
@@ -44,12 +49,29 @@ def compile_condition(expression: str) -> Any:
     """A compiled CEL program with `.variables` and `.execute(context)`.
 
     Raises:
-        InvalidSpec: the parser's reason, first line.
+        InvalidSpec: the parser's reason, first line; or it is longer or nested deeper than CEL's recursion can take.
     """
+    if len(expression) > MAX_CONDITION or nesting(expression) > MAX_NESTING:
+        raise InvalidSpec(
+            f"condition {expression[:60]!r}… has more than {MAX_CONDITION} characters or is nested more than {MAX_NESTING} levels "
+            "deep; let a step compute it"
+        )
     try:
         return cel.compile(expression)
     except ValueError as error:
         raise InvalidSpec(f"condition {expression!r} is not CEL: {str(error).splitlines()[0]}") from error
+
+
+def nesting(text: str) -> int:
+    """Depth of nested brackets in a text, those in its literals included."""
+    depth = deepest = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth -= 1
+    return deepest
 
 
 def holds(program: Any, facts: Mapping[str, Facts]) -> bool:

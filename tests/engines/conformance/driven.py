@@ -22,6 +22,7 @@ from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.settings import Settings
 from interlock.execution.engine import Services
+from interlock.guard.gate import composed
 from interlock.identity.principal import Principal
 from interlock.machine.events import event_to_json
 from interlock.store.commit import Commit
@@ -189,7 +190,7 @@ class Run:
             journal = self._seen.journals[self.run_id]
             await self._submit(next(event for event in reversed(journal) if event["type"] in TOLD_TYPES), [])
             return
-        sealed = await self._app.artifacts.seal(self._admin.org_id, entry.options, Labels())
+        sealed = await self._app.artifacts.seal(self._admin.org_id, composed(entry.options), Labels())
         event = event_to_json(told_event(entry, self._app.clock.now(), lambda _: sealed.ref))
         await self._submit(event, [sealed.row])
 

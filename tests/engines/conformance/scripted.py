@@ -13,6 +13,7 @@ from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.execution.effects import Effect, EffectLedger, idempotency_key
 from interlock.execution.steps import StepExecution, StepOutcome
+from interlock.guard.gate import composed
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database
@@ -56,7 +57,7 @@ class ScriptedKernel:
 
     async def perform(self, execution: StepExecution) -> StepOutcome:
         entry, now = await self._asked("perform", execution)
-        sealed = await execution.run.artifacts.seal(execution.run.org_id, _value(execution, entry), Labels())
+        sealed = await execution.run.artifacts.seal(execution.run.org_id, composed(_value(execution, entry)), Labels())
         event = outcome_event(entry, execution.attempt, now, now, sealed.ref)
         outcome = StepOutcome(event, artifacts=[sealed.row])
         execution.run.remember(sealed.ref, _value(execution, entry))  # it may be read before it is durable
@@ -100,7 +101,7 @@ class ScriptedKernel:
         return effect
 
     async def _arguments(self, execution: StepExecution) -> Sealed:
-        return await execution.run.artifacts.seal(execution.run.org_id, {"step": execution.name}, Labels())
+        return await execution.run.artifacts.seal(execution.run.org_id, composed({"step": execution.name}), Labels())
 
 
 def _effect(execution: StepExecution, arguments: Sealed) -> Effect:

@@ -34,6 +34,7 @@ from interlock.execution.batch.values import BatchCall, delivered, plain_of, req
 from interlock.execution.steps import StepExecution
 from interlock.gateway.batches import SUBMIT_SECONDS, BatchAnswer, ModelBatches, batches_of
 from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
+from interlock.guard.gate import composed
 from interlock.machine.machine import DEADLINE
 from interlock.machine.retry import RETRYABLE, jitter
 from interlock.machine.state import limit_key
@@ -126,7 +127,7 @@ class BatchedCalls:
     ) -> Row | None:
         """The call that this attempt waits for; None if it was only now made."""
         run, row = execution.run, await self._row(execution)
-        sealed = await run.artifacts.seal(run.org_id, plain_of(request), labels)
+        sealed = await run.artifacts.seal(run.org_id, composed(plain_of(request)), labels)
         if row is not None and _is_waited_for(row, execution) and row["request"]["digest"] == sealed.ref.digest:
             if row["attempt"] != execution.attempt:
                 adopted = (row["call_id"], execution.attempt, _until(execution))

@@ -15,6 +15,7 @@ from interlock.execution.steps import StepExecution
 from interlock.gateway.batches import BatchAnswer
 from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse
+from interlock.guard.gate import Stage, composed, inspect
 from interlock.store.artifacts import Sealed
 
 
@@ -47,11 +48,14 @@ async def seal_answer(execution: StepExecution, call: BatchCall, answer: BatchAn
     """A call's answer as a value about the same people as the call; None if one of them was erased."""
     labels = call.labels.join(Labels(origins=frozenset({f"model:{call.request.model}"})))
     try:
+        org = execution.run.org_id
         try:
-            return await execution.run.artifacts.seal(execution.run.org_id, _kept(answer), labels)
+            # The answer passes the gate again as the output of its step, once it is parsed.
+            kept = await inspect(_kept(answer), Stage.MODEL_OUTPUT, org)
+            return await execution.run.artifacts.seal(org, kept.accepted, labels)
         except PayloadTooLarge as error:
             refused = ProviderError(error.message, kind=FailureKind.PERMANENT)
-            return await execution.run.artifacts.seal(execution.run.org_id, _kept(refused), labels)
+            return await execution.run.artifacts.seal(org, composed(_kept(refused)), labels)
     except Erased:
         return None
 

@@ -1,97 +1,122 @@
--- Every query of the application, by name. Row-level security scopes all of them to the caller's organisation.
+-- Every query of the application: its name, the names and types of its parameters (`?`: may be null), what it is for.
+-- Row-level security scopes all of them to the caller's organisation.
 
--- name: database_time
+-- name: database_time()
+-- The database's clock, in Unix seconds.
 select extract(epoch from clock_timestamp())::double precision -- seconds since the epoch
 
--- name: create_org
+-- name: create_org(org_id text, name text)
+-- Adds an organisation, unless it is there.
 insert into orgs (org_id, name) values ($1, $2) on conflict do nothing
 
--- name: create_audit_head
+-- name: create_audit_head(org_id text)
+-- Begins an organisation's audit log, unless it is there.
 insert into audit_heads (org_id) values ($1) on conflict do nothing
 
--- name: list_orgs
-select org_id, name from orgs order by org_id
-
--- name: insert_api_key
+-- name: insert_api_key(key_id text, org_id text, secret_hash bytea, user_id text, roles text[])
+-- Adds an API key, unless its id is taken.
 insert into api_keys (key_id, org_id, secret_hash, user_id, roles) values ($1, $2, $3, $4, $5)
     on conflict do nothing
 
--- name: list_api_keys
+-- name: list_api_keys()
+-- The organisation's API keys, oldest first, without their secrets.
 select key_id, user_id, roles, created_at, revoked_at from api_keys order by created_at
 
--- name: revoke_api_key
+-- name: revoke_api_key(key_id text)
+-- Revokes an API key that is in force.
 update api_keys set revoked_at = now() where key_id = $1 and revoked_at is null
 
--- name: authenticate
+-- name: authenticate(key_id text)
+-- The owner of an API key that is in force; before the organisation is known.
 select org_id, secret_hash, user_id, roles from authenticate($1)
 
--- name: subject_keys
+-- name: subject_keys(org_id text, subjects text[])
+-- The wrapped data keys of subjects.
 select subject, wrapped, destroyed_at from subject_keys where org_id = $1 and subject = any($2::text[])
 
--- name: insert_subject_key
+-- name: insert_subject_key(org_id text, subject text, wrapped bytea)
+-- Adds a subject's data key, unless it has one.
 insert into subject_keys (org_id, subject, wrapped) values ($1, $2, $3) on conflict do nothing
 
--- name: destroy_subject_key
+-- name: destroy_subject_key(org_id text, subject text)
+-- Destroys a subject's data key, which erases every value about them.
 update subject_keys set wrapped = null, destroyed_at = now() where org_id = $1 and subject = $2 and wrapped is not null
 
--- name: get_artifact
+-- name: get_artifact(org_id text, digest text)
+-- A sealed value, and whether a person it is about was erased.
 select size, ciphertext, object, exists(select from subject_keys where subject_keys.org_id = $1
         and subject = any(array_append(artifacts.subjects, '')) and destroyed_at is not null) as erased
     from artifacts where org_id = $1 and digest = $2
 
--- name: add_pending_object
+-- name: add_pending_object(org_id text, name text)
+-- Announces an object that is about to be put into the object store.
 insert into pending_objects (name, org_id) values ($1, $2)
 
--- name: sweep_objects
+-- name: sweep_objects(seconds double precision, wanted integer)
+-- Takes objects that were announced some seconds ago and belong to no commit, to be deleted.
 select sweep_objects($1, $2) as name
 
--- name: objects_swept
+-- name: objects_swept(names text[])
+-- Forgets objects that were deleted.
 select objects_swept($1::text[])
 
--- name: insert_version
+-- name: insert_version(org_id text, name text, version text, definition jsonb, created_by text)
+-- Adds a version of a workflow, unless it is there.
 insert into workflow_versions (org_id, name, version, definition, created_by) values ($1, $2, $3, $4, $5) on conflict do nothing
 
--- name: set_head
+-- name: set_head(org_id text, name text, version text)
+-- Makes a version the one that new runs get.
 insert into workflow_heads (org_id, name, version) values ($1, $2, $3)
     on conflict (org_id, name) do update set version = excluded.version, updated_at = now()
     where workflow_heads.version <> excluded.version
 
--- name: get_head
+-- name: get_head(org_id text, name text)
+-- The version that new runs of a workflow get.
 select version from workflow_heads where org_id = $1 and name = $2
 
--- name: list_heads
+-- name: list_heads()
+-- The organisation's workflows, with the version that new runs get.
 select h.name, h.version, h.updated_at, v.definition -> 'workflow' ->> 'description' as description
     from workflow_heads h join workflow_versions v using (org_id, name, version) order by h.name
 
--- name: list_versions
+-- name: list_versions(org_id text, name text, limit bigint)
+-- A workflow's versions, newest first, with the number of their runs in the queue.
 with flying as (select r.version, count(*) as runs from queue q join runs r using (run_id)
         where q.org_id = $1 and q.workflow = $2 group by r.version)
 select v.version, v.definition, v.created_by, v.created_at, h.version is not null as head, coalesce(f.runs, 0) as running
     from workflow_versions v left join workflow_heads h using (org_id, name, version) left join flying f on f.version = v.version
     where v.org_id = $1 and v.name = $2 order by v.created_at desc, v.version limit $3
 
--- name: find_versions
+-- name: find_versions(org_id text, name text, prefix text)
+-- The versions that begin with some digits: none, the one, or two if it is ambiguous.
 select version from workflow_versions where org_id = $1 and name = $2 and starts_with(version, $3) order by version limit 2
 
--- name: worker_seen
+-- name: worker_seen(worker_id text, host text, pid integer, engine text, version text)
+-- Says that a worker is there; gives whether it is asked to drain.
 select worker_seen($1, $2, $3, $4, $5) as draining
 
--- name: worker_gone
+-- name: worker_gone(worker_id text)
+-- Removes a worker that stopped.
 select worker_gone($1)
 
--- name: drain_workers
+-- name: drain_workers(worker_id text?)
+-- Asks one worker, or all of them, to drain; gives those it asked.
 select drain_workers as worker_id from drain_workers($1)
 
--- name: list_workers
+-- name: list_workers()
+-- The workers, with the number of their runs and the seconds since they were seen.
 select worker_id, host, pid, engine, version, started_at, seen_at, draining, runs, silent from list_workers()
 
--- name: get_version
+-- name: get_version(org_id text, name text, version text)
+-- A version's definition.
 select definition from workflow_versions where org_id = $1 and name = $2 and version = $3
 
--- name: get_run
+-- name: get_run(run_id text)
+-- A run's row.
 select * from runs where run_id = $1
 
--- name: load_run
+-- name: load_run(run_id text)
+-- All that a driver needs of a run: its row, journal, signals and batched calls.
 select runs.*,
     (select coalesce(jsonb_agg(event order by seq), '[]') from journal where journal.run_id = runs.run_id) as journal,
     (select coalesce(jsonb_agg(jsonb_build_object('id', signal_id, 'event', event) order by signal_id), '[]')
@@ -100,148 +125,188 @@ select runs.*,
         from batched_calls c where c.run_id = runs.run_id) as batched
     from runs where run_id = $1
 
--- name: find_run_by_key
+-- name: find_run_by_key(org_id text, workflow text, idempotency_key text)
+-- The run that was accepted under an idempotency key.
 select * from runs where org_id = $1 and workflow = $2 and idempotency_key = $3
 
--- name: list_runs
+-- name: list_runs(status text?, workflow text?, before text?, limit bigint)
+-- A page of runs, newest first.
 select * from runs where ($1::text is null or status = $1) and ($2::text is null or workflow = $2)
     and ($3::text is null or run_id < $3) order by run_id desc limit $4
 
--- name: get_journal
+-- name: get_journal(run_id text, after integer)
+-- A run's events after a number.
 select seq, event from journal where run_id = $1 and seq > $2 order by seq
 
--- name: get_signals
+-- name: get_signals(run_id text)
+-- The signals of a run that are not on record yet.
 select signal_id, event from signals where run_id = $1 order by signal_id
 
--- name: count_signals
+-- name: count_signals(run_id text, signal_id text)
+-- How many signals a run was ever sent, and the name of the one with an id, if it was sent.
 with received as (select event from journal where run_id = $1 and event ->> 'type' = 'signal_received'
         union all select event from signals where run_id = $1 and event ->> 'type' = 'signal_received')
 select count(*) as total, max(event ->> 'name') filter (where event ->> 'signal_id' = $2) as known from received -- its name
 
--- name: get_effect
+-- name: get_effect(run_id text, step text)
+-- A step's entry in the effect ledger; `age` in seconds.
 select idempotency_key, tool, status, attempt, input, output,
         extract(epoch from now() - updated_at)::double precision as age -- seconds
     from effects where run_id = $1 and step = $2
 
--- name: get_claim
+-- name: get_claim(run_id text, command text)
+-- The claim of a command, and the event that answers it.
 select fence, event from claims where run_id = $1 and command = $2
 
--- name: list_effects
+-- name: list_effects(run_id text)
+-- A run's entries in the effect ledger.
 select step, tool, idempotency_key, status, attempt, updated_at from effects where run_id = $1 order by updated_at
 
--- name: get_result
+-- name: get_result(org_id text, key text)
+-- The newest good answer to a call.
 select output, created_at from results where org_id = $1 and key = $2
 
--- name: get_review
+-- name: get_review(review_id text)
+-- A review, with its run's trace and workflow.
 select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id) where v.review_id = $1
 
--- name: list_reviews
+-- name: list_reviews(status text?, run_id text?, after text?, limit bigint)
+-- A page of reviews, oldest first.
 select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id)
     where ($1::text is null or v.status = $1) and ($2::text is null or v.run_id = $2)
         and ($3::text is null or (v.created_at, v.review_id) > (select p.created_at, p.review_id from reviews p where p.review_id = $3))
     order by v.created_at, v.review_id limit $4
 
--- name: get_dead_letter
+-- name: get_dead_letter(dead_letter_id text)
+-- A dead letter, with its run's trace, workflow and version.
 select l.*, r.trace_id, r.workflow, r.version from dead_letters l join runs r using (run_id) where l.dead_letter_id = $1
 
--- name: list_dead_letters
+-- name: list_dead_letters(status text?, run_id text?, after text?, limit bigint)
+-- A page of dead letters, oldest first.
 select l.*, r.trace_id, r.workflow, r.version from dead_letters l join runs r using (run_id)
     where ($1::text is null or l.status = $1) and ($2::text is null or l.run_id = $2) and ($3::text is null or l.dead_letter_id > $3)
     order by l.dead_letter_id limit $4
 
--- name: open_questions
+-- name: open_questions(run_id text)
+-- The open reviews and dead letters of a run.
 select 'review' as kind, review_id as id, step from reviews where run_id = $1 and status = 'open'
     union all select 'dead_letter', dead_letter_id, step from dead_letters where run_id = $1 and status = 'open'
 
--- name: list_vaults
+-- name: list_vaults(run_id text)
+-- The vaults of a run's later inputs.
 select vault from run_vaults where run_id = $1 order by vault_id
 
--- name: get_crashes
+-- name: get_crashes(run_id text)
+-- How often driving a run crashed, and whether it is parked.
 select crashes, exists (select from dead_letters l where l.run_id = queue.run_id and l.purpose = 'parked_run' and l.status = 'open') as parked
     from queue where run_id = $1
 
--- name: audit_heads
+-- name: audit_heads(orgs text[])
+-- The heads of audit logs.
 select org_id, seq, hash from audit_heads where org_id = any($1::text[])
 
--- name: lock_audit_heads
+-- name: lock_audit_heads(orgs text[])
+-- The heads of audit logs, locked in order.
 select org_id, seq, hash from audit_heads where org_id = any($1::text[]) order by org_id for update
 
--- name: audit_has
+-- name: audit_has(org_id text, seq bigint, hash text)
+-- Whether an audit entry is there: a commit whose answer was lost took place.
 select exists(select from audit where org_id = $1 and seq = $2 and hash = $3)
 
--- name: journal_has
+-- name: journal_has(run_id text, seq integer)
+-- Whether an event is there: as above.
 select exists(select from journal where run_id = $1 and seq = $2)
 
--- name: run_exists
+-- name: run_exists(run_id text)
+-- Whether a run is there: as above.
 select exists(select from runs where run_id = $1)
 
--- name: list_audit
+-- name: list_audit(org_id text, after bigint, run_id text?, limit bigint)
+-- A page of the audit log, in order.
 select seq, event_id, entry, prev_hash, hash, key_id, signature from audit where org_id = $1 and seq > $2
     and ($3::text is null or entry ->> 'run_id' = $3) order by seq limit $4
 
--- name: insert_spans
+-- name: insert_spans(trace_ids text[], span_ids text[], orgs text[], parent_ids text[],
+--   names text[], starts bigint[], ends bigint[], oks boolean[], attributes text[])
+-- Adds finished spans; a column for each parameter, a row for each element.
 insert into spans (trace_id, span_id, org_id, parent_id, name, start_ns, end_ns, ok, attributes)
     select trace_id, span_id, org_id, parent_id, name, start_ns, end_ns, ok, attributes::jsonb
     from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::boolean[], $9::text[])
         as s(trace_id, span_id, org_id, parent_id, name, start_ns, end_ns, ok, attributes)
     on conflict do nothing
 
--- name: get_spans
+-- name: get_spans(trace_id text)
+-- The spans of a trace.
 select span_id, parent_id, name, start_ns, end_ns, ok, attributes from spans where trace_id = $1 order by start_ns, span_id
 
--- name: claim_runs
+-- name: claim_runs(worker_id text, lease_seconds double precision, wanted integer, engine text)
+-- Leases runs to a worker, fairly and within the quotas.
 select run_id, org_id, fence, crash_streak from claim_runs($1, $2, $3, $4)
 
--- name: take_exclusive_slot
+-- name: take_exclusive_slot(worker_id text, lease_seconds double precision, engine text)
+-- Whether this busy worker is to make room for a poison run.
 select take_exclusive_slot($1, $2, $3) as chosen
 
--- name: claim_kept
+-- name: claim_kept(worker_id text, lease_seconds double precision, wanted integer, engine text)
+-- Leases runs that their engine keeps: those with signals (`works`), then others.
 select run_id, org_id, fence, true as works from claim_signalled($1, $2, $3, $4)
     union all select run_id, org_id, fence, false from claim_runs($1, $2, $3, $4)
 
--- name: reserve_claim
+-- name: reserve_claim(run_id text, command text, fence bigint, tokens bigint?, nano bigint?, limit_tokens bigint?, limit_nano bigint?)
+-- Reserves tokens and money for a command's call, within the run's budget.
 select fits, used_tokens, used_nano_usd from reserve_claim($1, $2, $3, $4, $5, $6, $7)
 
--- name: renew_leases
+-- name: renew_leases(worker_id text, lease_seconds double precision, run_ids text[])
+-- Renews leases; gives those of the runs that have signals.
 select renew_leases($1, $2, $3) as signalled
 
--- name: release_leases
+-- name: release_leases(worker_id text)
+-- Gives back all of a worker's leases.
 select release_leases($1)
 
--- name: queue_depth
+-- name: queue_depth()
+-- How many runs are due.
 select queue_depth()
 
--- name: breaker_enter
+-- name: breaker_enter(org_id text, target text, probe text, probe_limit integer, probe_seconds double precision)
+-- Whether a call may go to a target whose breaker is not known to be closed.
 select was, state, open_for, failing_for, admitted from breaker_enter($1, $2, $3, $4, $5)
 
--- name: breaker_report
+-- name: breaker_report(org_id text, target text, probe text?, outcome text,
+--   threshold integer, window_seconds double precision, open_seconds double precision, probe_limit integer)
+-- What came of a call, for the target's breaker.
 select was, state, open_for, failing_for from breaker_report($1, $2, $3, $4, $5, $6, $7, $8)
 
--- name: breaker_states
+-- name: breaker_states(window_seconds double precision)
+-- The breakers that are not simply closed, of all organisations.
 select org_id, target, state, open_for, failing_for from breaker_states($1)
 
--- name: renew_tool_health
+-- name: renew_tool_health(org_id text)
+-- Makes the list of health checks follow the deployed versions.
 select renew_tool_health($1)
 
--- name: claim_tool_checks
+-- name: claim_tool_checks(wanted integer, lease_seconds double precision)
+-- Leases health checks that are due.
 select org_id, tool, bundle, contract, claim from claim_tool_checks($1, $2)
 
--- name: report_tool_check
+-- name: report_tool_check(org_id text, tool text, bundle text, claim bigint, good boolean?, detail text, bad_limit integer)
+-- A health check's result; null if the tool could not be asked.
 select was, healthy from report_tool_check($1, $2, $3, $4, $5, $6, $7)
 
--- name: unhealthy_tools
+-- name: unhealthy_tools()
+-- The tools that may not be called, of all organisations.
 select org_id, tool, bundle, detail from unhealthy_tools()
 
--- name: list_tool_health
-select tool, bundle, healthy, detail, checked_at, next_at from tool_health order by tool, bundle
-
--- name: get_batched_call
+-- name: get_batched_call(run_id text, step text)
+-- A step's batched call, and when its batch is looked at next.
 select c.call_id, c.attempt, c.request, c.status, c.result, c.batch_id,
         extract(epoch from b.next_check - clock_timestamp())::double precision as next_in, -- seconds
         b.taken_until > clock_timestamp() as taken
     from batched_calls c left join batches b using (batch_id) where c.run_id = $1 and c.step = $2
 
--- name: put_batched_call
+-- name: put_batched_call(call_id text, org_id text, run_id text, step text, attempt integer, pin text, request jsonb, tokens bigint, nano bigint,
+--   until double precision?)
+-- Adds a step's batched call, or replaces it by another one.
 insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, nano_usd, until)
     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10::double precision))
     on conflict (run_id, step) do update set call_id = excluded.call_id, attempt = excluded.attempt, pin = excluded.pin,
@@ -249,10 +314,12 @@ insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request,
         status = 'waiting', batch_id = null, result = null, created_at = now()
     where batched_calls.call_id <> excluded.call_id -- else it was made before, and only the answer was lost
 
--- name: adopt_batched_call
+-- name: adopt_batched_call(call_id text, attempt integer, until double precision?)
+-- Lets a later attempt wait for the same batched call.
 update batched_calls set attempt = $2, until = to_timestamp($3::double precision) where call_id = $1
 
--- name: claim_batched_calls
+-- name: claim_batched_calls(org_id text, pin text, batch_id text, limit bigint, tokens numeric, taken_seconds double precision)
+-- Moves waiting calls of one model into a new batch, up to a number of calls and of tokens.
 with tidied as ( -- of which nothing is left that anybody could look for
     delete from batches b where b.org_id = $1 and b.status = 'ended' and b.created_at < now() - interval '3 days'
         and not exists (select from batched_calls c where c.batch_id = b.batch_id)
@@ -271,61 +338,75 @@ with tidied as ( -- of which nothing is left that anybody could look for
 update batched_calls c set status = 'submitted', batch_id = $3 from picked where c.call_id = picked.call_id
     returning c.call_id
 
--- name: batch_calls
+-- name: batch_calls(batch_id text)
+-- The calls of a batch, and whether their answers are still wanted.
 select c.call_id, c.request, r.status in ('queued', 'running', 'waiting') as wanted
     from batched_calls c join runs r using (run_id) where c.batch_id = $1 and c.status = 'submitted' order by c.call_id
 
--- name: take_batch
+-- name: take_batch(batch_id text, seconds double precision)
+-- Leases a batch that is due to be looked at.
 update batches set taken_until = now() + make_interval(secs => $2)
     where batch_id = $1 and next_check <= now() and taken_until <= now() and status <> 'ended'
     returning status, provider_id, calls, extract(epoch from created_at)::double precision as created, -- seconds since the epoch
         extract(epoch from tried_at)::double precision as tried, extract(epoch from now() - created_at)::double precision as age,
         extract(epoch from now() - tried_at)::double precision as out -- seconds since it was handed in
 
--- name: batch_tried
+-- name: batch_tried(batch_id text, seconds double precision, calls integer)
+-- Marks the moment before a batch is submitted.
 update batches set tried_at = now(), taken_until = now() + make_interval(secs => $2), calls = $3
     where batch_id = $1 and status = 'submitting'
 
--- name: batch_submitted
+-- name: batch_submitted(batch_id text, provider_id text, check_seconds double precision)
+-- Records the provider's id of a submitted batch.
 update batches set status = 'submitted', provider_id = $2, next_check = now() + make_interval(secs => $3), taken_until = now()
     where batch_id = $1 and status = 'submitting'
 
--- name: unsubmit_batch
+-- name: unsubmit_batch(batch_id text, call_ids text[], check_seconds double precision)
+-- Takes calls out of a batch that the provider refused, so that they are submitted again.
 with back as (
     update batched_calls set status = 'waiting', batch_id = null where batch_id = $1 and call_id = any($2::text[]) and status = 'submitted')
 update batches set status = 'submitting', provider_id = null, calls = 0, next_check = now() + make_interval(secs => $3), taken_until = now()
     where batch_id = $1 and status = 'submitted'
 
--- name: batch_later
+-- name: batch_later(batch_id text, seconds double precision)
+-- Ends the lease of a batch until its next check.
 update batches set next_check = now() + make_interval(secs => $2), taken_until = now() where batch_id = $1 and status <> 'ended'
 
--- name: batch_ended
+-- name: batch_ended(batch_id text)
+-- Marks a batch whose answers are all kept.
 update batches set status = 'ended' where batch_id = $1
 
--- name: answer_batched_calls
+-- name: answer_batched_calls(batch_id text, answers jsonb)
+-- Keeps the answers to a batch's calls; `answers` are rows of `BatchedAnswer`.
 update batched_calls c set status = 'done', result = nullif(a.result, 'null')
     from jsonb_to_recordset($2) as a(call_id text, result jsonb)
     where c.call_id = a.call_id and c.batch_id = $1 and c.status = 'submitted'
 
--- name: take_call
+-- name: take_call(org_id text, tool text, holder text, lease_seconds double precision)
+-- Takes a slot for a tool's call; null, or the seconds after which to ask again.
 select take_call($1, $2, $3, $4) as wait
 
--- name: return_call
+-- name: return_call(holder text)
+-- Gives a slot back.
 select return_call($1)
 
--- name: limited_tools
+-- name: limited_tools()
+-- The tools that have a quota, of all organisations.
 select org_id, name from limited_tools()
 
--- name: list_quotas
+-- name: list_quotas()
+-- The organisation's quotas.
 select scope, name, concurrency, rate, per_seconds from quotas order by scope, name
 
--- name: set_quota
+-- name: set_quota(org_id text, scope text, name text, concurrency integer?, rate integer?, per_seconds double precision)
+-- Sets a quota; null is no limit.
 with changed as (
     insert into quotas (org_id, scope, name, concurrency, rate, per_seconds) values ($1, $2, $3, $4, $5, $6)
         on conflict (org_id, scope, name) do update set concurrency = excluded.concurrency, rate = excluded.rate,
             per_seconds = excluded.per_seconds returning 1)
 select pg_notify('interlock_health', '') from changed
 
--- name: remove_quota
+-- name: remove_quota(org_id text, scope text, name text)
+-- Removes a quota.
 with removed as (delete from quotas where org_id = $1 and scope = $2 and name = $3 returning 1)
 select pg_notify('interlock_health', '') from removed
