@@ -15,6 +15,8 @@ from interlock.cli.main import cli
 from interlock.engines.simulator.simulation import Simulated, simulate_program
 from interlock.machine import events as ev
 from interlock.machine import failures, flow, machine
+from interlock.machine.names import is_numbered
+from interlock.machine.persistent import MapEdit, PersistentMap
 from interlock.machine.program import Program
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.machine.transition import Transition
@@ -97,8 +99,8 @@ def _what_a_fallback_did_is_not_undone(patch: pytest.MonkeyPatch) -> None:
 
     def forgetful(transition: Transition, name: str, step: StepState) -> None:
         succeed(transition, name, step)
-        if step.variant and transition.completed and transition.completed[-1] == name:
-            transition.completed.pop()
+        if step.variant:
+            transition.completed.pop(name)
 
     patch.setattr(Transition, "succeed", forgetful)
 
@@ -107,8 +109,8 @@ def _an_undo_is_skipped(patch: pytest.MonkeyPatch) -> None:
     conclude = failures._conclude_run
 
     def lazy(transition: Transition, ending: Any) -> None:
-        if len(transition.completed) > 1:
-            transition.completed = transition.completed[1:]
+        if len(list(transition.completed)) > 1:
+            transition.completed.pop(next(iter(transition.completed)))
         conclude(transition, ending)
 
     patch.setattr(failures, "_conclude_run", lazy)
@@ -118,7 +120,7 @@ def _a_failed_container_is_not_undone(patch: pytest.MonkeyPatch) -> None:
     conclude = failures._conclude_container
 
     def lazy(transition: Transition, container: str) -> None:
-        before, transition.completed = transition.completed, []
+        before, transition.completed = transition.completed, PersistentMap[bool]().edit()
         conclude(transition, container)
         transition.completed = before
 
@@ -150,8 +152,8 @@ def _a_pause_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 def _reviews_stay_open(patch: pytest.MonkeyPatch) -> None:
     let_go = failures._abandon
 
-    def careless(transition: Transition, container: str | None) -> None:
-        let_go(transition, container)
+    def careless(transition: Transition, names: Any) -> None:
+        let_go(transition, names)
         transition.commands = [one for one in transition.commands if not isinstance(one, ev.CloseReview)]
 
     patch.setattr(failures, "_abandon", careless)
@@ -161,7 +163,7 @@ def _a_round_fails_without_its_loop(patch: pytest.MonkeyPatch) -> None:
     def tolerant(transition: Transition, name: str) -> str | None:
         for container in transition.ancestors(name):
             spec = transition.program.node(container).step
-            if isinstance(spec, MapStep) and "#" in container[container.rfind("/") + 1 :]:
+            if isinstance(spec, MapStep) and is_numbered(container):
                 if spec.on_item_failure == "continue":
                     return container
             elif spec.on_failure == "continue":
@@ -185,12 +187,21 @@ def _signals_are_heard_and_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(machine._HANDLERS, ev.SignalReceived, lambda transition, event: True)
 
 
+class _InPlace(MapEdit[StepState]):
+    def __setitem__(self, key: str, value: StepState) -> None:
+        self._base._own()[key] = value
+        self._base._places.setdefault(key, len(self._base._places))
+
+    def done(self) -> PersistentMap[StepState]:
+        return self._base
+
+
 def _the_state_is_changed_in_place(patch: pytest.MonkeyPatch) -> None:
     init = Transition.__init__
 
     def shared(transition: Transition, program: Program, state: RunState, at: float) -> None:
         init(transition, program, state, at)
-        transition.steps = state.steps  # type: ignore[assignment]
+        transition.steps = _InPlace(state.steps)  # type: ignore[assignment, arg-type]
 
     patch.setattr(Transition, "__init__", shared)
 

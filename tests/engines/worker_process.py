@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from interlock.app import App
+from interlock.base import loop
 from interlock.base.settings import Settings
 from interlock.chaos.worker import WallClock
 from interlock.execution.batch.calls import BatchedCalls
@@ -123,4 +124,4 @@ async def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1])))
+    loop.run(main(json.loads(sys.argv[1])))  # as `interlock worker` does

@@ -18,6 +18,12 @@ DONE = {
     StepStatus.COMPENSATION_ABANDONED,
 }
 _WORKING = {StepStatus.RUNNING, StepStatus.COMPENSATING}
+_SETTLED = {
+    StepStatus.SUCCEEDED,
+    StepStatus.FAILED,
+    StepStatus.COMPENSATED,
+    StepStatus.COMPENSATION_ABANDONED,
+}
 _BUSY = _WORKING | {StepStatus.COMPENSATION_RETRYING, StepStatus.CONFIRMING}
 
 
@@ -52,6 +58,10 @@ def counted(program: Program, state: RunState) -> None:
     work = [name for name in state.steps if not isinstance(program.node(name).step, CONTAINERS)]
     assert state.done == sum(state.steps[name].status in DONE for name in work)
     assert set(state.failing) == {name for name, step in state.steps.items() if step.status is StepStatus.ENDING}
+    for container, failing in state.failing.items():
+        inside = [step.status for name, step in state.steps.items() if container in _around(program, name)]
+        assert failing.unfinished == sum(one in _BUSY or one is StepStatus.ENDING for one in inside)
+    assert set(state.live) == {name for name, step in state.steps.items() if step.status not in _SETTLED}
 
 
 def _around(program: Program, name: str) -> Iterable[str]:

@@ -60,7 +60,7 @@ def test_a_call_is_retried_and_its_doubt_confirmed_like_any_step() -> None:
     assert run.fired("retry:assist#1/call#1:1") == [call(1, attempt=2)]
     assert run.failed("assist#1/call#1", 2, doubt=True) == [OpenReview("assist#1/call#1", "confirm")]
     assert run.decided("assist#1/call#1", True) == [Perform("assist#2/turn", 1)]
-    assert run.state.completed == ("assist#1/call#1",)
+    assert list(run.state.completed) == ["assist#1/call#1"]
 
 
 def test_no_answer_after_all_turns() -> None:

@@ -71,7 +71,6 @@ def test_facts_keep_their_types() -> None:
     "entry",
     [
         {},
-        {"type": "step_exploded", "at": 1},
         {"type": "timer_fired", "at": 1},
         {"type": "timer_fired", "at": "soon", "timer": "x"},
         {"type": "run_started", "at": 1, "seed": "seven"},

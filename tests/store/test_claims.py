@@ -66,7 +66,7 @@ async def claim(database: Database, wanted: int, *engine: str, worker: str = "w"
         async with database.connection("") as connection:
             rows = await connection.fetch("select * from claim_runs($1, $2, $3, $4)", worker, LEASE, wanted, *engine)
     else:
-        rows = await database.rows("claim_runs", worker, LEASE, wanted, "postgres")
+        rows = await database.rows("claim_runs", worker, LEASE, wanted, "postgres", 1, 1)
     claimed = [row["run_id"] for row in rows]
     assert len(claimed) == len(set(claimed)) <= wanted
     return claimed

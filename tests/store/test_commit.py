@@ -37,6 +37,7 @@ from interlock.store.rows import (
     RequeuedRun,
     RevivedRun,
     SettledClaim,
+    SignalId,
     UsedSignal,
 )
 
@@ -159,7 +160,9 @@ async def test_a_lost_lease_writes_nothing_anywhere(
     setup.new_dead_letters = [dead_letter(run, "old", "a"), dead_letter(run, "gone", "b")]
     await committer.submit(setup)
     await committer.submit(Commit(org, new_signals=[signal(run)]))
-    claimed = {row["run_id"]: row["fence"] for row in await database.rows("claim_runs", "me", 60.0, 10, "postgres")}
+    claimed = {
+        row["run_id"]: row["fence"] for row in await database.rows("claim_runs", "me", 60.0, 10, "postgres", 1, 1)
+    }
     fence = claimed[run.run_id]
     signal_id = owner.execute("select signal_id from signals").fetchone()
     assert signal_id is not None
@@ -188,6 +191,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             decided_dead_letters=[
                 DecidedDeadLetter(dead_letter_id="gone", status="discarded", decided_by="ada", note="", new_run=None)
             ],
+            signal_ids=[SignalId(run_id=run.run_id, signal_id="sig", org_id=org, name="go")],
             new_signals=[signal(run, kind="second")],
             crashed=[CrashedRun(run_id=run.run_id, parked=True)],
             requeued=[RequeuedRun(run_id=run.run_id)],
@@ -217,7 +221,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
     changed = {table for table in after if after[table] != before[table]}
     assert changed == {
         "artifacts", "runs", "queue", "journal", "effects", "reviews", "signals", "outbox", "audit", "audit_heads",
-        "run_vaults", "results", "dead_letters",
+        "run_vaults", "results", "dead_letters", "signal_ids",
     }  # fmt: skip
 
 
@@ -300,7 +304,9 @@ async def test_steps_and_decisions_of_one_run_never_deadlock(
     runs = [new_run(orgs[n % 2]) for n in range(6)]
     await worker.submit(Commit(orgs[0], new_runs=runs[0::2]))
     await worker.submit(Commit(orgs[1], new_runs=runs[1::2]))
-    fences = {row["run_id"]: row["fence"] for row in await database.rows("claim_runs", "me", 600.0, 10, "postgres")}
+    fences = {
+        row["run_id"]: row["fence"] for row in await database.rows("claim_runs", "me", 600.0, 10, "postgres", 1, 1)
+    }
 
     async def steps(run: NewRun) -> None:
         for n in range(1, 31):

@@ -33,7 +33,7 @@ class Queue:
 
     async def claim(self, worker: str, wanted: int = 10) -> dict[str, int]:
         """run id → crash_streak."""
-        rows = await self.database.rows("claim_runs", worker, LEASE, wanted, "postgres")
+        rows = await self.database.rows("claim_runs", worker, LEASE, wanted, "postgres", 1, 1)
         return {row["run_id"]: row["crash_streak"] for row in rows}
 
     async def room(self, worker: str) -> bool:
@@ -130,7 +130,7 @@ async def test_leases_of_another_engine_are_not_for_driving(queue: Queue) -> Non
     run = replace(new_run(queue.org), engine="temporal")
     await queue.committer.submit(Commit(queue.org, new_runs=[run]))
     for _ in range(5):
-        rows = await queue.database.rows("claim_runs", "w", LEASE, 9, "temporal")
+        rows = await queue.database.rows("claim_runs", "w", LEASE, 9, "temporal", 1, 1)
         assert [row["crash_streak"] for row in rows] == [0]
         queue.run_out()
 

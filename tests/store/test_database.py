@@ -96,7 +96,7 @@ async def test_a_server_that_stays_away_is_one_sentence(
 @pytest.mark.parametrize(
     ("query", "arguments"),
     [
-        ("get_journal", ("run", 2**40)),  # more than the column's integer
+        ("get_journal", ("run", 2**40, None)),  # more than the column's integer
         ("list_audit", ("acme", 2**70, None, 10)),
         ("get_run", ("nul \0",)),
         ("get_run", ("half a pair \ud800",)),

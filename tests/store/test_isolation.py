@@ -170,7 +170,7 @@ REFUSED = [
     "create function mine() returns int language sql as 'select 1'",
     "create function pg_temp.mine() returns int language sql as 'select 1'",
     "create or replace function queue_depth() returns bigint language sql as 'select 0::bigint'",
-    "alter function claim_runs(text, double precision, integer, text) owner to interlock_app",
+    "alter function claim_runs(text, double precision, integer, text, integer, integer) owner to interlock_app",
     "create trigger mine before insert on audit for each row execute function refuse_change()",
     "create extension vector",
     "create database mine",

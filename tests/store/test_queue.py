@@ -33,7 +33,7 @@ async def runs_of(committer: Committer, tenants: tuple[Tenant, Tenant], count: i
 
 async def claim(database: Database, worker: str, wanted: int = 10, lease: float = LEASE) -> dict[str, int]:
     """run id → fence."""
-    rows = await database.rows("claim_runs", worker, lease, wanted, "postgres")
+    rows = await database.rows("claim_runs", worker, lease, wanted, "postgres", 1, 1)
     assert len(rows) == len({row["run_id"] for row in rows}) <= wanted
     return {row["run_id"]: row["fence"] for row in rows}
 

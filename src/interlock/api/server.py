@@ -6,23 +6,25 @@ import asyncio
 import json
 import logging
 import socket
+import time
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from interlock.api import admin, dead_letters, errors, reviews, runs
-from interlock.api.access import Services
-from interlock.api.limits import NoNul, PayloadLimit
-from interlock.app import App
+from interlock.api import admin, dead_letters, document, errors, events, reviews, runs
+from interlock.api.access import UseCases
+from interlock.api.errors import documented
+from interlock.api.limits import Framing, NoNul, PayloadLimit
+from interlock.api.protocol import BoundedHead
 from interlock.base.errors import Unavailable
+from interlock.services.use_cases import Services
+from interlock.services.views.installation import Alive, Ready
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
-_READY_SECONDS = (
-    2.0  # a readiness probe needs a quick answer; a query with retries would take longer than the probe waits
-)
+_MALFORMED_SECONDS = 10.0  # minimum interval of log entries about malformed requests
 
 
 class AsciiJSON(JSONResponse):
@@ -32,40 +34,42 @@ class AsciiJSON(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
-def create_api(app: App) -> FastAPI:
-    """The ASGI application over an open `App`."""
+def create_api(services: Services | None, *, payload_bytes: int) -> FastAPI:
+    """The ASGI application over the use cases of an open process; None creates one for the OpenAPI document only.
+
+    Args:
+        payload_bytes: largest request body.
+    """
     api = FastAPI(
         title="Interlock",
         version="1",
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         default_response_class=AsciiJSON,
     )
-    api.state.interlock = app
+    api.state.services = services
     api.state.stopping = asyncio.Event()
     errors.install(api)
-    api.add_middleware(PayloadLimit, limit_bytes=app.settings.limits.payload_bytes)
+    document.install(api)
+    api.add_middleware(PayloadLimit, limit_bytes=payload_bytes)
+    api.add_middleware(Framing)
     api.add_middleware(NoNul)
-    for part in (runs.router, reviews.router, dead_letters.router, admin.router):
+    for part in (runs.router, events.router, reviews.router, dead_letters.router, admin.router):
         api.include_router(part)
 
-    @api.get("/healthz", tags=["health"])
-    async def alive() -> dict[str, str]:
-        """Liveness: 200 if the process answers."""
-        return {"status": "ok"}
+    @api.get("/healthz", tags=["health"], operation_id="get_alive")
+    async def alive() -> Alive:
+        """Check that the process answers."""
+        return Alive()
 
-    @api.get("/readyz", tags=["health"])
-    async def ready(services: Services) -> dict[str, Any]:
-        """Readiness: 200 with the queue's depth, or 503 if the database does not answer."""
-        try:
-            async with asyncio.timeout(_READY_SECONDS):
-                depth = await services.database.row("queue_depth")
-        except TimeoutError as error:
-            raise Unavailable(
-                f"the database did not answer within {_READY_SECONDS:g} s; check that PostgreSQL runs"
-            ) from error
-        return {"status": "ok", "queue_depth": depth[0] if depth is not None else 0}
+    @api.get("/readyz", tags=["health"], operation_id="get_ready", responses=documented(key=False))
+    async def ready(services: UseCases) -> Ready:
+        """Check that the process can work.
+
+        503 while the database does not answer.
+        """
+        return await services.health.ready()
 
     return api
 
@@ -73,12 +77,15 @@ def create_api(app: App) -> FastAPI:
 class Server:
     """uvicorn in the caller's event loop, on a socket that is bound before anything else starts."""
 
-    def __init__(self, app: App, *, host: str, port: int) -> None:
+    def __init__(self, services: Services, *, host: str, port: int, payload_bytes: int) -> None:
         self._socket = _bind(host, port)
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
-        self._api = create_api(app)
-        config = uvicorn.Config(self._api, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
+        self._services = services
+        self._api = create_api(services, payload_bytes=payload_bytes)
+        config = uvicorn.Config(
+            self._api, http=BoundedHead, log_config=None, lifespan="off", timeout_graceful_shutdown=5
+        )
         logging.getLogger("uvicorn.error").handlers = [_ToLog(logging.WARNING)]
         logging.getLogger("uvicorn.error").propagate = False
         self._server = uvicorn.Server(config)
@@ -95,17 +102,33 @@ class Server:
 
     async def stop(self) -> None:
         self._api.state.stopping.set()  # otherwise followers of events would use the whole grace period
+        self._services.followers.wake()
         self._server.should_exit = True
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
 
 class _ToLog(logging.Handler):
-    """Log handler that writes uvicorn's messages to our log; by default it prints stack traces to the terminal."""
+    """Log handler that writes uvicorn's messages to our log; by default it prints stack traces to the terminal.
+
+    Malformed requests are only counted, because any client of the port can send an unlimited number.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._malformed, self._logged_at = 0, -_MALFORMED_SECONDS
 
     def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith("Invalid HTTP request"):
+            self._malformed += 1
+            now = time.monotonic()
+            if now - self._logged_at >= _MALFORMED_SECONDS:
+                log(names.LOG_REQUEST_MALFORMED, message, level="warning", count=self._malformed)
+                self._malformed, self._logged_at = 0, now
+            return
         error = record.exc_info[1] if record.exc_info else None
-        log(names.LOG_INTERNAL, record.getMessage(), level=record.levelname.lower(), exc_info=error)
+        log(names.LOG_INTERNAL, message, level=record.levelname.lower(), exc_info=error)
 
 
 class _leave_signals_alone:  # noqa: N801  replaces a context manager function

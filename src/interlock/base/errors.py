@@ -9,13 +9,14 @@
     ├── Conflict                the object exists already, or its state does not allow this operation
     ├── Unauthenticated         no key, or an unknown key
     ├── Denied                  a known principal or tool that is not allowed (role, allowlist, policy)
+    ├── TooManyRequests         a limit of concurrent use by one organisation or process
     ├── BudgetExceeded          the run's tokens, money or retries are used up
     ├── StepError               a step's work failed; `kind` tells whether a retry can help
     │   ├── ProviderError       a model provider refused, disconnected or sent an invalid answer
     │   ├── ToolError           a tool crashed, hung or returned an invalid answer
     │   │   └── NothingHappened a tool failed and declares that it changed nothing
     │   ├── SandboxError        the isolation itself could not be set up
-    │   ├── Unpriced            a budget in USD, and a model without a known price; it was not called
+    │   ├── Unpriced            a model without a known price in a run with a budget in USD; it was not called
     │   ├── TargetDown          a breaker is open: the tool or provider failed too often and was not called
     │   ├── ToolUnhealthy       the tool's own health check failed; it was not called
     │   └── Deferred            no capacity now, or no answer yet: the call is repeated later, and no attempt is counted
@@ -95,6 +96,10 @@ class Denied(InterlockError):
     code, http_status, exit_code = "denied", 403, 5
 
 
+class TooManyRequests(InterlockError):
+    code, http_status, exit_code = "too_many_requests", 429, 8
+
+
 class BudgetExceeded(InterlockError):
     code, http_status, exit_code = "budget_exceeded", 402, 6
 
@@ -148,7 +153,7 @@ class SandboxError(StepError):
 
 
 class Unpriced(StepError):
-    """The run has a budget in USD, and the price of the model is not known; the model was not called."""
+    """A model without a known price in a run with a budget in USD; the model was not called."""
 
     code = "unpriced"
 

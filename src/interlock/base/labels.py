@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Self, TypedDict
+from functools import lru_cache
+from typing import Any, TypedDict
 
 
 class Trust(IntEnum):
@@ -75,14 +76,23 @@ class Labels:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(
-            trust=Trust[data["trust"].upper()],
-            sensitivity=Sensitivity[data["sensitivity"].upper()],
-            subjects=frozenset(data["subjects"]),
-            origins=frozenset(data["origins"]),
-            as_of=data["as_of"],
-        )
+    def from_json(cls, data: Mapping[str, Any]) -> Labels:
+        subjects, origins = tuple(data["subjects"]), tuple(data["origins"])
+        return _labels(data["trust"], data["sensitivity"], subjects, origins, data["as_of"])
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _labels(
+    trust: str, sensitivity: str, subjects: tuple[str, ...], origins: tuple[str, ...], as_of: float | None
+) -> Labels:
+    """One object for equal labels: a journal of 30,000 values has few different ones."""
+    return Labels(
+        trust=Trust[trust.upper()],
+        sensitivity=Sensitivity[sensitivity.upper()],
+        subjects=frozenset(subjects),
+        origins=frozenset(origins),
+        as_of=as_of,
+    )
 
 
 def join_all(labels: list[Labels]) -> Labels:

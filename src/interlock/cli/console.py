@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
+
+from interlock.services.views.base import Cost, View
 
 # Output may come from models, tools and unknown people: control characters could control the terminal, and bidi marks
 # could reverse lines.
@@ -57,11 +58,14 @@ def status(name: str) -> Text:
     return Text(name, style=_STYLES.get(name, ""))
 
 
-def seconds(start: str | None, end: str | None) -> str:
-    """Seconds between two ISO timestamps; empty if one is missing."""
-    if not start or not end:
-        return ""
-    return f"{(datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds():.1f}"
+def seconds(start: datetime | None, end: datetime | None) -> str:
+    """Seconds between two moments; empty if one is missing."""
+    return f"{(end - start).total_seconds():.1f}" if start and end else ""
+
+
+def moment(at: datetime | None) -> str:
+    """A moment in UTC to the second; empty for None."""
+    return at.astimezone(UTC).isoformat(sep=" ", timespec="seconds")[:19] if at else ""
 
 
 def short(path: Path) -> str:
@@ -72,20 +76,20 @@ def short(path: Path) -> str:
     return str(path)
 
 
-def usd(cost: Mapping[str, Any]) -> str:
-    """Cost of a run or a step in USD: the sum of the priced calls, and the number of unpriced calls.
+def usd(cost: Cost) -> str:
+    """Cost of a run or a step in USD: the sum of the priced calls, and the number of unpriced calls."""
+    if not cost.unpriced_calls:
+        return str(cost.usd)
+    calls = "1 unpriced call" if cost.unpriced_calls == 1 else f"{cost.unpriced_calls} unpriced calls"
+    return calls if cost.usd_priced == "0" else f"{cost.usd_priced} + {calls}"
 
-    Args:
-        cost: has `usd`, `usd_priced` and `unpriced_calls`, as in the API's responses.
-    """
-    unpriced = cost["unpriced_calls"]
-    if not unpriced:
-        return str(cost["usd"])
-    calls = "1 unpriced call" if unpriced == 1 else f"{unpriced} unpriced calls"
-    return calls if cost["usd_priced"] == "0" else f"{cost['usd_priced']} + {calls}"
+
+def _plain(value: Any) -> Any:
+    return value.to_json() if isinstance(value, View) else value
 
 
 def print_json(value: Any) -> None:
     """Machine-readable output: indented JSON on standard output, never wrapped."""
+    shown = [_plain(one) for one in value] if isinstance(value, list) else _plain(value)
     # The escapes of `visible` are JSON escapes, so the value stays the same.
-    out.print(json.dumps(value, indent=2, ensure_ascii=False, default=str), soft_wrap=True)
+    out.print(json.dumps(shown, indent=2, ensure_ascii=False, default=str), soft_wrap=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import AsyncIterator, Iterable
+from itertools import islice
 from typing import Any
 
 from interlock.base.errors import Erased
@@ -12,13 +15,21 @@ from interlock.definitions.versions import Version, Versions
 from interlock.execution.engine import Services
 from interlock.execution.steps import Run, StepExecution
 from interlock.identity.principal import Principal
-from interlock.machine.events import event_from_json
+from interlock.machine.events import Event, event_from_json
 from interlock.machine.machine import fold
+from interlock.machine.program import Program
 from interlock.machine.state import RunState
 from interlock.store.artifacts import Artifacts
 from interlock.store.database import Database, Row
 from interlock.telemetry.spans import TraceIds
 from interlock.workflows.facts import Facts, facts_of
+
+JOURNAL_PAGE = 500
+"""Events of a journal that are read at once."""
+_SLICE = 50  # events folded before others get the event loop: some milliseconds
+
+Page = list[dict[str, Any]]
+"""Events as JSON, in order."""
 
 
 async def load_run(services: Services, row: Row, *, fence: int) -> Run:
@@ -59,13 +70,56 @@ async def input_facts(run: Run) -> Facts:
 async def folded(database: Database, versions: Versions, row: Row) -> tuple[Version, RunState]:
     """How the run of a row of `runs` stands: its version, and its journal folded."""
     version = await versions.get(row["org_id"], row["workflow"], row["version"])
-    return version, fold(version.program, await journal_of(database, row))
+    state = RunState()
+    async for page in journal_after(database, row["run_id"], row["org_id"], 0):
+        state = await fold_in_slices(version.program, map(event_from_json, page), state)
+    return version, state
 
 
-async def journal_of(database: Database, row: Row) -> list[Any]:
+async def replayed(database: Database, program: Program, row: Row) -> tuple[RunState, int]:
+    """The state of a run and how many events led to it; `row` is `load_run`'s."""
+    state, seq = RunState(), 0
+    async for page in pages_of(database, row):
+        state = await fold_in_slices(program, map(event_from_json, page), state)
+        seq += len(page)
+    return state, seq
+
+
+async def pages_of(database: Database, row: Row) -> AsyncIterator[Page]:
+    """The whole journal of a run; `row` is `load_run`'s and brings the first page along."""
+    first: Page = row["journal"]
+    yield first
+    if len(first) == JOURNAL_PAGE:
+        async for page in journal_after(database, row["run_id"], row["org_id"], len(first)):
+            yield page
+
+
+async def journal_after(database: Database, run_id: str, org_id: str, seq: int) -> AsyncIterator[Page]:
+    """The events of a run after a number. In pages: a long journal decoded at once would hold up the event loop."""
+    while True:
+        rows = await database.rows("get_journal", run_id, seq, JOURNAL_PAGE, org=org_id)
+        yield [row["event"] for row in rows]
+        if len(rows) < JOURNAL_PAGE:
+            return
+        seq = rows[-1]["seq"]
+
+
+async def fold_in_slices(program: Program, events: Iterable[Event], state: RunState) -> RunState:
+    """The state after some events more. Others get the event loop in between: leases are renewed, requests answered."""
+    rest = iter(events)
+    while part := list(islice(rest, _SLICE)):
+        state = fold(program, part, state)
+        await asyncio.sleep(0)
+    return state
+
+
+async def journal_of(database: Database, row: Row) -> list[Event]:
     """The events of the run of a row of `runs`, in order."""
-    journal = await database.rows("get_journal", row["run_id"], 0, org=row["org_id"])
-    return [event_from_json(entry["event"]) for entry in journal]
+    return [
+        event_from_json(event)
+        async for page in journal_after(database, row["run_id"], row["org_id"], 0)
+        for event in page
+    ]
 
 
 def seed_of(run_id: str) -> int:

@@ -14,9 +14,10 @@ from interlock.execution.effects import Effect
 from interlock.execution.executors import cost_attributes
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.inputs.binding import bind
-from interlock.execution.steps import Run, StepExecution, StepOutcome, effect_name
+from interlock.execution.steps import Run, StepExecution, StepOutcome
 from interlock.guard.gate import composed
 from interlock.machine import events as ev
+from interlock.machine.names import EffectName
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.store.commit import Commit
 from interlock.store.database import Row
@@ -230,7 +231,7 @@ async def _given(execution: StepExecution) -> tuple[Any, Labels]:
 
 def _moved(run: Run, name: str, step: ToolStep, state: StepState, ref: Ref) -> Effect:
     """An effect whose row is there and only moves: its key and input stay what they were when it was intended."""
-    return Effect(run.run_id, effect_name(name, state.variant), run.org_id, step.tool, "", state.attempt, ref)
+    return Effect(run.run_id, str(EffectName(name, state.variant)), run.org_id, step.tool, "", state.attempt, ref)
 
 
 def confirmed_effects(run: Run, before: RunState, event: Any) -> list[EffectRow]:

@@ -11,7 +11,8 @@ from interlock.base.usage import Usage
 from interlock.budget.ledger import Amount, RunLedger
 from interlock.definitions.versions import Version
 from interlock.identity.principal import Principal
-from interlock.machine.program import Node, path_of
+from interlock.machine.names import EffectName, path_of
+from interlock.machine.program import Node
 from interlock.machine.state import RunState, StepState
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit
@@ -114,17 +115,12 @@ class StepExecution:
     @property
     def effect_name(self) -> str:
         """What the effect ledger calls it: another variant is another effect."""
-        return effect_name(self.name, self.here.variant)
+        return str(EffectName(self.name, self.here.variant))
 
     @property
     def reviewed(self) -> bool:
         """Whether a person approved a review in this run before this step."""
         return self.state.approvals > 0
-
-
-def effect_name(name: str, variant: int) -> str:
-    """What the effect ledger calls an instance's effect; a fallback's is another one."""
-    return f"{name}~{variant}" if variant else name
 
 
 @dataclass(slots=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, cast, get_args, get_type_hints
 
 from pydantic import Field, TypeAdapter
 
 from interlock.base.errors import FailureKind
+from interlock.base.json import Json
 from interlock.base.refs import Ref
 from interlock.base.usage import Usage
+from interlock.machine.version import NeedsNewerRelease
 from interlock.workflows.facts import Facts
 
 
@@ -61,11 +64,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """First event of every run. `seed` feeds the jitter; `facts` are the input's."""
+    """First event of every run. `seed` feeds the jitter; `facts` are the input's; `machine` is the version it is driven by."""
 
     at: float
     seed: int
     facts: Facts = field(default_factory=dict)
+    machine: int = 1
     type: Literal["run_started"] = "run_started"
 
 
@@ -298,32 +302,41 @@ class Finish:
 
 Command = Perform | Compensate | StartTimer | OpenReview | CloseReview | OpenDeadLetter | CloseDeadLetter | Finish
 
-_EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
-
-
+_EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
+_KINDS = frozenset(get_args(get_type_hints(one)["type"])[0] for one in get_args(get_args(Event)[0]))
 _REFS = ("output", "payload", "input", "request")
 
 
-def event_to_json(event: Any) -> dict[str, Any]:
+def event_to_json(event: Event) -> dict[str, Json]:
     """JSON of an event, as the journal keeps it."""
-    data: dict[str, Any] = {name: getattr(event, name) for name in event.__slots__}
-    for name, value in data.items():
-        if isinstance(value, Ref | Usage):
-            data[name] = value.to_json()
-        elif isinstance(value, Failure):
-            data[name] = {key: getattr(value, key) for key in value.__slots__}
-        elif isinstance(value, tuple):
-            data[name] = list(value)
-    if isinstance(failure := getattr(event, "failure", None), Failure) and failure.error_detail is not None:
-        data["failure"]["error_detail"] = failure.error_detail.to_json()
-    return data
+    return {name: _to_json(getattr(event, name)) for name in event.__slots__}
 
 
-def event_from_json(data: dict[str, Any]) -> Any:
-    """The event of a journal entry."""
-    refs = {name: Ref.from_json(data[name]) for name in _REFS if data.get(name) is not None}
-    if refs:
-        data = {**data, **refs}
-    if (data.get("failure") or {}).get("error_detail"):
-        data = {**data, "failure": {**data["failure"], "error_detail": Ref.from_json(data["failure"]["error_detail"])}}
-    return _EVENTS.validate_python(data)
+def _to_json(value: object) -> Json:
+    if isinstance(value, Ref | Usage):
+        return cast("Json", value.to_json())
+    if isinstance(value, Failure):
+        return {name: _to_json(getattr(value, name)) for name in value.__slots__}
+    return list(value) if isinstance(value, tuple) else cast("Json", value)
+
+
+def event_from_json(data: Mapping[str, Json]) -> Event:
+    """The event of a journal entry.
+
+    Raises:
+        NeedsNewerRelease: it is of a kind that this release does not know.
+        pydantic.ValidationError: it is no event.
+    """
+    kind = data.get("type")
+    if isinstance(kind, str) and kind not in _KINDS:
+        message = f'this run needs a newer release: its journal has an event "{kind[:60]}", unknown to this one'
+        raise NeedsNewerRelease(message)
+    fields: dict[str, object] = dict(data)
+    for name in _REFS:
+        if isinstance(ref := data.get(name), Mapping):
+            fields[name] = Ref.from_json(ref)
+    if isinstance(failure := data.get("failure"), Mapping) and isinstance(
+        detail := failure.get("error_detail"), Mapping
+    ):
+        fields["failure"] = {**failure, "error_detail": Ref.from_json(detail)}
+    return _EVENTS.validate_python(fields)

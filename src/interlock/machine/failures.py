@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from interlock.base.errors import FailureKind
 from interlock.machine import events as ev
 from interlock.machine.events import Failure, RunStatus
 from interlock.machine.flow import item_done
-from interlock.machine.program import CALL, path_of
+from interlock.machine.names import CALL, DEADLINE, EffectName, TimerKey, TimerKind, id_of, is_numbered, path_of
 from interlock.machine.retry import RETRYABLE, backoff
-from interlock.machine.state import BUSY, Ending, StepState, StepStatus, limit_key
-from interlock.machine.transition import Transition
+from interlock.machine.state import UNFINISHED, Ending, Failing, StepState, StepStatus, limit_key
+from interlock.machine.transition import Transition, not_compensated
 from interlock.workflows.spec import CONTAINERS, MapStep, ModelStep, RetryPolicy, ToolStep
 
 REJECTED = "rejected"
@@ -104,15 +105,11 @@ def _retry_later(transition: Transition, name: str, step: StepState, failure: Fa
         _policy(transition, name),
         attempt=step.tries,
         seed=transition.seed,
-        key=_jitter_key(name, step),
+        key=str(EffectName(name, step.variant)),
         retry_after=failure.retry_after,
     )
     transition.put(name, replace(step, status=StepStatus.RETRYING, failure=failure))
-    transition.timer(f"retry:{name}:{step.attempt}", transition.at + wait)
-
-
-def _jitter_key(name: str, step: StepState) -> str:
-    return f"{name}~{step.variant}" if step.variant else name
+    transition.timer(str(TimerKey.retry(name, step.attempt)), transition.at + wait)
 
 
 # -- what it stands in ---------------------------------------------------------------------------------------------
@@ -123,7 +120,7 @@ def failed(transition: Transition, name: str, failure: Failure) -> None:
     if transition.blocked(name):
         return
     spec = transition.program.node(name).step
-    if path_of(name).endswith(f"/{CALL}") and transition.program.node(name).agent is not None:
+    if id_of(path_of(name)) == CALL and transition.program.node(name).agent is not None:
         transition.todo.append(("leave", name, None))  # the model is told, and may do something else
     elif isinstance(spec, CONTAINERS) and spec.on_failure == "continue":
         _let_fail(transition, name, failure)
@@ -145,7 +142,7 @@ def _tolerant(transition: Transition, name: str) -> str | None:
     """The innermost thing around a step that may fail without the run failing."""
     for container in transition.ancestors(name):
         spec = transition.program.node(container).step
-        if "#" in container[container.rfind("/") + 1 :]:
+        if is_numbered(container):
             # Of the frames only a map's item may fail by itself; a round or a turn fails its loop or agent.
             if isinstance(spec, MapStep) and spec.on_item_failure == "continue":
                 return container
@@ -164,22 +161,23 @@ def _reason(name: str, failure: Failure) -> str:
 
 
 def _let_fail(transition: Transition, container: str, failure: Failure) -> None:
-    transition.failing[container] = failure
+    inside = list(transition.inside(container))
+    unfinished = sum(transition.steps[name].status in UNFINISHED for name in inside)
+    transition.failing[container] = Failing(failure, unfinished)
     _degrade(transition, container, failure)
     state = transition.steps[container]
     transition.put(container, replace(state, status=StepStatus.ENDING, failure=failure))
     transition.unlimit(container)
-    _abandon(transition, container)
+    _abandon(transition, inside)
 
 
-def _abandon(transition: Transition, container: str | None) -> None:
-    """Drops what only waits inside a container (None: everywhere). What works is awaited; a doubt is put to a person."""
-    for name, step in list(transition.steps.items()):
-        if step.status not in _IDLE or not transition.inside(name, container):
+def _abandon(transition: Transition, names: Iterable[str]) -> None:
+    """Drops what only waits. What works is awaited; a doubt is put to a person."""
+    for name in names:
+        step = transition.steps[name]
+        if step.status not in _IDLE:
             continue
-        for key in (limit_key(name, step), f"wait:{name}", f"retry:{name}:{step.attempt}"):
-            transition.timers.pop(key, None)
-        transition.timers.pop(f"defer:{name}:{step.attempt}:{step.deferrals}", None)
+        _forget_timers(transition, name, step)
         waits = step.status in {StepStatus.RETRYING, StepStatus.PAUSED}
         if waits and step.failure is not None and step.failure.ambiguous:
             confirm(transition, name, step)
@@ -191,14 +189,27 @@ def _abandon(transition: Transition, container: str | None) -> None:
         transition.put(name, replace(step, status=StepStatus.FAILED))
 
 
+def _forget_timers(transition: Transition, name: str, step: StepState) -> None:
+    if transition.timers:
+        transition.timers.pop(limit_key(name, step))
+        transition.timers.pop(str(TimerKey.wait(name)))
+        forget_attempt_timers(transition, name, step)
+
+
+def forget_attempt_timers(transition: Transition, name: str, step: StepState) -> None:
+    """The attempt that a step waits for is not made any more."""
+    transition.timers.pop(str(TimerKey.retry(name, step.attempt)))
+    transition.timers.pop(str(TimerKey.defer(name, step.attempt, step.deferrals)))
+
+
 def end(transition: Transition, status: RunStatus, reason: str) -> bool:
     """Nothing new starts from here; what only waits is dropped, what works is awaited. False if it was ending already."""
     if transition.ending is not None:
         return False
     transition.ending = Ending(status, reason)
     transition.paused = False
-    transition.timers.pop("deadline", None)
-    _abandon(transition, None)
+    transition.timers.pop(DEADLINE)
+    _abandon(transition, list(transition.live))
     return True
 
 
@@ -221,19 +232,22 @@ def conclude(transition: Transition) -> None:
 
 
 def _conclude_container(transition: Transition, container: str) -> None:
-    if any(
-        (step.status in BUSY or step.status is StepStatus.ENDING) and transition.inside(name, container)
-        for name, step in transition.steps.items()
-    ):
+    failing = transition.failing[container]
+    if failing.unfinished:
         return
-    for name in reversed(transition.completed):
-        step = transition.steps[name]
-        if step.status is StepStatus.SUCCEEDED and transition.inside(name, container):
-            compensate(transition, name, step)
-            return
-    del transition.failing[container]
+    if failing.remaining is None:
+        completed = transition.completed
+        inside = [name for name in transition.inside(container) if name in completed] if completed else []
+        remaining = tuple(sorted(inside, key=completed.position))
+        failing = replace(failing, remaining=remaining, left=len(remaining))
+    if failing.remaining and failing.left:
+        name = failing.remaining[failing.left - 1]
+        transition.failing[container] = replace(failing, left=failing.left - 1)
+        compensate(transition, name, transition.steps[name])
+        return
+    transition.failing.pop(container)
     transition.put(container, replace(transition.steps[container], status=StepStatus.FAILED))
-    if isinstance(transition.program.node(container).step, MapStep) and "#" in container[container.rfind("/") + 1 :]:
+    if isinstance(transition.program.node(container).step, MapStep) and is_numbered(container):
         item_done(transition, container, succeeded=False)
     elif not transition.blocked(
         container
@@ -243,15 +257,12 @@ def _conclude_container(transition: Transition, container: str) -> None:
 
 def _conclude_run(transition: Transition, ending: Ending) -> None:
     if ending.status in {RunStatus.FAILED, RunStatus.CANCELLED}:
-        remaining = next(
-            (name for name in reversed(transition.completed) if transition.steps[name].status is StepStatus.SUCCEEDED),
-            None,
-        )
+        remaining = transition.completed.last()
         if remaining is not None:
             transition.status = RunStatus.COMPENSATING
             compensate(transition, remaining, transition.steps[remaining])
             return
-    stuck = sorted(name for name, step in transition.steps.items() if step.status is StepStatus.COMPENSATION_FAILED)
+    stuck = sorted(not_compensated(transition))
     if stuck:
         transition.status = RunStatus.DEAD
         transition.reason = "; ".join(filter(None, [ending.reason, f"could not undo {', '.join(stuck)}"]))
@@ -265,6 +276,7 @@ def _conclude_run(transition: Transition, ending: Ending) -> None:
 def compensate(transition: Transition, name: str, step: StepState) -> None:
     """Has a completed step undone."""
     attempt = step.compensation_attempt + 1
+    transition.completed.pop(name)
     transition.put(name, replace(step, status=StepStatus.COMPENSATING, compensation_attempt=attempt))
     transition.commands.append(ev.Compensate(name, attempt))
 
@@ -278,11 +290,11 @@ def compensation_failed(transition: Transition, name: str, step: StepState, fail
             policy,
             attempt=step.compensation_attempt % policy.max_attempts,
             seed=transition.seed,
-            key=f"compensate:{name}",
+            key=str(TimerKey(TimerKind.COMPENSATE, name)),
             retry_after=failure.retry_after,
         )
         transition.put(name, replace(step, status=StepStatus.COMPENSATION_RETRYING, failure=failure))
-        transition.timer(f"compensate:{name}:{step.compensation_attempt}", transition.at + wait)
+        transition.timer(str(TimerKey.compensate(name, step.compensation_attempt)), transition.at + wait)
     else:
         transition.put(name, replace(step, status=StepStatus.COMPENSATION_FAILED, failure=failure))
         transition.commands.append(ev.OpenDeadLetter(name, "compensation"))

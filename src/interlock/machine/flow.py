@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from interlock.base.errors import FailureKind, InvalidSpec
 from interlock.machine import events as ev
 from interlock.machine.events import Failure, RunStatus
-from interlock.machine.program import CALL, TURN, Block, Condition, path_of, space_of
+from interlock.machine.names import (
+    DEADLINE,
+    TimerKey,
+    beside,
+    call_of,
+    enclosing,
+    frame_of,
+    path_of,
+    turn_of,
+    unnumbered,
+    within,
+)
+from interlock.machine.program import Block, Condition
 from interlock.machine.state import Ending, StepState, StepStatus, is_settled
-from interlock.machine.transition import Transition
+from interlock.machine.transition import Transition, not_compensated
 from interlock.workflows.bindings import dig, parse
 from interlock.workflows.facts import Facts, holds
 from interlock.workflows.spec import (
@@ -72,20 +83,20 @@ def leave(transition: Transition, name: str) -> None:
         return
     node = transition.program.node(name)
     if node.agent is not None:
-        next_calls(transition, space_of(name)[:-1])
+        next_calls(transition, enclosing(name))
         return
-    scope, space = node.scope, space_of(name)
+    scope = node.scope
     if node.index + 1 < len(scope.steps):
-        transition.todo.append(("enter", space + scope.steps[node.index + 1], None))
+        transition.todo.append(("enter", beside(name, scope.steps[node.index + 1]), None))
     else:
         _scope_done(transition, transition.program.parent(name))
 
 
 def _begin(transition: Transition, owner: str, scope: Block) -> None:
     """Enters the first step of a scope. `owner` is the container, or the frame whose body it is."""
-    space = f"{owner}/" if scope.body else space_of(owner)
     if scope.steps:
-        transition.todo.append(("enter", space + scope.steps[0], None))
+        first = scope.steps[0]
+        transition.todo.append(("enter", within(owner, first) if scope.body else beside(owner, first), None))
     else:
         _scope_done(transition, owner)
 
@@ -113,7 +124,7 @@ def _scope_done(transition: Transition, owner: str | None) -> None:
 def _is_done(transition: Transition, owner: str, scope: Block) -> bool:
     if not scope.steps:
         return True
-    name = space_of(owner) + scope.steps[-1]
+    name = beside(owner, scope.steps[-1])
     last = transition.steps.get(name)
     return (
         last is not None
@@ -123,12 +134,11 @@ def _is_done(transition: Transition, owner: str, scope: Block) -> bool:
 
 
 def _all_done(transition: Transition) -> None:
-    stuck = any(step.status is StepStatus.COMPENSATION_FAILED for step in transition.steps.values())
-    if stuck or transition.busy:  # what is busy is an undoing that was requeued
+    if any(not_compensated(transition)) or transition.busy:  # what is busy is an undoing that was requeued
         transition.ending = Ending(
             RunStatus.PARTIAL, transition.degraded or ""
         )  # for `failures.conclude`, now and after a requeue
-        transition.timers.pop("deadline", None)
+        transition.timers.pop(DEADLINE)
         transition.paused = False
     elif transition.degraded is not None:
         transition.status, transition.reason = RunStatus.PARTIAL, transition.degraded
@@ -162,10 +172,10 @@ def _facts(transition: Transition, path: str | None, near: str) -> Facts:
         home = transition.program.node(near).home
         if not home:
             return transition.input_facts
-        path = home[:-1]  # the facts of an open subworkflow are those of its input
-        caller = transition.steps.get(transition.program.instance(near, path, transition.steps))
+        path = enclosing(home)  # the facts of an open subworkflow are those of its input
+        caller = transition.steps.get(transition.program.instance(near, path, transition.steps.get))
         return caller.facts if caller is not None else {}
-    step = transition.steps.get(transition.program.instance(near, path, transition.steps))
+    step = transition.steps.get(transition.program.instance(near, path, transition.steps.get))
     if step is None or not is_settled(
         step, opens_body=isinstance(transition.program.nodes[path].step, MapStep | SubworkflowStep)
     ):
@@ -180,15 +190,15 @@ def _round(transition: Transition, name: str) -> None:
     state = transition.steps[name]
     number = state.iteration + 1
     transition.put(name, replace(state, iteration=number))
-    frame = f"{name}#{number}"
+    frame = frame_of(name, number)
     transition.put(frame, StepState(StepStatus.OPEN))
     _begin(transition, frame, transition.program.scopes[path_of(name)][0])
 
 
 def _round_done(transition: Transition, frame: str, step: LoopStep) -> None:
-    name = frame[: frame.rfind("#")]
+    name = unnumbered(frame)
     state = transition.steps[name]
-    inside = f"{frame}/{step.steps[-1].id}"
+    inside = within(frame, step.steps[-1].id)
     try:
         met = _holds(transition, transition.program.conditions[path_of(name)][0], inside)
     except InvalidSpec as error:
@@ -226,7 +236,7 @@ def open_body(transition: Transition, name: str, state: StepState) -> None:
 
 def item_done(transition: Transition, frame: str, *, succeeded: bool) -> None:
     """One item of a map is over: the next one, or the map is done."""
-    name = frame[: frame.rfind("#")]
+    name = unnumbered(frame)
     state, step = transition.steps[name], transition.program.node(name).step
     assert isinstance(step, MapStep)
     which = "succeeded" if succeeded else "failed"
@@ -242,7 +252,7 @@ def _more_items(transition: Transition, name: str, step: MapStep) -> None:
         transition.succeed(name, state)
         return
     last = min(count, over + step.concurrency)
-    fresh = [f"{name}#{number}" for number in range(state.iteration + 1, last + 1)]
+    fresh = [frame_of(name, number) for number in range(state.iteration + 1, last + 1)]
     transition.put(name, replace(state, iteration=max(last, state.iteration)))
     for frame in fresh:
         transition.put(frame, StepState(StepStatus.OPEN))
@@ -262,24 +272,24 @@ def next_turn(transition: Transition, name: str) -> None:
         transition.fail(name, state, Failure(FailureKind.PERMANENT, "turns_exhausted", message))
         return
     transition.put(name, replace(state, iteration=state.iteration + 1))
-    frame = f"{name}#{state.iteration + 1}"
+    frame = frame_of(name, state.iteration + 1)
     transition.put(frame, StepState(StepStatus.OPEN))
     # What a person put in the place of the prompt's values holds for the turns that follow, too.
-    before = transition.steps.get(f"{name}#{state.iteration}/{TURN}")
-    transition.perform(f"{frame}/{TURN}", StepState(StepStatus.RUNNING, override=before.override if before else None))
+    before = transition.steps.get(turn_of(frame_of(name, state.iteration)))
+    transition.perform(turn_of(frame), StepState(StepStatus.RUNNING, override=before.override if before else None))
 
 
 def next_calls(transition: Transition, frame: str) -> None:
     """Starts what may start of the calls of a turn; with none left, the next turn, and with none wanted, the answer."""
-    agent = frame[: frame.rfind("#")]
-    asked = transition.steps[f"{frame}/{TURN}"]
+    agent = unnumbered(frame)
+    asked = transition.steps[turn_of(frame)]
     if not asked.calls:
         transition.put(frame, replace(transition.steps[frame], status=StepStatus.SUCCEEDED))
         transition.succeed(agent, replace(transition.steps[agent], output=asked.output, facts=asked.facts))
         return
     waiting = False  # a call named earlier is not over
     for number, tool in enumerate(asked.calls, start=1):
-        name = f"{frame}/{CALL}#{number}"
+        name = call_of(frame, number)
         state = transition.steps.get(name)
         if state is not None and state.status in _OVER:
             continue
@@ -317,7 +327,7 @@ def _wait(transition: Transition, name: str, step: WaitStep) -> None:
             return
         transition.put(name, state)
         if step.timeout is not None:
-            transition.timer(f"wait:{name}", transition.at + step.timeout)
+            transition.timer(str(TimerKey.wait(name)), transition.at + step.timeout)
         return
     due = transition.at + step.duration if step.duration is not None else _moment(transition, name, str(step.until))
     if due is None:
@@ -325,7 +335,7 @@ def _wait(transition: Transition, name: str, step: WaitStep) -> None:
         transition.fail(name, state, Failure(FailureKind.INVALID, "no_moment", message))
     else:
         transition.put(name, state)
-        transition.timer(f"wait:{name}", due)
+        transition.timer(str(TimerKey.wait(name)), due)
 
 
 def _moment(transition: Transition, name: str, until: str) -> float | None:
@@ -344,7 +354,7 @@ def _moment(transition: Transition, name: str, until: str) -> float | None:
         if reference.root == "input"
         else transition.program.ids.get((home, str(reference.step)), str(reference.step))
     )
-    value: Any = dig(_facts(transition, path, name), reference.path)
+    value: object = dig(_facts(transition, path, name), reference.path)
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LAST_MOMENT:
         return None
     return float(value)

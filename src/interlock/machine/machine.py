@@ -1,5 +1,7 @@
 """The orchestrator: `advance(program, state, event) -> (state, commands)`. No I/O, no clock, no randomness.
 
+Every run behaves as the machine version did under which it was submitted (`version`).
+
 Total: an event that does not fit the state (a stale attempt, a decision nobody asked for, anything after the
 end) gives back the very same state and no commands. So duplicated and reordered deliveries are harmless.
 """
@@ -8,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Never, cast
 
 from interlock.base.errors import FailureKind
 from interlock.machine import events as ev
-from interlock.machine.events import Command, Failure, RunStatus
+from interlock.machine.events import Command, Event, Failure, RunStatus
 from interlock.machine.failures import (
     REJECTED,
     attempt_failed,
@@ -23,26 +25,28 @@ from interlock.machine.failures import (
     deadline_passed,
     end,
     failed,
+    forget_attempt_timers,
     out_of_time,
 )
 from interlock.machine.flow import enter, leave, open_body, wrong_calls
+from interlock.machine.names import DEADLINE, TimerKey, TimerKind
 from interlock.machine.program import Program
 from interlock.machine.state import Kept, RunState, StepState, StepStatus
 from interlock.machine.transition import Transition
+from interlock.machine.version import require_known
 from interlock.workflows.spec import MapStep, ReviewStep, SubworkflowStep, WaitStep
 
-DEADLINE = "deadline"
 MAX_SIGNALS = 1000
 """Signals a run takes in its life, and so how many it may keep: what a caller can make it hold is bounded."""
 
 
-def advance(program: Program, state: RunState, event: Any) -> tuple[RunState, list[Command]]:
+def advance(program: Program, state: RunState, event: Event) -> tuple[RunState, list[Command]]:
     """The state after `event`, and what the driver must do because of it."""
     handle = _HANDLERS.get(type(event))
     if handle is None or (state.over and not _is_second_chance(state, event)):
         return state, []
     transition = Transition(program, state, event.at)
-    if not handle(transition, event):
+    if not handle(transition, cast("Never", event)):  # the table gives the handler of its type
         return state, []
     while True:
         while transition.todo:
@@ -59,7 +63,7 @@ def advance(program: Program, state: RunState, event: Any) -> tuple[RunState, li
             return transition.finish()
 
 
-def fold(program: Program, journal: Iterable[Any], state: RunState | None = None) -> RunState:
+def fold(program: Program, journal: Iterable[Event], state: RunState | None = None) -> RunState:
     """The state after a journal: its events in order, upon `state` or from the beginning."""
     folded = state if state is not None else RunState()
     for event in journal:
@@ -72,7 +76,8 @@ def pending(state: RunState) -> list[Command]:
     if state.over:
         return []
     commands: list[Command] = []
-    for name, step in state.steps.items():
+    for name in state.live:
+        step = state.steps[name]
         if step.status is StepStatus.RUNNING:
             commands.append(ev.Perform(name, step.attempt))
         elif step.status is StepStatus.COMPENSATING:
@@ -81,7 +86,7 @@ def pending(state: RunState) -> list[Command]:
     return commands
 
 
-def _is_second_chance(state: RunState, event: Any) -> bool:
+def _is_second_chance(state: RunState, event: Event) -> bool:
     return state.status is RunStatus.DEAD and isinstance(event, ev.DeadLetterRequeued | ev.DeadLetterDiscarded)
 
 
@@ -91,7 +96,8 @@ def _is_second_chance(state: RunState, event: Any) -> bool:
 def _run_started(transition: Transition, event: ev.RunStarted) -> bool:
     if transition.state.status is not RunStatus.QUEUED or transition.steps:
         return False
-    transition.seed, transition.input_facts = event.seed, event.facts
+    require_known(event.machine)
+    transition.seed, transition.input_facts, transition.machine = event.seed, event.facts, event.machine
     transition.status = RunStatus.RUNNING
     if transition.program.workflow.deadline is not None:
         transition.timer(DEADLINE, transition.at + transition.program.workflow.deadline)
@@ -157,7 +163,7 @@ def _step_deferred(transition: Transition, event: ev.StepDeferred) -> bool:
         return True
     step = replace(step, status=StepStatus.RETRYING, deferrals=step.deferrals + 1)
     transition.put(name, step)
-    transition.timer(f"defer:{name}:{step.attempt}:{step.deferrals}", transition.at + max(event.delay, 0.0))
+    transition.timer(str(TimerKey.defer(name, step.attempt, step.deferrals)), transition.at + max(event.delay, 0.0))
     return True
 
 
@@ -229,8 +235,8 @@ def _resume_requested(transition: Transition, event: ev.ResumeRequested) -> bool
     if not transition.paused:
         return False
     transition.paused = False
-    for name, step in list(transition.steps.items()):
-        if step.status is StepStatus.PAUSED:
+    for name in list(transition.live):
+        if (step := transition.steps[name]).status is StepStatus.PAUSED:
             transition.perform(name, step)
     return True
 
@@ -287,10 +293,11 @@ def _signal_received(transition: Transition, event: ev.SignalReceived) -> bool:
     ):
         return False
     transition.received |= {event.signal_id}
-    for name, step in transition.steps.items():
+    for name in transition.live:
+        step = transition.steps[name]
         spec = transition.program.node(name).step if step.status is StepStatus.WAITING else None
         if isinstance(spec, WaitStep) and spec.signal == event.name:
-            transition.timers.pop(f"wait:{name}", None)
+            transition.timers.pop(str(TimerKey.wait(name)))
             transition.succeed(name, replace(step, output=event.payload, facts={**event.facts, "received": True}))
             return True
     kept = Kept(event.signal_id, event.payload, event.facts)
@@ -302,22 +309,22 @@ def _signal_received(transition: Transition, event: ev.SignalReceived) -> bool:
 
 
 def _timer_fired(transition: Transition, event: ev.TimerFired) -> bool:
-    if transition.timers.pop(event.timer, None) is None:
+    if transition.timers.pop(event.timer) is None:
         return False
     if event.timer == DEADLINE:
         return end(
             transition, RunStatus.PARTIAL, f"the run's deadline of {transition.program.workflow.deadline:g} s passed"
         )
-    kind, name, *_ = event.timer.split(":")
-    step = transition.steps[name]
-    match kind:
-        case "retry":
+    key = TimerKey.parse(event.timer)
+    name, step = key.instance, transition.steps[key.instance]
+    match key.kind:
+        case TimerKind.RETRY:
             transition.perform(name, replace(step, attempt=step.attempt + 1, tries=step.tries + 1, deferrals=0))
-        case "defer":
+        case TimerKind.DEFER:
             transition.perform(name, step)
-        case "compensate":
+        case TimerKind.COMPENSATE:
             compensate(transition, name, step)
-        case "wait":
+        case TimerKind.WAIT:
             _wait_over(transition, name, step)
         case _:
             _limit_passed(transition, name, step)
@@ -340,8 +347,7 @@ def _limit_passed(transition: Transition, name: str, step: StepState) -> None:
         case StepStatus.RUNNING | StepStatus.CONFIRMING:
             transition.put(name, replace(step, expired=True))  # an effect may be happening: its outcome is awaited
         case StepStatus.RETRYING | StepStatus.PAUSED:
-            for key in (f"retry:{name}:{step.attempt}", f"defer:{name}:{step.attempt}:{step.deferrals}"):
-                transition.timers.pop(key, None)
+            forget_attempt_timers(transition, name, step)
             out_of_time(transition, name, step)
         case StepStatus.REVIEWING:
             transition.commands.append(ev.CloseReview(name))
@@ -352,7 +358,7 @@ def _limit_passed(transition: Transition, name: str, step: StepState) -> None:
             pass
 
 
-_HANDLERS: dict[type, Callable[[Transition, Any], bool]] = {
+_HANDLERS: dict[type[Event], Callable[[Transition, Never], bool]] = {
     ev.RunStarted: _run_started,
     ev.StepSucceeded: _step_succeeded,
     ev.StepFailed: _step_failed,

@@ -8,12 +8,25 @@ their steps are named like their siblings.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from typing import Protocol
 
+from interlock.machine.names import (
+    CALL,
+    TURN,
+    InstanceName,
+    Segment,
+    beside,
+    body_of,
+    enclosing,
+    id_of,
+    is_numbered,
+    path_of,
+    unnumbered,
+    within,
+)
+from interlock.machine.state import StepState
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.facts import compile_condition
 from interlock.workflows.spec import (
@@ -31,25 +44,12 @@ from interlock.workflows.spec import (
 )
 from interlock.workflows.walk import branches_of
 
-TURN, CALL = "turn", "call"
-_NUMBER = re.compile(r"#\d+")
 _NONE: Mapping[str, Workflow] = {}
 
 _SHARED = tuple(name for name in ModelStep.model_fields if name in AgentStep.model_fields)
 
 FRAMED = (MapStep, LoopStep, AgentStep)
 """Steps whose body happens more than once."""
-
-
-@lru_cache(maxsize=1 << 14)
-def path_of(name: str) -> str:
-    """The path of an instance: its name without the numbers."""
-    return _NUMBER.sub("", name) if "#" in name else name
-
-
-def space_of(name: str) -> str:
-    """What an instance's siblings are named behind: `each#3/charge` → `each#3/`."""
-    return name[: name.rfind("/") + 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +88,17 @@ class Node:
     variants: tuple[Step, ...] = ()
 
 
+class CompiledCondition(Protocol):
+    """What the CEL library compiles a condition to; `facts.holds` evaluates it."""
+
+    def variables(self) -> Iterable[str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """Compiled CEL and the steps whose facts it reads: variable → path, `input` → None."""
 
-    program: Any
+    program: CompiledCondition
     reads: tuple[tuple[str, str | None], ...]
 
 
@@ -125,14 +131,12 @@ class Program:
     def parent(self, name: str) -> str | None:
         """The instance that an instance stands in; None for the run itself. `each#3/charge` → `each#3` → `each`."""
         node = self.node(name)
-        numbered = "#" in name[name.rfind("/") + 1 :]
-        if numbered and isinstance(node.step, FRAMED):
-            return name[: name.rfind("#")]
+        if isinstance(node.step, FRAMED) and is_numbered(name):
+            return unnumbered(name)
         owner = node.scope.owner
         if owner is None:
             return None
-        space = space_of(name)
-        return space[:-1] if node.scope.body else space + owner[owner.rfind("/") + 1 :]
+        return enclosing(name) if node.scope.body else beside(name, id_of(owner))
 
     def work(self, name: str, variant: int, tool: str | None) -> Step:
         """What is performed for an instance: the step, its fallback, or the tool that an agent's model named."""
@@ -161,30 +165,30 @@ class Program:
         contract = self.contracts.get(step.tool)
         return contract is not None and contract.mutating and contract.compensate
 
-    def instance(self, near: str, path: str, rounds: Mapping[str, Any]) -> str:
+    def instance(self, near: str, path: str, step_of: Callable[[str], StepState | None]) -> str:
         """The instance of the step at `path` that the instance `near` means: of its own item or round, else of the last one.
 
         Args:
-            rounds: the state's steps, whose `iteration` says which round of a loop was the last.
+            step_of: the state's step of a name; its `iteration` says which round of a loop was the last.
         """
-        if "/" not in path:
+        *bodies, last = InstanceName.parse(path).segments
+        if not bodies:
             return path
-        *bodies, last = path.split("/")
-        beside = near.split("/")
-        built, ours, aligned = "", "", True
+        ours = InstanceName.parse(near).segments if near else ()
+        built: list[Segment] = []
+        aligned = True
         for depth, body in enumerate(bodies):
-            ours += body
-            aligned = aligned and depth < len(beside) and path_of(beside[depth]) == body
-            if isinstance(self.nodes[ours].step, SubworkflowStep):
-                built += body
-            elif aligned and "#" in beside[depth]:
-                built += beside[depth]
+            aligned = aligned and depth < len(ours) and ours[depth].id == body.id
+            inside = InstanceName((*built, body))
+            if isinstance(self.nodes[inside.path].step, SubworkflowStep):
+                built.append(body)
+            elif aligned and ours[depth].number is not None:
+                built.append(ours[depth])
             else:
                 aligned = False
-                container = rounds.get(built + body)
-                built += f"{body}#{container.iteration if container is not None else 1}"
-            built, ours = built + "/", ours + "/"
-        return built + last
+                container = step_of(str(inside))
+                built.append(Segment(body.id, container.iteration if container is not None else 1))
+        return str(InstanceName((*built, last)))
 
 
 def compile_program(
@@ -241,24 +245,26 @@ class _Compiler:
             case MapStep() | LoopStep():
                 if isinstance(step, LoopStep):
                     self.texts[path] = ((step.until, home),)
-                self.scopes[path] = (self.add(step.steps, owner=path, body=True, space=f"{path}/", home=home),)
+                self.scopes[path] = (self.add(step.steps, owner=path, body=True, space=body_of(path), home=home),)
             case SubworkflowStep():
                 child = self.subworkflows[path] = self.known[step.workflow]
-                self.scopes[path] = (self.add(child.steps, owner=path, body=True, space=f"{path}/", home=f"{path}/"),)
+                self.scopes[path] = (
+                    self.add(child.steps, owner=path, body=True, space=body_of(path), home=body_of(path)),
+                )
             case AgentStep():
                 self._agent(step, path, home)
 
     def _agent(self, step: AgentStep, path: str, home: str) -> None:
-        scope = Block(path, True, (TURN,), f"{path}/")
+        scope = Block(path, True, (TURN,), body_of(path))
         self.scopes[path] = (scope,)
         shared = {name: getattr(step, name) for name in _SHARED}
         own = {"kind": "model", "id": TURN, "on_failure": "fail", "deadline": None, "cache": None}
-        transition = ModelStep.model_construct(**{**shared, **own})
-        self.nodes[f"{path}/{TURN}"] = Node(transition, scope, 0, home, step, _variants(transition))
+        turn = ModelStep.model_construct(**{**shared, **own})
+        self.nodes[within(path, TURN)] = Node(turn, scope, 0, home, step, _variants(turn))
+        called = within(path, CALL)
         for tool in step.tools:
-            call = ToolStep(kind="tool", id=CALL, tool=tool, retry=step.retry)
-            self.calls[f"{path}/{CALL}", tool] = call
-        self.nodes[f"{path}/{CALL}"] = Node(self.calls[f"{path}/{CALL}", step.tools[0]], scope, 1, home, step)
+            self.calls[called, tool] = ToolStep(kind="tool", id=CALL, tool=tool, retry=step.retry)
+        self.nodes[called] = Node(self.calls[called, step.tools[0]], scope, 1, home, step)
 
     def condition(self, text: str, home: str) -> Condition:
         program = compile_condition(text)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import cast
 
 from pydantic import TypeAdapter
 
+from interlock.base.json import Json
 from interlock.base.refs import Ref
 from interlock.base.usage import Usage
 from interlock.machine.events import TERMINAL, Failure, RunStatus
+from interlock.machine.names import TimerKey
+from interlock.machine.persistent import PersistentMap
+from interlock.machine.version import require_known
 from interlock.workflows.facts import Facts
 
 
@@ -48,6 +52,12 @@ COMPENSATION = frozenset(
 )
 # Work whose end must be awaited before what it stands in may end: an effect may be happening.
 BUSY = WORKING | {StepStatus.COMPENSATION_RETRYING, StepStatus.CONFIRMING}
+# What must be over before a container around it that failed is finished.
+UNFINISHED = BUSY | {StepStatus.ENDING}
+# What needs nothing any more, unless a container around it fails.
+SETTLED = frozenset(
+    {StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.COMPENSATED, StepStatus.COMPENSATION_ABANDONED}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +109,8 @@ def is_settled(step: StepState, *, opens_body: bool) -> bool:
 
 
 def limit_key(name: str, step: StepState) -> str:
-    """The timer of an instance's deadline. A requeued step's is another one: the old one, told twice, must not end the new."""
-    return f"limit:{name}" if step.begun == 1 else f"limit:{name}:{step.begun}"
+    """The timer of an instance's deadline."""
+    return str(TimerKey.limit(name, step.begun))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +131,35 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class RunState:
-    """A run.
+class Failing:
+    """A container that failed and is not finished yet.
 
     Attributes:
-        completed: undoable instances that succeeded, in the order of their success.
+        unfinished: instances inside it, at any depth, that are in `UNFINISHED`.
+        remaining: undoable instances inside it that are still to be compensated, in the order of their success, so the last one
+            is next; None until everything inside it is over.
+        left: how many of `remaining` have not been compensated.
+    """
+
+    failure: Failure
+    unfinished: int = 0
+    remaining: tuple[str, ...] | None = None
+    left: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """A run. A value: `advance` makes another one, whose mappings share what did not change.
+
+    Attributes:
+        machine: the version of the machine that drives it, to its end.
+        live: instances that are not in `SETTLED`: what is performed, waits, or is a container under way.
+        completed: undoable instances that succeeded and were not compensated, in the order of their success.
         timers: key → due, seconds since the epoch.
         working, busy: how many instances are in `WORKING` and `BUSY`.
         done: steps that succeeded, containers aside; `approvals`: reviews that were approved.
         ending: set when the run can no longer succeed; then nothing new starts.
-        failing: containers that failed and are not finished yet → why.
+        failing: containers that failed and are not finished yet.
         usage: of all calls together, without provider and model.
         degraded: why the run will end as partial although it goes on.
         paused: nothing new is performed.
@@ -138,11 +167,13 @@ class RunState:
     """
 
     status: RunStatus = RunStatus.QUEUED
+    machine: int = 1
     seed: int = 0
     input_facts: Facts = field(default_factory=dict)
-    steps: Mapping[str, StepState] = field(default_factory=dict)
-    completed: tuple[str, ...] = ()
-    timers: Mapping[str, float] = field(default_factory=dict)
+    steps: Mapping[str, StepState] = field(default_factory=PersistentMap[StepState])
+    live: Mapping[str, bool] = field(default_factory=PersistentMap[bool])
+    completed: Mapping[str, bool] = field(default_factory=PersistentMap[bool])
+    timers: Mapping[str, float] = field(default_factory=PersistentMap[float])
     working: int = 0
     busy: int = 0
     done: int = 0
@@ -150,7 +181,7 @@ class RunState:
     retries: int = 0
     usage: Usage = field(default_factory=Usage)
     ending: Ending | None = None
-    failing: Mapping[str, Failure] = field(default_factory=dict)
+    failing: Mapping[str, Failing] = field(default_factory=PersistentMap[Failing])
     degraded: str | None = None
     paused: bool = False
     signals: Mapping[str, tuple[Kept, ...]] = field(default_factory=dict)
@@ -170,15 +201,33 @@ class RunState:
 _STATE: TypeAdapter[RunState] = TypeAdapter(RunState)
 
 
-def state_to_json(state: RunState) -> Any:
-    """The state as JSON, for an engine that hands it on whole; the journal is what is kept."""
-    return _STATE.dump_python(state, mode="json")
+def state_to_json(state: RunState) -> Json:
+    """The state as JSON, for an engine that forwards it whole; the journal is what is kept."""
+    plain = replace(
+        state,
+        steps=dict(state.steps),
+        live=dict(state.live),
+        completed=dict(state.completed),
+        timers=dict(state.timers),
+        failing=dict(state.failing),
+    )
+    return cast("Json", _STATE.dump_python(plain, mode="json"))
 
 
-def state_from_json(data: Any) -> RunState:
+def state_from_json(data: Json) -> RunState:
     """The state that `state_to_json` gave.
 
     Raises:
+        NeedsNewerRelease: it is of a machine version that this release does not know.
         pydantic.ValidationError: it is not one.
     """
-    return _STATE.validate_python(data)
+    state = _STATE.validate_python(data)
+    require_known(state.machine)
+    return replace(
+        state,
+        steps=PersistentMap(state.steps),
+        live=PersistentMap(state.live),
+        completed=PersistentMap(state.completed),
+        timers=PersistentMap(state.timers),
+        failing=PersistentMap(state.failing),
+    )

@@ -1,24 +1,50 @@
-"""One event's worth of work on a private copy of the state: what `flow` and `failures` do it with.
+"""One event's changes of the state, kept apart until `finish`: what `flow` and `failures` do their work with.
 
-Nothing here decides; it keeps counters, timers and commands in step with the steps. What is to happen next is put
-on `todo` instead of being called, so that a row of 500 empty branches needs no deep stack, and entering and failing need not
-know each other.
+Costs what changes, not what the state holds: mappings are edits upon those of the state, the inside of a container is found
+by the program's structure, and what is under way is in `live`. Nothing here decides; it keeps counters, timers and commands
+in step with the steps. What is to happen next is put on `todo` instead of being called, so that a row of 500 empty branches
+needs no deep stack, and entering and failing need not know each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from interlock.base.usage import Usage
 from interlock.machine import events as ev
 from interlock.machine.events import Command, Failure, RunStatus
-from interlock.machine.program import Program, space_of
-from interlock.machine.state import BUSY, WORKING, Ending, RunState, StepState, StepStatus, limit_key
-from interlock.workflows.spec import CONTAINERS
+from interlock.machine.names import (
+    body_of,
+    call_of,
+    enclosing,
+    frame_of,
+    is_numbered,
+    path_of,
+    space_of,
+    turn_of,
+    unnumbered,
+)
+from interlock.machine.persistent import PersistentMap
+from interlock.machine.program import FRAMED, Program
+from interlock.machine.state import (
+    BUSY,
+    SETTLED,
+    UNFINISHED,
+    WORKING,
+    Ending,
+    RunState,
+    StepState,
+    StepStatus,
+    limit_key,
+)
+from interlock.workflows.spec import CONTAINERS, AgentStep
 
 Todo = tuple[str, str, Failure | None]
 """("enter" | "leave" | "fail", instance, why it failed)."""
+
+_NEW = StepStatus.SUCCEEDED
+"""What a step that is not there yet counts as: nothing."""
 
 
 class Transition:
@@ -28,22 +54,23 @@ class Transition:
         self.program = program
         self.state = state
         self.at = at
-        self.steps = dict(state.steps)
-        self.timers = dict(state.timers)
-        self.completed = list(state.completed)
+        self.steps = PersistentMap.of(state.steps).edit()
+        self.live = PersistentMap.of(state.live).edit()
+        self.timers = PersistentMap.of(state.timers).edit()
+        self.completed = PersistentMap.of(state.completed).edit()
         self.working, self.busy = state.working, state.busy
         self.done, self.approvals = state.done, state.approvals
         self.retries = state.retries
         self.usage = state.usage
         self.ending: Ending | None = state.ending
-        self.failing = dict(state.failing)
+        self.failing = PersistentMap.of(state.failing).edit()
         self.degraded = state.degraded
         self.paused = state.paused
         self.signals = state.signals
         self.received = state.received
         self.status = state.status
         self.reason = state.reason
-        self.seed, self.input_facts = state.seed, state.input_facts
+        self.seed, self.input_facts, self.machine = state.seed, state.input_facts, state.machine
         self.commands: list[Command] = []
         self.todo: list[Todo] = []
         self.changed: set[str] = set()  # steps that were put in this turn, and are still to be looked at by `conclude`
@@ -53,13 +80,21 @@ class Transition:
     def put(self, name: str, step: StepState) -> None:
         """Sets a step; every change of one goes through here, so the counters hold."""
         old = self.steps.get(name)
-        if old is not None:
-            self.working -= old.status in WORKING
-            self.busy -= old.status in BUSY
-        self.working += step.status in WORKING
-        self.busy += step.status in BUSY
+        before, now = _NEW if old is None else old.status, step.status
         self.steps[name] = step
         self.changed.add(name)
+        if before is now:
+            return
+        self.working += (now in WORKING) - (before in WORKING)
+        self.busy += (now in BUSY) - (before in BUSY)
+        if now not in SETTLED:
+            self.live[name] = True
+        elif before not in SETTLED:
+            self.live.pop(name)
+        if self.failing and (more := (now in UNFINISHED) - (before in UNFINISHED)):
+            for one in self.ancestors(name):
+                if (failing := self.failing.get(one)) is not None:
+                    self.failing[one] = replace(failing, unfinished=failing.unfinished + more)
 
     def perform(self, name: str, step: StepState) -> None:
         """Has a step's work done, now or once the run is resumed."""
@@ -75,7 +110,7 @@ class Transition:
         self.unlimit(name)
         self.done += not isinstance(self.program.node(name).step, CONTAINERS)
         if self.program.undoable(name, step.variant, step.tool):
-            self.completed.append(name)
+            self.completed[name] = True
         self.todo.append(("leave", name, None))
 
     def fail(self, name: str, step: StepState, failure: Failure) -> None:
@@ -98,15 +133,35 @@ class Transition:
             yield parent
             parent = self.program.parent(parent)
 
-    def inside(self, name: str, container: str | None) -> bool:
-        return container is None or container in self.ancestors(name)
+    def inside(self, container: str) -> Iterator[str]:
+        """Instances in a container, at any depth."""
+        around = [container]
+        while around:
+            for name in self._children(around.pop()):
+                if name in self.steps:
+                    yield name
+                    around.append(name)
+
+    def _children(self, name: str) -> Iterable[str]:
+        """Names of the instances that may be directly in one: more than there are."""
+        step, path = self.program.node(name).step, path_of(name)
+        scopes = self.program.scopes.get(path, ())
+        if not scopes:
+            return ()
+        if isinstance(step, FRAMED) and not is_numbered(name):
+            return (frame_of(name, number) for number in range(1, self.steps[name].iteration + 1))
+        if isinstance(step, AgentStep):
+            turn = self.steps.get(turn_of(name))
+            calls = turn.calls if turn is not None else ()
+            return (turn_of(name), *(call_of(name, number) for number in range(1, len(calls) + 1)))
+        space = body_of(name) if scopes[0].body else space_of(name)
+        return (space + one for scope in scopes for one in scope.steps)
 
     def agent_of(self, name: str) -> str | None:
         """The agent whose turn or call this is."""
         if self.program.node(name).agent is None:
             return None
-        frame = space_of(name)[:-1]
-        return frame[: frame.rfind("#")]
+        return unnumbered(enclosing(name))
 
     def blocked(self, name: str) -> bool:
         """Whether nothing new may start at this place, because the run or something around it is ending."""
@@ -117,7 +172,6 @@ class Transition:
     # -- timers, money -----------------------------------------------------------------------------------------
 
     def timer(self, key: str, due: float) -> None:
-        # Keys name the attempt where there may be several: a timer delivered twice must not cut the next wait short.
         self.timers[key] = due
         self.commands.append(ev.StartTimer(key, due))
 
@@ -128,7 +182,8 @@ class Transition:
 
     def unlimit(self, name: str) -> None:
         """Takes its deadline away."""
-        self.timers.pop(limit_key(name, self.steps[name]), None)
+        if self.timers:
+            self.timers.pop(limit_key(name, self.steps[name]))
 
     def use(self, usage: Usage | None) -> None:
         """Adds what an attempt used to the run's total."""
@@ -142,18 +197,18 @@ class Transition:
         if self.status not in ev.TERMINAL and self.status is not RunStatus.COMPENSATING and self.steps:
             self.status = RunStatus.RUNNING if self.working else RunStatus.WAITING
         if self.status in ev.TERMINAL:
-            self.timers = {}
+            self.timers.clear()
             if self.status is not self.state.status:
                 self.commands.append(ev.Finish(self.status, self.reason))
         state = RunState(
             status=self.status,
+            machine=self.machine,
             seed=self.seed,
             input_facts=self.input_facts,
-            steps=self.steps,
-            completed=tuple(self.completed)
-            if len(self.completed) != len(self.state.completed)
-            else self.state.completed,
-            timers=self.timers,
+            steps=self.steps.done(),
+            live=self.live.done(),
+            completed=self.completed.done(),
+            timers=self.timers.done(),
             working=self.working,
             busy=self.busy,
             done=self.done,
@@ -161,7 +216,7 @@ class Transition:
             retries=self.retries,
             usage=self.usage,
             ending=self.ending,
-            failing=self.failing,
+            failing=self.failing.done(),
             degraded=self.degraded,
             paused=self.paused,
             signals=self.signals,
@@ -169,3 +224,8 @@ class Transition:
             reason=self.reason,
         )
         return state, self.commands
+
+
+def not_compensated(transition: Transition) -> Iterator[str]:
+    """Instances that could not be compensated; they are in the dead-letter queue."""
+    return (name for name in transition.live if transition.steps[name].status is StepStatus.COMPENSATION_FAILED)

@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 TOOL_DIRECTORY = "/tool"
 BUNDLE_COPY_SOURCE = "/interlock/bundle"
 EGRESS_SOCKET = "/interlock/egress.sock"
-UNPRIVILEGED = 65534  # user and group id that own no files  # user and group id that own no files
+UNPRIVILEGED = 65534  # user and group id that own no files
 OPEN_FILES = 256
 # Slow to import and common in tools: imported while a warm sandbox waits, so that they do not delay a job.
 PRELOAD = (

@@ -17,6 +17,7 @@ from interlock.definitions.versions import Version, Versions
 from interlock.guard.gate import Stage, inspect, secret
 from interlock.guard.pii import Redactor
 from interlock.identity.principal import Principal
+from interlock.machine import version as machine_version
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
@@ -29,6 +30,7 @@ from interlock.workflows.schemas import check_value
 
 _MAX_KEY = 200
 _MAX_PRIORITY = 100
+_ONCE = "runs_org_id_workflow_idempotency_key_key"
 
 
 class Submission:
@@ -80,8 +82,10 @@ class Submission:
         try:
             run_id, commit = await self._proposed(principal, version, value, key, priority)
             await self._committer.submit(commit)
-        except asyncpg.UniqueViolationError:
-            # The same request twice at the same moment: the other one won.
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name != _ONCE:
+                raise
+            # The same request twice at the same moment: the other one was committed.
             existing = await self._existing(principal, workflow, key, value)
             assert existing is not None
             return existing, False
@@ -192,6 +196,7 @@ class Submission:
             span_id=trace.span_id,
             engine=self._engine,
             priority=taken.priority,
+            machine=machine_version.MACHINE_VERSION,
         )
         return run_id, Commit(org_id, new_runs=[row], audit=[entry])
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from interlock.base.usage import Usage, cost_json
 from interlock.machine import events as ev
-from interlock.machine.program import path_of
+from interlock.machine.names import path_of
 from interlock.store.database import Row
 from interlock.telemetry import names
 

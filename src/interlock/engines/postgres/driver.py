@@ -18,11 +18,12 @@ from interlock.engines.postgres.refusals import Arrived, Refused, Sent, Work, si
 from interlock.execution.attempt import unrecordable
 from interlock.execution.batch.reservations import abandon_calls, hold_reserved, release_reserved
 from interlock.execution.engine import HOLD_SECONDS, Services
-from interlock.execution.loading import input_facts, load_run, seed_of, work_of
+from interlock.execution.loading import JOURNAL_PAGE, input_facts, load_run, replayed, seed_of, work_of
 from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
 from interlock.execution.steps import Run, StepOutcome
 from interlock.machine import events as ev
-from interlock.machine.machine import advance, fold, pending
+from interlock.machine.machine import advance, pending
+from interlock.machine.persistent import changed_keys
 from interlock.machine.state import RunState
 from interlock.store.rows import EffectRow, FinishedRun, ReleasedRun
 from interlock.telemetry import names
@@ -58,6 +59,7 @@ class RunDriver:
         self._state = RunState()
         self._written = RunState()  # after `_seq` events, without those in `_unwritten`
         self._seq = 0
+        self._timers_seen = self._state.timers  # as they were when commands were last carried out
         # The start of the run, while it waits to be written.
         self._unwritten: list[StepOutcome] = []
         self._run: Run
@@ -105,23 +107,22 @@ class RunDriver:
     async def _load(self) -> None:
         run_id, org_id, fence = self.ids
         services = self._services
-        row = await services.database.row("load_run", run_id, org=org_id)
+        row = await services.database.row("load_run", run_id, JOURNAL_PAGE, org=org_id)
         assert row is not None, "a leased run has a row"
         self._run = await load_run(services, row, fence=fence)
         self._created = row["created_at"].timestamp()
         # First of all: a run that was cancelled before it began does not begin.
         self._take_signals(row["signals"])
-        journal = row["journal"]
-        self._state = fold(self._run.version.program, map(ev.event_from_json, journal))
-        self._written, self._seq, self._run.usage = self._state, len(journal), self._state.usage
+        self._state, self._seq = await replayed(services.database, self._run.version.program, row)
+        self._written, self._run.usage = self._state, self._state.usage
         hold_reserved(self._run, self._state, row)
-        if journal:
+        if self._seq:
             self._run.resumed = True
-            log(names.LOG_RUN_RESUMED, run_id=run_id, events=len(journal))
+            log(names.LOG_RUN_RESUMED, run_id=run_id, events=self._seq)
             self._issue(pending(self._state))
         else:
             log(names.LOG_RUN_STARTED, run_id=run_id, workflow=self._run.version.name)
-            started = ev.RunStarted(services.clock.now(), seed_of(run_id), await input_facts(self._run))
+            started = ev.RunStarted(services.clock.now(), seed_of(run_id), await input_facts(self._run), row["machine"])
             self._events.put_nowait(StepOutcome(started))
 
     async def _second_chance(self) -> None:
@@ -359,8 +360,11 @@ class RunDriver:
                     self._start(command)
                 case ev.StartTimer():
                     self._start_timer(command)
-        for timer in self._timers.keys() - self._state.timers.keys():
-            self._timers.pop(timer)[1].cancel()
+        timers = self._state.timers
+        for timer in changed_keys(self._timers_seen, timers):
+            if timer not in timers and timer in self._timers:
+                self._timers.pop(timer)[1].cancel()
+        self._timers_seen = timers
 
     def _start(self, command: ev.Perform | ev.Compensate) -> None:
         if self._draining:

@@ -12,6 +12,7 @@ from interlock.base.ids import new_id
 from interlock.engines.postgres.driver import RunDriver
 from interlock.execution.engine import MAX_CRASHES, Services
 from interlock.execution.records import park_run
+from interlock.machine import version as machine_version
 from interlock.store.commit import Commit
 from interlock.store.listener import Listener
 from interlock.store.rows import CrashedRun
@@ -82,7 +83,15 @@ class PostgresEngine:
                         await self._wake.wait()
 
     async def _claim(self, free: int) -> int:
-        rows = await self._services.database.rows("claim_runs", self.worker_id, self._lease, free, ENGINE)
+        rows = await self._services.database.rows(
+            "claim_runs",
+            self.worker_id,
+            self._lease,
+            free,
+            ENGINE,
+            machine_version.OLDEST_MACHINE,
+            machine_version.MACHINE_VERSION,
+        )
         if self._stopping:
             return 0  # claimed while the drain began; the drain gives them back
         self._making_room = False
@@ -178,7 +187,14 @@ class PostgresEngine:
 
     async def _take_exclusive_slot(self) -> None:
         """Hands over all it drives if a run waits to be driven alone and no idle worker took it: somebody must be idle."""
-        row = await self._services.database.row("take_exclusive_slot", self.worker_id, self._lease, ENGINE)
+        row = await self._services.database.row(
+            "take_exclusive_slot",
+            self.worker_id,
+            self._lease,
+            ENGINE,
+            machine_version.OLDEST_MACHINE,
+            machine_version.MACHINE_VERSION,
+        )
         if row is not None and row["chosen"]:
             self._making_room = True
             for driver, _ in self._drivers.values():

@@ -13,6 +13,7 @@ from interlock.base.refs import Ref
 from interlock.engines.simulator.programs import Dice
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, fold
+from interlock.machine.names import DEADLINE, TimerKey, is_numbered
 from interlock.machine.program import Program
 from interlock.machine.state import RunState, StepStatus, state_from_json, state_to_json
 from interlock.workflows.spec import CONTAINERS, MapStep, ToolStep, WaitStep
@@ -218,7 +219,7 @@ def _failed_around(program: Program, state: RunState, name: str) -> str | None:
     while around is not None:
         step, spec = state.steps[around], program.node(around).step
         alone = spec.on_failure == "continue" and isinstance(spec, CONTAINERS)
-        if "#" in around[around.rfind("/") + 1 :]:
+        if is_numbered(around):
             alone = isinstance(spec, MapStep) and spec.on_item_failure == "continue"
         if alone and step.status is StepStatus.FAILED and step.failure is not None:
             return around
@@ -252,7 +253,12 @@ def check_totality(program: Program, state: RunState, dice: Dice) -> None:
             ev.StepFailed(name, attempt, at, at, failure),
             ev.StepDeferred(name, attempt, at, at, -1.0),
             ev.ReviewDecided(name, at, dice.below(2) == 0, _VALUE, facts),
-            ev.TimerFired(dice.pick([*state.timers, "", "deadline", f"limit:{name}", f"compensate:{name}:1"]), at),
+            ev.TimerFired(
+                dice.pick(
+                    [*state.timers, "", DEADLINE, str(TimerKey.limit(name, 1)), str(TimerKey.compensate(name, 1))]
+                ),
+                at,
+            ),
             ev.CompensationSucceeded(name, attempt, at, at),
             ev.CompensationFailed(name, attempt, at, at, failure),
             ev.CancelRequested(at, ""),

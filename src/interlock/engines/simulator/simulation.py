@@ -26,7 +26,8 @@ from interlock.engines.simulator.checks import (
 from interlock.engines.simulator.programs import BOOK, LOOK, MAX_ITEMS, SEND, SIGNALS, Dice, random_program
 from interlock.machine import events as ev
 from interlock.machine.machine import pending
-from interlock.machine.program import Program, path_of
+from interlock.machine.names import TURN, TimerKey, TimerKind, id_of
+from interlock.machine.program import Program
 from interlock.machine.state import RunState
 from interlock.workflows.spec import AgentStep, MapStep
 
@@ -151,7 +152,7 @@ class _World:
             return
         timer = list(self.state.timers)[number - len(people)]
         self.now = max(self.now, self.state.timers[timer])
-        if timer.startswith(("limit", "deadline")):
+        if TimerKey.parse(timer).kind in {TimerKind.LIMIT, TimerKind.DEADLINE}:
             self.faults["deadline passed"] += 1
         self.apply(ev.TimerFired(timer, self.now))
 
@@ -196,7 +197,7 @@ class _World:
         dice, node = self.dice, self.program.node(name)
         if isinstance(node.step, MapStep):
             return {"count": dice.below(MAX_ITEMS + 2) if dice.below(4) == 0 else dice.below(3)}, ()
-        if isinstance(node.agent, AgentStep) and path_of(name).endswith("/turn") and dice.below(3):
+        if isinstance(node.agent, AgentStep) and id_of(name) == TURN and dice.below(3):
             return {}, tuple(dice.pick((LOOK, LOOK, SEND, BOOK)) for _ in range(1 + dice.below(3)))
         return dice.pick(_FACTS), ()
 

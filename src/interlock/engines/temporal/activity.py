@@ -27,11 +27,12 @@ from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable,
 from interlock.execution.attempt import unrecordable
 from interlock.execution.batch.reservations import abandon_calls, hold_reserved, release_reserved
 from interlock.execution.engine import HOLD_SECONDS, MAX_CRASHES, Services
-from interlock.execution.loading import load_run, work_of
+from interlock.execution.loading import JOURNAL_PAGE, fold_in_slices, journal_after, load_run, pages_of, work_of
 from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, park_run, records_of
 from interlock.execution.steps import Run, StepOutcome
 from interlock.machine import events as ev
-from interlock.machine.machine import advance, fold, pending
+from interlock.machine.machine import advance
+from interlock.machine.names import CommandKey, CommandKind
 from interlock.machine.state import RunState
 from interlock.store.commit import Commit
 from interlock.store.rows import CrashedRun, DoneClaim, EffectRow, NewClaim, PlaceRow, RevivedRun, UsedSignal
@@ -158,22 +159,24 @@ class Performer:
         return held
 
     async def _load(self, run_id: str, org_id: str) -> _Held:
-        row = await self._services.database.row("load_run", run_id, org=org_id)
+        row = await self._services.database.row("load_run", run_id, JOURNAL_PAGE, org=org_id)
         assert row is not None, "a workflow has a run"
         run = await load_run(self._services, row, fence=0)
-        state = fold(run.version.program, map(ev.event_from_json, row["journal"]))
+        state, journal = RunState(), []
+        async for page in pages_of(self._services.database, row):
+            state = await fold_in_slices(run.version.program, map(ev.event_from_json, page), state)
+            journal += page
         run.usage = state.usage
         hold_reserved(run, state, row)
-        return _Held(run, row["created_at"].timestamp(), state, row["journal"])
+        return _Held(run, row["created_at"].timestamp(), state, journal)
 
     async def _reload(self, held: _Held) -> None:
-        """What other processes have recorded meanwhile."""
+        """What other processes have recorded meanwhile. Under the run's lock."""
         run = held.run
-        rows = await self._services.database.rows("get_journal", run.run_id, held.seq, org=run.org_id)
-        new = [row["event"] for row in rows]
-        if new:
-            run.forget()
-            held.move(fold(run.version.program, map(ev.event_from_json, new), held.state), new)
+        async for page in journal_after(self._services.database, run.run_id, run.org_id, held.seq):
+            if page:
+                run.forget()
+                held.move(await fold_in_slices(run.version.program, map(ev.event_from_json, page), held.state), page)
 
     # -- recording ---------------------------------------------------------------------------------------------
 
@@ -264,7 +267,7 @@ class Performer:
 
     async def _command(self, held: _Held, task: Task, command: Command) -> TaskResult:
         info = activity.info()
-        name = f"{command['kind']}:{command['step']}:{command['attempt']}"
+        name = str(CommandKey(CommandKind(command["kind"]), command["step"], command["attempt"]))
         fence = _fence(info.scheduled_time, info.attempt)
         claim = NewClaim(run_id=held.run.run_id, command=name, org_id=held.run.org_id, fence=fence)
         if info.attempt > 1:
@@ -317,7 +320,8 @@ class Performer:
         row = await self._services.database.row("get_claim", held.run.run_id, name, org=held.run.org_id)
         if row is not None and row["event"] is not None:
             return {"event": row["event"]}
-        await self._reload(held)
+        async with held.lock:
+            await self._reload(held)
         return {"over": True} if held.state.over else None
 
 
@@ -333,9 +337,7 @@ def _diverged(held: _Held, events: list[Recordable]) -> bool:
 
 def _works(state: RunState, now: float) -> bool:
     """Whether a run has a place among those at once: as in the other engine, what waits for longer has none."""
-    if state.status is ev.RunStatus.RUNNING:
-        return True
-    if any(not isinstance(command, ev.StartTimer) for command in pending(state)):
+    if state.status is ev.RunStatus.RUNNING or state.working:
         return True
     return min(state.timers.values(), default=math.inf) - now <= HOLD_SECONDS
 

@@ -21,13 +21,12 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from interlock.base.errors import LeaseLost, Unavailable
-from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, SignalInput, Start, WorkerLimits
+from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, Beginning, SignalInput, Start, WorkerLimits
 from interlock.engines.temporal.workflow import program_to_json
 from interlock.execution.engine import Services
-from interlock.execution.loading import input_facts, load_run, seed_of
+from interlock.execution.loading import JOURNAL_PAGE, input_facts, load_run, replayed, seed_of
 from interlock.execution.steps import Run
-from interlock.machine import events as ev
-from interlock.machine.machine import fold
+from interlock.machine import version as machine_version
 from interlock.machine.state import state_to_json
 from interlock.store.commit import Commit
 from interlock.store.database import Row
@@ -104,7 +103,15 @@ class Bridge:
                         await self._wake.wait()
 
     async def _claim(self) -> int:
-        rows = await self._services.database.rows("claim_kept", self._worker_id, _LEASE_SECONDS, _AT_ONCE, ENGINE)
+        rows = await self._services.database.rows(
+            "claim_kept",
+            self._worker_id,
+            _LEASE_SECONDS,
+            _AT_ONCE,
+            ENGINE,
+            machine_version.OLDEST_MACHINE,
+            machine_version.MACHINE_VERSION,
+        )
         await asyncio.gather(*map(self._forward, rows))
         return len(rows)
 
@@ -114,7 +121,7 @@ class Bridge:
         # Its next attention is a signal's; if handing on fails, the next poll's, and a run at work has its place all the same.
         released = ReleasedRun(run_id=run_id, wake_at=None, kept=claimed["works"])
         try:
-            row = await self._services.database.row("load_run", run_id, org=org_id)
+            row = await self._services.database.row("load_run", run_id, JOURNAL_PAGE, org=org_id)
             assert row is not None, "a queued run has a row"
             if row["signals"] or not row["journal"]:
                 released = replace(released, kept=await self._deliver(row))
@@ -177,19 +184,19 @@ class Bridge:
         A journal without a workflow is a run that Temporal lost, or that somebody ended there: it goes on from its journal.
         """
         program = run.version.program
-        state = fold(program, map(ev.event_from_json, row["journal"]))
+        state, seq = await replayed(self._services.database, program, row)
         if state.over and not row["signals"]:
             return None
-        rebuilt = bool(row["journal"])
+        rebuilt = seq > 0
         if rebuilt:
-            log(names.LOG_RUN_RESUMED, run_id=run.run_id, events=len(row["journal"]))
+            log(names.LOG_RUN_RESUMED, run_id=run.run_id, events=seq)
         return {
             "run_id": run.run_id,
             "org_id": run.org_id,
             "program": program_to_json(program),
-            "begin": None if rebuilt else {"seed": seed_of(run.run_id), "facts": dict(await input_facts(run))},
+            "begin": None if rebuilt else await self._first(run, row["machine"]),
             "state": state_to_json(state) if rebuilt else None,
-            "seq": len(row["journal"]),
+            "seq": seq,
             "unrecorded": [],
             "signals": row["signals"],
             "seen": [],
@@ -197,6 +204,10 @@ class Bridge:
             "heartbeat": self._heartbeat,
             "limits": self._limits,
         }
+
+    @staticmethod
+    async def _first(run: Run, machine: int) -> Beginning:
+        return {"seed": seed_of(run.run_id), "facts": dict(await input_facts(run)), "machine": machine}
 
 
 def _priority_key(priority: int) -> int:

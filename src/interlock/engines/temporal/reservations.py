@@ -16,6 +16,7 @@ from interlock.base.usage import Usage
 from interlock.budget.ledger import NOTHING, Amount, RunLedger
 from interlock.execution.steps import Run
 from interlock.machine import events as ev
+from interlock.machine.names import CommandKey, CommandKind
 from interlock.store.commit import LEASE_LOST
 from interlock.store.database import Database
 from interlock.store.rows import SettledClaim
@@ -74,7 +75,8 @@ def settled_claims(run: Run, events: list[Any]) -> list[SettledClaim]:
     if not _shared(run):
         return []
     ended = [event for event in events if isinstance(event, ev.StepSucceeded | ev.StepFailed)]
-    return [SettledClaim(run_id=run.run_id, command=f"perform:{event.step}:{event.attempt}") for event in ended]
+    keys = [CommandKey(CommandKind.PERFORM, event.step, event.attempt) for event in ended]
+    return [SettledClaim(run_id=run.run_id, command=str(key)) for key in keys]
 
 
 def _shared(run: Run) -> bool:

@@ -36,6 +36,7 @@ class Beginning(TypedDict):
 
     seed: int
     facts: dict[str, Any]
+    machine: int
 
 
 class Start(TypedDict):

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import json
 from collections import deque
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +31,7 @@ from interlock.engines.temporal.tasks import (
 )
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, pending
+from interlock.machine.persistent import changed_keys
 from interlock.machine.program import Program, compile_program
 from interlock.machine.state import RunState, state_from_json, state_to_json
 from interlock.workflows.contracts import ToolContract
@@ -61,6 +63,7 @@ class InterlockRun:
         self._received: list[int] = []  # signals of which nothing came, to be cleared away
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.Task[None]] = {}
+        self._timers_seen = self._state.timers
         self._held_back = False
         self._recording = asyncio.Lock()
         self._broken: ActivityError | None = None
@@ -80,7 +83,7 @@ class InterlockRun:
         self.deliver(start["signals"])
         if start["begin"] is not None:
             begin = start["begin"]
-            self._events.append((ev.RunStarted(workflow.time(), begin["seed"], begin["facts"]), None))
+            self._events.append((ev.RunStarted(workflow.time(), begin["seed"], begin["facts"], begin["machine"]), None))
         else:
             self._issue(pending(self._state))
         while not self._ended_elsewhere:
@@ -162,7 +165,9 @@ class InterlockRun:
                     works = True
                 case ev.StartTimer():
                     self._timers[command.timer] = asyncio.create_task(self._wait(command))
-        self._cancel_timers(self._timers.keys() - self._state.timers.keys())
+        timers = self._state.timers
+        self._cancel_timers(key for key in changed_keys(self._timers_seen, timers) if key not in timers)
+        self._timers_seen = timers
         return works
 
     def _spawn(self, execution: Any) -> None:
@@ -175,9 +180,10 @@ class InterlockRun:
         self._timers.pop(command.timer, None)
         self._events.append((ev.TimerFired(command.timer, workflow.time()), None))
 
-    def _cancel_timers(self, keys: Any) -> None:
+    def _cancel_timers(self, keys: Iterable[str]) -> None:
         for key in sorted(keys):  # in an order that replays
-            self._timers.pop(key).cancel()
+            if (timer := self._timers.pop(key, None)) is not None:
+                timer.cancel()
 
     async def _work(self, command: Command) -> None:
         if len(self._unrecorded) > _CARRIED:

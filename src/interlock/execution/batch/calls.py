@@ -35,7 +35,7 @@ from interlock.execution.steps import StepExecution
 from interlock.gateway.batches import SUBMIT_SECONDS, BatchAnswer, ModelBatches, batches_of
 from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
 from interlock.guard.gate import composed
-from interlock.machine.machine import DEADLINE
+from interlock.machine.names import DEADLINE
 from interlock.machine.retry import RETRYABLE, jitter
 from interlock.machine.state import limit_key
 from interlock.store.commit import Commit, Committer

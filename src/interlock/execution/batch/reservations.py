@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from interlock.budget.ledger import Amount
 from interlock.execution.steps import Run, StepExecution
+from interlock.machine.names import CommandKey, CommandKind, TimerKey
+from interlock.machine.persistent import changed_keys
 from interlock.machine.state import RunState, StepStatus
 from interlock.store.commit import Commit
 from interlock.store.database import Row
@@ -11,7 +13,6 @@ from interlock.store.rows import AbandonedCall, SettledClaim
 from interlock.workflows.spec import ModelStep
 
 _WAITING = frozenset({StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.PAUSED})
-_ENDS = frozenset({"step_succeeded", "step_failed"})
 
 
 def is_batched(execution: StepExecution) -> bool:
@@ -23,11 +24,10 @@ def hold_reserved(run: Run, state: RunState, row: Row) -> None:
     """Sets aside again what the run's calls in a batch had reserved, in whatever process.
 
     Args:
-        row: the run's, with its journal and its `batched` calls; `state` is that journal folded.
+        row: the run's, with its `batched` calls; `state` is its journal folded.
     """
-    ended = {(one["step"], one["attempt"]) for one in row["journal"] if one["type"] in _ENDS}
     for call in row["batched"]:
-        if (call["step"], call["attempt"]) not in ended and _awaits(state, call["step"]):
+        if _awaits_attempt(state, call["step"], call["attempt"]):
             run.ledger.hold(call["step"], Amount(call["tokens"], call["nano_usd"]))
 
 
@@ -46,12 +46,21 @@ def abandon_calls(commit: Commit, run: Run, before: RunState, after: RunState) -
     if not run.version.batches:
         return []
     claims = []
-    for name, was in before.steps.items():
+    for name in sorted(changed_keys(before.steps, after.steps)):
+        if (was := before.steps.get(name)) is None:
+            continue
         node = run.version.program.node(name)
         if isinstance(node.step, ModelStep) and node.step.batch and _awaits(before, name) and not _awaits(after, name):
             commit.abandoned_calls.append(AbandonedCall(run_id=run.run_id, step=name))
-            claims.append(SettledClaim(run_id=run.run_id, command=f"perform:{name}:{was.attempt}"))
+            command = str(CommandKey(CommandKind.PERFORM, name, was.attempt))
+            claims.append(SettledClaim(run_id=run.run_id, command=command))
     return claims
+
+
+def _awaits_attempt(state: RunState, name: str, attempt: int) -> bool:
+    """Whether the outcome of this very attempt is still to come: not after its failure, while the step waits for the next."""
+    ended = str(TimerKey.retry(name, attempt)) in state.timers
+    return not ended and _awaits(state, name) and state.steps[name].attempt == attempt
 
 
 def _awaits(state: RunState, name: str) -> bool:

@@ -9,7 +9,7 @@ from interlock.base.errors import ContractViolation
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.execution.steps import Run
-from interlock.machine.program import path_of
+from interlock.machine.names import InstanceName, enclosing, frame_of, id_of, path_of, unnumbered, within
 from interlock.machine.state import COMPENSATION, RunState, StepState, StepStatus, is_settled
 from interlock.workflows.bindings import Reference, dig, references, resolve
 from interlock.workflows.spec import LoopStep, MapStep, SubworkflowStep, ToolStep, WaitStep
@@ -86,7 +86,8 @@ class _Reader:
                 container, number = self._frame(near, LoopStep)
                 if number == 1:
                     return None
-                before = f"{container}#{number - 1}/{self._program.scopes[path_of(container)][0].steps[0]}"
+                first = self._program.scopes[path_of(container)][0].steps[0]
+                before = within(frame_of(container, number - 1), first)
                 return await self._step(reference, before, absent_is_null=True)
             case _:
                 return await self._step(reference, near, absent_is_null=False)
@@ -96,16 +97,16 @@ class _Reader:
         if not home:
             return dig(await self._value(self._run.input), reference.path)
         assert near is not None
-        caller = self._program.instance(near, home[:-1], self._state.steps)
+        caller = self._program.instance(near, enclosing(home), self._state.steps.get)
         return dig(await self._value(self._state.steps[caller].entry), reference.path)
 
     def _frame(self, near: str | None, kind: Any) -> tuple[str, int]:
         """The container around a place, and the number of the item or round that the place is in, from 1."""
         at = near
         while at is not None:
-            head, mark, number = at.rpartition("#")
-            if mark and number.isdigit() and isinstance(self._program.node(at).step, kind):
-                return head, int(number)
+            number = InstanceName.parse(at).number
+            if number is not None and isinstance(self._program.node(at).step, kind):
+                return unnumbered(at), number
             at = self._program.parent(at)
         raise ContractViolation("$item, $index and $last mean nothing outside a map or a loop")
 
@@ -113,7 +114,7 @@ class _Reader:
         home = self._program.node(near).home if near is not None else ""
         step = str(reference.step)
         path = self._program.ids.get((home, step), step)
-        name = self._program.instance(near or "", path, self._state.steps)
+        name = self._program.instance(near or "", path, self._state.steps.get)
         return await self._of(name, path, reference, near, absent_is_null=absent_is_null)
 
     async def _of(self, name: str, path: str, reference: Reference, near: str | None, *, absent_is_null: bool) -> Any:
@@ -139,7 +140,7 @@ class _Reader:
         if self._lenient or absent_is_null or let_go or (state is not None and state.status is StepStatus.SUCCEEDED):
             return None
         raise ContractViolation(
-            f'"{reference.text}": step "{step_id(path)}" did not run in this run; guard this step with the same branch'
+            f'"{reference.text}": step "{id_of(path)}" did not run in this run; guard this step with the same branch'
         )
 
     def _is_settled(self, state: StepState, spec: Any, near: str | None) -> bool:
@@ -151,7 +152,7 @@ class _Reader:
     async def _child(self, name: str, path: str, reference: Reference) -> Any:
         """A field of what a subworkflow gave: its output's binding, read inside it."""
         output = self._program.subworkflows[path].output
-        inside = f"{name}/{self._program.scopes[path][0].steps[0]}"
+        inside = within(name, self._program.scopes[path][0].steps[0])
         lenient, self._lenient = self._lenient, True  # as for a run's own output
         try:
             if not reference.path:
@@ -165,9 +166,9 @@ class _Reader:
         tree = spec.result if spec.result is not None else f"$steps.{spec.steps[-1].id}"
         results: list[Any] = []
         for number in range(1, state.iteration + 1):
-            frame = f"{name}#{number}"
+            frame = frame_of(name, number)
             if self._state.steps[frame].status is StepStatus.SUCCEEDED:
-                results.append(await self.tree(tree, f"{frame}/{spec.steps[-1].id}"))
+                results.append(await self.tree(tree, within(frame, spec.steps[-1].id)))
             else:
                 results.append(None)
         return results
@@ -193,8 +194,3 @@ class _Reader:
             f'what step "{name}" got from tool "{step.tool}" is {age:.0f} s old, and the tool says that it is good for '
             f"{contract.max_age:g} s; look it up again nearer to where it is needed, or set on_stale: flag"
         )
-
-
-def step_id(path: str) -> str:
-    """The id at the end of a path."""
-    return path[path.rfind("/") + 1 :]

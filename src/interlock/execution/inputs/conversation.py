@@ -8,7 +8,7 @@ from interlock.base.errors import IntegrityError
 from interlock.base.labels import Labels
 from interlock.definitions.agent_schemas import instructions, results_message, said
 from interlock.execution.steps import StepExecution
-from interlock.machine.program import CALL, TURN
+from interlock.machine.names import InstanceName, call_of, enclosing, turn_of
 from interlock.machine.state import StepStatus
 from interlock.workflows.spec import AgentStep
 
@@ -18,10 +18,10 @@ async def conversation(execution: StepExecution, agent: AgentStep) -> tuple[list
     program, state = execution.run.version.program, execution.state
     messages = [("system", instructions(program, agent))]
     labels = Labels()
-    head, _, number = _frame(execution.name).rpartition("#")
-    for earlier in range(1, int(number)):
-        frame = f"{head}#{earlier}"
-        asked = state.steps[f"{frame}/{TURN}"]
+    turn = InstanceName.parse(enclosing(execution.name))
+    for earlier in range(1, turn.number or 1):
+        frame = str(turn.numbered(earlier))
+        asked = state.steps[turn_of(frame)]
         assert asked.output is not None
         results, joined = await _results(execution, frame, asked.calls)
         labels = labels.join(asked.output.labels).join(joined)
@@ -32,7 +32,7 @@ async def conversation(execution: StepExecution, agent: AgentStep) -> tuple[list
 async def _results(execution: StepExecution, frame: str, calls: tuple[str, ...]) -> tuple[list[dict[str, Any]], Labels]:
     results, labels = [], Labels()
     for number, tool in enumerate(calls, start=1):
-        call = execution.state.steps[f"{frame}/{CALL}#{number}"]
+        call = execution.state.steps[call_of(frame, number)]
         if call.status is StepStatus.SUCCEEDED and call.output is not None:
             labels = labels.join(call.output.labels)
             results.append({"tool": tool, "result": await execution.run.value(call.output)})
@@ -51,14 +51,9 @@ async def asked_for(execution: StepExecution) -> tuple[dict[str, Any], Labels]:
     Raises:
         IntegrityError: the turn is not what the machine took it for.
     """
-    asked = execution.state.steps[f"{_frame(execution.name)}/{TURN}"]
-    number = int(execution.name.rpartition("#")[2])
-    if asked.output is None:
+    asked = execution.state.steps[turn_of(enclosing(execution.name))]
+    number = InstanceName.parse(execution.name).number
+    if asked.output is None or number is None:
         raise IntegrityError(f'the turn that asked for "{execution.name}" is gone')
     call = (await execution.run.value(asked.output))["calls"][number - 1]
     return dict(call["arguments"]), asked.output.labels
-
-
-def _frame(name: str) -> str:
-    """The turn an instance stands in: `assist#3/call#2` → `assist#3`."""
-    return name[: name.rfind("/")]

@@ -115,10 +115,11 @@ select definition from workflow_versions where org_id = $1 and name = $2 and ver
 -- A run's row.
 select * from runs where run_id = $1
 
--- name: load_run(run_id text)
--- All that a driver needs of a run: its row, journal, signals and batched calls.
+-- name: load_run(run_id text, page bigint)
+-- All that a driver needs of a run: its row, the first page of its journal, signals and batched calls.
 select runs.*,
-    (select coalesce(jsonb_agg(event order by seq), '[]') from journal where journal.run_id = runs.run_id) as journal,
+    (select coalesce(jsonb_agg(event order by seq), '[]') from (select seq, event from journal
+        where journal.run_id = runs.run_id order by seq limit $2) first_page) as journal,
     (select coalesce(jsonb_agg(jsonb_build_object('id', signal_id, 'event', event) order by signal_id), '[]')
         from signals where signals.run_id = runs.run_id) as signals,
     (select coalesce(jsonb_agg(jsonb_build_object('step', step, 'attempt', attempt, 'tokens', tokens, 'nano_usd', nano_usd)), '[]')
@@ -134,9 +135,34 @@ select * from runs where org_id = $1 and workflow = $2 and idempotency_key = $3
 select * from runs where ($1::text is null or status = $1) and ($2::text is null or workflow = $2)
     and ($3::text is null or run_id < $3) order by run_id desc limit $4
 
--- name: get_journal(run_id text, after integer)
--- A run's events after a number.
-select seq, event from journal where run_id = $1 and seq > $2 order by seq
+-- name: get_journal(run_id text, after integer, most bigint?)
+-- A run's events after a number, all or the first few.
+select seq, event from journal where run_id = $1 and seq > $2 order by seq limit $3
+
+-- name: journal_page(run_id text, after integer, most integer)
+-- Entries of a run's journal after a sequence number, in order, at most so many.
+select seq, event from journal where run_id = $1 and seq > $2 order by seq limit $3
+
+-- name: run_state(run_id text)
+-- How a run stands, without its journal. The marks differ once a review or a dead letter is opened or closed.
+select r.run_id, r.status, r.reason, r.input_tokens, r.output_tokens, r.nano_usd, r.unpriced,
+    (select max(seq) from journal j where j.run_id = r.run_id) as last_seq,
+    (select count(*) || ':' || count(v.decided_at) from reviews v where v.run_id = r.run_id) as reviews_mark,
+    (select count(*) || ':' || coalesce(max(l.dead_letter_id), '') from dead_letters l
+        where l.run_id = r.run_id and l.status = 'open') as dead_letters_mark
+    from runs r where r.run_id = $1
+
+-- name: followed_reviews(run_id text, known text[])
+-- A run's open reviews, and those that a follower knows as open.
+select review_id, step, purpose, title, role, status, decided_by from reviews
+    where run_id = $1 and (status = 'open' or review_id = any($2::text[])) order by created_at, review_id
+
+-- name: follow_runs(org_id text, run_ids text[], seconds double precision)
+-- Has changes of these runs notified for so many seconds.
+with gone as (delete from followed_runs where until < now() and run_id <> all($2::text[]))
+insert into followed_runs (run_id, org_id, until)
+    select run_id, $1, now() + make_interval(secs => $3) from unnest($2::text[]) as followed(run_id) order by run_id
+    on conflict (run_id, org_id) do update set until = excluded.until
 
 -- name: get_signals(run_id text)
 -- The signals of a run that are not on record yet.
@@ -144,9 +170,7 @@ select signal_id, event from signals where run_id = $1 order by signal_id
 
 -- name: count_signals(run_id text, signal_id text)
 -- How many signals a run was ever sent, and the name of the one with an id, if it was sent.
-with received as (select event from journal where run_id = $1 and event ->> 'type' = 'signal_received'
-        union all select event from signals where run_id = $1 and event ->> 'type' = 'signal_received')
-select count(*) as total, max(event ->> 'name') filter (where event ->> 'signal_id' = $2) as known from received -- its name
+select count(*) as total, max(name) filter (where signal_id = $2) as known from signal_ids where run_id = $1
 
 -- name: get_effect(run_id text, step text)
 -- A step's entry in the effect ledger; `age` in seconds.
@@ -239,18 +263,18 @@ insert into spans (trace_id, span_id, org_id, parent_id, name, start_ns, end_ns,
 -- The spans of a trace.
 select span_id, parent_id, name, start_ns, end_ns, ok, attributes from spans where trace_id = $1 order by start_ns, span_id
 
--- name: claim_runs(worker_id text, lease_seconds double precision, wanted integer, engine text)
--- Leases runs to a worker, fairly and within the quotas.
-select run_id, org_id, fence, crash_streak from claim_runs($1, $2, $3, $4)
+-- name: claim_runs(worker_id text, lease_seconds double precision, wanted integer, engine text, oldest integer, newest integer)
+-- Leases runs of the machine versions that the worker knows to it, fairly and within the quotas.
+select run_id, org_id, fence, crash_streak from claim_runs($1, $2, $3, $4, $5, $6)
 
--- name: take_exclusive_slot(worker_id text, lease_seconds double precision, engine text)
--- Whether this busy worker is to make room for a poison run.
-select take_exclusive_slot($1, $2, $3) as chosen
+-- name: take_exclusive_slot(worker_id text, lease_seconds double precision, engine text, oldest integer, newest integer)
+-- Whether this busy worker is to make room for a poison run that it can drive.
+select take_exclusive_slot($1, $2, $3, $4, $5) as chosen
 
--- name: claim_kept(worker_id text, lease_seconds double precision, wanted integer, engine text)
+-- name: claim_kept(worker_id text, lease_seconds double precision, wanted integer, engine text, oldest integer, newest integer)
 -- Leases runs that their engine keeps: those with signals (`works`), then others.
-select run_id, org_id, fence, true as works from claim_signalled($1, $2, $3, $4)
-    union all select run_id, org_id, fence, false from claim_runs($1, $2, $3, $4)
+select run_id, org_id, fence, true as works from claim_signalled($1, $2, $3, $4, $5, $6)
+    union all select run_id, org_id, fence, false from claim_runs($1, $2, $3, $4, $5, $6)
 
 -- name: reserve_claim(run_id text, command text, fence bigint, tokens bigint?, nano bigint?, limit_tokens bigint?, limit_nano bigint?)
 -- Reserves tokens and money for a command's call, within the run's budget.

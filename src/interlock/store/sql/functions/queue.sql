@@ -10,9 +10,12 @@ $$;
 -- Reads the first few rows of each lane, so its cost does not grow with how many wait.
 -- A run with three crash_streak is suspect of killing its workers: whoever gets it holds nothing else (decision 0008). With more of
 -- them it is given like any other, to be parked instead of driven.
+-- Only runs of the machine versions from `oldest` to `newest`, which the worker can drive; the others wait for another one.
 drop function if exists claim_runs(text, double precision, integer);
 drop function if exists claim_runs(text, double precision, integer, text);
-create function claim_runs(claimant text, lease_seconds double precision, wanted integer, engine text default 'postgres')
+drop function if exists claim_runs(text, double precision, integer, text, integer, integer);
+create function claim_runs(claimant text, lease_seconds double precision, wanted integer, engine text default 'postgres',
+        oldest integer default 1, newest integer default 1)
     returns table (run_id text, org_id text, fence bigint, crash_streak smallint)
     language plpgsql security definer set search_path = public, pg_temp as $$
 #variable_conflict use_column
@@ -53,7 +56,7 @@ begin
     if not exists (select from queue h where h.worker = claimant) then
         select q.run_id into suspect from queue q
             where q.engine = claim_runs.engine and q.crash_streak = 3 and q.worker is null and q.available_at <= now()
-                and not exists (select from unnest(held) h where h.org_id = q.org_id and (h.scope = 'org' or h.name = q.workflow)
+                and q.machine between oldest and newest and not exists (select from unnest(held) h where h.org_id = q.org_id and (h.scope = 'org' or h.name = q.workflow)
                     and h.concurrency <= (select count(*) from queue l where l.worker is not null and l.org_id = h.org_id
                         and (h.scope = 'org' or l.workflow = h.name)))
             order by q.available_at limit 1 for update of q skip locked;
@@ -105,7 +108,7 @@ begin
                 select q.run_id, q.available_at from queue q
                 where q.engine = claim_runs.engine and q.org_id = h.org_id and q.workflow = h.workflow and (-q.priority) = h.rank
                     and ((q.fence = 0)::integer) = h.fresh and q.worker is null and q.available_at < 'infinity'
-                    and q.available_at <= now() and q.crash_streak <> 3
+                    and q.available_at <= now() and q.crash_streak <> 3 and q.machine between oldest and newest
                 order by q.available_at limit pool) c
         ), in_rate as ( -- the limits one after the other, and places counted anew in between: what one refuses takes no other's room
             select w.*, l.dice, l.load, l.runs, l.starts, sum(w.fresh) over (partition by w.org_id, w.workflow order by w.place) as start
@@ -147,14 +150,16 @@ end $$;
 
 -- Whether a run has to be driven alone, found no idle worker, and this busy one is to make room for it: one worker for one run.
 -- Not for one that the quotas would keep from being claimed then, when this worker's own runs have left their places.
-create or replace function take_exclusive_slot(claimant text, lease_seconds double precision, engine text) returns boolean
+drop function if exists take_exclusive_slot(text, double precision, text);
+create or replace function take_exclusive_slot(claimant text, lease_seconds double precision, engine text, oldest integer,
+        newest integer) returns boolean
     language plpgsql security definer set search_path = public, pg_temp as $$
 #variable_conflict use_column
 begin
     update queue set room_by = claimant, room_until = now() + make_interval(secs => lease_seconds)
         where queue.run_id = (
             select q.run_id from queue q where q.engine = take_exclusive_slot.engine and q.crash_streak = 3 and q.worker is null
-                and q.available_at < now() - interval '2 seconds' -- an idle worker looks every second
+                and q.machine between oldest and newest and q.available_at < now() - interval '2 seconds' -- an idle worker looks every second
                 and (q.room_by is null or q.room_by = claimant or q.room_until < now())
                 and not exists (select from quotas k where k.org_id = q.org_id
                     and (k.scope = 'org' or k.scope = 'workflow' and k.name = q.workflow)

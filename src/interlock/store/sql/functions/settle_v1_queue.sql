@@ -1,5 +1,15 @@
 -- Parts of settle_v1 that wake runs, put them to sleep and end them: signals, batched calls and the queue.
 
+-- One id counts once: the table's key refuses the second of two signals that were sent at the same moment.
+create or replace function settle_v1_signal_ids(sent jsonb) returns integer language plpgsql as $$
+declare touched integer;
+begin
+    insert into signal_ids (run_id, signal_id, org_id, name) select run_id, signal_id, org_id, name
+        from jsonb_to_recordset(sent) as i(run_id text, signal_id text, org_id text, name text);
+    get diagnostics touched = row_count;
+    return touched;
+end $$;
+
 -- Events from outside (a decision, a cancellation), which wake the run's driver, or make the run due.
 create or replace function settle_v1_new_signals(sent jsonb) returns integer language plpgsql as $$
 declare touched integer;
@@ -8,8 +18,8 @@ begin
         from jsonb_to_recordset(sent) as s(org_id text, run_id text, event jsonb);
     get diagnostics touched = row_count;
     -- A run that is dead left the queue; a person may bring it back. Its fence begins above all that it ever had.
-    insert into queue (run_id, org_id, workflow, engine, priority, fence)
-        select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, (extract(epoch from now()) * 1000)::bigint
+    insert into queue (run_id, org_id, workflow, engine, priority, machine, fence)
+        select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, runs.machine, (extract(epoch from now()) * 1000)::bigint
         from jsonb_to_recordset(sent) as s(run_id text) join runs using (run_id)
         where runs.status = 'dead'
         on conflict (run_id) do nothing;

@@ -5,8 +5,8 @@
 create or replace function settle_v1_revived(revived jsonb) returns integer language plpgsql as $$
 declare touched integer;
 begin
-    insert into queue (run_id, org_id, workflow, engine, priority, available_at, fence)
-        select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, 'infinity', (extract(epoch from now()) * 1000)::bigint
+    insert into queue (run_id, org_id, workflow, engine, priority, machine, available_at, fence)
+        select runs.run_id, runs.org_id, runs.workflow, runs.engine, runs.priority, runs.machine, 'infinity', (extract(epoch from now()) * 1000)::bigint
         from jsonb_to_recordset(revived) as r(run_id text) join runs using (run_id)
         where runs.status = 'dead'
         on conflict (run_id) do nothing;
@@ -70,14 +70,16 @@ create or replace function settle_v1_new_runs(accepted jsonb) returns integer la
 declare touched integer;
 begin
     insert into runs (run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id,
-            engine, priority)
+            engine, priority, machine)
         select run_id, org_id, workflow, version, principal, idempotency_key, input, vault, flags, trace_id, span_id,
-            engine, priority
+            engine, priority, machine
         from jsonb_to_recordset(accepted) as r(run_id text, org_id text, workflow text, version text, principal jsonb,
-            idempotency_key text, input jsonb, vault jsonb, flags text[], trace_id text, span_id text, engine text, priority smallint);
-    insert into queue (run_id, org_id, workflow, engine, priority)
-        select run_id, org_id, workflow, engine, priority
-        from jsonb_to_recordset(accepted) as r(run_id text, org_id text, workflow text, engine text, priority smallint);
+            idempotency_key text, input jsonb, vault jsonb, flags text[], trace_id text, span_id text, engine text, priority smallint,
+            machine integer);
+    insert into queue (run_id, org_id, workflow, engine, priority, machine)
+        select run_id, org_id, workflow, engine, priority, machine
+        from jsonb_to_recordset(accepted) as r(run_id text, org_id text, workflow text, engine text, priority smallint,
+            machine integer);
     get diagnostics touched = row_count;
     perform pg_notify('interlock_queue', '');
     return touched;

@@ -89,6 +89,7 @@ create table runs (
     version text not null,
     engine text not null default 'postgres',
     priority smallint not null default 0 check (priority between -100 and 100),
+    machine integer not null default 1, -- the version of the machine that drives it
     status text not null default 'queued',
     principal jsonb not null,
     idempotency_key text not null,
@@ -140,6 +141,24 @@ create table signals (
 );
 create index signals_run on signals (run_id);
 
+-- Every signal that a run was sent, for as long as the run is kept: one id counts once, also after its event left `signals`.
+create table signal_ids (
+    run_id text not null references runs,
+    signal_id text not null,
+    org_id text not null,
+    name text not null,
+    primary key (run_id, signal_id)
+);
+
+-- Runs that some process follows, until when. `settle_v1` notifies changes of these runs only: a commit with a notification waits
+-- for every other such commit of the server, so runs without a follower must cost nothing. Lost in a crash, and renewed by followers.
+create unlogged table followed_runs (
+    run_id text not null,
+    org_id text not null,
+    until timestamptz not null,
+    primary key (run_id, org_id)
+);
+
 create table effects (
     run_id text not null references runs,
     step text not null,
@@ -175,6 +194,7 @@ create table queue (
     workflow text not null default '',
     priority smallint not null default 0 check (priority between -100 and 100),
     engine text not null default 'postgres',
+    machine integer not null default 1, -- only workers that know this version may claim it
     available_at timestamptz not null default now(),
     worker text,
     fence bigint not null default 0,
