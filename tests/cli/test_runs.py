@@ -108,7 +108,7 @@ def test_input_comes_from_an_argument_a_file_or_standard_input(cli: Cli) -> None
     ways = ((("--input", QUESTION), b""), (("-i", f"@{path}"), b""), (("-i", "-"), QUESTION.encode()))
     runs = [cli.ok("run", "answer", "--json", "--key", "same", *way, stdin=stdin).json for way, stdin in ways]
     assert len({run["run_id"] for run in runs}) == 1
-    assert "it was there already" in cli.ok("run", "answer", "--key", "same", "-i", QUESTION).out
+    assert "an existing run" in cli.ok("run", "answer", "--key", "same", "-i", QUESTION).out
     assert "choose a new key" in cli.fails(4, "run", "answer", "--key", "same", "-i", '{"question": "Other?"}')
 
 

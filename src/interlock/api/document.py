@@ -15,7 +15,7 @@ from interlock.base.errors import NotFound
 from interlock.services.views.audit import AuditRow
 
 _DESCRIPTION = (
-    "Run AI agents in production: observable, bounded, recoverable, provable. "
+    "Run AI agents in production: durable workflows with budgets, policies, reviews and an audit log. "
     "Send an API key as `Authorization: Bearer il_…`. Every error has the shape `{error: {code, message}}`."
 )
 _FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
@@ -43,7 +43,7 @@ _START = """SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLi
 
 
 def document(api: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of the API, with the models of streams, which no response model names."""
+    """The OpenAPI document of the API, including the models of streams, which no response model contains."""
     if api.openapi_schema is None:
         made = get_openapi(title=api.title, version=api.version, description=_DESCRIPTION, routes=api.routes)
         models = [(model, "serialization") for model in (*event_models(), AuditRow)]

@@ -35,7 +35,7 @@ def register(cli: typer.Typer) -> None:
 
 
 def init(directory: Path) -> None:
-    """Write a small working project: workflow, prompt, tool, policy, eval case."""
+    """Create a small working project: workflow, prompt, tool, policy, eval case."""
     name = directory.resolve().name
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,62}", name):
         raise InvalidInput(
@@ -47,14 +47,14 @@ def init(directory: Path) -> None:
     try:
         _copy(template, directory, name)
     except OSError as error:
-        raise InvalidInput(f"{directory}: cannot be made: {error.strerror}") from error
-    out.print(f"made {directory}; next:\n  cd {directory}")
+        raise InvalidInput(f"{directory}: cannot be created: {error.strerror}") from error
+    out.print(f"created {directory}; next:\n  cd {directory}")
     out.print("""  interlock run answer --input '{"question": "How do I get my money back?"}'""")
     out.print("  interlock dev")
 
 
 def check() -> None:
-    """Check the project in this directory: every file, and how they fit each other."""
+    """Check the project in this directory: every file, and the references between them."""
     project = read_project(Path.cwd(), settings_here())
     for definition in project.definitions.values():
         out.print(f"{definition.name}@{definition.version}  ok")
@@ -71,7 +71,7 @@ def schema(kind: Annotated[Literal["workflow", "tool", "prompt", "openapi"], typ
 
 
 def evaluate() -> None:
-    """Run the cases in evals/ and compare; exit code 7 if any fails."""
+    """Run the cases in evals/ and compare the results; exit code 7 if any fails."""
     suites = read_suites(Path.cwd() / "evals")
 
     async def main() -> list[EvalReport]:

@@ -51,10 +51,12 @@ def register(cli: typer.Typer) -> None:
 def run(
     workflow: str,
     value: Annotated[str, typer.Option("--input", "-i", help="JSON, @FILE, or - for standard input.")] = "{}",
-    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key and input is the same run.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Idempotency key: the same key with the same input is the same run.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Start a run and follow it until it is over or waits for a person."""
+    """Start a run and follow it until it ends or waits for a person."""
     parsed = read_json(value)
 
     async def main() -> tuple[Run, RunResult | ReviewPage]:
@@ -63,7 +65,7 @@ def run(
             body = {"workflow": workflow, "input": parsed}
             started = await api.post(StartedRun, "/v1/runs", body, headers=headers)
             if not as_json:
-                again = "" if started.new else " (it was there already)"
+                again = "" if started.new else " (an existing run)"
                 out.print(Text.assemble("run ", (started.run_id, "bold"), again))
             found = await _follow(api, started.run_id, quiet=as_json)
             if is_over(found.status):
@@ -125,10 +127,10 @@ def runs(
 
 def show(
     run_id: str,
-    reveal: Annotated[bool, typer.Option(help="Put personal data back into the output; goes on record.")] = False,
+    reveal: Annotated[bool, typer.Option(help="Show personal data in the output; recorded in the audit log.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a run: its steps, its values, its effects, its result."""
+    """Show a run: its steps, values, effects and result."""
 
     async def main() -> tuple[Run, RunValues, RunResult | None]:
         async with connect() as api:
@@ -184,8 +186,8 @@ def trace(run_id: str, as_json: Json = False) -> None:
         out.print(waterfall(spans))
 
 
-def cancel(run_id: str, reason: Annotated[str, typer.Option(help="Goes on record.")] = "") -> None:
-    """Ask a run to stop; what it did is undone where its tools can."""
+def cancel(run_id: str, reason: Annotated[str, typer.Option(help="Recorded in the audit log.")] = "") -> None:
+    """Cancel a run; its effects are compensated if their tools can."""
 
     async def main() -> None:
         async with connect() as api:
@@ -201,7 +203,7 @@ def signal(
     payload: Annotated[str, typer.Option("--payload", "-p", help="JSON, @FILE, or - for standard input.")] = "{}",
     key: Annotated[str | None, typer.Option(help="The same key counts once, however often it is sent.")] = None,
 ) -> None:
-    """Send a run a signal that its workflow waits for, now or later."""
+    """Send a signal to a run, whose workflow waits for it now or later."""
     body = {"payload": read_json(payload, option="--payload")}
     headers = {"Idempotency-Key": _header(key)} if key else None
     sent = _tell(SentSignal, f"/v1/runs/{segment(run_id)}/signals/{segment(name)}", body, headers)
@@ -209,15 +211,15 @@ def signal(
 
 
 def pause(run_id: str, reason: Annotated[str, typer.Option(help="Goes on record.")] = "") -> None:
-    """Let a run finish what is under way and begin nothing new until `interlock resume`."""
+    """Pause a run: work under way is finished, and no new work starts until `interlock resume`."""
     _tell(RunRef, f"/v1/runs/{segment(run_id)}/pause", {"reason": reason})
     out.print(f"asked {run_id} to pause")
 
 
 def resume(run_id: str) -> None:
-    """Let a paused run go on."""
+    """Resume a paused run."""
     _tell(RunRef, f"/v1/runs/{segment(run_id)}/resume", {})
-    out.print(f"asked {run_id} to go on")
+    out.print(f"asked {run_id} to resume")
 
 
 def _tell(view: type[V], path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> V:
@@ -286,7 +288,7 @@ def _print_outcome(found: Run, more: RunResult | ReviewPage) -> None:
 
 
 def read_json(value: str, *, option: str = "--input") -> Any:
-    """JSON from the command line: itself, @FILE, or - for standard input."""
+    """Reads JSON from the command line: the text itself, @FILE, or - for standard input."""
     if value == "-":
         place = "standard input"
         try:
