@@ -140,7 +140,7 @@ async def test_a_run_at_work_under_its_own_engine_keeps_its_place(
     """Whether it was told something and works, or the bridge that had something to tell it died."""
     run = replace(new_run(tenants[0].org_id), engine="temporal")
     await committer.submit(Commit(run.org_id, new_runs=[run]))
-    rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal")
+    rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal", 1, 1)
     assert [row["works"] for row in rows] == [False]
     statuses = ["running"] if status == "running" else ["running", status]
     for one in statuses:
@@ -152,14 +152,14 @@ async def test_a_run_at_work_under_its_own_engine_keeps_its_place(
     assert owner.execute(forever).fetchall() == [("temporal", place)]
 
     await committer.submit(Commit(run.org_id, new_signals=[signal(run)]))
-    rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal")
+    rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal", 1, 1)
     assert [row["works"] for row in rows] == [True]
     owner.execute("update queue set lease_until = now() - interval '1 second'")
-    rows = await database.rows("claim_kept", "another", LEASE, 10, "temporal")
+    rows = await database.rows("claim_kept", "another", LEASE, 10, "temporal", 1, 1)
     taken = owner.execute(forever).fetchall()
     assert taken == [("temporal", True)] if place else taken == [("another", False)]
     if place:
-        rows = await database.rows("claim_kept", "another", LEASE, 10, "temporal")
+        rows = await database.rows("claim_kept", "another", LEASE, 10, "temporal", 1, 1)
         assert [row["works"] for row in rows] == [True]
 
 
