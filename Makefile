@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-fast test-previous coverage check format docs changelog chaos bench bench-peers lock clean
+.PHONY: help setup demo test test-fast test-previous coverage check format docs changelog fuzz-api chaos bench bench-peers lock clean
 MAKEFLAGS += --no-print-directory
 export PYTHON
 
@@ -59,6 +59,9 @@ docs: setup ## build the API reference as HTML (build/docs)
 
 changelog: setup ## print the changelog entry that newsfragments/ makes
 	@$(BIN)/towncrier build --draft 2>/dev/null
+
+fuzz-api: setup ## fuzz the HTTP API against its OpenAPI document (ARGS="--seconds 600")
+	@$(BIN)/python tools/fuzz_api.py $(ARGS)
 
 test-previous: setup ## the last release's engine tests against this schema (ARGS="--tag v0.1.0")
 	@$(BIN)/python tools/previous_release.py $(ARGS)

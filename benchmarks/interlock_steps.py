@@ -96,7 +96,7 @@ async def main(load: Load) -> None:
                 del over[run_id]
 
             sample = await measure_async(load, run)
-            broken = [one for one in await app.runs.page(principal, limit=200) if one["status"] != "succeeded"]
+            broken = [one for one in await app.runs.page(principal, limit=200) if one.status != "succeeded"]
             verdict = await app.audit.verify(principal.org_id)
             if broken or not verdict.ok:
                 raise SystemExit(f"the measurement is void: {broken[:1] or verdict.problem}")
@@ -122,9 +122,9 @@ async def _breakdown(app: App, principal: Any, load: Load) -> dict[str, float]:
     runs = await app.runs.page(principal, limit=min(50, load.runs))
     inside, whole = 0.0, 0.0
     for one in runs:
-        for span in await app.runs.trace(principal, one["run_id"]):
-            milliseconds = (span["end_ns"] - span["start_ns"]) / 1e6
-            if span["parent_id"]:
+        for span in await app.runs.trace(principal, one.run_id):
+            milliseconds = (span.end_ns - span.start_ns) / 1e6
+            if span.parent_id:
                 inside += milliseconds
             else:
                 whole += milliseconds

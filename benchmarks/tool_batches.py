@@ -145,7 +145,7 @@ async def one_run(app: App, principal: Principal, way: str, items: int) -> tuple
     """
     began = time.monotonic()
     run_id, _ = await app.submission.accept(principal, way, {"numbers": list(range(items))}, None)
-    while (status := (await app.runs.get(principal, run_id))["status"]) != "succeeded":
+    while (status := (await app.runs.get(principal, run_id)).status) != "succeeded":
         if status in {"failed", "dead", "partial", "cancelled"} or time.monotonic() - began > PATIENCE:
             raise BenchmarkFailed(f"the run of {way} is {status} after {time.monotonic() - began:.0f} s")
         await asyncio.sleep(0.01)

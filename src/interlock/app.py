@@ -25,7 +25,8 @@ from interlock.definitions.versions import Versions
 from interlock.engines.postgres.worker import PostgresEngine
 from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.effects import EffectLedger
-from interlock.execution.engine import Engine, Services
+from interlock.execution.engine import Engine
+from interlock.execution.engine import Services as EngineServices
 from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
 from interlock.execution.kernel import Kernel
 from interlock.execution.lookups import Lookups
@@ -34,14 +35,19 @@ from interlock.gateway.catalog import ModelCatalog
 from interlock.identity.auth import Authenticator
 from interlock.notify.webhook import Webhook, to_log
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
+from interlock.services.access import Access
 from interlock.services.administration import Administration
+from interlock.services.audit_trail import AuditTrail
 from interlock.services.dead_letters import DeadLetters
+from interlock.services.followers import Followers
+from interlock.services.health import Health
 from interlock.services.ingest import Redaction
 from interlock.services.reviews import ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
 from interlock.services.submit import Submission
 from interlock.services.tool_answers import ToolAnswers
+from interlock.services.use_cases import Services
 from interlock.store.artifacts import Artifacts
 from interlock.store.clock import DatabaseClock
 from interlock.store.commit import Committer
@@ -67,6 +73,7 @@ class App:
         clock: instead of the database's; for tests.
 
     Attributes:
+        services: the use cases; all that an entry point needs of an open application.
         migrated: migrations that opening applied.
     """
 
@@ -135,7 +142,7 @@ class App:
             engine=settings.engine,
             block_injections=settings.guard.on_injection == "block",
         )
-        self.runs = Runs(self.database, self.committer, self.versions, self.artifacts, self.clock)
+        self.runs = Runs(self.database, self.committer, self.versions, self.artifacts, self.tracing, self.clock)
         redaction = self.redaction = Redaction(
             self.database, self.artifacts, block_injections=settings.guard.on_injection == "block"
         )
@@ -153,6 +160,21 @@ class App:
         )
         self.dead_letters = DeadLetters(
             self.database, self.committer, self.versions, self.artifacts, self.submission, redaction, self.clock
+        )
+        server = settings.server
+        followers = Followers(self.database, most=server.followers, most_per_org=server.followers_per_org)
+        self._closers.append(followers.close)
+        self.services = Services(
+            access=Access(self.authenticator),
+            submission=self.submission,
+            runs=self.runs,
+            followers=followers,
+            signals=self.signals,
+            reviews=self.reviews,
+            dead_letters=self.dead_letters,
+            administration=self.admin,
+            audit=AuditTrail(self.audit),
+            health=Health(self.database),
         )
 
     async def _follow_database(self) -> Clock:
@@ -213,7 +235,7 @@ class App:
             tracing=self.tracing,
             clock=self.clock,
         )
-        services = Services(
+        services = EngineServices(
             database=self.database,
             committer=self.committer,
             artifacts=self.artifacts,
@@ -237,7 +259,7 @@ class App:
         sweeper.start()
         self._closers.append(sweeper.close)
 
-    def _engine(self, services: Services) -> Engine:
+    def _engine(self, services: EngineServices) -> Engine:
         worker = self.settings.worker
         if self.settings.engine == "postgres":
             return PostgresEngine(services, concurrency=worker.concurrency, lease_seconds=worker.lease_seconds)

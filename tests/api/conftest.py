@@ -131,7 +131,7 @@ async def serve(app_factory: Callable[..., Awaitable[App]], project: Path) -> As
             app = await app_factory(worker=worker, deploy=True, sandbox={"warm": 0}, **settings)
             keys = {role: await app.authenticator.issue(ORG, f"{role}-1", frozenset({role})) for role in sorted(ROLES)}
             keys["stranger"] = await app.authenticator.issue(OTHER_ORG, "eve", frozenset({"admin"}))
-            server = Server(app, host="127.0.0.1", port=0)
+            server = Server(app.services, host="127.0.0.1", port=0, payload_bytes=app.settings.limits.payload_bytes)
             await server.start()
             stack.push_async_callback(server.stop)
             return Served(app, server, keys, stack)

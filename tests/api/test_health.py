@@ -41,7 +41,7 @@ async def test_while_the_database_is_away_callers_are_told_and_afterwards_nothin
     async with App(project, settings) as app:
         principal, key = await app.admin.local_principal()
         await app.admin.deploy(principal, app.read_project())
-        server = Server(app, host="127.0.0.1", port=0)
+        server = Server(app.services, host="127.0.0.1", port=0, payload_bytes=app.settings.limits.payload_bytes)
         await server.start()
         headers = {"Authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=server.url, headers=headers, trust_env=False, timeout=60) as client:
@@ -89,7 +89,7 @@ async def test_a_bug_is_told_in_a_sentence_and_logged_with_its_stack(
         raise RuntimeError("sk-0123456789abcdef was here")
 
     monkeypatch.setattr(served.app.runs, "page", broken)
-    monkeypatch.setattr(served.app.runs, "events", broken)
+    monkeypatch.setattr(served.app.services.followers, "follow", broken)
     client = await served.client()
     run_id = await served.start()
     for path in ("/v1/runs", f"/v1/runs/{run_id}/events"):
@@ -154,14 +154,19 @@ async def test_what_a_model_says_is_shown_whatever_it_says(serve: Serve, project
 
 def test_a_port_that_is_taken_is_refused_in_a_sentence(served: Served) -> None:
     with pytest.raises(Unavailable) as refused:
-        Server(served.app, host="127.0.0.1", port=served.port)
+        Server(
+            served.app.services,
+            host="127.0.0.1",
+            port=served.port,
+            payload_bytes=served.app.settings.limits.payload_bytes,
+        )
     assert f"port {served.port} on 127.0.0.1" in str(refused.value)
     assert "server.port" in str(refused.value)
 
 
 async def test_the_server_speaks_ipv6(served: Served) -> None:
     try:
-        server = Server(served.app, host="::1", port=0)
+        server = Server(served.app.services, host="::1", port=0, payload_bytes=served.app.settings.limits.payload_bytes)
     except Unavailable:
         pytest.skip("this machine has no IPv6 loopback")
     await server.start()

@@ -60,7 +60,7 @@ BAD_REQUESTS: dict[str, tuple[Wire, int]] = {
     "infinity": (run_of("-Infinity"), 422),
     "float without end": (run_of("1e400"), 422),
     "long integer": (run_of("1" * 400), 422),
-    "integer over Python's limit": (run_of("1" * 5000), 400),
+    "integer over Python's limit": (run_of("1" * 5000), 422),
     "lone surrogate": (run_of('"\\ud800"'), 422),
     "surrogates the wrong way round": (run_of('"\\ude00\\ud83d"'), 422),
     "broken escape": (run_of('"\\u000"'), 422),
@@ -69,11 +69,11 @@ BAD_REQUESTS: dict[str, tuple[Wire, int]] = {
     "a field twice": ('{"workflow": "ask", "workflow": "ask", "input": {"text": "x"}}', 422),
     "a field twice inside": ('{"workflow": "ask", "input": {"text": "x", "text": "y"}}', 422),
     "integer beyond 64 bits": (run_of("9223372036854775808"), 422),
-    "not UTF-8": (run_of(b'"\xff\xfe"'), 400),
+    "not UTF-8": (run_of(b'"\xff\xfe"'), 422),
     "a surrogate as UTF-8": (run_of(b'"\xed\xa0\x80"'), 422),
     "nested 200 deep": (run_of(nested(200)), 422),
     "nested 900 deep": (run_of(nested(900)), 422),
-    "nested 10,000 deep": (run_of(nested(10_000)), 400),
+    "nested 10,000 deep": (run_of(nested(10_000)), 422),
     "objects 300 deep": ('{"a":' * 300 + "1" + "}" * 300, 422),
 }
 
@@ -137,7 +137,7 @@ BAD_PARAMETERS = [
 NO_SUCH = [
     "/v1/runs/nonsense",
     "/v1/runs/run_00000000000000000000000000",
-    "/v1/runs/" + "x" * 5000,
+    "/v1/runs/" + "x" * 200,
     "/v1/runs/%F0%9F%98%80",
     "/v1/runs/%FF%FE",
     "/v1/runs/'; drop table runs; --",

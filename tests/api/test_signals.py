@@ -34,7 +34,7 @@ def waits(kind: str) -> Any:
 
 async def events(served: Served, run_id: str) -> list[str]:
     """Types of the journal's events."""
-    return [one["type"] for one in await served.app.runs.events((await _principal(served)), run_id)]
+    return [one.type async for one in served.app.services.followers.entries(await _principal(served), run_id)]
 
 
 async def _principal(served: Served) -> Any:
@@ -148,7 +148,8 @@ async def test_paused_and_resumed(working: Served) -> None:
     await working.run(run_id, lambda run: not run["paused"])
     kinds = await events(working, run_id)
     assert (kinds.count("pause_requested"), kinds.count("resume_requested")) == (1, 1)
-    journal = await working.app.runs.events(await _principal(working), run_id)
+    principal = await _principal(working)
+    journal = [one.to_json() async for one in working.app.services.followers.entries(principal, run_id)]
     assert SECRET not in str(journal)
     entries = (await operator.get("/v1/audit", params={"run_id": run_id})).json()["entries"]
     types = [one["entry"]["event_type"] for one in entries]
@@ -170,3 +171,18 @@ async def test_nobody_else_is_heard(served: Served) -> None:
     for role in ("viewer", "reviewer"):
         assert (await tell(served, run_id, {"text": "x"}, role=role)).status_code == 403
     assert await served.app.database.rows("get_signals", run_id, org="acme") == []
+
+
+async def test_a_signal_sent_many_times_at_once_is_new_once(served: Served) -> None:
+    run_id = await listen(served)
+    answers = await asyncio.gather(
+        *(tell(served, run_id, {"text": f"number {n % 3}"}, key=f"key-{n % 3}") for n in range(18))
+    )
+    assert [answer.status_code for answer in answers] == [202] * 18
+    new = [answer.json()["signal_id"] for answer in answers if answer.json()["new"]]
+    assert sorted(new) == ["key-0", "key-1", "key-2"]
+    entries = (await (await served.client()).get("/v1/audit", params={"run_id": run_id})).json()["entries"]
+    assert len([one for one in entries if one["entry"]["event_type"] == "run.signalled"]) == 3
+    assert len(await served.app.database.rows("get_signals", run_id, org="acme")) == 3
+    again = await tell(served, run_id, {"text": "number 0"}, key="key-0")
+    assert (again.status_code, again.json()["new"]) == (202, False)

@@ -85,7 +85,7 @@ def test_keys_are_made_shown_once_listed_and_revoked(cli: Cli) -> None:
     assert key.split("_")[2] not in listed
     assert cli.ok("keys", "revoke", key.split("_")[1]).out == f"revoked {key.split('_')[1]}\n"
     assert "no active key" in cli.fails(3, "keys", "revoke", key.split("_")[1])
-    for arguments, said in ((("x", "--role", "root"), "role root is not known"), (("", "--role", "viewer"), "user_id"),
+    for arguments, said in ((("x", "--role", "root"), "'reviewer' or 'viewer'"), (("", "--role", "viewer"), "user_id"),
                             (("a\nb", "--role", "viewer"), "cannot be printed"), (("\udcff", "--role", "viewer"), "surrogate"),
                             (("x",), "--role")):  # fmt: skip
         assert said in cli.fails(2, "keys", "create", *arguments)

@@ -32,7 +32,7 @@ async def test_erased_in_every_process(desk: Desk, open_app: OpenApp, seen: Obse
             await one.runs.values(desk.admin, run)
         assert await one.runs.result(desk.admin, other) == {"words": "well"}
     # That something happened stays on record.
-    assert (await desk.app.runs.get(desk.admin, run))["status"] == "succeeded"
+    assert (await desk.app.runs.get(desk.admin, run)).status == "succeeded"
     assert (await desk.app.audit.verify(desk.admin.org_id)).ok
 
 
@@ -61,7 +61,7 @@ async def test_erased_while_a_review_is_open(desk: Desk, open_app: OpenApp, seen
     await seen.asleep(run)
     await erase(desk, "cus-001")
     listed = await desk.app.reviews.page(desk.admin)
-    assert [(one["review_id"], one["show"]) for one in listed] == [(review, {})]
+    assert [(one.review_id, one.show) for one in listed] == [(review, {})]
     await desk.decide(review, "approve")
     assert await seen.finished(run) == ["failed"]
     assert bank.requests == 0

@@ -139,7 +139,7 @@ async def test_only_the_first_decision_counts(desk: Desk, open_app: OpenApp, see
 async def test_the_second_decision_is_a_409(desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank) -> None:
     app: App = await open_app(start_worker=True)
     key = await app.admin.issue_key(desk.admin, "rita", frozenset({"reviewer", "developer"}))
-    transport = httpx.ASGITransport(create_api(app))
+    transport = httpx.ASGITransport(create_api(app.services, payload_bytes=app.settings.limits.payload_bytes))
     headers = {"Authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
         body: dict[str, Any] = {"workflow": "ask_pay", "input": {"ticket": "a"}}

@@ -62,7 +62,7 @@ async def test_requeued_again_without_others_it_keeps_the_edited_ones(deploy: De
         dead_letter = await dead_letter_of(seen, run, "step")
         await desk.app.dead_letters.requeue(desk.admin, dead_letter, "", edited)
     last = await dead_letter_of(seen, run, "step")
-    assert (await desk.app.dead_letters.get(desk.admin, last))["input"] == {"amount": 6}
+    assert (await desk.app.dead_letters.get(desk.admin, last)).input == {"amount": 6}
 
 
 async def test_an_agents_later_turns_see_the_edited_prompt(deploy: Deploy, seen: Observer, model: Model) -> None:

@@ -62,11 +62,11 @@ async def test_every_passage_is_on_record(deploy: Deploy, seen: Observer, model:
 
     await desk.flush()
     spans = await desk.app.runs.trace(desk.admin, run)
-    failed = sorted(span["name"] for span in spans if not span["ok"] and span["name"].startswith("step"))
+    failed = sorted(span.name for span in spans if not span.ok and span.name.startswith("step"))
     assert failed == ["step boom", "step think"]
-    assert {span["attributes"]["run.id"] for span in spans} == {run}
-    roots = [span for span in spans if span["parent_id"] is None]
-    assert [span["name"] for span in roots] == ["run w"]
+    assert {span.attributes["run.id"] for span in spans} == {run}
+    roots = [span for span in spans if span.parent_id is None]
+    assert [span.name for span in roots] == ["run w"]
 
 
 async def test_the_journal_says_when_what_and_for_how_much(
@@ -205,9 +205,9 @@ async def test_no_value_is_anywhere_in_the_clear(
     assert "step.failed" in log_file.read_text()
     assert marked("output") in str(await desk.app.runs.result(desk.admin, run))
     # Who may see values still learns what the tool said.
-    (failed,) = [step for step in (await desk.app.runs.get(desk.admin, run))["steps"] if step["id"] == "boom"]
+    (failed,) = [step for step in (await desk.app.runs.get(desk.admin, run)).steps if step.id == "boom"]
     said = f"LookupError: there is no I am {marked('input')} {marked('raised')}"
-    assert failed["error"] == f'tool "boom" failed (LookupError): {said}'
+    assert failed.error == f'tool "boom" failed (LookupError): {said}'
 
 
 async def test_no_credential_is_anywhere_in_the_clear(
@@ -236,10 +236,10 @@ async def test_what_a_tool_said_is_erased_with_its_people(deploy: Deploy, projec
     run = await desk.start("w", customer="cus-001", text="Ada")
     assert await seen.finished(run) == ["failed"]
     error = 'tool "boom" failed (LookupError)'
-    assert (await desk.app.runs.get(desk.admin, run))["steps"][0]["error"] == f"{error}: LookupError: no Ada"
+    assert (await desk.app.runs.get(desk.admin, run)).steps[0].error == f"{error}: LookupError: no Ada"
     keys = desk.app.keys
     await keys.destroy(desk.admin.org_id, keys.pseudonym(desk.admin.org_id, "cus-001"))
-    assert (await desk.app.runs.get(desk.admin, run))["steps"][0]["error"] == error
+    assert (await desk.app.runs.get(desk.admin, run)).steps[0].error == error
 
 
 async def test_the_journal_of_a_failure_folds(deploy: Deploy, project: Path, seen: Observer) -> None:

@@ -146,7 +146,7 @@ async def test_a_runs_events_reach_the_configured_webhook(
     run_id, _ = await app.submission.accept(admin, "ask", {"text": "hello"}, None)
     await endpoint.until(1)
     (review,) = await app.reviews.page(admin)
-    await app.reviews.decide(admin, review["review_id"], "approve", "fine")
+    await app.reviews.decide(admin, review.review_id, "approve", "fine")
     await endpoint.until(2)
     assert endpoint.requests == 5
     opened, finished = endpoint.events
@@ -154,5 +154,5 @@ async def test_a_runs_events_reach_the_configured_webhook(
     assert opened["id"] < finished["id"]
     assert opened["org_id"] == finished["org_id"] == admin.org_id
     assert opened["data"]["run_id"] == finished["data"]["run_id"] == run_id
-    assert opened["data"]["review"] == review["review_id"]
+    assert opened["data"]["review"] == review.review_id
     assert finished["data"]["status"] == "succeeded"

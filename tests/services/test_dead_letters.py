@@ -14,6 +14,7 @@ from interlock.base.errors import Conflict, ContractViolation, Denied, Erased, I
 from interlock.engines.postgres.driver import RunDriver
 from interlock.execution.engine import MAX_CRASHES
 from interlock.identity.principal import Principal
+from interlock.services.views.dead_letters import DeadLetterView
 from interlock.testing import server_error
 
 from .conftest import Deploy
@@ -84,20 +85,20 @@ async def test_a_held_step_waits_and_shows_what_it_was_given(deploy: Deploy, see
     dead_letter_id = await dead_letter_of(seen, run)
     await seen.asleep(run)
     (listed,) = await desk.app.dead_letters.page(desk.admin)
-    assert (listed["dead_letter_id"], listed["run_id"], listed["step"], listed["purpose"]) == (
+    assert (listed.dead_letter_id, listed.run_id, listed.step, listed.purpose) == (
         dead_letter_id,
         run,
         "try",
         "step",
     )
-    assert "input" not in listed
+    assert "input" not in listed.to_json()
     shown = await desk.app.dead_letters.get(desk.admin, dead_letter_id)
-    assert shown["editable"]
-    assert set(shown["input"]) == {"text"}  # an argument that was null is not given
-    token = shown["input"]["text"].removeprefix("bad ")
+    assert shown.editable
+    assert set(shown.input) == {"text"}  # an argument that was null is not given
+    token = shown.input["text"].removeprefix("bad ")
     assert token.startswith("email_")
-    assert shown["error_detail"] == f"RuntimeError: no bad {token}"
-    assert "ada@example.com" not in json.dumps(shown) + seen.everywhere()
+    assert shown.error_detail == f"RuntimeError: no bad {token}"
+    assert "ada@example.com" not in json.dumps(shown.to_json()) + seen.everywhere()
 
 
 async def test_requeued_with_other_arguments_the_run_goes_on(deploy: Deploy, seen: Observer) -> None:
@@ -106,10 +107,10 @@ async def test_requeued_with_other_arguments_the_run_goes_on(deploy: Deploy, see
     run = await desk.start("w", **BAD)
     dead_letter_id = await dead_letter_of(seen, run)
     shown = await desk.app.dead_letters.get(desk.admin, dead_letter_id)
-    known = shown["input"]["text"].removeprefix("bad ")
+    known = shown.input["text"].removeprefix("bad ")
     edited = {"text": f"good {known}, ada@example.com and bob@example.com"}
     answer = await desk.app.dead_letters.requeue(desk.admin, dead_letter_id, "call bob@example.com", edited)
-    assert (answer["status"], answer["decided_by"]) == ("requeued", "ada")
+    assert (answer.status, answer.decided_by) == ("requeued", "ada")
     assert await seen.finished(run) == ["succeeded"]
     kept = (await desk.app.runs.result(desk.admin, run))["text"]
     assert kept.startswith(f"good {known}, {known} and email_")
@@ -134,9 +135,9 @@ async def test_requeued_as_it_is_it_fails_again_into_a_new_letter(deploy: Deploy
     with pytest.raises(Conflict):
         await desk.app.dead_letters.requeue(desk.admin, first)
     page = await desk.app.dead_letters.page(desk.admin, status=None, run_id=run)
-    assert [one["dead_letter_id"] for one in page] == [first, second]
+    assert [one.dead_letter_id for one in page] == [first, second]
     rest = await desk.app.dead_letters.page(desk.admin, status=None, after=first, limit=1)
-    assert [one["dead_letter_id"] for one in rest] == [second]
+    assert [one.dead_letter_id for one in rest] == [second]
 
 
 async def test_discarded_the_run_fails_and_may_be_tried_anew(deploy: Deploy, seen: Observer) -> None:
@@ -161,7 +162,7 @@ async def test_a_prompt_s_slots_can_be_edited(deploy: Deploy, seen: Observer, mo
     model.script(server_error())
     run = await desk.start("w", text="the matter")
     dead_letter_id = await dead_letter_of(seen, run)
-    assert (await desk.app.dead_letters.get(desk.admin, dead_letter_id))["input"] == {"text": "the matter"}
+    assert (await desk.app.dead_letters.get(desk.admin, dead_letter_id)).input == {"text": "the matter"}
     for unfit in ({}, {"text": 7}, {"text": "x", "other": "y"}, {"text": "x" * 5000}):
         with pytest.raises(ContractViolation):
             await desk.app.dead_letters.requeue(desk.admin, dead_letter_id, "", unfit)
@@ -258,13 +259,13 @@ async def test_two_people_decide_at_once(deploy: Deploy, open_app: Any, seen: Ob
             ),
             return_exceptions=True,
         )
-        heard = [one for one in answers if isinstance(one, dict)]
+        heard = [one for one in answers if isinstance(one, DeadLetterView)]
         assert len(heard) == 1
-        assert all(isinstance(one, Conflict) for one in answers if not isinstance(one, dict)), answers
-        expected = "succeeded" if heard[0]["status"] == "requeued" else "failed"
+        assert all(isinstance(one, Conflict) for one in answers if not isinstance(one, DeadLetterView)), answers
+        expected = "succeeded" if heard[0].status == "requeued" else "failed"
         assert await seen.finished(run) == [expected]
         assert len(decided(seen, run)) == 2
-        assert dead_letter(seen, dead_letter_id)[1] == heard[0]["decided_by"]
+        assert dead_letter(seen, dead_letter_id)[1] == heard[0].decided_by
         seen.story(run)
     assert (await desk.app.audit.verify(desk.admin.org_id)).ok
 
@@ -286,17 +287,17 @@ async def test_an_erased_person_leaves_only_the_decision(deploy: Deploy, seen: O
     desk = await deploy(PICKY, HOLD)
     run = await desk.start("w", customer="cus-1", **BAD)
     dead_letter_id = await dead_letter_of(seen, run)
-    assert (await desk.app.dead_letters.get(desk.admin, dead_letter_id))["input"]["more"] == "cus-1"
+    assert (await desk.app.dead_letters.get(desk.admin, dead_letter_id)).input["more"] == "cus-1"
     app, org = desk.app, desk.admin.org_id
     await app.keys.destroy(org, app.keys.pseudonym(org, "cus-1"))
     shown = await app.dead_letters.get(desk.admin, dead_letter_id)
-    assert (shown["input"], shown["error_detail"]) == (None, None)
+    assert (shown.input, shown.error_detail) == (None, None)
     with pytest.raises(Erased):
         await app.dead_letters.requeue(desk.admin, dead_letter_id, "", {"text": "good"})
     await app.dead_letters.discard(desk.admin, dead_letter_id)
     assert await seen.finished(run) == ["failed"]
     again = await dead_letter_of(seen, run, "run")
-    assert (await app.dead_letters.get(desk.admin, again))["input"] is None
+    assert (await app.dead_letters.get(desk.admin, again)).input is None
     with pytest.raises(Erased):
         await app.dead_letters.requeue(desk.admin, again)
     assert dead_letter(seen, again)[0] == "open"
@@ -334,7 +335,7 @@ def run(context, **given):
     query = "select idempotency_key, input from effects where run_id = %s"
     before = seen.rows(query, run)[0]
     shown = await desk.app.dead_letters.get(desk.admin, dead_letter_id)
-    await desk.app.dead_letters.requeue(desk.admin, dead_letter_id, "", {**shown["input"], "amount": 4})
+    await desk.app.dead_letters.requeue(desk.admin, dead_letter_id, "", {**shown.input, "amount": 4})
     review = await seen.review(run)
     after = seen.rows(query, run)[0]
     assert before[0] != after[0]
@@ -359,13 +360,13 @@ async def test_a_failed_run_starts_again_on_the_head_version(deploy: Deploy, see
     (project / "tools" / "picky" / "main.py").write_text(mended)
     await desk.app.admin.deploy(desk.admin, desk.app.read_project())
     shown = await desk.app.dead_letters.get(desk.admin, dead_letter_id)
-    assert shown["input"]["text"].startswith("bad email_")
+    assert shown.input["text"].startswith("bad email_")
     answers = await asyncio.gather(
         *(desk.app.dead_letters.requeue(desk.admin, dead_letter_id) for _ in range(4)), return_exceptions=True
     )
-    (answer,) = [one for one in answers if isinstance(one, dict)]
+    (answer,) = [one for one in answers if isinstance(one, DeadLetterView)]
     assert all(isinstance(one, Conflict) for one in answers if one is not answer), answers
-    new = answer["new_run"]
+    new = answer.new_run
     assert await seen.finished(new) == ["succeeded"]
     assert dead_letter(seen, dead_letter_id)[3] == new
     query = "select version, principal, idempotency_key, flags, input, vault from runs where run_id = %s"
@@ -387,13 +388,13 @@ async def test_a_failed_run_starts_again_with_an_edited_input(deploy: Deploy, se
     run = await desk.start("w", **BAD)
     assert await seen.finished(run) == ["failed"]
     dead_letter_id = await dead_letter_of(seen, run, "run")
-    shown = (await desk.app.dead_letters.get(desk.admin, dead_letter_id))["input"]
+    shown = (await desk.app.dead_letters.get(desk.admin, dead_letter_id)).input
     operator = Principal("olga", desk.admin.org_id, frozenset({"operator"}))
     with pytest.raises(ContractViolation):
         await desk.app.dead_letters.requeue(operator, dead_letter_id, "", {"text": "no ticket"})
     edited = {**shown, "text": shown["text"].replace("bad", "good")}
     answer = await desk.app.dead_letters.requeue(operator, dead_letter_id, "", edited)
-    new = answer["new_run"]
+    new = answer.new_run
     assert await seen.finished(new) == ["succeeded"]
     assert seen.rows("select principal ->> 'user_id' from runs where run_id = %s", new) == [("olga",)]
     assert (await desk.app.runs.result(operator, new, revealed=True))["text"] == "good ada@example.com"
@@ -419,12 +420,12 @@ async def test_a_dead_run_comes_back_and_can_be_given_up(deploy: Deploy, seen: O
     assert await seen.finished(run) == ["dead"]
     assert seen.queue(run) is None
     shown = await desk.app.runs.get(desk.admin, run)
-    assert shown["status"] == "dead"
+    assert shown.status == "dead"
     assert await desk.app.runs.result(desk.admin, run) == {}
     dead_letters = await desk.app.dead_letters.page(desk.admin, run_id=run)
-    assert sorted(one["step"] for one in dead_letters) == ["pay_0", "pay_1"]
-    first, second = (one["dead_letter_id"] for one in dead_letters)
-    assert (await desk.app.dead_letters.get(desk.admin, first))["input"]["amount"] == 5
+    assert sorted(one.step for one in dead_letters) == ["pay_0", "pay_1"]
+    first, second = (one.dead_letter_id for one in dead_letters)
+    assert (await desk.app.dead_letters.get(desk.admin, first)).input["amount"] == 5
     with pytest.raises(InvalidInput):
         await desk.app.dead_letters.requeue(desk.admin, first, "", {"amount": 6})
     # Tried again, it fails again: a new dead letter, and the run is dead once more.
@@ -440,7 +441,7 @@ async def test_a_dead_run_comes_back_and_can_be_given_up(deploy: Deploy, seen: O
     await until(lambda: seen.queue(run) is None, lambda: f"still queued: {seen.queue(run)}")
     assert seen.status(run) == "dead"
     (left,) = await desk.app.dead_letters.page(desk.admin, run_id=run)
-    await desk.app.dead_letters.discard(desk.admin, left["dead_letter_id"])
+    await desk.app.dead_letters.discard(desk.admin, left.dead_letter_id)
     await until(lambda: seen.status(run) == "failed", lambda: seen.status(run))
     assert bank.reversed_tickets == []
 
@@ -501,7 +502,7 @@ async def test_a_run_that_nobody_can_drive_is_parked(
     assert queued is not None
     assert (queued["worker"], queued["available_at"]) == (None, "infinity")
     shown = await desk.app.dead_letters.get(desk.admin, dead_letter_id)
-    assert shown["reason"] == f"driving it failed {MAX_CRASHES} times: RuntimeError"
+    assert shown.reason == f"driving it failed {MAX_CRASHES} times: RuntimeError"
     assert "ada@example.com" not in seen.everywhere()
     assert decided(seen, run) == ["dead_letter.opened"]
     broken = False

@@ -174,6 +174,8 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "insert into queue (run_id, org_id) values (%(run)s, %(org)s)",
         "insert into journal values (%(run)s, 1, %(org)s, %(empty)s)",
         "insert into signals (org_id, run_id, event) values (%(org)s, %(run)s, %(empty)s)",
+        "insert into signal_ids (run_id, signal_id, org_id, name) values (%(run)s, 'sig', %(org)s, 'go')",
+        "insert into followed_runs (run_id, org_id, until) values (%(run)s, %(org)s, now())",
         "insert into effects (run_id, step, org_id, tool, idempotency_key, status, attempt, input) "
         "values (%(run)s, 'pay', %(org)s, 'pay', 'k', 'intended', 1, %(ref)s)",
         "insert into claims (run_id, command, org_id, fence) values (%(run)s, 'perform:pay:1', %(org)s, 1)",

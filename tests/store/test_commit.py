@@ -37,6 +37,7 @@ from interlock.store.rows import (
     RequeuedRun,
     RevivedRun,
     SettledClaim,
+    SignalId,
     UsedSignal,
 )
 
@@ -190,6 +191,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             decided_dead_letters=[
                 DecidedDeadLetter(dead_letter_id="gone", status="discarded", decided_by="ada", note="", new_run=None)
             ],
+            signal_ids=[SignalId(run_id=run.run_id, signal_id="sig", org_id=org, name="go")],
             new_signals=[signal(run, kind="second")],
             crashed=[CrashedRun(run_id=run.run_id, parked=True)],
             requeued=[RequeuedRun(run_id=run.run_id)],
@@ -219,7 +221,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
     changed = {table for table in after if after[table] != before[table]}
     assert changed == {
         "artifacts", "runs", "queue", "journal", "effects", "reviews", "signals", "outbox", "audit", "audit_heads",
-        "run_vaults", "results", "dead_letters",
+        "run_vaults", "results", "dead_letters", "signal_ids",
     }  # fmt: skip
 
 

@@ -37,5 +37,5 @@ def test_a_role_that_nobody_can_have_is_named_with_its_place(project: Path, role
     _write(project, role)
     with pytest.raises(InvalidSpec) as refused:
         read_project(project, Settings())
-    assert refused.value.message.startswith('workflows/ask.yaml:7: steps.0.role: step "sure": nobody can have role')
+    assert refused.value.message.startswith('workflows/ask.yaml:7: steps.0.role: step "sure": no user can have role')
     assert "reviewer" in refused.value.message

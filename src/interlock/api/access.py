@@ -1,27 +1,37 @@
-"""Who is calling: the API key in the Authorization header becomes the principal every handler works with."""
+"""Access to the API: the use cases, and the principal behind the API key in the Authorization header."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
 
-from interlock.app import App
 from interlock.identity.principal import Principal
+from interlock.services.use_cases import Services
+
+# For the document only: it would refuse what `authenticate` refuses, in a shape of its own.
+_SCHEME = HTTPBearer(
+    scheme_name="apiKey", bearerFormat="il_<id>_<secret>", description="An API key of Interlock.", auto_error=False
+)
 
 
-def app_of(request: Request) -> App:
-    """The process's services."""
-    app: App = request.app.state.interlock
-    return app
+def services_of(request: Request) -> Services:
+    """The process's use cases."""
+    services: Services = request.app.state.services
+    return services
 
 
-async def principal_of(request: Request) -> Principal:
+def presented_key(request: Request) -> str | None:
+    """The key in the Authorization header; None without one, or under another scheme."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
+
+
+async def principal_of(request: Request, _scheme: Annotated[object, Depends(_SCHEME)]) -> Principal:
     """Raises Unauthenticated unless a valid key was sent."""
-    header = request.headers.get("authorization", "")
-    scheme, _, key = header.partition(" ")
-    return await app_of(request).authenticator.authenticate(key.strip() if scheme.lower() == "bearer" else None)
+    return await services_of(request).access.authenticate(presented_key(request))
 
 
-Services = Annotated[App, Depends(app_of)]
+UseCases = Annotated[Services, Depends(services_of)]
 Caller = Annotated[Principal, Depends(principal_of)]

@@ -1,20 +1,24 @@
-"""Workflows, keys, audit."""
+"""Workflows, keys, quotas, audit."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from interlock.admission.quotas import Quota, QuotaScope
-from interlock.api.access import Caller, Services
-from interlock.api.body import Body, Name, StrictRoute
+from interlock.api.access import Caller, UseCases
+from interlock.api.body import Body, Limit, Name, PathId, QueryId, StrictRoute
+from interlock.api.errors import documented
 from interlock.identity.auth import key_id_of
+from interlock.identity.principal import Role
+from interlock.services.views.audit import AuditKeys, AuditPage, AuditRow, AuditVerdict
+from interlock.services.views.deployments import VersionList, WorkflowList
+from interlock.services.views.installation import IssuedKey, KeyList, PrincipalView, QuotaList
 
 router = APIRouter(prefix="/v1", tags=["admin"], route_class=StrictRoute)
 
@@ -23,7 +27,7 @@ class NewKey(Body):
     """A request for an API key."""
 
     user_id: Name = Field(min_length=1, max_length=200)
-    roles: list[str] = Field(min_length=1)
+    roles: list[Role] = Field(min_length=1)
 
 
 class NewQuota(Body):
@@ -36,113 +40,108 @@ class NewQuota(Body):
     per_seconds: float = Field(default=60.0, gt=0, le=86_400)
 
 
-@router.get("/workflows")
-async def workflows(caller: Caller, services: Services) -> dict[str, Any]:
-    """Deployed workflows and the version new runs get."""
-    caller.require("workflow.read")
-    rows = await services.database.rows("list_heads", org=caller.org_id)
-    return {"workflows": [{**dict(row), "updated_at": row["updated_at"].isoformat()} for row in rows]}
+@router.get("/workflows", operation_id="list_workflows", responses=documented())
+async def workflows(caller: Caller, services: UseCases) -> WorkflowList:
+    """List deployed workflows and the versions that new runs get."""
+    return WorkflowList(workflows=await services.administration.workflows(caller))
 
 
-@router.get("/workflows/{workflow}/versions")
-async def versions(
-    workflow: str, caller: Caller, services: Services, limit: Annotated[int, Query(ge=1, le=200)] = 50
-) -> dict[str, Any]:
-    """A workflow's versions, newest first, with what they consist of and how many runs are on them."""
-    caller.require("workflow.read")
-    return {"versions": await services.versions.history(caller.org_id, workflow, limit=limit)}
+@router.get("/workflows/{workflow}/versions", operation_id="list_versions", responses=documented(404))
+async def versions(workflow: PathId, caller: Caller, services: UseCases, limit: Limit = 50) -> VersionList:
+    """List a workflow's versions.
+
+    Newest first, with what they consist of and how many runs are on them.
+    """
+    return VersionList(versions=await services.administration.versions(caller, workflow, limit=limit))
 
 
-@router.get("/me")
-async def me(caller: Caller) -> dict[str, Any]:
-    """The principal behind the key."""
-    return caller.to_json()
+@router.get("/me", operation_id="get_me", responses=documented())
+async def me(caller: Caller, services: UseCases) -> PrincipalView:
+    """Get the principal behind the key."""
+    return await services.access.me(caller)
 
 
-@router.post("/keys", status_code=201)
-async def create_key(body: NewKey, caller: Caller, services: Services) -> dict[str, Any]:
-    """A new key in the caller's organisation; the only time it is shown."""
-    key = await services.admin.issue_key(caller, body.user_id, frozenset(body.roles))
-    return {"key_id": key_id_of(key), "api_key": key}
+@router.post("/keys", status_code=201, operation_id="create_key", responses=documented(413))
+async def create_key(body: NewKey, caller: Caller, services: UseCases) -> IssuedKey:
+    """Create a key in the caller's organisation; it is shown once."""
+    key = await services.administration.issue_key(caller, body.user_id, frozenset(body.roles))
+    return IssuedKey(key_id=key_id_of(key), api_key=key)
 
 
-@router.get("/keys")
-async def keys(caller: Caller, services: Services) -> dict[str, Any]:
-    """The organisation's keys, without secrets."""
-    caller.require("key.manage")
-    rows = await services.database.rows("list_api_keys", org=caller.org_id)
-    return {
-        "keys": [
-            {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()}
-            for row in rows
-        ]
-    }
+@router.get("/keys", operation_id="list_keys", responses=documented())
+async def keys(caller: Caller, services: UseCases) -> KeyList:
+    """List the organisation's keys, without secrets."""
+    return KeyList(keys=await services.administration.keys(caller))
 
 
-@router.delete("/keys/{key_id}", status_code=204)
-async def revoke_key(key_id: str, caller: Caller, services: Services) -> None:
-    """Revokes a key."""
-    await services.admin.revoke_key(caller, key_id)
+@router.delete("/keys/{key_id}", status_code=204, operation_id="revoke_key", responses=documented(404))
+async def revoke_key(key_id: PathId, caller: Caller, services: UseCases) -> None:
+    """Revoke a key."""
+    await services.administration.revoke_key(caller, key_id)
 
 
-@router.get("/quotas")
-async def quotas(caller: Caller, services: Services) -> dict[str, Any]:
-    """The organisation's quotas."""
-    return {"quotas": [asdict(quota) for quota in await services.admin.quotas(caller)]}
+@router.get("/quotas", operation_id="list_quotas", responses=documented())
+async def quotas(caller: Caller, services: UseCases) -> QuotaList:
+    """List the organisation's quotas."""
+    return QuotaList(quotas=await services.administration.quotas(caller))
 
 
-@router.put("/quotas", status_code=204)
-async def set_quota(body: NewQuota, caller: Caller, services: Services) -> None:
-    """Sets or replaces the quota of a scope and name."""
-    await services.admin.set_quota(caller, Quota(**body.model_dump()))
+@router.put("/quotas", status_code=204, operation_id="set_quota", responses=documented(413))
+async def set_quota(body: NewQuota, caller: Caller, services: UseCases) -> None:
+    """Set or replace the quota of a scope and name."""
+    await services.administration.set_quota(caller, Quota(**body.model_dump()))
 
 
-@router.delete("/quotas", status_code=204)
+@router.delete("/quotas", status_code=204, operation_id="remove_quota", responses=documented(404))
 async def remove_quota(
-    caller: Caller,
-    services: Services,
-    scope: Annotated[str, Query(max_length=20)],
-    name: Annotated[str, Query(max_length=200)] = "",
+    caller: Caller, services: UseCases, scope: QuotaScope, name: Annotated[str, Query(max_length=200)] = ""
 ) -> None:
-    """Removes a quota."""
-    await services.admin.remove_quota(caller, scope, name)
+    """Remove a quota."""
+    await services.administration.remove_quota(caller, scope, name)
 
 
-@router.get("/audit")
+@router.get("/audit", operation_id="list_audit", responses=documented())
 async def audit(
     caller: Caller,
-    services: Services,
+    services: UseCases,
     after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
-    run_id: str | None = None,
+    run_id: QueryId = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> dict[str, Any]:
-    """Audit entries in order."""
-    caller.require("audit.read")
-    return {"entries": await services.audit.page(caller.org_id, after=after, run_id=run_id, limit=limit)}
+) -> AuditPage:
+    """List audit entries in order."""
+    return AuditPage(entries=await services.audit.page(caller, after=after, run_id=run_id, limit=limit))
 
 
-@router.get("/audit/verify")
-async def verify(caller: Caller, services: Services) -> dict[str, Any]:
-    """Verifies the organisation's whole log."""
-    caller.require("audit.read")
-    verdict = await services.audit.verify(caller.org_id)
-    return {"ok": verdict.ok, "verified": verdict.verified, "problem": verdict.problem, "last_hash": verdict.last_hash}
+@router.get("/audit/verify", operation_id="verify_audit", responses=documented())
+async def verify(caller: Caller, services: UseCases) -> AuditVerdict:
+    """Verify the organisation's whole log."""
+    return await services.audit.verify(caller)
 
 
-@router.get("/audit/key")
-async def audit_key(caller: Caller, services: Services) -> dict[str, Any]:
-    """Public keys that verify this installation's entries, hexadecimal."""
-    caller.require("audit.read")
-    return {"keys": {key_id: raw.hex() for key_id, raw in services.audit.public_keys.items()}}
+@router.get("/audit/key", operation_id="get_audit_keys", responses=documented())
+async def audit_key(caller: Caller, services: UseCases) -> AuditKeys:
+    """Get the public keys that verify this installation's entries."""
+    return await services.audit.public_keys(caller)
 
 
-@router.get("/audit/export")
-async def export(caller: Caller, services: Services) -> StreamingResponse:
-    """The whole log as JSON lines, as the stand-alone verifier reads it."""
-    caller.require("audit.read")
+@router.get(
+    "/audit/export",
+    operation_id="export_audit",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "One AuditRow as JSON on each line, as the stand-alone verifier reads them.",
+            "content": {"application/jsonl": {"schema": {"type": "string"}}},
+        },
+        **documented(),
+    },
+)
+async def export(caller: Caller, services: UseCases) -> StreamingResponse:
+    """Export the whole log as JSON lines."""
+    rows = await services.audit.export(caller)
+    return StreamingResponse(_lines(rows), media_type="application/jsonl")
 
-    async def lines() -> AsyncIterator[str]:
-        async for row in services.audit.all(caller.org_id):
-            yield json.dumps(row) + "\n"
 
-    return StreamingResponse(lines(), media_type="application/jsonl")
+async def _lines(rows: AsyncIterator[AuditRow]) -> AsyncIterator[str]:
+    async for row in rows:
+        yield json.dumps(row.to_json()) + "\n"

@@ -1,4 +1,4 @@
-"""What every request body must be, before anyone looks at its fields: text that can be stored, numbers that are numbers."""
+"""Request bodies and parameters: text that can be stored, numbers that are numbers, no type taken for another."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Path, Query, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from interlock.base.json import InvalidJson, accept_json, unique_names
+from interlock.base.json import InvalidJson, accept_json, decode_json
+
+_MAX_ID = 200
 
 
 class Body(BaseModel):
-    """Base of every request body. Unknown fields are refused."""
+    """Base of every request body. Unknown fields and values of another type are refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -27,18 +29,8 @@ class Body(BaseModel):
             raise ValueError(error.message) from None
 
 
-class _StrictRequest(Request):
-    async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            try:
-                self._json = json.loads(await self.body(), object_pairs_hook=unique_names)
-            except InvalidJson as error:
-                raise HTTPException(422, error.message) from None
-        return self._json
-
-
 class StrictRoute(APIRoute):
-    """A route whose bodies may not name a field twice: Python keeps the last one, other parsers the first."""
+    """A route whose JSON body may not name a key twice in one object (RFC 7493 §2.3): parsers differ in which they take."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -49,11 +41,39 @@ class StrictRoute(APIRoute):
         return strict
 
 
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        if not hasattr(self, "_strict_json"):
+            self._strict_json = _parsed(await self.body())
+        return self._strict_json
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return decode_json(body)
+    except InvalidJson as error:
+        raise json.JSONDecodeError(error.message, "", 0) from None
+
+
 def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("holds a character that cannot be printed; remove it")
     return text
 
 
+def _true_or_false(value: Any) -> Any:
+    if value not in {"true", "false"}:
+        raise ValueError("must be true or false")
+    return value == "true"
+
+
 Name = Annotated[str, AfterValidator(_printable)]
 """A short text that names something: no control characters, so it can go into a database, a log and a terminal."""
+
+PathId = Annotated[str, Path(max_length=_MAX_ID)]
+"""A segment of the path that names something; of no use to anyone if it is longer than what Interlock makes."""
+
+QueryId = Annotated[str | None, Query(max_length=_MAX_ID)]
+Limit = Annotated[int, Query(ge=1, le=200)]
+Flag = Annotated[bool, BeforeValidator(_true_or_false, json_schema_input_type=bool), Query()]
+Note = Annotated[str, Field(max_length=4000)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Query
-from pydantic import Field
+from fastapi import APIRouter
 
-from interlock.api.access import Caller, Services
-from interlock.api.body import Body, StrictRoute
+from interlock.api.access import Caller, UseCases
+from interlock.api.body import Body, Limit, Note, PathId, QueryId, StrictRoute
+from interlock.api.errors import documented
+from interlock.services.views.dead_letters import DeadLetterDetail, DeadLetterPage, DeadLetterView
 
 router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"], route_class=StrictRoute)
 
@@ -16,47 +17,47 @@ router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"], route_class
 class RequeueBody(Body):
     """Try it again; `input` replaces the step's arguments, the prompt's slots or the run's input."""
 
-    note: str = Field(default="", max_length=4000)
+    note: Note = ""
     input: dict[str, Any] | None = None
 
 
 class DiscardBody(Body):
     """Give it up."""
 
-    note: str = Field(default="", max_length=4000)
+    note: Note = ""
 
 
-@router.get("")
+@router.get("", operation_id="list_dead_letters", responses=documented())
 async def page(
     caller: Caller,
-    services: Services,
+    services: UseCases,
     status: Literal["open", "requeued", "discarded", "closed", "all"] = "open",
-    run_id: str | None = None,
-    after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-) -> dict[str, Any]:
-    """Letters, oldest first, without values; `after` is the last id of the page before."""
+    run_id: QueryId = None,
+    after: QueryId = None,
+    limit: Limit = 50,
+) -> DeadLetterPage:
+    """List dead letters.
+
+    Oldest first, without values; `after` is the last id of the page before.
+    """
     wanted = None if status == "all" else status
-    return {
-        "dead_letters": await services.dead_letters.page(
-            caller, status=wanted, run_id=run_id, after=after, limit=limit
-        ),
-    }
+    found = await services.dead_letters.page(caller, status=wanted, run_id=run_id, after=after, limit=limit)
+    return DeadLetterPage(dead_letters=found)
 
 
-@router.get("/{dead_letter_id}")
-async def get(dead_letter_id: str, caller: Caller, services: Services) -> dict[str, Any]:
-    """One letter, with what a requeue would try again with."""
+@router.get("/{dead_letter_id}", operation_id="get_dead_letter", responses=documented(404))
+async def get(dead_letter_id: PathId, caller: Caller, services: UseCases) -> DeadLetterDetail:
+    """Get a dead letter with what a requeue would try again with."""
     return await services.dead_letters.get(caller, dead_letter_id)
 
 
-@router.post("/{dead_letter_id}/requeue")
-async def requeue(dead_letter_id: str, body: RequeueBody, caller: Caller, services: Services) -> dict[str, Any]:
-    """Has it tried again, at once."""
+@router.post("/{dead_letter_id}/requeue", operation_id="requeue_dead_letter", responses=documented(404, 409, 410, 413))
+async def requeue(dead_letter_id: PathId, body: RequeueBody, caller: Caller, services: UseCases) -> DeadLetterView:
+    """Requeue a dead letter: try again, at once."""
     return await services.dead_letters.requeue(caller, dead_letter_id, body.note, body.input)
 
 
-@router.post("/{dead_letter_id}/discard")
-async def discard(dead_letter_id: str, body: DiscardBody, caller: Caller, services: Services) -> dict[str, Any]:
-    """Gives it up."""
+@router.post("/{dead_letter_id}/discard", operation_id="discard_dead_letter", responses=documented(404, 409, 413))
+async def discard(dead_letter_id: PathId, body: DiscardBody, caller: Caller, services: UseCases) -> DeadLetterView:
+    """Discard a dead letter: give it up."""
     return await services.dead_letters.discard(caller, dead_letter_id, body.note)

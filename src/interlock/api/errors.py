@@ -1,4 +1,7 @@
-"""Domain errors → HTTP. The only place that knows both; no stack trace ever reaches a client."""
+"""Errors as HTTP answers: their model, the statuses that operations document, and the handlers.
+
+No other module knows both domain errors and HTTP. No stack trace ever reaches a client.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import Field
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from interlock.base.errors import InterlockError
+from interlock.services.views.base import View
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
@@ -21,11 +27,51 @@ _CODES = {
     413: "payload_too_large",
     422: "invalid_input",
 }
+_MAX_MESSAGE = 1000
+
+_MEANINGS = {
+    401: "No API key, or not a valid one.",
+    403: "The key's roles do not allow this, or the content is refused.",
+    404: "There is no such thing in the key's organisation.",
+    409: "The state of the thing, or an earlier request with this Idempotency-Key, does not allow this.",
+    410: "The person whom the value is about was erased; it can never be read again.",
+    413: "The request body is over the limit of the installation (limits.payload_bytes).",
+    422: "The request does not fit; the message names the place.",
+    429: "A bound on what may be held at once is reached.",
+    503: "A part that is needed, such as the database, is down.",
+}
+
+
+class ErrorDetail(View):
+    """What is wrong: a stable code for programs, and one sentence for people."""
+
+    code: str = Field(examples=["not_found"])
+    message: str = Field(examples=['no run "run_0" in this organisation'])
+
+
+class ErrorBody(View):
+    """The body of every error answer."""
+
+    error: ErrorDetail
+
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def documented(*statuses: int, key: bool = True) -> Responses:
+    """The error statuses of an operation, for its document.
+
+    Args:
+        key: whether it wants an API key, so that it may answer 401, 403 and 422 as well. Every operation may answer 503.
+    """
+    every = {*statuses, 503} | ({401, 403, 422} if key else set())
+    return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in sorted(every)}
 
 
 def problem(code: str, message: str) -> dict[str, Any]:
-    """The body of every error answer."""
-    return {"error": {"code": code, "message": message}}
+    """The body of an error answer."""
+    shown = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]} … ({len(message)} characters)"
+    return ErrorBody(error=ErrorDetail(code=code, message=shown)).to_json()
 
 
 def install(api: FastAPI) -> None:
@@ -45,15 +91,34 @@ def install(api: FastAPI) -> None:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         message = str(first["msg"]).removeprefix("Value error, ")
-        return JSONResponse(problem("invalid_input", f"{place}: {message}"), 422)
+        if first["type"] == "json_invalid":
+            place, message = "body", f"is not JSON: {first['ctx']['error']}"
+        return JSONResponse(problem("invalid_input", f"{place[:200]}: {message}"), 422)
 
     @api.exception_handler(HTTPException)
-    async def http(_request: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        status, headers = error.status_code, dict(error.headers or {})
+        if status == 400:  # a body that is no text: as malformed as one that is no JSON
+            status = 422
+        if status == 405:
+            headers["Allow"] = ", ".join(_methods(request))
         code = _CODES.get(error.status_code, "http")
-        return JSONResponse(problem(code, str(error.detail)), error.status_code, error.headers)
+        return JSONResponse(problem(code, str(error.detail)), status, headers)
 
     @api.exception_handler(Exception)
     async def bug(_request: Request, error: Exception) -> JSONResponse:
         log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
         return JSONResponse(problem("internal", "an internal error; the server's log has the details"), 500)
+
+
+def _methods(request: Request) -> list[str]:
+    """All methods of a path, by the document; the router's own answer names those of its first route only."""
+    api: FastAPI = request.app
+    found = {
+        method.upper()
+        for template, item in api.openapi()["paths"].items()
+        if compile_path(template)[0].match(request.url.path)
+        for method in item
+    }
+    return sorted(found or {"GET"})  # outside of the document there is only its page

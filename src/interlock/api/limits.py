@@ -39,6 +39,24 @@ class PayloadLimit:
         await self._app(scope, counted, send)
 
 
+class Framing:
+    """ASGI middleware: a request with both Content-Length and Transfer-Encoding is refused and its connection closed.
+
+    Two servers in a row may differ in which of them they take, and so in where the next request begins (RFC 9112 §6.1).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and {b"content-length", b"transfer-encoding"} <= dict(scope["headers"]).keys():
+            message = "send either Content-Length or Transfer-Encoding, not both"
+            answer = JSONResponse(problem("invalid_input", message), 400, {"Connection": "close"})
+            await answer(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 class NoNul:
     """ASGI middleware: a NUL in the path or the query is refused; PostgreSQL has no text that could hold it."""
 

@@ -1,56 +1,52 @@
-"""Reviews: what waits for a person, and their decision."""
+"""Reviews: questions to people, and their decisions."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Query
-from pydantic import Field
+from fastapi import APIRouter
 
-from interlock.api.access import Caller, Services
-from interlock.api.body import Body, StrictRoute
+from interlock.api.access import Caller, UseCases
+from interlock.api.body import Body, Limit, Note, PathId, QueryId, StrictRoute
+from interlock.api.errors import documented
+from interlock.services.views.reviews import ReviewPage, ReviewView
 
 router = APIRouter(prefix="/v1/reviews", tags=["reviews"], route_class=StrictRoute)
-
-_FIELDS = (
-    "review_id", "run_id", "workflow", "step", "purpose", "title", "role", "show", "status", "decided_by", "note", "created_at",
-)  # fmt: skip
 
 
 class DecisionBody(Body):
     """A person's decision. `output` only for a `confirm` review that is approved: what the tool gave."""
 
     decision: Literal["approve", "reject"]
-    note: str = Field(default="", max_length=4000)
+    note: Note = ""
     output: Any = None
 
 
-@router.get("")
+@router.get("", operation_id="list_reviews", responses=documented())
 async def page(
     caller: Caller,
-    services: Services,
+    services: UseCases,
     status: Literal["open", "approved", "rejected", "closed", "all"] = "open",
-    run_id: str | None = None,
-    after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-) -> dict[str, Any]:
-    """Reviews, oldest first; `after` is the last id of the page before."""
+    run_id: QueryId = None,
+    after: QueryId = None,
+    limit: Limit = 50,
+) -> ReviewPage:
+    """List reviews.
+
+    Oldest first; `after` is the last id of the page before.
+    """
     wanted = None if status == "all" else status
     found = await services.reviews.page(caller, status=wanted, run_id=run_id, after=after, limit=limit)
-    return {"reviews": [_public(review) for review in found]}
+    return ReviewPage(reviews=found)
 
 
-@router.get("/{review_id}")
-async def get(review_id: str, caller: Caller, services: Services) -> dict[str, Any]:
-    """One review with what the reviewer is to see."""
-    return _public(await services.reviews.get(caller, review_id))
+@router.get("/{review_id}", operation_id="get_review", responses=documented(404))
+async def get(review_id: PathId, caller: Caller, services: UseCases) -> ReviewView:
+    """Get a review with what the reviewer is to see."""
+    return await services.reviews.get(caller, review_id)
 
 
-@router.post("/{review_id}/decision")
-async def decide(review_id: str, body: DecisionBody, caller: Caller, services: Services) -> dict[str, Any]:
-    """Decides; the run goes on at once."""
-    return _public(await services.reviews.decide(caller, review_id, body.decision, body.note, body.output))
-
-
-def _public(review: dict[str, Any]) -> dict[str, Any]:
-    return {name: review[name].isoformat() if hasattr(review[name], "isoformat") else review[name] for name in _FIELDS}
+@router.post("/{review_id}/decision", operation_id="decide_review", responses=documented(404, 409, 410, 413))
+async def decide(review_id: PathId, body: DecisionBody, caller: Caller, services: UseCases) -> ReviewView:
+    """Decide a review; the run goes on at once."""
+    return await services.reviews.decide(caller, review_id, body.decision, body.note, body.output)

@@ -1,29 +1,37 @@
-"""Runs: start, look, follow, cancel."""
+"""Runs: start, read, signal, pause, cancel."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Header, Response
 from pydantic import Field
 
-from interlock.api.access import Caller, Services
-from interlock.api.body import Body, Name, StrictRoute
-from interlock.app import App
-from interlock.base.errors import InvalidInput
-from interlock.identity.principal import Principal
+from interlock.api.access import Caller, UseCases
+from interlock.api.body import Body, Flag, Limit, Name, PathId, QueryId, StrictRoute
+from interlock.api.errors import documented
 from interlock.machine.events import RunStatus
-from interlock.services.runs import is_over
+from interlock.services.views.runs import (
+    Run,
+    RunPage,
+    RunRef,
+    RunResult,
+    RunValues,
+    SentSignal,
+    StartedRun,
+    Trace,
+)
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
 
-_FOLLOW_SECONDS = 0.2  # how often a follower looks for new events
-_LAST_EVENT = 2**31 - 1  # journal.seq is an integer
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        max_length=200,
+        description="1 to 200 printable characters; a request repeated with the same key counts once.",
+    ),
+]
 
 
 class NewRun(Body):
@@ -35,10 +43,14 @@ class NewRun(Body):
 
 
 class Cancellation(Body):
+    """Why the run is to stop; goes on record."""
+
     reason: str = Field(default="", max_length=500)
 
 
 class Pause(Body):
+    """Why the run is to pause; goes on record."""
+
     reason: str = Field(default="", max_length=500)
 
 
@@ -48,132 +60,108 @@ class SignalBody(Body):
     payload: Any = Field(default_factory=dict)
 
 
-@router.post("", status_code=201)
+@router.post(
+    "",
+    status_code=201,
+    operation_id="start_run",
+    response_model=StartedRun,
+    responses={
+        200: {"model": StartedRun, "description": "The run that this Idempotency-Key started before."},
+        **documented(404, 409, 413),
+    },
+)
 async def start(
-    body: NewRun,
-    caller: Caller,
-    services: Services,
-    response: Response,
-    idempotency_key: Annotated[str | None, Header()] = None,
-) -> dict[str, Any]:
-    """Starts a run; 201 if new, 200 with the same run for a repeated Idempotency-Key."""
+    body: NewRun, caller: Caller, services: UseCases, response: Response, idempotency_key: IdempotencyKey = None
+) -> StartedRun:
+    """Start a run.
+
+    The same Idempotency-Key with the same input is the same run: 201 if it is new, else 200.
+    """
     run_id, new = await services.submission.accept(
         caller, body.workflow, body.input, idempotency_key, priority=body.priority
     )
     response.status_code = 201 if new else 200
-    return {"run_id": run_id, "new": new}
+    return StartedRun(run_id=run_id, new=new)
 
 
-@router.get("")
+@router.get("", operation_id="list_runs", responses=documented())
 async def page(
     caller: Caller,
-    services: Services,
+    services: UseCases,
     status: RunStatus | None = None,
-    workflow: str | None = None,
-    before: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-) -> dict[str, Any]:
-    """Runs, newest first."""
-    return {"runs": await services.runs.page(caller, status=status, workflow=workflow, before=before, limit=limit)}
+    workflow: QueryId = None,
+    before: QueryId = None,
+    limit: Limit = 50,
+) -> RunPage:
+    """List runs.
+
+    Newest first; `before` is the last id of the page before.
+    """
+    found = await services.runs.page(caller, status=status, workflow=workflow, before=before, limit=limit)
+    return RunPage(runs=found)
 
 
-@router.get("/{run_id}")
-async def get(run_id: str, caller: Caller, services: Services) -> dict[str, Any]:
-    """One run with its steps and effects."""
+@router.get("/{run_id}", operation_id="get_run", responses=documented(404))
+async def get(run_id: PathId, caller: Caller, services: UseCases) -> Run:
+    """Get a run with its steps and effects."""
     return await services.runs.get(caller, run_id)
 
 
-@router.get("/{run_id}/result")
-async def result(run_id: str, caller: Caller, services: Services, reveal: bool = False) -> dict[str, Any]:
-    """The output, redacted; `reveal=true` (role operator, audited) puts personal data back."""
-    return {"output": await services.runs.result(caller, run_id, revealed=reveal)}
+@router.get("/{run_id}/result", operation_id="get_run_result", responses=documented(404, 409, 410))
+async def result(run_id: PathId, caller: Caller, services: UseCases, reveal: Flag = False) -> RunResult:
+    """Get a run's output.
+
+    Redacted; `reveal=true` (role operator, goes on record) puts personal data back. 409 until the run is over.
+    """
+    return RunResult(output=await services.runs.result(caller, run_id, revealed=reveal))
 
 
-@router.get("/{run_id}/values")
-async def values(run_id: str, caller: Caller, services: Services) -> dict[str, Any]:
-    """Input and step outputs, redacted."""
-    return {"values": await services.runs.values(caller, run_id)}
+@router.get("/{run_id}/values", operation_id="get_run_values", responses=documented(404, 410))
+async def values(run_id: PathId, caller: Caller, services: UseCases) -> RunValues:
+    """Get a run's input and step outputs, redacted."""
+    return RunValues(values=await services.runs.values(caller, run_id))
 
 
-@router.get("/{run_id}/trace")
-async def trace(run_id: str, caller: Caller, services: Services) -> dict[str, Any]:
-    """The run's spans."""
-    await services.tracing.flush()
-    return {"spans": await services.runs.trace(caller, run_id)}
+@router.get("/{run_id}/trace", operation_id="get_run_trace", responses=documented(404))
+async def trace(run_id: PathId, caller: Caller, services: UseCases) -> Trace:
+    """Get a run's spans."""
+    return Trace(spans=await services.runs.trace(caller, run_id))
 
 
-@router.post("/{run_id}/cancel", status_code=202)
-async def cancel(run_id: str, body: Cancellation, caller: Caller, services: Services) -> dict[str, Any]:
-    """Asks a run to stop."""
+@router.post("/{run_id}/cancel", status_code=202, operation_id="cancel_run", responses=documented(404, 409, 410, 413))
+async def cancel(run_id: PathId, body: Cancellation, caller: Caller, services: UseCases) -> RunRef:
+    """Ask a run to stop."""
     await services.signals.cancel(caller, run_id, body.reason)
-    return {"run_id": run_id}
+    return RunRef(run_id=run_id)
 
 
-@router.post("/{run_id}/signals/{name}", status_code=202)
+@router.post(
+    "/{run_id}/signals/{name}", status_code=202, operation_id="signal_run", responses=documented(404, 409, 410, 413)
+)
 async def signal(
-    run_id: str,
-    name: str,
+    run_id: PathId,
+    name: PathId,
     body: SignalBody,
     caller: Caller,
-    services: Services,
-    idempotency_key: Annotated[str | None, Header()] = None,
-) -> dict[str, Any]:
-    """Sends a run a signal that its workflow waits for, now or later. A repeated Idempotency-Key counts once."""
-    signal_id, new = await services.signals.signal(caller, run_id, name, body.payload, idempotency_key)
-    return {"run_id": run_id, "signal_id": signal_id, "new": new}
+    services: UseCases,
+    idempotency_key: IdempotencyKey = None,
+) -> SentSignal:
+    """Send a run a signal.
+
+    The run's workflow waits for it, now or later. A repeated Idempotency-Key counts once.
+    """
+    return await services.signals.signal(caller, run_id, name, body.payload, idempotency_key)
 
 
-@router.post("/{run_id}/pause", status_code=202)
-async def pause(run_id: str, body: Pause, caller: Caller, services: Services) -> dict[str, Any]:
-    """Lets a run finish what is under way and begin nothing new."""
+@router.post("/{run_id}/pause", status_code=202, operation_id="pause_run", responses=documented(404, 409, 413))
+async def pause(run_id: PathId, body: Pause, caller: Caller, services: UseCases) -> RunRef:
+    """Pause a run: finish what is under way and begin nothing new."""
     await services.signals.pause(caller, run_id, body.reason)
-    return {"run_id": run_id}
+    return RunRef(run_id=run_id)
 
 
-@router.post("/{run_id}/resume", status_code=202)
-async def resume(run_id: str, caller: Caller, services: Services) -> dict[str, Any]:
-    """Lets a paused run go on."""
+@router.post("/{run_id}/resume", status_code=202, operation_id="resume_run", responses=documented(404, 409))
+async def resume(run_id: PathId, caller: Caller, services: UseCases) -> RunRef:
+    """Resume a paused run."""
     await services.signals.resume(caller, run_id)
-    return {"run_id": run_id}
-
-
-@router.get("/{run_id}/events")
-async def events(
-    run_id: str,
-    request: Request,
-    caller: Caller,
-    services: Services,
-    after: Annotated[int, Query(ge=0, le=_LAST_EVENT)] = 0,
-    last_event_id: Annotated[str | None, Header()] = None,
-) -> StreamingResponse:
-    """Server-sent events: every journal entry from `after` (or Last-Event-ID) on, then `end` when the run is over."""
-    if last_event_id is not None:
-        # isdigit alone accepts ², which int does not
-        if not (last_event_id.isascii() and last_event_id.isdigit()) or len(last_event_id) > len(str(_LAST_EVENT)):
-            raise InvalidInput("Last-Event-ID must be the number of the last event seen")
-        after = min(int(last_event_id), _LAST_EVENT)
-    await services.runs.events(caller, run_id, after)  # refuse before the stream begins
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    stream = _follow(services, caller, run_id, after, request.app.state.stopping)
-    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
-
-
-_END = ("run_id", "status", "reason", "input_tokens", "output_tokens", "usd", "usd_priced", "unpriced_calls")
-
-
-async def _follow(
-    services: App, caller: Principal, run_id: str, after: int, stopping: asyncio.Event
-) -> AsyncIterator[str]:
-    while not stopping.is_set():  # then without an `end`: the client comes back and resumes
-        run = await services.runs.get(caller, run_id)  # before the events, so that the last of them is not missed
-        for event in await services.runs.events(caller, run_id, after):
-            after = event["seq"]
-            yield f"id: {after}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"
-        if is_over(run["status"]):
-            end = {key: run[key] for key in _END}
-            yield f"event: end\ndata: {json.dumps(end)}\n\n"
-            return
-        yield ": still here\n\n"
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FOLLOW_SECONDS):
-                await stopping.wait()
+    return RunRef(run_id=run_id)

@@ -6,21 +6,25 @@ import asyncio
 import json
 import logging
 import socket
+import time
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from interlock.api import admin, dead_letters, errors, reviews, runs
-from interlock.api.access import Services
-from interlock.api.limits import NoNul, PayloadLimit
-from interlock.app import App
+from interlock.api import admin, dead_letters, document, errors, events, reviews, runs
+from interlock.api.access import UseCases
+from interlock.api.errors import documented
+from interlock.api.limits import Framing, NoNul, PayloadLimit
+from interlock.api.protocol import BoundedHead
 from interlock.base.errors import Unavailable
+from interlock.services.use_cases import Services
+from interlock.services.views.installation import Alive, Ready
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
-_READY_SECONDS = 2.0  # whoever asks wants to know now; the retries of a query would take longer than a probe waits
+_MALFORMED_SECONDS = 10.0  # between two log entries about malformed requests
 
 
 class AsciiJSON(JSONResponse):
@@ -30,40 +34,42 @@ class AsciiJSON(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
-def create_api(app: App) -> FastAPI:
-    """The ASGI application over an open `App`."""
+def create_api(services: Services | None, *, payload_bytes: int) -> FastAPI:
+    """The ASGI application over the use cases of an open process; None makes one that only documents itself.
+
+    Args:
+        payload_bytes: largest request body.
+    """
     api = FastAPI(
         title="Interlock",
         version="1",
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         default_response_class=AsciiJSON,
     )
-    api.state.interlock = app
+    api.state.services = services
     api.state.stopping = asyncio.Event()
     errors.install(api)
-    api.add_middleware(PayloadLimit, limit_bytes=app.settings.limits.payload_bytes)
+    document.install(api)
+    api.add_middleware(PayloadLimit, limit_bytes=payload_bytes)
+    api.add_middleware(Framing)
     api.add_middleware(NoNul)
-    for part in (runs.router, reviews.router, dead_letters.router, admin.router):
+    for part in (runs.router, events.router, reviews.router, dead_letters.router, admin.router):
         api.include_router(part)
 
-    @api.get("/healthz", tags=["health"])
-    async def alive() -> dict[str, str]:
-        """Whether the process answers."""
-        return {"status": "ok"}
+    @api.get("/healthz", tags=["health"], operation_id="get_alive")
+    async def alive() -> Alive:
+        """Ask whether the process answers."""
+        return Alive()
 
-    @api.get("/readyz", tags=["health"])
-    async def ready(services: Services) -> dict[str, Any]:
-        """Whether it can do its work; 503 if the database is away."""
-        try:
-            async with asyncio.timeout(_READY_SECONDS):
-                depth = await services.database.row("queue_depth")
-        except TimeoutError as error:
-            raise Unavailable(
-                f"the database did not answer within {_READY_SECONDS:g} s; check that PostgreSQL runs"
-            ) from error
-        return {"status": "ok", "queue_depth": depth[0] if depth is not None else 0}
+    @api.get("/readyz", tags=["health"], operation_id="get_ready", responses=documented(key=False))
+    async def ready(services: UseCases) -> Ready:
+        """Ask whether the process can do its work.
+
+        503 while the database is away.
+        """
+        return await services.health.ready()
 
     return api
 
@@ -71,12 +77,15 @@ def create_api(app: App) -> FastAPI:
 class Server:
     """uvicorn in the caller's event loop, on a socket that is bound before anything else starts."""
 
-    def __init__(self, app: App, *, host: str, port: int) -> None:
+    def __init__(self, services: Services, *, host: str, port: int, payload_bytes: int) -> None:
         self._socket = _bind(host, port)
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
-        self._api = create_api(app)
-        config = uvicorn.Config(self._api, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
+        self._services = services
+        self._api = create_api(services, payload_bytes=payload_bytes)
+        config = uvicorn.Config(
+            self._api, http=BoundedHead, log_config=None, lifespan="off", timeout_graceful_shutdown=5
+        )
         logging.getLogger("uvicorn.error").handlers = [_ToLog(logging.WARNING)]
         logging.getLogger("uvicorn.error").propagate = False
         self._server = uvicorn.Server(config)
@@ -93,17 +102,33 @@ class Server:
 
     async def stop(self) -> None:
         self._api.state.stopping.set()  # followers of events would otherwise use up the whole grace
+        self._services.followers.wake()
         self._server.should_exit = True
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
 
 class _ToLog(logging.Handler):
-    """What uvicorn has to say goes into our log; by itself it would print stack traces to the terminal."""
+    """uvicorn's records, for our log; by itself it would print stack traces to the terminal.
+
+    Malformed requests are counted: anybody who reaches the port can send as many as they like.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._malformed, self._logged_at = 0, -_MALFORMED_SECONDS
 
     def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith("Invalid HTTP request"):
+            self._malformed += 1
+            now = time.monotonic()
+            if now - self._logged_at >= _MALFORMED_SECONDS:
+                log(names.LOG_REQUEST_MALFORMED, message, level="warning", count=self._malformed)
+                self._malformed, self._logged_at = 0, now
+            return
         error = record.exc_info[1] if record.exc_info else None
-        log(names.LOG_INTERNAL, record.getMessage(), level=record.levelname.lower(), exc_info=error)
+        log(names.LOG_INTERNAL, message, level=record.levelname.lower(), exc_info=error)
 
 
 class _leave_signals_alone:  # noqa: N801  stands in for a context manager function

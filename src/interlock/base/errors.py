@@ -9,6 +9,7 @@
     ├── Conflict                the thing exists, or is in a state that does not allow this move
     ├── Unauthenticated         no key, or an unknown key
     ├── Denied                  known, and not allowed (role, allowlist, policy)
+    ├── TooManyRequests         a bound on what one organisation or process may hold at once
     ├── BudgetExceeded          the run's tokens, money or retries are used up
     ├── StepError               a step's work failed; `kind` says whether trying again can help
     │   ├── ProviderError       a model provider refused, broke off or answered nonsense
@@ -93,6 +94,10 @@ class Unauthenticated(InterlockError):
 
 class Denied(InterlockError):
     code, http_status, exit_code = "denied", 403, 5
+
+
+class TooManyRequests(InterlockError):
+    code, http_status, exit_code = "too_many_requests", 429, 8
 
 
 class BudgetExceeded(InterlockError):

@@ -32,10 +32,17 @@ class DatabaseSettings(_Section):
 
 
 class ServerSettings(_Section):
-    """The HTTP API."""
+    """The HTTP API.
+
+    Attributes:
+        followers: event streams of runs that one process serves at once; more are refused with 429.
+        followers_per_org: the same, of one organisation.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=7420, ge=0, le=65535)
+    followers: int = Field(default=500, ge=1, le=100_000)
+    followers_per_org: int = Field(default=100, ge=1, le=100_000)
 
 
 class LimitSettings(_Section):

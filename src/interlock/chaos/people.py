@@ -14,6 +14,7 @@ from interlock.chaos.watch import RunWatch
 from interlock.identity.principal import Principal
 from interlock.services.reviews import ReviewQueue
 from interlock.services.tool_answers import ToolAnswers
+from interlock.services.views.reviews import ReviewView
 from interlock.store.commit import Commit
 from interlock.store.rows import NewSignal
 
@@ -74,18 +75,18 @@ class People:
             if self.disorderly:
                 self._random.shuffle(waiting)  # the last question may be answered first
             for review in waiting:
-                if review["run_id"] in self._orders:
+                if review.run_id in self._orders:
                     await self._answer(review)
 
-    async def _answer(self, review: dict[str, Any]) -> None:
-        kind, order = self._orders[review["run_id"]]
+    async def _answer(self, review: ReviewView) -> None:
+        kind, order = self._orders[review.run_id]
         output = None
-        if review["purpose"] == "confirm":
-            found = await self._oracle.find(f"{order}/{review['step']}")
+        if review.purpose == "confirm":
+            found = await self._oracle.find(f"{order}/{review.step}")
             decision = "approve" if found else "reject"
             output = {"effect": found[0]["effect"]} if found else None
         else:
-            decision = "reject" if KINDS[kind].reject == review["step"] else "approve"
+            decision = "reject" if KINDS[kind].reject == review.step else "approve"
         try:
             signal = await self._decide(review, decision, output)
         except Conflict:
@@ -93,13 +94,13 @@ class People:
         except Unavailable:
             return  # asked again at the next look, if it is still open
         self.answered += 1
-        self.confirmed += review["purpose"] == "confirm"
+        self.confirmed += review.purpose == "confirm"
         if self.disorderly:
             echo = asyncio.create_task(self._echo(review, decision, output, signal))
             self._echoes.add(echo)
             echo.add_done_callback(self._echoes.discard)
 
-    async def _decide(self, review: dict[str, Any], decision: Any, output: Any) -> list[NewSignal]:
+    async def _decide(self, review: ReviewView, decision: Any, output: Any) -> list[NewSignal]:
         """Decides; gives the signals that went out with the decision."""
         sent: list[NewSignal] = []
         committer = self._app.committer
@@ -118,21 +119,21 @@ class People:
             redaction=self._app.redaction,
             answers=ToolAnswers(self._app.database, self._app.versions),
         )
-        await reviews.decide(self._principal, review["review_id"], decision, "", output)
+        await reviews.decide(self._principal, review.review_id, decision, "", output)
         return sent
 
-    async def _echo(self, review: dict[str, Any], decision: Any, output: Any, signals: list[NewSignal]) -> None:
+    async def _echo(self, review: ReviewView, decision: Any, output: Any, signals: list[NewSignal]) -> None:
         """The same signal again, at once and late, and the opposite decision on a review that is decided."""
         other: Any = "reject" if decision == "approve" else "approve"
         for wait in (0.0, self._random.uniform(0.1, 2.0)):
             await asyncio.sleep(wait)
-            over = review["run_id"] not in self._watch.unfinished
+            over = review.run_id not in self._watch.unfinished
             try:
                 await self._app.committer.submit(Commit(self._principal.org_id, new_signals=signals))
                 if not over:
                     self.repeated += len(signals)
-                    self.repeated_runs.add(review["run_id"])
-                await self._app.reviews.decide(self._principal, review["review_id"], other, "", output)
-                self.twice.append(review["review_id"])
+                    self.repeated_runs.add(review.run_id)
+                await self._app.reviews.decide(self._principal, review.review_id, other, "", output)
+                self.twice.append(review.review_id)
             except (Conflict, Unavailable):
                 continue

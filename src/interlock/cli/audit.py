@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -12,6 +12,7 @@ from rich.table import Table
 from interlock.base.errors import IntegrityError, InvalidInput
 from interlock.cli.connection import connect
 from interlock.cli.console import out, print_json, status
+from interlock.services.views.audit import AuditKeys, AuditPage, AuditRow, AuditVerdict
 
 group = typer.Typer(help="The record: who did what, chained and signed.", no_args_is_help=True)
 
@@ -20,14 +21,14 @@ group = typer.Typer(help="The record: who did what, chained and signed.", no_arg
 def verify() -> None:
     """Check every entry: its hash, its place in the chain, its signature."""
 
-    async def main() -> Any:
+    async def main() -> AuditVerdict:
         async with connect() as api:
-            return await api.get("/v1/audit/verify")
+            return await api.get(AuditVerdict, "/v1/audit/verify")
 
     verdict = asyncio.run(main())
-    if not verdict["ok"]:
-        raise IntegrityError(f"audit: TAMPERED: {verdict['problem']}; {verdict['verified']} entries before it are good")
-    out.print(f"audit: {verdict['verified']} entries verified")
+    if not verdict.ok:
+        raise IntegrityError(f"audit: TAMPERED: {verdict.problem}; {verdict.verified} entries before it are good")
+    out.print(f"audit: {verdict.verified} entries verified")
 
 
 @group.command("list")
@@ -39,9 +40,9 @@ def list_entries(
 ) -> None:
     """Entries in order."""
 
-    async def main() -> list[dict[str, Any]]:
+    async def main() -> list[AuditRow]:
         async with connect() as api:
-            return list((await api.get("/v1/audit", run_id=run_id, after=after, limit=limit))["entries"])
+            return (await api.get(AuditPage, "/v1/audit", run_id=run_id, after=after, limit=limit)).entries
 
     found = asyncio.run(main())
     if as_json:
@@ -49,10 +50,10 @@ def list_entries(
         return
     table = Table("#", "time", "what", "who", "on", "decision", box=None, pad_edge=False)
     for row in found:
-        entry = row["entry"]
+        entry = row.entry
         time = entry["timestamp"][11:19]
         table.add_row(
-            str(row["seq"]), time, entry["event_type"], entry["actor"], entry["resource"], status(entry["decision"])
+            str(row.seq), time, entry["event_type"], entry["actor"], entry["resource"], status(entry["decision"])
         )
     out.print(table if found else "no entries")
 
@@ -89,7 +90,7 @@ def key() -> None:
 
     async def main() -> dict[str, str]:
         async with connect() as api:
-            return dict((await api.get("/v1/audit/key"))["keys"])
+            return (await api.get(AuditKeys, "/v1/audit/key")).keys
 
     for key_id, raw in asyncio.run(main()).items():
         out.print(f"{key_id}={raw}", soft_wrap=True)

@@ -9,11 +9,12 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
 
+from interlock.api.errors import ErrorBody
 from interlock.api.server import create_api
 from interlock.app import App
 from interlock.base import errors
@@ -21,7 +22,10 @@ from interlock.base.errors import InterlockError, InvalidInput, Unavailable
 from interlock.base.settings import Settings, load_settings
 from interlock.definitions.project import read_project
 from interlock.services.administration import write_private
+from interlock.services.views.base import View
 from interlock.telemetry import logs
+
+V = TypeVar("V", bound=View)
 
 _ANSWER_SECONDS = 30.0  # for a server whose process is known to live; on a machine in distress it takes some
 
@@ -33,41 +37,37 @@ _CODES: dict[str, type[InterlockError]] = {
 
 
 class Api:
-    """A thin client: methods give JSON or raise the error the server named."""
+    """A thin client: methods give the view that the operation answers with, or raise the error the server named."""
 
     def __init__(self, client: httpx.AsyncClient, *, url: str | None) -> None:
         self.client = client
         self.url = url
         """Where the server is; None when it is this process."""
 
-    async def get(self, path: str, **params: Any) -> Any:
-        given = {key: value for key, value in params.items() if value is not None}
+    async def get(self, view: type[V], path: str, **params: str | int | bool | None) -> V:
+        given = {key: _text(value) for key, value in params.items() if value is not None}
         query = "?" + urlencode(given, errors="surrogateescape") if given else ""
-        return await self._send("GET", path + query)
+        return _parsed(view, await self._send("GET", path + query))
 
-    async def post(self, path: str, body: Any, *, headers: dict[str, str] | None = None) -> Any:
-        # Any URL that Python can parse is sent unchanged; the server validates it.
-        return await self._send(
-            "POST", path, content=json.dumps(body), headers={"Content-Type": "application/json", **(headers or {})}
-        )
+    async def post(self, view: type[V], path: str, body: Any, *, headers: dict[str, str] | None = None) -> V:
+        # Sent unchanged; the server validates it.
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        return _parsed(view, await self._send("POST", path, content=json.dumps(body), headers=sent))
 
-    async def put(self, path: str, body: Any) -> Any:
-        return await self._send("PUT", path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    async def put(self, path: str, body: Any) -> None:
+        await self._send("PUT", path, content=json.dumps(body), headers={"Content-Type": "application/json"})
 
-    async def delete(self, path: str) -> Any:
-        return await self._send("DELETE", path)
+    async def delete(self, path: str) -> None:
+        await self._send("DELETE", path)
 
-    async def _send(self, method: str, path: str, **kwargs: Any) -> Any:
+    async def _send(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         try:
             response = await self.client.request(method, path, **kwargs)
         except httpx.HTTPError as error:
             raise self._gone(error) from error
         if not response.is_success:
             raise _error_of(response)
-        try:
-            return response.json() if response.content else None
-        except ValueError as error:
-            raise _foreign(response) from error
+        return response
 
     async def lines(self, path: str) -> AsyncIterator[str]:
         """The lines of an answer that may be long; raises if it breaks off."""
@@ -92,6 +92,17 @@ def segment(text: str) -> str:
     return quote(text, safe="", errors="surrogateescape") or "%20"
 
 
+def _text(value: str | int | bool) -> str:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)
+
+
+def _parsed(view: type[V], response: httpx.Response) -> V:
+    try:
+        return view.model_validate(response.json())
+    except ValueError as error:
+        raise _foreign(response) from error
+
+
 def _foreign(response: httpx.Response) -> Unavailable:
     return Unavailable(
         f"the server answered {response.status_code} with something that is not Interlock's; check INTERLOCK_URL"
@@ -100,10 +111,10 @@ def _foreign(response: httpx.Response) -> Unavailable:
 
 def _error_of(response: httpx.Response) -> InterlockError:
     try:
-        body = response.json()["error"]
-        return _CODES.get(body["code"], InterlockError)(body["message"])
-    except (ValueError, KeyError, TypeError):
+        error = ErrorBody.model_validate(response.json()).error
+    except ValueError:
         return _foreign(response)
+    return _CODES.get(error.code, InterlockError)(error.message)
 
 
 def settings_here() -> Settings:
@@ -140,7 +151,7 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
         if project is not None:
             await app.admin.deploy(principal, project)
             await app.start_worker()
-        transport = httpx.ASGITransport(create_api(app))
+        transport = httpx.ASGITransport(create_api(app.services, payload_bytes=settings.limits.payload_bytes))
         async with httpx.AsyncClient(
             transport=transport, base_url="http://interlock", headers={"Authorization": f"Bearer {key}"}, timeout=120
         ) as client:

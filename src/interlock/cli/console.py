@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
+
+from interlock.services.views.base import Cost, View
 
 # Written by models, tools and strangers: ESC and its eight-bit kin could command the terminal, bidi marks turn lines round.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -56,11 +57,14 @@ def status(name: str) -> Text:
     return Text(name, style=_STYLES.get(name, ""))
 
 
-def seconds(start: str | None, end: str | None) -> str:
-    """Seconds between two ISO timestamps; empty while either is missing."""
-    if not start or not end:
-        return ""
-    return f"{(datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds():.1f}"
+def seconds(start: datetime | None, end: datetime | None) -> str:
+    """Seconds between two moments; empty while either is missing."""
+    return f"{(end - start).total_seconds():.1f}" if start and end else ""
+
+
+def moment(at: datetime | None) -> str:
+    """A moment in UTC to the second; empty for None."""
+    return at.astimezone(UTC).isoformat(sep=" ", timespec="seconds")[:19] if at else ""
 
 
 def short(path: Path) -> str:
@@ -71,20 +75,20 @@ def short(path: Path) -> str:
     return str(path)
 
 
-def usd(cost: Mapping[str, Any]) -> str:
-    """What a run or a step cost, in USD; calls at a price that is not known are counted beside the sum of the others.
+def usd(cost: Cost) -> str:
+    """What a run or a step cost, in USD; calls at a price that is not known are counted beside the sum of the others."""
+    if not cost.unpriced_calls:
+        return str(cost.usd)
+    calls = "1 unpriced call" if cost.unpriced_calls == 1 else f"{cost.unpriced_calls} unpriced calls"
+    return calls if cost.usd_priced == "0" else f"{cost.usd_priced} + {calls}"
 
-    Args:
-        cost: has `usd`, `usd_priced` and `unpriced_calls`, as the API gives them.
-    """
-    unpriced = cost["unpriced_calls"]
-    if not unpriced:
-        return str(cost["usd"])
-    calls = "1 unpriced call" if unpriced == 1 else f"{unpriced} unpriced calls"
-    return calls if cost["usd_priced"] == "0" else f"{cost['usd_priced']} + {calls}"
+
+def _plain(value: Any) -> Any:
+    return value.to_json() if isinstance(value, View) else value
 
 
 def print_json(value: Any) -> None:
     """Machine-readable output: indented JSON on standard output, never wrapped."""
+    shown = [_plain(one) for one in value] if isinstance(value, list) else _plain(value)
     # What `visible` writes out is JSON's own way of writing it, so the value stays the same.
-    out.print(json.dumps(value, indent=2, ensure_ascii=False, default=str), soft_wrap=True)
+    out.print(json.dumps(shown, indent=2, ensure_ascii=False, default=str), soft_wrap=True)

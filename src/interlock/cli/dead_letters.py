@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from interlock.cli.connection import connect, segment
 from interlock.cli.console import out, print_json, status
 from interlock.cli.runs import read_json
+from interlock.services.views.dead_letters import DeadLetterDetail, DeadLetterPage, DeadLetterView
 
 group = typer.Typer(help="The dead-letter queue: what failed for good and waits for a person.", no_args_is_help=True)
 
@@ -27,11 +28,10 @@ def list_dead_letters(
 ) -> None:
     """Open dead letters, oldest first."""
 
-    async def main() -> list[dict[str, Any]]:
+    async def main() -> list[DeadLetterView]:
         async with connect() as api:
-            wanted = "all" if every else None
-            found = await api.get("/v1/dead-letters", status=wanted, run_id=run, after=after, limit=limit)
-            return list(found["dead_letters"])
+            query = {"status": "all" if every else None, "run_id": run, "after": after, "limit": limit}
+            return (await api.get(DeadLetterPage, "/v1/dead-letters", **query)).dead_letters
 
     found = asyncio.run(main())
     if as_json:
@@ -50,13 +50,13 @@ def list_dead_letters(
     )
     for one in found:
         table.add_row(
-            one["dead_letter_id"],
-            one["purpose"],
-            one["workflow"],
-            one["step"],
-            status(one["status"]),
-            one["reason"],
-            one["run_id"],
+            one.dead_letter_id,
+            one.purpose,
+            one.workflow,
+            one.step,
+            status(one.status),
+            one.reason,
+            one.run_id,
         )
     out.print(table if found else "nothing waits for a decision")
 
@@ -65,9 +65,9 @@ def list_dead_letters(
 def show(dead_letter_id: str) -> None:
     """One letter as JSON. Its `input` can be edited and given to `requeue --input`."""
 
-    async def main() -> Any:
+    async def main() -> DeadLetterDetail:
         async with connect() as api:
-            return await api.get(f"/v1/dead-letters/{segment(dead_letter_id)}")
+            return await api.get(DeadLetterDetail, f"/v1/dead-letters/{segment(dead_letter_id)}")
 
     print_json(asyncio.run(main()))
 
@@ -92,10 +92,10 @@ def requeue(
         if isinstance(arguments, dict) and arguments.get("dead_letter_id") == dead_letter_id:
             arguments = arguments.get("input")
     decided, url = _post(dead_letter_id, "requeue", {"note": note, "input": arguments})
-    if decided["new_run"]:
-        out.print(f"requeued as run {decided['new_run']}")
+    if decided.new_run:
+        out.print(f"requeued as run {decided.new_run}")
     else:
-        out.print(f"requeued: {decided['step'] or 'the run'} (run {decided['run_id']})")
+        out.print(f"requeued: {decided.step or 'the run'} (run {decided.run_id})")
     _hint(url)
 
 
@@ -103,14 +103,14 @@ def requeue(
 def discard(dead_letter_id: str, note: Note = "") -> None:
     """Give it up: a step fails its run, an effect stays as it is, a run stays failed."""
     decided, url = _post(dead_letter_id, "discard", {"note": note})
-    out.print(f"discarded: {decided['step'] or 'the run'} (run {decided['run_id']})")
+    out.print(f"discarded: {decided.step or 'the run'} (run {decided.run_id})")
     _hint(url)
 
 
-def _post(dead_letter_id: str, what: str, body: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    async def main() -> tuple[dict[str, Any], str | None]:
+def _post(dead_letter_id: str, what: str, body: dict[str, Any]) -> tuple[DeadLetterView, str | None]:
+    async def main() -> tuple[DeadLetterView, str | None]:
         async with connect() as api:
-            return await api.post(f"/v1/dead-letters/{segment(dead_letter_id)}/{what}", body), api.url
+            return await api.post(DeadLetterView, f"/v1/dead-letters/{segment(dead_letter_id)}/{what}", body), api.url
 
     return asyncio.run(main())
 

@@ -33,6 +33,9 @@ from interlock.cli.console import errors, out, seconds, short, status, usd
 from interlock.gateway.weights import ensure_weights
 from interlock.sandbox.check import probe_sandbox
 from interlock.services.runs import is_over
+from interlock.services.views.audit import AuditVerdict
+from interlock.services.views.reviews import ReviewPage, ReviewView
+from interlock.services.views.runs import Run, RunPage, RunResult, RunSummary, StartedRun
 from interlock.telemetry import logs
 
 WORKFLOW = "support_triage"
@@ -192,7 +195,7 @@ async def _run(prepared: Demo, settings: Settings) -> bool:
             principal, key = await app.admin.local_principal()
             await app.admin.deploy(principal, app.read_project())
             await app.start_worker()
-            server = Server(app, host="127.0.0.1", port=0)
+            server = Server(app.services, host="127.0.0.1", port=0, payload_bytes=settings.limits.payload_bytes)
             await server.start()
             stack.push_async_callback(server.stop)
         headers = {"Authorization": f"Bearer {key}"}
@@ -213,8 +216,8 @@ async def _submit(api: Api, prepared: Demo) -> dict[str, str]:
     async def submit(ticket: dict[str, Any]) -> tuple[str, str]:
         value = {"ticket_id": ticket["id"], "customer_id": ticket["customer_id"], "text": ticket["text"]}
         body = {"workflow": WORKFLOW, "input": value}
-        started = await api.post("/v1/runs", body, headers={"Idempotency-Key": ticket["id"]})
-        return ticket["id"], started["run_id"]
+        started = await api.post(StartedRun, "/v1/runs", body, headers={"Idempotency-Key": ticket["id"]})
+        return ticket["id"], started.run_id
 
     return dict(await asyncio.gather(*(submit(ticket) for ticket in prepared.tickets)))
 
@@ -224,15 +227,15 @@ async def _follow(api: Api, prepared: Demo, runs: dict[str, str]) -> None:
     seen: set[str] = set()
     with Live(console=out, refresh_per_second=5, transient=True) as live:
         while True:
-            rows = (await api.get("/v1/runs", workflow=WORKFLOW, limit=200))["runs"]
-            mine = {row["run_id"]: row for row in rows if row["run_id"] in runs.values()}
+            rows = (await api.get(RunPage, "/v1/runs", workflow=WORKFLOW, limit=200)).runs
+            mine = {row.run_id: row for row in rows if row.run_id in runs.values()}
             for line in await _decide(api, runs):
                 live.console.print(line)
             if out.is_terminal:
                 live.update(_board(prepared, runs, mine))
             else:
                 _lines(prepared, runs, mine, seen)
-            if len(mine) == len(runs) and all(is_over(row["status"]) for row in mine.values()):
+            if len(mine) == len(runs) and all(is_over(row.status) for row in mine.values()):
                 return
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -244,16 +247,15 @@ async def _decide(api: Api, runs: dict[str, str]) -> list[str]:
     """
     said = []
     order = {run_id: number for number, run_id in enumerate(runs.values())}
-    for review in (await api.get("/v1/reviews", limit=200))["reviews"]:
-        if review["run_id"] not in order:
+    for review in (await api.get(ReviewPage, "/v1/reviews", limit=200)).reviews:
+        if review.run_id not in order:
             continue
-        decided = (await api.get("/v1/reviews", status="all", limit=200))["reviews"]
-        earlier = [one for one in decided if one["status"] in {"approved", "rejected"} and one["run_id"] in order]
+        decided = (await api.get(ReviewPage, "/v1/reviews", status="all", limit=200)).reviews
+        earlier = [one for one in decided if one.status in {"approved", "rejected"} and one.run_id in order]
         decision = "reject" if len(earlier) % 2 else "approve"
-        await api.post(
-            f"/v1/reviews/{review['review_id']}/decision", {"decision": decision, "note": "decided by the demo"}
-        )
-        show = review["show"]
+        body = {"decision": decision, "note": "decided by the demo"}
+        await api.post(ReviewView, f"/v1/reviews/{review.review_id}/decision", body)
+        show = review.show
         verb = "approved" if decision == "approve" else "rejected"
         said.append(
             f"review {verb}: {show['amount']} {show['currency']} for {show['customer']} ({show['message'][:40]})"
@@ -261,29 +263,29 @@ async def _decide(api: Api, runs: dict[str, str]) -> list[str]:
     return said
 
 
-def _board(prepared: Demo, runs: dict[str, str], rows: dict[str, dict[str, Any]]) -> Table:
+def _board(prepared: Demo, runs: dict[str, str], rows: dict[str, RunSummary]) -> Table:
     table = Table("ticket", "message", "status", "steps", "tokens", box=None, pad_edge=False, title_justify="left")
-    counts = Counter(row["status"] for row in rows.values())
+    counts = Counter(str(row.status) for row in rows.values())
     table.title = "   ".join(f"{name} {count}" for name, count in sorted(counts.items()))
     room = max(4, out.height - 6)
     current = sorted(
         prepared.tickets,
-        key=lambda ticket: is_over(rows[runs[ticket["id"]]]["status"]) if runs[ticket["id"]] in rows else False,
+        key=lambda ticket: is_over(rows[runs[ticket["id"]]].status) if runs[ticket["id"]] in rows else False,
     )
     for ticket in current[:room]:
         row = rows.get(runs[ticket["id"]])
         if row is not None:
-            tokens = str(row["input_tokens"] + row["output_tokens"])
-            table.add_row(ticket["id"], ticket["text"][:56], status(row["status"]), str(row["steps_done"]), tokens)
+            tokens = str(row.input_tokens + row.output_tokens)
+            table.add_row(ticket["id"], ticket["text"][:56], status(row.status), str(row.steps_done), tokens)
     return table
 
 
-def _lines(prepared: Demo, runs: dict[str, str], rows: dict[str, dict[str, Any]], seen: set[str]) -> None:
+def _lines(prepared: Demo, runs: dict[str, str], rows: dict[str, RunSummary], seen: set[str]) -> None:
     for ticket in prepared.tickets:
         row = rows.get(runs[ticket["id"]])
-        if row is not None and is_over(row["status"]) and ticket["id"] not in seen:
+        if row is not None and is_over(row.status) and ticket["id"] not in seen:
             seen.add(ticket["id"])
-            out.print(f"{len(seen)}/{len(runs)} {ticket['id']} {row['status']} after {row['steps_done']} steps")
+            out.print(f"{len(seen)}/{len(runs)} {ticket['id']} {row.status} after {row.steps_done} steps")
 
 
 # -- reporting -------------------------------------------------------------------------------------------------
@@ -295,20 +297,20 @@ async def _report(api: Api, prepared: Demo, runs: dict[str, str], bank: str) -> 
     )
     right, refunds_right, failed = 0, 0, 0
     for ticket in prepared.tickets:
-        run = await api.get(f"/v1/runs/{runs[ticket['id']]}")
-        output = (await api.get(f"/v1/runs/{runs[ticket['id']]}/result"))["output"]
+        run = await api.get(Run, f"/v1/runs/{runs[ticket['id']]}")
+        output = (await api.get(RunResult, f"/v1/runs/{runs[ticket['id']]}/result")).output
         right += output["category"] == ticket["label"]
         refunds_right += output["wants_refund"] == ticket["wants_refund"]
-        failed += run["status"] != "succeeded"
-        tokens = str(run["input_tokens"] + run["output_tokens"])
-        took = seconds(run["created_at"], run["finished_at"])
+        failed += run.status != "succeeded"
+        tokens = str(run.input_tokens + run.output_tokens)
+        took = seconds(run.created_at, run.finished_at)
         urgency = str(output["urgency"] or "")
         table.add_row(
             ticket["id"],
             output["category"],
             urgency,
             _outcome(run, output),
-            str(run["steps_done"]),
+            str(run.steps_done),
             tokens,
             usd(run),
             took,
@@ -321,17 +323,17 @@ async def _report(api: Api, prepared: Demo, runs: dict[str, str], bank: str) -> 
     )
     out.print(f"refund wish right: {refunds_right}/{count} ({refunds_right / count:.0%})")
     doubled = await _count(bank)
-    verdict = await api.get("/v1/audit/verify")
-    if not verdict["ok"]:
-        raise IntegrityError(f"audit: TAMPERED: {verdict['problem']}")
-    out.print(f"audit: {verdict['verified']} entries verified")
+    verdict = await api.get(AuditVerdict, "/v1/audit/verify")
+    if not verdict.ok:
+        raise IntegrityError(f"audit: TAMPERED: {verdict.problem}")
+    out.print(f"audit: {verdict.verified} entries verified")
     _next(prepared, next(iter(runs.values())))
     return failed == 0 and not doubled
 
 
-def _outcome(run: dict[str, Any], output: dict[str, Any]) -> str:
-    if run["status"] != "succeeded":
-        return f"{run['status']}: {run['reason']}"
+def _outcome(run: Run, output: dict[str, Any]) -> str:
+    if run.status != "succeeded":
+        return f"{run.status}: {run.reason}"
     if output["refund_id"]:
         return "replied, refunded"
     return "replied, refund rejected" if output["refund_approved"] is False else "replied"

@@ -17,9 +17,12 @@ from rich.text import Text
 
 from interlock.app import App
 from interlock.base.errors import InvalidInput, Unavailable
-from interlock.cli.connection import connect, segment, settings_here
-from interlock.cli.console import out, print_json
-from interlock.fleet import workers as worker_registry
+from interlock.cli.connection import Api, connect, segment, settings_here
+from interlock.cli.console import moment, out, print_json
+from interlock.fleet.workers import SILENT_SECONDS
+from interlock.services.use_cases import Services
+from interlock.services.views.deployments import VersionList, VersionView, WorkflowList
+from interlock.services.views.installation import WorkerView
 from interlock.telemetry import logs
 
 _LOOK_SECONDS = 0.2
@@ -38,39 +41,45 @@ def register(cli: typer.Typer) -> None:
 def versions(workflow: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
     """List a workflow's versions, newest first, with what they consist of; without a name, what new runs get."""
 
-    async def main() -> dict[str, list[dict[str, Any]]]:
+    async def main() -> dict[str, list[VersionView]]:
         async with connect() as api:
-            names = [workflow] if workflow else [one["name"] for one in (await api.get("/v1/workflows"))["workflows"]]
-            return {name: (await api.get(f"/v1/workflows/{segment(name)}/versions"))["versions"] for name in names}
+            names = [workflow] if workflow else await _deployed(api)
+            of = {name: f"/v1/workflows/{segment(name)}/versions" for name in names}
+            return {name: (await api.get(VersionList, path)).versions for name, path in of.items()}
 
     found = asyncio.run(main())
     if as_json:
-        print_json(found[workflow] if workflow else found)
+        shown = {name: [one.to_json() for one in versions] for name, versions in found.items()}
+        print_json(shown[workflow] if workflow else shown)
         return
     for name, all_of_it in found.items():
-        for one in all_of_it if workflow else [one for one in all_of_it if one["head"]]:
+        for one in all_of_it if workflow else [one for one in all_of_it if one.head]:
             _print_version(name, one)
     if not found:
         out.print("nothing is deployed yet")
 
 
-def _print_version(name: str, one: dict[str, Any]) -> None:
-    head = ("  head: new runs get it", "green") if one["head"] else ""
-    out.print(Text.assemble((f"{name}@{one['version']}", "bold"), head))
-    flying = f"{one['running']} runs in flight" if one["running"] != 1 else "1 run in flight"
-    out.print(f"  deployed {one['deployed_at'][:19].replace('T', ' ')} by {one['deployed_by']}; {flying}")
-    for what in ("models", "prompts", "tools"):
-        if one[what]:
-            pins = ", ".join(f"{key} {value if what == 'models' else value[:12]}" for key, value in one[what].items())
+async def _deployed(api: Api) -> list[str]:
+    return [one.name for one in (await api.get(WorkflowList, "/v1/workflows")).workflows]
+
+
+def _print_version(name: str, one: VersionView) -> None:
+    head = ("  head: new runs get it", "green") if one.head else ""
+    out.print(Text.assemble((f"{name}@{one.version}", "bold"), head))
+    flying = f"{one.running} runs in flight" if one.running != 1 else "1 run in flight"
+    out.print(f"  deployed {moment(one.deployed_at)} by {one.deployed_by}; {flying}")
+    for what, digests in (("models", one.models), ("prompts", one.prompts), ("tools", one.tools)):
+        if digests:
+            pins = ", ".join(f"{key} {value if what == 'models' else value[:12]}" for key, value in digests.items())
             out.print(f"  {what}: {pins}", soft_wrap=True)
-    out.print(f"  policy: {one['policy']}")
+    out.print(f"  policy: {one.policy}")
 
 
 def workers(as_json: Json = False) -> None:
     """List the workers of this database."""
 
-    async def look(app: App) -> list[dict[str, Any]]:
-        return await worker_registry.workers(app.database)
+    async def look(services: Services) -> list[WorkerView]:
+        return await services.administration.workers()
 
     found = _opened(look)
     if as_json:
@@ -78,11 +87,11 @@ def workers(as_json: Json = False) -> None:
         return
     table = Table("worker", "host", "pid", "engine", "version", "runs", "started", "", box=None, pad_edge=False)
     for one in found:
-        state = "draining" if one["draining"] else ""
-        if one["silent"] > worker_registry.SILENT_SECONDS:
-            state = f"silent for {one['silent']:.0f} s"
-        started = one["started_at"].isoformat(sep=" ", timespec="seconds")
-        row = (one["worker_id"], one["host"], one["pid"], one["engine"], one["version"], one["runs"], started, state)
+        state = "draining" if one.draining else ""
+        if one.silent > SILENT_SECONDS:
+            state = f"silent for {one.silent:.0f} s"
+        started = one.started_at.isoformat(sep=" ", timespec="seconds")
+        row = (one.worker_id, one.host, one.pid, one.engine, one.version, one.runs, started, state)
         table.add_row(*(str(part) for part in row))
     out.print(table if found else "no worker is there")
 
@@ -97,9 +106,9 @@ def drain(
     if (worker is None) != every:
         raise InvalidInput("say which: --worker ID, or --all")
 
-    async def ask(app: App) -> tuple[list[str], list[str]]:
-        asked = await app.admin.ask_to_drain(worker, login=_login())
-        return asked, await _left(app, set(asked), time.monotonic() + timeout) if wait else []
+    async def ask(services: Services) -> tuple[list[str], list[str]]:
+        asked = await services.administration.ask_to_drain(worker, login=_login())
+        return asked, await _left(services, set(asked), time.monotonic() + timeout) if wait else []
 
     asked, left = _opened(ask)
     if left:
@@ -110,11 +119,11 @@ def drain(
         out.print(f"{one} has drained" if wait else f"asked {one} to drain")
 
 
-async def _left(app: App, asked: set[str], deadline: float) -> list[str]:
+async def _left(services: Services, asked: set[str], deadline: float) -> list[str]:
     """Those of the workers that are still there at the deadline."""
     while True:
-        there = [one for one in await worker_registry.workers(app.database) if one["worker_id"] in asked]
-        left = [str(one["worker_id"]) for one in there if one["silent"] <= worker_registry.SILENT_SECONDS]
+        there = [one for one in await services.administration.workers() if one.worker_id in asked]
+        left = [one.worker_id for one in there if one.silent <= SILENT_SECONDS]
         if not left or time.monotonic() > deadline:
             return left
         await asyncio.sleep(_LOOK_SECONDS)
@@ -129,7 +138,7 @@ def _login() -> str:
     return f"{name}@{socket.gethostname()}"
 
 
-def _opened(use: Callable[[App], Coroutine[Any, Any, T]]) -> T:
+def _opened(use: Callable[[Services], Coroutine[Any, Any, T]]) -> T:
     """Opens the installation's database: workers belong to the installation, so an API key is not enough."""
     settings = settings_here()
     if settings.database.url is None and not (settings.data_dir / "pg").exists():
@@ -138,6 +147,6 @@ def _opened(use: Callable[[App], Coroutine[Any, Any, T]]) -> T:
 
     async def main() -> T:
         async with App(Path.cwd(), settings) as app:
-            return await use(app)
+            return await use(app.services)
 
     return asyncio.run(main())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from interlock.cli.connection import connect, segment
-from interlock.cli.console import out
+from interlock.cli.console import moment, out
+from interlock.services.views.installation import IssuedKey, KeyList, KeyView
 
 group = typer.Typer(help="API keys of your organisation.", no_args_is_help=True)
 
@@ -21,30 +22,30 @@ def create(
 ) -> None:
     """Make a key; it is shown once."""
 
-    async def main() -> Any:
+    async def main() -> IssuedKey:
         async with connect() as api:
-            return await api.post("/v1/keys", {"user_id": user, "roles": role})
+            return await api.post(IssuedKey, "/v1/keys", {"user_id": user, "roles": role})
 
     made = asyncio.run(main())
-    out.print(made["api_key"], soft_wrap=True)
+    out.print(made.api_key, soft_wrap=True)
 
 
 @group.command("list")
 def list_keys() -> None:
     """Keys, without their secrets."""
 
-    async def main() -> list[dict[str, Any]]:
+    async def main() -> list[KeyView]:
         async with connect() as api:
-            return list((await api.get("/v1/keys"))["keys"])
+            return (await api.get(KeyList, "/v1/keys")).keys
 
     table = Table("key", "user", "roles", "created", "revoked", box=None, pad_edge=False)
     for one in asyncio.run(main()):
         table.add_row(
-            one["key_id"],
-            one["user_id"],
-            ", ".join(one["roles"]),
-            one["created_at"][:19],
-            (one["revoked_at"] or "")[:19],
+            one.key_id,
+            one.user_id,
+            ", ".join(one.roles),
+            moment(one.created_at),
+            moment(one.revoked_at),
         )
     out.print(table)
 

@@ -12,13 +12,16 @@ import typer
 from pydantic import BaseModel
 from rich.table import Table
 
+from interlock.api.server import create_api
 from interlock.base.errors import Conflict, InvalidInput, StepError
+from interlock.base.settings import LimitSettings
 from interlock.cli.connection import Api, connect, settings_here
 from interlock.cli.console import out, print_json, status
 from interlock.cli.waiting import needs_a_person
 from interlock.definitions.project import read_project
 from interlock.evals.suite import EvalReport, read_suites, run_case
 from interlock.services.runs import is_over
+from interlock.services.views.runs import Run, RunResult, StartedRun
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import PromptSpec
 from interlock.workflows.spec import Workflow
@@ -57,8 +60,11 @@ def check() -> None:
         out.print(f"{definition.name}@{definition.version}  ok")
 
 
-def schema(kind: Annotated[Literal["workflow", "tool", "prompt"], typer.Argument()] = "workflow") -> None:
-    """Print the JSON Schema of a definition file, for editors and other tools."""
+def schema(kind: Annotated[Literal["workflow", "tool", "prompt", "openapi"], typer.Argument()] = "workflow") -> None:
+    """Print the JSON Schema of a definition file, or the API's OpenAPI document; for editors and other tools."""
+    if kind == "openapi":
+        print_json(create_api(None, payload_bytes=LimitSettings().payload_bytes).openapi())
+        return
     models: dict[str, type[BaseModel]] = {"workflow": Workflow, "tool": ToolContract, "prompt": PromptSpec}
     document = models[kind].model_json_schema()
     print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **document})
@@ -90,14 +96,14 @@ def evaluate() -> None:
 
 
 async def _run(api: Api, workflow: str, value: Any) -> dict[str, Any]:
-    started = await api.post("/v1/runs", {"workflow": workflow, "input": value})
+    started = await api.post(StartedRun, "/v1/runs", {"workflow": workflow, "input": value})
     while True:
-        run: dict[str, Any] = await api.get(f"/v1/runs/{started['run_id']}")
-        if is_over(run["status"]):
-            result = await api.get(f"/v1/runs/{started['run_id']}/result")
-            return {**run, "output": result["output"]}
-        if run["status"] == "waiting" and needs_a_person(run["waits_for"]):
-            return {**run, "output": None}
+        run = await api.get(Run, f"/v1/runs/{started.run_id}")
+        if is_over(run.status):
+            result = await api.get(RunResult, f"/v1/runs/{started.run_id}/result")
+            return {**run.to_json(), "output": result.output}
+        if run.status == "waiting" and needs_a_person(run.waits_for):
+            return {**run.to_json(), "output": None}
         await asyncio.sleep(0.1)
 
 

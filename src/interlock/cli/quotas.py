@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlencode
 
 import typer
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from interlock.cli.connection import connect
 from interlock.cli.console import out
+from interlock.services.views.installation import QuotaList, QuotaView
 
 group = typer.Typer(
     help="Limits of your organisation, its workflows and tools: how much at once, how much in a time.",
@@ -24,15 +25,15 @@ Name = Annotated[str, typer.Argument(help="Of the workflow or tool; the organisa
 def list_quotas() -> None:
     """Quotas in force."""
 
-    async def main() -> list[dict[str, Any]]:
+    async def main() -> list[QuotaView]:
         async with connect() as api:
-            return list((await api.get("/v1/quotas"))["quotas"])
+            return (await api.get(QuotaList, "/v1/quotas")).quotas
 
     table = Table("scope", "name", "at once", "rate", box=None, pad_edge=False)
     found = asyncio.run(main())
     for one in found:
-        rate = "" if one["rate"] is None else f"{one['rate']} in {one['per_seconds']:g} s"
-        table.add_row(one["scope"], one["name"], "" if one["concurrency"] is None else str(one["concurrency"]), rate)
+        rate = "" if one.rate is None else f"{one.rate} in {one.per_seconds:g} s"
+        table.add_row(one.scope, one.name, "" if one.concurrency is None else str(one.concurrency), rate)
     out.print(table if found else "nothing is limited")
 
 

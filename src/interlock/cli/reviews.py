@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from interlock.base.errors import InvalidInput
 from interlock.cli.connection import connect, segment
 from interlock.cli.console import out, print_json, status
+from interlock.services.views.reviews import ReviewPage, ReviewView
 
 group = typer.Typer(help="Decide what waits for a person.", no_args_is_help=True)
 
@@ -27,10 +28,10 @@ def list_reviews(
 ) -> None:
     """Open reviews, oldest first."""
 
-    async def main() -> list[dict[str, Any]]:
+    async def main() -> list[ReviewView]:
         async with connect() as api:
             wanted = "all" if every else None
-            return list((await api.get("/v1/reviews", status=wanted, after=after, limit=limit))["reviews"])
+            return (await api.get(ReviewPage, "/v1/reviews", status=wanted, after=after, limit=limit)).reviews
 
     found = asyncio.run(main())
     if as_json:
@@ -40,7 +41,7 @@ def list_reviews(
         Column("review", no_wrap=True, min_width=30), "workflow", "status", "question", "by", box=None, pad_edge=False
     )
     for one in found:
-        table.add_row(one["review_id"], one["workflow"], status(one["status"]), one["title"], one["decided_by"] or "")
+        table.add_row(one.review_id, one.workflow, status(one.status), one.title, one.decided_by or "")
     out.print(table if found else "nothing waits for a decision")
 
 
@@ -48,9 +49,9 @@ def list_reviews(
 def show(review_id: str) -> None:
     """One review, with everything the reviewer is to see."""
 
-    async def main() -> Any:
+    async def main() -> ReviewView:
         async with connect() as api:
-            return await api.get(f"/v1/reviews/{segment(review_id)}")
+            return await api.get(ReviewView, f"/v1/reviews/{segment(review_id)}")
 
     print_json(asyncio.run(main()))
 
@@ -78,13 +79,13 @@ def reject(review_id: str, note: Note = "") -> None:
 
 
 def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, output: Any) -> None:
-    async def main() -> Any:
+    async def main() -> tuple[ReviewView, str | None]:
         async with connect() as api:
             body = {"decision": decision, "note": note, "output": output}
-            decided = await api.post(f"/v1/reviews/{segment(review_id)}/decision", body)
+            decided = await api.post(ReviewView, f"/v1/reviews/{segment(review_id)}/decision", body)
             return decided, api.url
 
     review, url = asyncio.run(main())
-    out.print(f"{review['status']}: {review['title']} (run {review['run_id']})")
+    out.print(f"{review.status}: {review.title} (run {review.run_id})")
     if url is None:
         out.print("no server runs here; the run goes on with the next `interlock dev` or `interlock worker`")

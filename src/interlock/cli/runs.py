@@ -13,10 +13,24 @@ from rich.text import Text
 
 from interlock.base.errors import InvalidInput, StepError
 from interlock.base.json import InvalidJson, parse_json
-from interlock.cli.connection import Api, connect, segment
+from interlock.cli.connection import Api, V, connect, segment
 from interlock.cli.console import out, print_json, seconds, status, usd, visible
 from interlock.cli.waiting import MAX_LINES, needs_a_person, print_steps, print_value, print_waits, wait_text
 from interlock.services.runs import is_over
+from interlock.services.views.reviews import ReviewPage
+from interlock.services.views.runs import (
+    ReviewWait,
+    Run,
+    RunPage,
+    RunRef,
+    RunResult,
+    RunSummary,
+    RunValues,
+    SentSignal,
+    SpanView,
+    StartedRun,
+    Trace,
+)
 
 _POLL_SECONDS = 0.15
 
@@ -43,26 +57,25 @@ def run(
     """Start a run and follow it until it is over or waits for a person."""
     parsed = read_json(value)
 
-    async def main() -> dict[str, Any]:
+    async def main() -> tuple[Run, RunResult | ReviewPage]:
         async with connect(worker=True) as api:
             headers = {"Idempotency-Key": _header(key)} if key else None
-            started = await api.post("/v1/runs", {"workflow": workflow, "input": parsed}, headers=headers)
+            body = {"workflow": workflow, "input": parsed}
+            started = await api.post(StartedRun, "/v1/runs", body, headers=headers)
             if not as_json:
-                again = "" if started["new"] else " (it was there already)"
-                out.print(Text.assemble("run ", (started["run_id"], "bold"), again))
-            found = await _follow(api, started["run_id"], quiet=as_json)
-            if is_over(found["status"]):
-                found["output"] = (await api.get(f"/v1/runs/{found['run_id']}/result"))["output"]
-            else:
-                found["reviews"] = (await api.get("/v1/reviews", run_id=found["run_id"]))["reviews"]
-            return found
+                again = "" if started.new else " (it was there already)"
+                out.print(Text.assemble("run ", (started.run_id, "bold"), again))
+            found = await _follow(api, started.run_id, quiet=as_json)
+            if is_over(found.status):
+                return found, await api.get(RunResult, f"/v1/runs/{found.run_id}/result")
+            return found, await api.get(ReviewPage, "/v1/reviews", run_id=found.run_id)
 
-    found = asyncio.run(main())
+    found, more = asyncio.run(main())
     if as_json:
-        print_json(found)
+        print_json(found.to_json() | more.to_json())
     else:
-        _print_outcome(found)
-    if found["status"] in {"failed", "dead", "cancelled"}:
+        _print_outcome(found, more)
+    if found.status in {"failed", "dead", "cancelled"}:
         raise typer.Exit(StepError.exit_code)
 
 
@@ -74,9 +87,9 @@ def runs(
 ) -> None:
     """List runs, newest first."""
 
-    async def main() -> list[dict[str, Any]]:
+    async def main() -> list[RunSummary]:
         async with connect() as api:
-            return list((await api.get("/v1/runs", status=state, workflow=workflow, limit=limit))["runs"])
+            return (await api.get(RunPage, "/v1/runs", status=state, workflow=workflow, limit=limit)).runs
 
     found = asyncio.run(main())
     if as_json:
@@ -95,17 +108,17 @@ def runs(
         pad_edge=False,
     )
     for one in found:
-        tokens = str(one["input_tokens"] + one["output_tokens"])
-        took = seconds(one["created_at"], one["finished_at"])
+        tokens = str(one.input_tokens + one.output_tokens)
+        took = seconds(one.created_at, one.finished_at)
         table.add_row(
-            one["run_id"],
-            one["workflow"],
-            status(one["status"]),
-            str(one["steps_done"]),
+            one.run_id,
+            one.workflow,
+            status(one.status),
+            str(one.steps_done),
             tokens,
             usd(one),
             took,
-            one["reason"] or "",
+            one.reason or "",
         )
     out.print(table if found else "no runs yet")
 
@@ -117,51 +130,50 @@ def show(
 ) -> None:
     """Show a run: its steps, its values, its effects, its result."""
 
-    async def main() -> dict[str, Any]:
+    async def main() -> tuple[Run, RunValues, RunResult | None]:
         async with connect() as api:
-            found: dict[str, Any] = await api.get(f"/v1/runs/{segment(run_id)}")
-            found["values"] = (await api.get(f"/v1/runs/{found['run_id']}/values"))["values"]
-            if is_over(found["status"]):
-                found["output"] = (await api.get(f"/v1/runs/{found['run_id']}/result", reveal=reveal or None))["output"]
-            return found
+            found = await api.get(Run, f"/v1/runs/{segment(run_id)}")
+            values = await api.get(RunValues, f"/v1/runs/{found.run_id}/values")
+            if not is_over(found.status):
+                return found, values, None
+            return found, values, await api.get(RunResult, f"/v1/runs/{found.run_id}/result", reveal=reveal or None)
 
-    found = asyncio.run(main())
+    found, values, result = asyncio.run(main())
     if as_json:
-        print_json(found)
-        return
-    out.print(
-        Text.assemble(found["run_id"], "  ", status(found["status"]), f"  {found['workflow']}@{found['version']}")
-    )
-    if found["reason"]:
-        out.print(f"  {found['reason']}")
-    tokens = f"{found['input_tokens']} tokens in, {found['output_tokens']} out"
-    out.print(
-        f"  by {found['user_id']}, {tokens}, USD {usd(found)}, {seconds(found['created_at'], found['finished_at']) or '…'} s"
-    )
-    if found["flags"]:
-        out.print(f"  flags: {', '.join(found['flags'])}")
+        print_json(found.to_json() | values.to_json() | (result.to_json() if result else {}))
+    else:
+        _print_run(found, values.values, result)
+
+
+def _print_run(found: Run, values: dict[str, Any], result: RunResult | None) -> None:
+    out.print(Text.assemble(found.run_id, "  ", status(found.status), f"  {found.workflow}@{found.version}"))
+    if found.reason:
+        out.print(f"  {found.reason}")
+    tokens = f"{found.input_tokens} tokens in, {found.output_tokens} out"
+    took = seconds(found.created_at, found.finished_at) or "…"
+    out.print(f"  by {found.user_id}, {tokens}, USD {usd(found)}, {took} s")
+    if found.flags:
+        out.print(f"  flags: {', '.join(found.flags)}")
     print_waits(found)
-    print_value("input", found["values"]["input"])
-    print_steps(found["steps"], found["values"])
-    for effect in found["effects"][:MAX_LINES]:
+    print_value("input", values["input"])
+    print_steps(found.steps, values)
+    for effect in found.effects[:MAX_LINES]:
         out.print(
-            Text.assemble(
-                "\neffect ", effect["tool"], "  ", status(effect["status"]), f"  key {effect['idempotency_key']}"
-            )
+            Text.assemble("\neffect ", effect.tool, "  ", status(effect.status), f"  key {effect.idempotency_key}")
         )
-    if len(found["effects"]) > MAX_LINES:
-        out.print(f"\n… and {len(found['effects']) - MAX_LINES} more effects")
-    if "output" in found:
+    if len(found.effects) > MAX_LINES:
+        out.print(f"\n… and {len(found.effects) - MAX_LINES} more effects")
+    if result is not None:
         out.print()
-        print_value("output", found["output"])
+        print_value("output", result.output)
 
 
 def trace(run_id: str, as_json: Json = False) -> None:
     """Show a run's trace as a waterfall."""
 
-    async def main() -> list[dict[str, Any]]:
+    async def main() -> list[SpanView]:
         async with connect() as api:
-            return list((await api.get(f"/v1/runs/{segment(run_id)}/trace"))["spans"])
+            return (await api.get(Trace, f"/v1/runs/{segment(run_id)}/trace")).spans
 
     spans = asyncio.run(main())
     if as_json:
@@ -177,7 +189,7 @@ def cancel(run_id: str, reason: Annotated[str, typer.Option(help="Goes on record
 
     async def main() -> None:
         async with connect() as api:
-            await api.post(f"/v1/runs/{segment(run_id)}/cancel", {"reason": reason})
+            await api.post(RunRef, f"/v1/runs/{segment(run_id)}/cancel", {"reason": reason})
 
     asyncio.run(main())
     out.print(f"asked {run_id} to stop")
@@ -192,85 +204,85 @@ def signal(
     """Send a run a signal that its workflow waits for, now or later."""
     body = {"payload": read_json(payload, option="--payload")}
     headers = {"Idempotency-Key": _header(key)} if key else None
-    sent = _tell(f"/v1/runs/{segment(run_id)}/signals/{segment(name)}", body, headers)
-    out.print(f"sent {name} to {run_id}" if sent["new"] else f"{name} was sent to {run_id} already")
+    sent = _tell(SentSignal, f"/v1/runs/{segment(run_id)}/signals/{segment(name)}", body, headers)
+    out.print(f"sent {name} to {run_id}" if sent.new else f"{name} was sent to {run_id} already")
 
 
 def pause(run_id: str, reason: Annotated[str, typer.Option(help="Goes on record.")] = "") -> None:
     """Let a run finish what is under way and begin nothing new until `interlock resume`."""
-    _tell(f"/v1/runs/{segment(run_id)}/pause", {"reason": reason})
+    _tell(RunRef, f"/v1/runs/{segment(run_id)}/pause", {"reason": reason})
     out.print(f"asked {run_id} to pause")
 
 
 def resume(run_id: str) -> None:
     """Let a paused run go on."""
-    _tell(f"/v1/runs/{segment(run_id)}/resume", {})
+    _tell(RunRef, f"/v1/runs/{segment(run_id)}/resume", {})
     out.print(f"asked {run_id} to go on")
 
 
-def _tell(path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
-    async def main() -> dict[str, Any]:
+def _tell(view: type[V], path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> V:
+    async def main() -> V:
         async with connect() as api:
-            return dict(await api.post(path, body, headers=headers))
+            return await api.post(view, path, body, headers=headers)
 
     return asyncio.run(main())
 
 
-def waterfall(spans: list[dict[str, Any]], width: int = 40) -> Table:
+def waterfall(spans: list[SpanView], width: int = 40) -> Table:
     """Spans as bars over the run's time, children under their parents."""
-    begin = min(span["start_ns"] for span in spans)
-    end = max(span["end_ns"] for span in spans)
+    begin = min(span.start_ns for span in spans)
+    end = max(span.end_ns for span in spans)
     scale = width / max(end - begin, 1)
-    known = {span["span_id"] for span in spans}
+    known = {span.span_id for span in spans}
     table = Table("span", "", "ms", "tokens", "", box=None, pad_edge=False)
 
     def add(parent: str | None, depth: int) -> None:
         for span in spans:
-            inside = span["parent_id"] == parent if parent else span["parent_id"] not in known
+            inside = span.parent_id == parent if parent else span.parent_id not in known
             if not inside:
                 continue
-            attributes = span["attributes"]
-            left = int((span["start_ns"] - begin) * scale)
-            length = max(1, int((span["end_ns"] - span["start_ns"]) * scale))
-            bar = Text(" " * left + "█" * min(length, width - left), style="green" if span["ok"] else "red")
+            attributes = span.attributes
+            left = int((span.start_ns - begin) * scale)
+            length = max(1, int((span.end_ns - span.start_ns) * scale))
+            bar = Text(" " * left + "█" * min(length, width - left), style="green" if span.ok else "red")
             tokens = attributes.get("tokens.input", 0) + attributes.get("tokens.output", 0)
             attempt = attributes.get("step.attempt", 1)
             note = attributes.get("error.type", "") + (f" attempt {attempt}" if attempt > 1 else "")
-            name = Text("  " * depth + span["name"])
-            table.add_row(name, bar, f"{(span['end_ns'] - span['start_ns']) / 1e6:.1f}", str(tokens or ""), note)
-            add(span["span_id"], depth + 1)
+            name = Text("  " * depth + span.name)
+            table.add_row(name, bar, f"{(span.end_ns - span.start_ns) / 1e6:.1f}", str(tokens or ""), note)
+            add(span.span_id, depth + 1)
 
     add(None, 0)
     return table
 
 
-async def _follow(api: Api, run_id: str, *, quiet: bool) -> dict[str, Any]:
+async def _follow(api: Api, run_id: str, *, quiet: bool) -> Run:
     shown: dict[str, tuple[str, int]] = {}
     while True:
-        found: dict[str, Any] = await api.get(f"/v1/runs/{run_id}")
-        for step in found["steps"]:
-            now = (step["status"], step["attempt"])
-            if shown.get(step["id"]) != now and not quiet:
-                said = visible(step["error"] or "")
-                out.print(Text.assemble("  ", f"{step['id']:24}", status(step["status"]), f"  {said}"))
-            shown[step["id"]] = now
-        if is_over(found["status"]) or (found["status"] == "waiting" and needs_a_person(found["waits_for"])):
+        found = await api.get(Run, f"/v1/runs/{run_id}")
+        for step in found.steps:
+            now = (str(step.status), step.attempt)
+            if shown.get(step.id) != now and not quiet:
+                said = visible(step.error or "")
+                out.print(Text.assemble("  ", f"{step.id:24}", status(step.status), f"  {said}"))
+            shown[step.id] = now
+        if is_over(found.status) or (found.status == "waiting" and needs_a_person(found.waits_for)):
             return found
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _print_outcome(found: dict[str, Any]) -> None:
-    if "output" in found:
-        out.print(Text.assemble("", status(found["status"]), f"  {visible(found['reason'] or '')}"))
-        print_json(found["output"])
+def _print_outcome(found: Run, more: RunResult | ReviewPage) -> None:
+    if isinstance(more, RunResult):
+        out.print(Text.assemble("", status(found.status), f"  {visible(found.reason or '')}"))
+        print_json(more.output)
         return
-    for review in found["reviews"]:
-        out.print(f"waits for a person: {review['title']}", style="yellow")
-        print_value("", review["show"])
-        out.print(f"  interlock review approve {review['review_id']}\n  interlock review reject {review['review_id']}")
-    for wait in found["waits_for"]:
-        if wait["for"] not in {"review", "confirm"}:
-            out.print(f"waits for {wait_text(found['run_id'], wait)}", style="yellow", soft_wrap=True)
+    for review in more.reviews:
+        out.print(f"waits for a person: {review.title}", style="yellow")
+        print_value("", review.show)
+        out.print(f"  interlock review approve {review.review_id}\n  interlock review reject {review.review_id}")
+    for wait in found.waits_for:
+        if not isinstance(wait, ReviewWait):
+            out.print(f"waits for {wait_text(found.run_id, wait)}", style="yellow", soft_wrap=True)
 
 
 def read_json(value: str, *, option: str = "--input") -> Any:

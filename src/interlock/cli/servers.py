@@ -147,7 +147,12 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
         errors.print(f"tools cannot run here: {problem}", style="yellow")
     errors.print("starting PostgreSQL …" if settings.database.url is None else "connecting …")
     async with App(Path.cwd(), settings) as app:
-        server = Server(app, host=settings.server.host, port=settings.server.port if port is None else port)
+        server = Server(
+            app.services,
+            host=settings.server.host,
+            port=settings.server.port if port is None else port,
+            payload_bytes=settings.limits.payload_bytes,
+        )
         principal, _ = await app.admin.local_principal()
         if worker:
             await _deploy(app, principal)

@@ -11,20 +11,30 @@ from rich.text import Text
 
 from interlock.cli.console import out, status, usd, visible
 from interlock.machine.names import is_numbered, path_of
+from interlock.services.views.runs import (
+    DeadLetterWait,
+    PausedWait,
+    ReviewWait,
+    Run,
+    SignalWait,
+    StepView,
+    TimedWait,
+    Wait,
+)
 
 MAX_LINES = 40
 _DONE = {"succeeded", "open", "undone"}
 
 
-def print_steps(steps: list[dict[str, Any]], values: dict[str, Any]) -> None:
+def print_steps(steps: list[StepView], values: dict[str, Any]) -> None:
     """All steps with their values; of more than `MAX_LINES` how many there are, and those that are not simply done."""
     if len(steps) <= MAX_LINES:
         for step in steps:
             out.print(Text.assemble("\n", _line(step)))
-            if step["error"]:
-                out.print(f"  {step['error']}", style="red")
-            if step["id"] in values:
-                print_value("", values[step["id"]])
+            if step.error:
+                out.print(f"  {step.error}", style="red")
+            if step.id in values:
+                print_value("", values[step.id])
         return
     out.print()
     groups = _groups(steps)
@@ -32,86 +42,85 @@ def print_steps(steps: list[dict[str, Any]], values: dict[str, Any]) -> None:
         if len(members) == 1:
             out.print(_line(members[0]))
             continue
-        counts = Counter(step["status"] for step in members)
+        counts = Counter(str(step.status) for step in members)
         said = ", ".join(f"{number} {one}" for one, number in counts.most_common())
         out.print(Text.assemble((visible(name), "bold"), f"  {len(members)}: {said}"))
     if len(groups) > MAX_LINES // 2:
         out.print(f"… and {len(groups) - MAX_LINES // 2} more steps")
-    odd = [step for step in steps if step["status"] not in _DONE]
+    odd = [step for step in steps if step.status not in _DONE]
     room = MAX_LINES // 2 - 2
     for step in odd[:room]:
-        error = f"  {visible(step['error'])}" if step["error"] else ""
+        error = f"  {visible(step.error)}" if step.error else ""
         out.print(Text.assemble("  ", _line(step), (error, "red")), no_wrap=True, overflow="ellipsis")
     if len(odd) > room:
         out.print(f"  … and {len(odd) - room} more like these; --json shows all")
 
 
-def _groups(steps: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _groups(steps: list[StepView]) -> dict[str, list[StepView]]:
     """Instances by step: `each#1/charge` and `each#2/charge` are `each/charge`; the items `each#1`, `each#2` are `each#`."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[StepView]] = {}
     for step in steps:
-        name = step["id"]
+        name = step.id
         item = is_numbered(name)
         groups.setdefault(path_of(name) + ("#" if item else ""), []).append(step)
     return groups
 
 
-def _line(step: dict[str, Any]) -> Text:
-    retried = f" (attempt {step['attempt']})" if step["attempt"] > 1 else ""
-    instead = f" by {step['fallback']}" if step["fallback"] else ""
-    tool = f" {step['tool']}" if step["tool"] else ""
-    name = (visible(step["id"]) + tool, "bold")
-    return Text.assemble(name, "  ", status(step["status"]), visible(instead), retried, (_used(step), "dim"))
+def _line(step: StepView) -> Text:
+    retried = f" (attempt {step.attempt})" if step.attempt > 1 else ""
+    instead = f" by {step.fallback}" if step.fallback else ""
+    tool = f" {step.tool}" if step.tool else ""
+    name = (visible(step.id) + tool, "bold")
+    return Text.assemble(name, "  ", status(step.status), visible(instead), retried, (_used(step), "dim"))
 
 
-def _used(step: dict[str, Any]) -> str:
+def _used(step: StepView) -> str:
     """How long the last attempt took, and what the models that were asked used and cost."""
-    took = f"  {step['seconds']:.3g} s" if step["seconds"] is not None else ""
-    if (usage := step["usage"]) is None:
+    took = f"  {step.seconds:.3g} s" if step.seconds is not None else ""
+    if (usage := step.usage) is None:
         return took
-    tokens = usage["input_tokens"] + usage["output_tokens"]
-    return f"{took}  {visible(usage['model'] or usage['provider'])}, {tokens} tokens, USD {usd(usage)}"
+    tokens = usage.input_tokens + usage.output_tokens
+    return f"{took}  {visible(usage.model or usage.provider)}, {tokens} tokens, USD {usd(usage)}"
 
 
-def print_waits(run: dict[str, Any]) -> None:
+def print_waits(run: Run) -> None:
     """Prints what the run waits for with the command that answers it, and why its result is only partial."""
-    if run["degraded"]:
-        out.print(f"  goes on without: {run['degraded']}", style="yellow")
-    for one in run["waits_for"][:5]:
-        out.print(f"  waits for {wait_text(run['run_id'], one)}", style="yellow", soft_wrap=True)
-    if len(run["waits_for"]) > 5:
-        out.print(f"  … and {len(run['waits_for']) - 5} more", style="yellow")
-    if run["status"] in {"failed", "dead"}:
-        for dead_letter in run["dead_letters"][:5]:
+    if run.degraded:
+        out.print(f"  goes on without: {run.degraded}", style="yellow")
+    for one in run.waits_for[:5]:
+        out.print(f"  waits for {wait_text(run.run_id, one)}", style="yellow", soft_wrap=True)
+    if len(run.waits_for) > 5:
+        out.print(f"  … and {len(run.waits_for) - 5} more", style="yellow")
+    if run.status in {"failed", "dead"}:
+        for dead_letter in run.dead_letters[:5]:
             out.print(
                 f"  in the dead-letter queue: interlock dead-letters show {dead_letter}", style="yellow", soft_wrap=True
             )
 
 
-def wait_text(run_id: str, wait: dict[str, Any]) -> str:
+def wait_text(run_id: str, wait: Wait) -> str:
     """One wait as a phrase that ends in the command that answers it, if there is one."""
-    step = f" (step {wait['step']})" if "step" in wait else ""
-    until = _moment(wait["until"]) if wait.get("until") is not None else ""
-    match wait["for"]:
-        case "paused":
-            return f"an operator to resume it: interlock resume {run_id}"
-        case "review" | "confirm":
-            what = "a decision" if wait["for"] == "review" else "a decision whether it happened"
-            return f"{what}{step}: interlock review show {wait['review_id'] or '…'}"
-        case "dead_letter":
-            return f"a decision about what failed{step}: interlock dead-letters show {wait['dead_letter_id'] or '…'}"
-        case "signal":
-            most = f", until {until}" if until else ""
-            return f'signal "{wait["name"]}"{step}{most}: interlock signal {run_id} {wait["name"]}'
-        case "retry":
-            return f"the next attempt{step} at {until}" if until else f"the next attempt{step}"
-        case _:
-            return f"its time{step}: {until}" if until else f"its time{step}"
+    if isinstance(wait, PausedWait):
+        return f"an operator to resume it: interlock resume {run_id}"
+    step = f" (step {wait.step})" if wait.step is not None else ""
+    match wait:
+        case ReviewWait():
+            what = "a decision" if wait.for_ == "review" else "a decision whether it happened"
+            return f"{what}{step}: interlock review show {wait.review_id or '…'}"
+        case DeadLetterWait():
+            return f"a decision about what failed{step}: interlock dead-letters show {wait.dead_letter_id or '…'}"
+    until = _moment(wait.until) if wait.until is not None else ""
+    if isinstance(wait, SignalWait):
+        most = f", until {until}" if until else ""
+        return f'signal "{wait.name}"{step}{most}: interlock signal {run_id} {wait.name}'
+    if wait.for_ == "retry":
+        return f"the next attempt{step} at {until}" if until else f"the next attempt{step}"
+    return f"its time{step}: {until}" if until else f"its time{step}"
 
 
-def needs_a_person(waits: list[dict[str, Any]]) -> bool:
+def needs_a_person(waits: list[Wait]) -> bool:
     """True if only a person or a signal can continue the run."""
-    return any(one["for"] in {"paused", "review", "confirm", "dead_letter", "signal"} for one in waits)
+    return any(not isinstance(one, TimedWait) for one in waits)
 
 
 def print_value(name: str, value: Any) -> None:

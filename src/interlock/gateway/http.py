@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from interlock.base.errors import FailureKind, InvalidInput, ProviderError
-from interlock.base.json import InvalidJson, parse_json
 from interlock.gateway.failures import not_the_protocol, scrub, status_error
 
 MAX_BODY = 20 * 1024 * 1024
@@ -203,6 +202,6 @@ class Endpoint:
 def _lenient_json(raw: bytes) -> Any:
     """An error body, parsed if it is JSON; its status already says what happened."""
     try:
-        return parse_json(raw)
-    except InvalidJson:
+        return json.loads(raw)  # nothing of it is used but words, which are scrubbed
+    except (ValueError, RecursionError):
         return None

@@ -1,4 +1,4 @@
-"""The principal: user, organisation and roles, one typed value from the door to the journal."""
+"""The principal: user, organisation and roles, and the permissions that roles grant."""
 
 from __future__ import annotations
 
@@ -10,8 +10,27 @@ from interlock.base.errors import Denied
 Role = Literal["admin", "developer", "operator", "reviewer", "viewer"]
 ROLES: frozenset[str] = frozenset(get_args(Role))
 
-# What each role may do; `admin` may do everything. Nobody listed means nobody but an admin.
-_GRANTS: dict[str, frozenset[str]] = {
+Permission = Literal[
+    "run.start",
+    "run.read",
+    "run.cancel",
+    "run.signal",
+    "run.pause",
+    "value.reveal",
+    "review.read",
+    "review.decide",
+    "dead_letter.read",
+    "dead_letter.decide",
+    "audit.read",
+    "workflow.read",
+    "workflow.deploy",
+    "key.manage",
+    "quota.manage",
+]
+"""Every permission that a use case may require."""
+
+# The roles that have each permission; `admin` has all of them, and alone those with an empty set.
+_GRANTS: dict[Permission, frozenset[Role]] = {
     "run.start": frozenset({"developer", "operator"}),
     "run.read": frozenset({"developer", "operator", "reviewer", "viewer"}),
     "run.cancel": frozenset({"operator"}),
@@ -38,10 +57,10 @@ class Principal:
     org_id: str
     roles: frozenset[str]
 
-    def may(self, action: str) -> bool:
+    def may(self, action: Permission) -> bool:
         return "admin" in self.roles or bool(_GRANTS[action] & self.roles)
 
-    def require(self, action: str) -> None:
+    def require(self, action: Permission) -> None:
         """Raises:
         Denied: naming the action and the roles that have it.
         """

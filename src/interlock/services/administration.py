@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from interlock.base.clock import Clock
 from interlock.base.errors import NotFound, Unauthenticated
 from interlock.definitions.project import Project
 from interlock.definitions.versions import Versions
-from interlock.fleet.workers import drain
+from interlock.fleet.workers import drain, workers
 from interlock.identity.auth import Authenticator, key_id_of
 from interlock.identity.principal import Principal
+from interlock.services.views.deployments import VersionView, WorkflowView
+from interlock.services.views.installation import KeyView, QuotaView, WorkerView
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 from interlock.store.entries import Entry
@@ -67,6 +70,22 @@ class Administration:
             await self._record(principal, "workflow.deployed", "roll_back", [f"workflow:{name}@{whole}"])
         return whole, moved
 
+    async def workflows(self, principal: Principal) -> list[WorkflowView]:
+        """Deployed workflows and the version that new runs get."""
+        principal.require("workflow.read")
+        rows = await self._database.rows("list_heads", org=principal.org_id)
+        return [WorkflowView.model_validate(dict(row)) for row in rows]
+
+    async def versions(self, principal: Principal, workflow: str, *, limit: int = 50) -> list[VersionView]:
+        """A workflow's versions, newest first; raises NotFound for a workflow that was never deployed."""
+        principal.require("workflow.read")
+        found = await self._versions.history(principal.org_id, workflow, limit=limit)
+        return [VersionView.model_validate(one) for one in found]
+
+    async def workers(self) -> list[WorkerView]:
+        """The installation's workers. As `ask_to_drain`, for those who can open its database: no API key is enough."""
+        return [WorkerView.model_validate(one) for one in await workers(self._database)]
+
     async def ask_to_drain(self, worker_id: str | None, *, login: str) -> list[str]:
         """Asks one worker, or all that are there, to finish the steps under way and go; the ids of those asked.
 
@@ -85,6 +104,12 @@ class Administration:
             await self._record(principal, "worker.drain_requested", "drain", resources, {"login": login})
         return asked
 
+    async def keys(self, principal: Principal) -> list[KeyView]:
+        """The organisation's keys, without secrets."""
+        principal.require("key.manage")
+        rows = await self._database.rows("list_api_keys", org=principal.org_id)
+        return [KeyView.model_validate(dict(row)) for row in rows]
+
     async def issue_key(self, principal: Principal, user_id: str, roles: frozenset[str]) -> str:
         """A new API key in the principal's organisation, on record."""
         principal.require("key.manage")
@@ -97,10 +122,10 @@ class Administration:
         await self._authenticator.revoke(principal.org_id, key_id)
         await self._record(principal, "key.revoked", "revoke_key", [f"key:{key_id}"])
 
-    async def quotas(self, principal: Principal) -> list[Quota]:
+    async def quotas(self, principal: Principal) -> list[QuotaView]:
         """The organisation's quotas."""
         principal.require("quota.manage")
-        return await list_quotas(self._database, principal.org_id)
+        return [QuotaView.model_validate(asdict(one)) for one in await list_quotas(self._database, principal.org_id)]
 
     async def set_quota(self, principal: Principal, quota: Quota) -> None:
         """Sets or replaces a quota, on record."""

@@ -23,6 +23,7 @@ from interlock.machine.events import CancelRequested, DeadLetterDiscarded, DeadL
 from interlock.machine.state import RunState
 from interlock.services.ingest import Redaction, vault_of
 from interlock.services.submit import Submission
+from interlock.services.views.dead_letters import DeadLetterDetail, DeadLetterView
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
@@ -33,10 +34,6 @@ from interlock.workflows.spec import ModelStep, Step, ToolStep
 
 _MAX_NOTE = 4000
 MAX_PAGE = 200
-_FIELDS = (
-    "dead_letter_id", "run_id", "workflow", "version", "step", "purpose", "code", "reason", "status", "decided_by", "note",
-    "new_run", "created_at", "decided_at",
-)  # fmt: skip
 
 
 class DeadLetters:
@@ -70,16 +67,14 @@ class DeadLetters:
         run_id: str | None = None,
         after: str | None = None,
         limit: int = 50,
-    ) -> list[dict[str, Any]]:
-        """Letters, oldest first, without values; `after` is the last dead letter of the page before."""
+    ) -> list[DeadLetterView]:
+        """Dead letters, oldest first, without values; `after` is the last dead letter of the page before."""
         principal.require("dead_letter.read")
         args = (status, run_id, after, max(1, min(limit, MAX_PAGE)))
-        return [_public(row) for row in await self._database.rows("list_dead_letters", *args, org=principal.org_id)]
+        return [_view(row) for row in await self._database.rows("list_dead_letters", *args, org=principal.org_id)]
 
-    async def get(self, principal: Principal, dead_letter_id: str) -> dict[str, Any]:
-        """One letter: `input` is what a requeue would try again with, and `words` what the tool said about its failure.
-
-        Values are redacted, and null once somebody they are about was erased.
+    async def get(self, principal: Principal, dead_letter_id: str) -> DeadLetterDetail:
+        """One dead letter with its values.
 
         Raises:
             NotFound: no such dead letter in this organisation.
@@ -87,26 +82,24 @@ class DeadLetters:
         principal.require("dead_letter.read")
         dead_letter = await self._row(principal, dead_letter_id)
         run = await self._run(dead_letter)
-        found = _public(dead_letter) | {
-            "input": None,
-            "error_detail": None,
-            "editable": dead_letter["purpose"] in {"step", "run"},
-        }
+        given = error_detail = None
         if dead_letter["purpose"] == "run":
-            found["input"] = await self._opened(principal, Ref.from_json(run["input"]))
+            given = await self._opened(principal, Ref.from_json(run["input"]))
         elif dead_letter["purpose"] in {"step", "compensation"}:
             version, state = await folded(self._database, self._versions, run)
-            found["input"] = await self._arguments(run, version, state, dead_letter)
+            given = await self._arguments(run, version, state, dead_letter)
             failure = state.steps[dead_letter["step"]].failure
             if failure is not None and failure.error_detail is not None:
-                found["error_detail"] = await self._opened(principal, failure.error_detail)
-        return found
+                error_detail = await self._opened(principal, failure.error_detail)
+        editable = dead_letter["purpose"] in {"step", "run"}
+        values = {"input": given, "error_detail": error_detail, "editable": editable}
+        return DeadLetterDetail.model_validate(dict(dead_letter) | values)
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
     async def requeue(
         self, principal: Principal, dead_letter_id: str, note: str = "", arguments: Any = None
-    ) -> dict[str, Any]:
+    ) -> DeadLetterView:
         """Has it tried again.
 
         Args:
@@ -137,7 +130,7 @@ class DeadLetters:
             principal, dead_letter, commit, "requeued", note, new_run, edited=arguments is not None
         )
 
-    async def discard(self, principal: Principal, dead_letter_id: str, note: str = "") -> dict[str, Any]:
+    async def discard(self, principal: Principal, dead_letter_id: str, note: str = "") -> DeadLetterView:
         """Gives it up.
 
         Raises:
@@ -171,7 +164,7 @@ class DeadLetters:
         new_run: str | None,
         *,
         edited: bool,
-    ) -> dict[str, Any]:
+    ) -> DeadLetterView:
         commit.decided_dead_letters.append(
             DecidedDeadLetter(
                 dead_letter_id=dead_letter["dead_letter_id"],
@@ -200,8 +193,9 @@ class DeadLetters:
             await self._committer.submit(commit)
         except asyncpg.UniqueViolationError as error:
             raise Conflict(f"a run with the key requeue:{dead_letter['dead_letter_id']} is there already") from error
+        # `decided_at` is the database's, and shown from the next look on.
         decided = {"status": status, "decided_by": principal.user_id, "note": note, "new_run": new_run}
-        return _public(dead_letter) | decided
+        return DeadLetterView.model_validate(dict(dead_letter) | decided)
 
     def _tell(self, commit: Commit, dead_letter: Row, event: Any) -> None:
         signal = NewSignal(org_id=dead_letter["org_id"], run_id=dead_letter["run_id"], event=event_to_json(event))
@@ -277,5 +271,5 @@ def _fits(version: Version, step: Step, arguments: Any) -> None:
         raise InterlockError(f"a step of kind {step.kind} has no dead letter")
 
 
-def _public(row: Row) -> dict[str, Any]:
-    return {name: row[name].isoformat() if hasattr(row[name], "isoformat") else row[name] for name in _FIELDS}
+def _view(row: Row) -> DeadLetterView:
+    return DeadLetterView.model_validate(dict(row))

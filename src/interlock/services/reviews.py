@@ -12,6 +12,7 @@ from interlock.guard.gate import composed
 from interlock.identity.principal import Principal
 from interlock.machine.events import ReviewDecided, event_to_json
 from interlock.services.ingest import Redaction, Taken
+from interlock.services.views.reviews import ReviewView
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
@@ -63,17 +64,20 @@ class ReviewQueue:
         run_id: str | None = None,
         after: str | None = None,
         limit: int = MAX_PAGE,
-    ) -> list[dict[str, Any]]:
+    ) -> list[ReviewView]:
         """Reviews, oldest first, with what the reviewer is to see; `after` is the last review of the page before."""
         principal.require("review.read")
         args = (status, run_id, after, max(1, min(limit, MAX_PAGE)))
         rows = await self._database.rows("list_reviews", *args, org=principal.org_id)
-        return [await self._with_values(principal, dict(row)) for row in rows]
+        return [_view(await self._with_values(principal, dict(row))) for row in rows]
 
-    async def get(self, principal: Principal, review_id: str) -> dict[str, Any]:
+    async def get(self, principal: Principal, review_id: str) -> ReviewView:
         """Raises:
         NotFound: no such review in this organisation.
         """
+        return _view(await self._row(principal, review_id))
+
+    async def _row(self, principal: Principal, review_id: str) -> dict[str, Any]:
         principal.require("review.read")
         row = await self._database.row("get_review", review_id, org=principal.org_id)
         if row is None:
@@ -87,7 +91,7 @@ class ReviewQueue:
         decision: Literal["approve", "reject"],
         note: str,
         output: Any = None,
-    ) -> dict[str, Any]:
+    ) -> ReviewView:
         """Decides an open review; the run goes on as soon as this is durable.
 
         Args:
@@ -101,7 +105,7 @@ class ReviewQueue:
         if len(note) > _MAX_NOTE:
             raise InvalidInput(f"a note may have {_MAX_NOTE} characters; this one has {len(note)}")
         note = await self._redaction.note(principal.org_id, note)
-        review = await self.get(principal, review_id)
+        review = await self._row(principal, review_id)
         if review["role"] not in principal.roles and "admin" not in principal.roles:
             raise Denied(f'this review needs role "{review["role"]}"')
         if review["status"] != "open":
@@ -146,7 +150,7 @@ class ReviewQueue:
             audit=[entry],
         )
         await self._committer.submit(commit)
-        return {**review, "status": status, "decided_by": principal.user_id, "note": note}
+        return _view({**review, "status": status, "decided_by": principal.user_id, "note": note})
 
     async def _given(self, review: dict[str, Any], output: Any) -> Taken:
         """What a person says that a tool gave, redacted into the run's vault; for good if a person it is about was erased."""
@@ -168,3 +172,7 @@ class ReviewQueue:
         except Erased:
             row["show"], row["labels"] = {}, Labels()
         return row
+
+
+def _view(row: dict[str, Any]) -> ReviewView:
+    return ReviewView.model_validate(row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from interlock.base.clock import Clock
@@ -13,30 +15,38 @@ from interlock.execution.loading import fold_in_slices, folded, journal_of
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.machine.events import TERMINAL, Failure, RunStatus
+from interlock.machine.program import Program
 from interlock.machine.state import RunState
 from interlock.services.ingest import vault_of
-from interlock.services.timeline import step_times, timed_spans
+from interlock.services.timeline import StepTimes, step_times, timed_spans
+from interlock.services.views.runs import EffectView, Run, RunSummary, SpanView, StepView
 from interlock.services.waiting import waits_for, way_of
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
 from interlock.store.entries import Entry
+from interlock.telemetry.tracing import Tracing
 
-_TERMINAL = frozenset(status.value for status in TERMINAL)
 MAX_PAGE = 200
-_NOT_TIMED = {"began_at": None, "seconds": None, "usage": None}
 
 
 class Runs:
     """Reads for one organisation at a time; every call names its principal."""
 
     def __init__(
-        self, database: Database, committer: Committer, versions: Versions, artifacts: Artifacts, clock: Clock
+        self,
+        database: Database,
+        committer: Committer,
+        versions: Versions,
+        artifacts: Artifacts,
+        tracing: Tracing,
+        clock: Clock,
     ) -> None:
         self._database = database
         self._committer = committer
         self._versions = versions
         self._artifacts = artifacts
+        self._tracing = tracing
         self._clock = clock
 
     async def page(
@@ -47,7 +57,7 @@ class Runs:
         workflow: str | None = None,
         before: str | None = None,
         limit: int = 50,
-    ) -> list[dict[str, Any]]:
+    ) -> list[RunSummary]:
         """Newest first; `before` is the last run id of the page before."""
         principal.require("run.read")
         rows = await self._database.rows(
@@ -55,7 +65,7 @@ class Runs:
         )
         return [summary(row) for row in rows]
 
-    async def get(self, principal: Principal, run_id: str) -> dict[str, Any]:
+    async def get(self, principal: Principal, run_id: str) -> Run:
         """A run with its steps, folded from the journal.
 
         Raises:
@@ -63,37 +73,14 @@ class Runs:
         """
         row = await self._row(principal, run_id)
         version = await self._versions.get(row["org_id"], row["workflow"], row["version"])
-        program, journal = version.program, await journal_of(self._database, row)
-        state, times = await fold_in_slices(program, journal, RunState()), step_times(journal)
-        steps = [
-            {
-                **(times[name].to_json() if name in times else _NOT_TIMED),
-                "id": name,
-                "status": step.status.value,
-                "attempt": step.attempt,
-                "fallback": way_of(program, name, step),
-                "tool": step.tool,
-                "facts": step.facts,
-                "error": await self._error(principal, step.failure),
-                "output": step.output.digest if step.output else None,
-            }
-            for name, step in state.steps.items()
-        ]
+        journal = await journal_of(self._database, row)
+        state, times = await fold_in_slices(version.program, journal, RunState()), step_times(journal)
+        errors = {
+            name: await self._error(principal, step.failure) for name, step in state.steps.items() if step.failure
+        }
         effects = await self._database.rows("list_effects", run_id, org=principal.org_id)
         asked = await self._database.rows("open_questions", run_id, org=principal.org_id)
-        reviews = {one["step"]: one["id"] for one in asked if one["kind"] == "review"}
-        dead_letters = {one["step"]: one["id"] for one in asked if one["kind"] == "dead_letter"}
-        return {
-            **summary(row),
-            "steps": steps,
-            "paused": state.paused,
-            "degraded": state.degraded,
-            "waits_for": waits_for(program, state, reviews, dead_letters),
-            "dead_letters": list(dead_letters.values()),
-            "retries": state.retries,
-            "timers": dict(state.timers),
-            "effects": [{key: _plain(value) for key, value in effect.items()} for effect in effects],
-        }
+        return await asyncio.to_thread(_run, row, version.program, state, times, errors, effects, asked)
 
     async def result(self, principal: Principal, run_id: str, *, revealed: bool = False) -> Any:
         """The run's output, redacted; with `revealed` (role operator, audited) with the personal data back in it.
@@ -121,17 +108,13 @@ class Runs:
             opened[name] = await self._artifacts.open(principal.org_id, ref)
         return opened
 
-    async def events(self, principal: Principal, run_id: str, after: int = 0) -> list[dict[str, Any]]:
-        """Journal entries after a sequence number."""
-        await self._row(principal, run_id)
-        rows = await self._database.rows("get_journal", run_id, after, None, org=principal.org_id)
-        return [{"seq": row["seq"], **row["event"]} for row in rows]
-
-    async def trace(self, principal: Principal, run_id: str) -> list[dict[str, Any]]:
+    async def trace(self, principal: Principal, run_id: str) -> list[SpanView]:
         """The run's spans, in order of their start, attempts at the times of the journal; nanoseconds since the epoch."""
         row = await self._row(principal, run_id)
+        await self._tracing.flush()
         spans = await self._database.rows("get_spans", row["trace_id"], org=principal.org_id)
-        return timed_spans(spans, await journal_of(self._database, row), row["span_id"])
+        timed = timed_spans(spans, await journal_of(self._database, row), row["span_id"])
+        return [SpanView.model_validate(span) for span in timed]
 
     async def _row(self, principal: Principal, run_id: str) -> Row:
         principal.require("run.read")
@@ -165,17 +148,9 @@ class Runs:
         )
 
 
-def summary(row: Row) -> dict[str, Any]:
-    """A run's row as JSON, without its values."""
-    fields = (
-        "run_id", "workflow", "version", "status", "reason", "flags", "idempotency_key", "trace_id",
-        "input_tokens", "output_tokens", "created_at", "started_at", "finished_at",
-    )  # fmt: skip
-    return {name: _plain(row[name]) for name in fields} | {
-        **cost_json(row["nano_usd"], row["unpriced"]),
-        "user_id": row["principal"]["user_id"],
-        "steps_done": row["steps"],
-    }
+def summary(row: Row) -> RunSummary:
+    """A run's row without its values."""
+    return RunSummary.model_validate(_summary_fields(row))
 
 
 def is_over(status: str) -> bool:
@@ -183,5 +158,50 @@ def is_over(status: str) -> bool:
     return RunStatus(status) in TERMINAL
 
 
-def _plain(value: Any) -> Any:
-    return value.isoformat() if hasattr(value, "isoformat") else value
+def _summary_fields(row: Row) -> dict[str, Any]:
+    names = {"user_id": row["principal"]["user_id"], "steps_done": row["steps"]}
+    return dict(row) | names | cost_json(row["nano_usd"], row["unpriced"])
+
+
+def _timed(times: StepTimes | None) -> dict[str, Any]:
+    return times.to_json() if times is not None else {}
+
+
+def _run(
+    row: Row,
+    program: Program,
+    state: RunState,
+    times: Mapping[str, StepTimes],
+    errors: Mapping[str, str | None],
+    effects: list[Row],
+    asked: list[Row],
+) -> Run:
+    steps = [
+        StepView(
+            id=name,
+            status=step.status,
+            attempt=step.attempt,
+            fallback=way_of(program, name, step),
+            tool=step.tool,
+            facts=step.facts,
+            error=errors.get(name),
+            output=step.output.digest if step.output else None,
+            **_timed(times.get(name)),
+        )
+        for name, step in state.steps.items()
+    ]
+    reviews = {one["step"]: one["id"] for one in asked if one["kind"] == "review"}
+    dead_letters = {one["step"]: one["id"] for one in asked if one["kind"] == "dead_letter"}
+    return Run.model_validate(
+        _summary_fields(row)
+        | {
+            "steps": steps,
+            "paused": state.paused,
+            "degraded": state.degraded,
+            "waits_for": waits_for(program, state, reviews, dead_letters),
+            "dead_letters": list(dead_letters.values()),
+            "retries": state.retries,
+            "timers": dict(state.timers),
+            "effects": [EffectView.model_validate(dict(effect)) for effect in effects],
+        }
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import asyncpg
+
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, NotFound
 from interlock.base.ids import new_id
@@ -16,14 +18,16 @@ from interlock.machine.machine import MAX_SIGNALS
 from interlock.services.ingest import Redaction
 from interlock.services.runs import is_over
 from interlock.services.submit import checked_key
+from interlock.services.views.runs import SentSignal
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
 from interlock.store.entries import Entry
-from interlock.store.rows import NewSignal
+from interlock.store.rows import NewSignal, SignalId
 from interlock.workflows.facts import facts_of
 from interlock.workflows.schemas import check_value
 
 _MAX_REASON = 500
+_ONCE = "signal_ids_pkey"
 
 
 class Signals:
@@ -40,8 +44,8 @@ class Signals:
 
     async def signal(
         self, principal: Principal, run_id: str, name: str, payload: Any, key: str | None = None
-    ) -> tuple[str, bool]:
-        """(signal id, whether it is new). A run that does not wait for the signal yet keeps it; one key counts once.
+    ) -> SentSignal:
+        """Sends a signal. A run that does not wait for it yet keeps it; one key counts once, also when sent concurrently.
 
         Raises:
             NotFound: no such run, or its workflow waits for no signal of that name.
@@ -59,16 +63,8 @@ class Signals:
             known = ", ".join(sorted(version.signals)) or "none"
             raise NotFound(f'workflow "{version.name}" waits for no signal "{name[:100]}"; it knows: {known}')
         check_value(spec.validator, accept_json(payload), what="payload", to_sender=True)
-        counted = await self._database.row("count_signals", run_id, signal_id, org=principal.org_id)
-        assert counted is not None, "a count is always there"
-        if counted["known"] is not None:
-            if counted["known"] != name:
-                raise Conflict(
-                    f'Idempotency-Key "{signal_id}" was used for signal "{counted["known"]}" of run {run_id}; choose a new key'
-                )
-            return signal_id, False
-        if counted["total"] >= MAX_SIGNALS:
-            raise Conflict(f"run {run_id} has been sent {MAX_SIGNALS} signals, and takes no more")
+        if await self._is_known(principal, run_id, name, signal_id):
+            return SentSignal(run_id=run_id, signal_id=signal_id, new=False)
         taken = await self._redaction.take(run, payload, origin="signal")
         now = self._clock.now()
         event = SignalReceived(name, signal_id, now, taken.ref, facts_of(spec.schema, taken.value))
@@ -77,8 +73,33 @@ class Signals:
         )
         commit.artifacts += taken.artifacts
         commit.new_vaults += taken.vaults
-        await self._committer.submit(commit)
-        return signal_id, True
+        commit.signal_ids.append(SignalId(run_id=run_id, signal_id=signal_id, org_id=principal.org_id, name=name))
+        try:
+            await self._committer.submit(commit)
+        except asyncpg.UniqueViolationError as error:
+            # The same signal twice at the same moment: the other one was committed.
+            if error.constraint_name != _ONCE or not await self._is_known(principal, run_id, name, signal_id):
+                raise
+            return SentSignal(run_id=run_id, signal_id=signal_id, new=False)
+        return SentSignal(run_id=run_id, signal_id=signal_id, new=True)
+
+    async def _is_known(self, principal: Principal, run_id: str, name: str, signal_id: str) -> bool:
+        """Whether the run was sent this signal before.
+
+        Raises:
+            Conflict: under this id it was sent another signal, or it was sent as many as a run takes.
+        """
+        counted = await self._database.row("count_signals", run_id, signal_id, org=principal.org_id)
+        assert counted is not None, "a count is always there"
+        if counted["known"] == name:
+            return True
+        if counted["known"] is not None:
+            raise Conflict(
+                f'Idempotency-Key "{signal_id}" was used for signal "{counted["known"]}" of run {run_id}; choose a new key'
+            )
+        if counted["total"] >= MAX_SIGNALS:
+            raise Conflict(f"run {run_id} has been sent {MAX_SIGNALS} signals, and takes no more")
+        return False
 
     async def pause(self, principal: Principal, run_id: str, reason: str = "") -> None:
         """What is under way is finished, and nothing new begins until `resume`.

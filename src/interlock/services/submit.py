@@ -30,6 +30,7 @@ from interlock.workflows.schemas import check_value
 
 _MAX_KEY = 200
 _MAX_PRIORITY = 100
+_ONCE = "runs_org_id_workflow_idempotency_key_key"
 
 
 class Submission:
@@ -81,8 +82,10 @@ class Submission:
         try:
             run_id, commit = await self._proposed(principal, version, value, key, priority)
             await self._committer.submit(commit)
-        except asyncpg.UniqueViolationError:
-            # The same request twice at the same moment: the other one won.
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name != _ONCE:
+                raise
+            # The same request twice at the same moment: the other one was committed.
             existing = await self._existing(principal, workflow, key, value)
             assert existing is not None
             return existing, False

@@ -26,6 +26,8 @@ EventType = Literal[
     "quota.changed",
     "worker.drain_requested",
     "value.revealed",
+    "auth.refused",
+    "access.denied",
 ]
 Decision = Literal["allow", "deny", "none"]
 

@@ -139,15 +139,38 @@ select * from runs where ($1::text is null or status = $1) and ($2::text is null
 -- A run's events after a number, all or the first few.
 select seq, event from journal where run_id = $1 and seq > $2 order by seq limit $3
 
+-- name: journal_page(run_id text, after integer, most integer)
+-- Entries of a run's journal after a sequence number, in order, at most so many.
+select seq, event from journal where run_id = $1 and seq > $2 order by seq limit $3
+
+-- name: run_state(run_id text)
+-- How a run stands, without its journal. The marks differ once a review or a dead letter is opened or closed.
+select r.run_id, r.status, r.reason, r.input_tokens, r.output_tokens, r.nano_usd, r.unpriced,
+    (select max(seq) from journal j where j.run_id = r.run_id) as last_seq,
+    (select count(*) || ':' || count(v.decided_at) from reviews v where v.run_id = r.run_id) as reviews_mark,
+    (select count(*) || ':' || coalesce(max(l.dead_letter_id), '') from dead_letters l
+        where l.run_id = r.run_id and l.status = 'open') as dead_letters_mark
+    from runs r where r.run_id = $1
+
+-- name: followed_reviews(run_id text, known text[])
+-- A run's open reviews, and those that a follower knows as open.
+select review_id, step, purpose, title, role, status, decided_by from reviews
+    where run_id = $1 and (status = 'open' or review_id = any($2::text[])) order by created_at, review_id
+
+-- name: follow_runs(org_id text, run_ids text[], seconds double precision)
+-- Has changes of these runs notified for so many seconds.
+with gone as (delete from followed_runs where until < now() and run_id <> all($2::text[]))
+insert into followed_runs (run_id, org_id, until)
+    select run_id, $1, now() + make_interval(secs => $3) from unnest($2::text[]) as followed(run_id) order by run_id
+    on conflict (run_id, org_id) do update set until = excluded.until
+
 -- name: get_signals(run_id text)
 -- The signals of a run that are not on record yet.
 select signal_id, event from signals where run_id = $1 order by signal_id
 
 -- name: count_signals(run_id text, signal_id text)
 -- How many signals a run was ever sent, and the name of the one with an id, if it was sent.
-with received as (select event from journal where run_id = $1 and event ->> 'type' = 'signal_received'
-        union all select event from signals where run_id = $1 and event ->> 'type' = 'signal_received')
-select count(*) as total, max(event ->> 'name') filter (where event ->> 'signal_id' = $2) as known from received -- its name
+select count(*) as total, max(name) filter (where signal_id = $2) as known from signal_ids where run_id = $1
 
 -- name: get_effect(run_id text, step text)
 -- A step's entry in the effect ledger; `age` in seconds.

@@ -91,7 +91,10 @@ begin
         end if;
     end if;
 
-    if batch ?| array['new_signals', 'crashed', 'requeued', 'used_signals', 'forwarded_signals'] then
+    if batch ?| array['signal_ids', 'new_signals', 'crashed', 'requeued', 'used_signals', 'forwarded_signals'] then
+        if batch ? 'signal_ids' then
+            written := settle_v1_signal_ids(batch -> 'signal_ids');
+        end if;
         if batch ? 'new_signals' then
             written := settle_v1_new_signals(batch -> 'new_signals');
         end if;
@@ -125,4 +128,5 @@ begin
             written := settle_v1_released(batch -> 'released');
         end if;
     end if;
+    written := notify_followers(batch);
 end $$;

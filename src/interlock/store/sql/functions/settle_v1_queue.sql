@@ -1,5 +1,15 @@
 -- Parts of settle_v1 that wake runs, put them to sleep and end them: signals, batched calls and the queue.
 
+-- One id counts once: the table's key refuses the second of two signals that were sent at the same moment.
+create or replace function settle_v1_signal_ids(sent jsonb) returns integer language plpgsql as $$
+declare touched integer;
+begin
+    insert into signal_ids (run_id, signal_id, org_id, name) select run_id, signal_id, org_id, name
+        from jsonb_to_recordset(sent) as i(run_id text, signal_id text, org_id text, name text);
+    get diagnostics touched = row_count;
+    return touched;
+end $$;
+
 -- Events from outside (a decision, a cancellation), which wake the run's driver, or make the run due.
 create or replace function settle_v1_new_signals(sent jsonb) returns integer language plpgsql as $$
 declare touched integer;

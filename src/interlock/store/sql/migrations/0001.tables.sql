@@ -141,6 +141,24 @@ create table signals (
 );
 create index signals_run on signals (run_id);
 
+-- Every signal that a run was sent, for as long as the run is kept: one id counts once, also after its event left `signals`.
+create table signal_ids (
+    run_id text not null references runs,
+    signal_id text not null,
+    org_id text not null,
+    name text not null,
+    primary key (run_id, signal_id)
+);
+
+-- Runs that some process follows, until when. `settle_v1` notifies changes of these runs only: a commit with a notification waits
+-- for every other such commit of the server, so runs without a follower must cost nothing. Lost in a crash, and renewed by followers.
+create unlogged table followed_runs (
+    run_id text not null,
+    org_id text not null,
+    until timestamptz not null,
+    primary key (run_id, org_id)
+);
+
 create table effects (
     run_id text not null references runs,
     step text not null,

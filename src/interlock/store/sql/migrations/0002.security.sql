@@ -13,7 +13,7 @@ create function interlock_orgs() returns text[] language sql stable parallel saf
 
 do $$ declare name text; begin
     foreach name in array array['orgs', 'api_keys', 'subject_keys', 'artifacts', 'pending_objects', 'workflow_versions', 'workflow_heads', 'runs',
-            'run_vaults', 'journal', 'signals', 'effects', 'results', 'queue', 'claims', 'reviews', 'dead_letters', 'audit',
+            'run_vaults', 'journal', 'signals', 'signal_ids', 'followed_runs', 'effects', 'results', 'queue', 'claims', 'reviews', 'dead_letters', 'audit',
             'audit_heads', 'outbox', 'spans', 'breakers', 'tool_health', 'quotas', 'quota_uses', 'batches', 'batched_calls'] loop
         execute format('alter table %I enable row level security', name);
         execute format('create policy tenant on %I using (org_id = any(interlock_orgs())) '
@@ -24,7 +24,7 @@ end $$;
 grant select on run_moves, effect_moves, workers to interlock_app;
 
 -- The record: never updated or deleted, not by the owner either. What was a run's history stays its history.
-revoke update, delete on audit, journal, artifacts, workflow_versions, run_vaults from interlock_app;
+revoke update, delete on audit, journal, artifacts, workflow_versions, run_vaults, signal_ids from interlock_app;
 revoke delete on runs, effects, reviews, dead_letters, orgs, api_keys, subject_keys, audit_heads from interlock_app;
 
 -- Functions below name their search path, with pg_temp last: else a temporary table named like ours would come first.

@@ -1,0 +1,41 @@
+"""Views of the audit log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interlock.services.views.base import View
+
+
+class AuditRow(View):
+    """An entry with its place in the chain; the hash covers `entry` letter for letter."""
+
+    org_id: str
+    seq: int
+    event_id: str
+    entry: dict[str, Any]
+    prev_hash: str
+    hash: str
+    key_id: str
+    signature: str
+
+
+class AuditPage(View):
+    """Entries in order."""
+
+    entries: list[AuditRow]
+
+
+class AuditVerdict(View):
+    """`verified` counts the good entries before the first problem; `last_hash` is that of the last good one."""
+
+    ok: bool
+    verified: int
+    problem: str | None
+    last_hash: str
+
+
+class AuditKeys(View):
+    """Public keys that verify entries, hexadecimal, by id."""
+
+    keys: dict[str, str]
