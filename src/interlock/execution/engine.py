@@ -35,7 +35,7 @@ class Engine(Protocol):
     async def drain(self) -> None: ...
 
 
-class Services:
+class EngineServices:
     """What a driver needs of its process."""
 
     def __init__(
