@@ -25,8 +25,7 @@ from interlock.definitions.versions import Versions
 from interlock.engines.postgres.worker import PostgresEngine
 from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.effects import EffectLedger
-from interlock.execution.engine import Engine
-from interlock.execution.engine import Services as EngineServices
+from interlock.execution.engine import Engine, EngineServices
 from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
 from interlock.execution.kernel import Kernel
 from interlock.execution.lookups import Lookups

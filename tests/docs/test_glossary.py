@@ -103,13 +103,13 @@ def test_tables_and_functions_use_the_terms() -> None:
 
 
 def test_one_class_name_names_one_thing() -> None:
+    """Views and request bodies of the API have the names of what they show; they are not compared."""
     places = defaultdict(list)
-    for path in modules():
+    outside = (SOURCE / "api", SOURCE / "services" / "views")
+    for path in [path for path in modules() if not any(path.is_relative_to(one) for one in outside)]:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(str(path.relative_to(SOURCE)))
-    # A new run: the body of the request, and the rows that it becomes.
-    places["NewRun"].remove("store/rows.py")
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 

@@ -35,7 +35,7 @@ from interlock.workflows.spec import ModelStep, ToolStep
 # Characters a token stands for at least, in the scripts and tokenizers we know; for reservations only.
 _CHARACTERS_PER_TOKEN = 2.5
 _CLOCKS_APART = 60.0  # seconds by which the clock of a far side may be ahead
-CORRECTIONS = 2  # the seed document's number (R8)
+CORRECTIONS = 2  # further calls to correct an invalid answer
 
 
 class Models(Protocol):

@@ -12,7 +12,7 @@ from interlock.base.errors import Erased
 from interlock.base.refs import Ref
 from interlock.budget.ledger import RunLedger
 from interlock.definitions.versions import Version, Versions
-from interlock.execution.engine import Services
+from interlock.execution.engine import EngineServices
 from interlock.execution.steps import Run, StepExecution
 from interlock.identity.principal import Principal
 from interlock.machine.events import Event, event_from_json
@@ -32,7 +32,7 @@ Page = list[dict[str, Any]]
 """Events as JSON, in order."""
 
 
-async def load_run(services: Services, row: Row, *, fence: int) -> Run:
+async def load_run(services: EngineServices, row: Row, *, fence: int) -> Run:
     """The run of a row of `runs`, with its version compiled.
 
     Raises:

@@ -33,13 +33,12 @@ class RunStatus(StrEnum):
 
 TERMINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.PARTIAL, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD})
 
-_ENDINGS = frozenset({RunStatus.SUCCEEDED, RunStatus.PARTIAL, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD})
 RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
-    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
-    RunStatus.RUNNING: frozenset({RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
-    RunStatus.WAITING: frozenset({RunStatus.RUNNING, RunStatus.COMPENSATING}) | _ENDINGS,
+    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.WAITING, RunStatus.COMPENSATING}) | TERMINAL,
+    RunStatus.RUNNING: frozenset({RunStatus.WAITING, RunStatus.COMPENSATING}) | TERMINAL,
+    RunStatus.WAITING: frozenset({RunStatus.RUNNING, RunStatus.COMPENSATING}) | TERMINAL,
     RunStatus.COMPENSATING: frozenset({RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PARTIAL, RunStatus.DEAD}),
-    **{ending: frozenset() for ending in _ENDINGS},
+    **{ending: frozenset() for ending in TERMINAL},
     # What could not be undone can be tried again by a person, out of the dead-letter queue.
     RunStatus.DEAD: frozenset({RunStatus.COMPENSATING, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PARTIAL}),
 }

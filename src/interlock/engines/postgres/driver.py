@@ -17,7 +17,7 @@ from interlock.base.errors import InvalidInput, LeaseLost, Unavailable
 from interlock.engines.postgres.refusals import Arrived, Refused, Sent, Work, sift, work_in
 from interlock.execution.attempt import unrecordable
 from interlock.execution.batch.reservations import abandon_calls, hold_reserved, release_reserved
-from interlock.execution.engine import HOLD_SECONDS, Services
+from interlock.execution.engine import HOLD_SECONDS, EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, input_facts, load_run, replayed, seed_of, work_of
 from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
 from interlock.execution.steps import Run, StepOutcome
@@ -42,7 +42,7 @@ _YIELDS_AFTER_COMMIT = 2
 class RunDriver:
     """One run under one lease. `drive` returns when the run is over, waits for something, or was taken away."""
 
-    def __init__(self, services: Services, run_id: str, org_id: str, fence: int) -> None:
+    def __init__(self, services: EngineServices, run_id: str, org_id: str, fence: int) -> None:
         self._services = services
         self.ids = (run_id, org_id, fence)
         self._events: Arrived = asyncio.Queue()

@@ -10,7 +10,7 @@ from interlock.base.clock import since_boot
 from interlock.base.errors import InterlockError, LeaseLost, Unavailable
 from interlock.base.ids import new_id
 from interlock.engines.postgres.driver import RunDriver
-from interlock.execution.engine import MAX_CRASHES, Services
+from interlock.execution.engine import MAX_CRASHES, EngineServices
 from interlock.execution.records import park_run
 from interlock.machine import version as machine_version
 from interlock.store.commit import Commit
@@ -30,7 +30,7 @@ _POLL_SECONDS = 1.0  # the net under LISTEN/NOTIFY, and how late a timer may fir
 class PostgresEngine:
     """Fulfils `runtime.engine.Engine`. Many of these, in as many processes, share one database safely."""
 
-    def __init__(self, services: Services, *, concurrency: int, lease_seconds: float) -> None:
+    def __init__(self, services: EngineServices, *, concurrency: int, lease_seconds: float) -> None:
         self._services = services
         self._concurrency = concurrency
         self._lease = lease_seconds

@@ -1,7 +1,7 @@
-"""Random programs against a hostile world, thousands a second: failures, doubt, reordering, duplicates, crashes, meddling.
+"""Simulation of random programs, thousands per second: failures, unknown outcomes, reordering, duplicates, crashes, edits.
 
-No second implementation says what should have happened; the invariants hold whatever the program is, and are looked at
-after every event (`simulation_checks`). A seed gives the same run on every machine.
+There is no second implementation to compare with; invariants that hold for every program are checked after every event
+(`checks.py`). A seed gives the same run on every host.
 """
 
 from __future__ import annotations

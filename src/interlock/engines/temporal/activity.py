@@ -26,7 +26,7 @@ from interlock.engines.temporal.reservations import reserving, settled_claims, u
 from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Task, TaskResult
 from interlock.execution.attempt import unrecordable
 from interlock.execution.batch.reservations import abandon_calls, hold_reserved, release_reserved
-from interlock.execution.engine import HOLD_SECONDS, MAX_CRASHES, Services
+from interlock.execution.engine import HOLD_SECONDS, MAX_CRASHES, EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, fold_in_slices, journal_after, load_run, pages_of, work_of
 from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, park_run, records_of
 from interlock.execution.steps import Run, StepOutcome
@@ -82,7 +82,7 @@ class _Held:
 class Performer:
     """The activities of one process."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: EngineServices) -> None:
         self._services = services
         self._runs: OrderedDict[str, _Held] = OrderedDict()
 

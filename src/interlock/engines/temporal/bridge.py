@@ -23,7 +23,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from interlock.base.errors import LeaseLost, Unavailable
 from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, Beginning, SignalInput, Start, WorkerLimits
 from interlock.engines.temporal.workflow import program_to_json
-from interlock.execution.engine import Services
+from interlock.execution.engine import EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, input_facts, load_run, replayed, seed_of
 from interlock.execution.steps import Run
 from interlock.machine import version as machine_version
@@ -51,7 +51,7 @@ class Bridge:
 
     def __init__(
         self,
-        services: Services,
+        services: EngineServices,
         client: Client,
         *,
         worker_id: str,
