@@ -134,7 +134,10 @@ def _settings(prepared: Demo) -> Settings:
     port_file = prepared.home / "bank.port"
     port = _start_port(port_file)
     settings = load_settings(prepared.example)
-    return settings.model_copy(update={"data_dir": prepared.home / "data", "variables": {"bank": f"127.0.0.1:{port}"}})
+    review = settings.review.model_copy(update={"self_approval": True})
+    return settings.model_copy(
+        update={"data_dir": prepared.home / "data", "review": review, "variables": {"bank": f"127.0.0.1:{port}"}}
+    )
 
 
 def _start_port(port_file: Path) -> int:
@@ -204,6 +207,7 @@ async def _run(prepared: Demo, settings: Settings) -> bool:
         )
         api = Api(client, url=server.url)
         out.print(f"API at {server.url}, bank at {bank}, model {settings.models['default']}")
+        out.print("the demo decides the reviews of runs that it started itself (review.self_approval)", style="dim")
         out.print(f"{len(prepared.tickets)} real customer messages, all at once:")
         runs = await _submit(api, prepared)
         await _follow(api, prepared, runs)

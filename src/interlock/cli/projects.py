@@ -58,6 +58,8 @@ def check() -> None:
     project = read_project(Path.cwd(), settings_here())
     for definition in project.definitions.values():
         out.print(f"{definition.name}@{definition.version}  ok")
+    for note in project.notes:
+        out.print(f"note: {note}", style="dim", soft_wrap=True)
 
 
 def schema(kind: Annotated[Literal["workflow", "tool", "prompt", "openapi"], typer.Argument()] = "workflow") -> None:

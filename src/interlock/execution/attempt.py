@@ -21,6 +21,7 @@ from interlock.base.errors import (
 from interlock.base.json import sentence
 from interlock.base.refs import Ref
 from interlock.base.usage import Usage, cost_json
+from interlock.execution.approvals import NO_STANDING, Standing
 from interlock.execution.effects import Effect
 from interlock.execution.executors import CORRECTIONS, CallRequest, CallResult
 from interlock.execution.steps import StepExecution, StepOutcome
@@ -45,6 +46,8 @@ class Attempt:
         called: the far side was asked, or is being asked.
         in_doubt: an earlier attempt may have done its work.
         dispatched: the tool may have got the call.
+        standing: the approvals of the call, as they stood when the policy was asked.
+        arguments: of the call of a mutating tool, once they are sealed.
         reused: the answer was not asked for but found: in the cache, or by a fallback.
     """
 
@@ -61,6 +64,8 @@ class Attempt:
     reused: str | None = None
     done: CallResult | None = None
     sealed: Sealed | None = None
+    arguments: Sealed | None = None
+    standing: Standing = NO_STANDING
     attributes: dict[str, Any] = field(default_factory=dict)
 
 

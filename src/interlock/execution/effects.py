@@ -18,7 +18,8 @@ from interlock.execution.steps import StepExecution
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database
-from interlock.store.rows import EffectRow, EffectStatus
+from interlock.store.entries import Entry
+from interlock.store.rows import ConsumedApproval, EffectRow, EffectStatus
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.spec import ToolStep
 
@@ -90,14 +91,28 @@ class EffectLedger:
                 )
         return status
 
-    async def intend(self, execution: StepExecution, effect: Effect, arguments: Sealed) -> None:
-        """Durable before anything else happens: what will be done, with which key.
+    async def intend(
+        self,
+        execution: StepExecution,
+        effect: Effect,
+        arguments: Sealed,
+        consumed: list[ConsumedApproval] | None = None,
+        audit: list[Entry] | None = None,
+    ) -> None:
+        """Durable before anything else happens: what will be done, with which key, and which approvals that uses up.
+
+        Args:
+            consumed: rows of `approvals.consumed_rows`; none for a call that needs no approval.
 
         Raises:
             LeaseLost: the run was taken over; nothing may be done.
+            ApprovalInvalid: an approval is used, revoked or expired by now; nothing was written, and nothing may be done.
         """
         commit = execution.run.commit()
         commit.artifacts.append(arguments.row)
+        if consumed:
+            commit.consumed_approvals += consumed
+            commit.audit += audit or []
         commit.effects.append(effect.row("intended"))
         await self._committer.submit(commit)
 

@@ -24,7 +24,7 @@ from interlock.execution.steps import StepExecution
 from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider
 from interlock.gateway.structured import complete_structured
-from interlock.policy.decision import Question
+from interlock.policy.decision import NO_APPROVAL, Question
 from interlock.sandbox.environment import SandboxResult
 from interlock.telemetry import names
 from interlock.tools.registry import Function, Tools, error_of
@@ -324,7 +324,7 @@ def _question(
             "step": execution.path,
             "trust": labels.trust.name.lower(),
             "sensitivity": labels.sensitivity.name.lower(),
-            "reviewed": execution.reviewed,
+            "approval": NO_APPROVAL.to_json(),
         },
     )
 

@@ -34,6 +34,7 @@ from interlock.base.errors import (
 from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.usage import Usage
 from interlock.budget.ledger import Amount
+from interlock.execution.approvals import consumed_rows
 from interlock.execution.attempt import (
     Attempt,
     entry_of,
@@ -47,6 +48,7 @@ from interlock.execution.attempt import (
 from interlock.execution.batch.reservations import is_batched
 from interlock.execution.effects import Effect, EffectLedger, call_ends, idempotency_key
 from interlock.execution.executors import CallRequest, CallResult, ModelExecutor, ToolExecutor
+from interlock.execution.judge import Judge, LacksApproval, arguments_for
 from interlock.execution.lookups import Lookups
 from interlock.execution.steps import StepExecution, StepOutcome
 from interlock.guard.gate import Stage, composed, inspect
@@ -81,7 +83,9 @@ class Kernel:
         quotas: CallQuotas,
         tracing: Tracing,
         clock: Clock,
+        judge: Judge,
     ) -> None:
+        self._judge = judge
         self._models = models
         self._tools = tools
         self._lookups = lookups
@@ -117,6 +121,8 @@ class Kernel:
                 times = (attempt.began, self._clock.now())
                 event = StepDeferred(execution.name, execution.attempt, *times, delay, attempt.in_doubt)
                 outcome, pending = StepOutcome(event), error.pending
+            except LacksApproval as lack:
+                outcome = self._judge.lacking(attempt, lack)
             except Exception as error:  # noqa: BLE001  whatever a step's work can raise becomes an event; a bug must not kill the worker
                 mark_failed(span, error)
                 outcome = await self._failed(attempt, error)
@@ -152,17 +158,7 @@ class Kernel:
             return  # a fixed answer needs no arguments, whatever is wrong with them
         if prepared.stale:
             attempt.attributes[names.STALE_STEPS] = list(prepared.stale)
-        attempt.answer = execution.run.version.policy.decide(prepared.question)
-        attempt.attributes |= {
-            names.POLICY_DECISION: "allow" if attempt.answer.allowed else "deny",
-            names.POLICY_VERSION: attempt.answer.version,
-            names.POLICY_REASONS: list(attempt.answer.reasons),
-        }
-        if not attempt.answer.allowed:
-            question = prepared.question
-            raise Denied(
-                f"policy {attempt.answer.version} denies {question.action} {question.resource}: {attempt.answer.reasons[0]}"
-            )
+        await self._judge.judge(attempt, prepared)
         await self._find(attempt, prepared)
         if attempt.done is None and not prepared.answered:
             try:
@@ -204,15 +200,16 @@ class Kernel:
     async def _intend(self, attempt: Attempt, step: ToolStep, prepared: CallRequest) -> None:
         """Writes the intent down. If an earlier attempt may have been carried out, finds out first."""
         execution = attempt.execution
-        arguments = await execution.run.artifacts.seal(
-            execution.run.org_id, composed(prepared.payload), prepared.labels
-        )
-        effect = attempt.effect = self._effect(execution, step, arguments)
+        arguments = await arguments_for(attempt, prepared)
+        effect = self._effect(execution, step, arguments)
         attempt.attributes[names.IDEMPOTENCY_KEY] = effect.idempotency_key
         if attempt.in_doubt:
+            attempt.effect = effect
             await self._recover(attempt, step, prepared, effect.idempotency_key)
         else:
-            await self._effects.intend(execution, effect, arguments)
+            consumed = consumed_rows(attempt.standing.unused, effect.idempotency_key)
+            await self._effects.intend(execution, effect, arguments, consumed, self._judge.consumptions(attempt))
+            attempt.effect = effect
 
     def _effect(self, execution: StepExecution, step: ToolStep, arguments: Sealed) -> Effect:
         key = idempotency_key(execution.run.run_id, execution.effect_name, arguments.ref.digest)
@@ -334,6 +331,8 @@ class Kernel:
             "ambiguous": failure.ambiguous,
             **usage_detail(usage),
         }
+        if isinstance(error, Denied):
+            outcome.audit += self._judge.refusals(attempt)
         if isinstance(execution.step, ModelStep | ToolStep):
             outcome.audit.append(entry_of(attempt, detail, self._clock.now()))
         return outcome

@@ -117,11 +117,6 @@ class StepExecution:
         """What the effect ledger calls it: another variant is another effect."""
         return str(EffectName(self.name, self.here.variant))
 
-    @property
-    def reviewed(self) -> bool:
-        """Whether a person approved a review in this run before this step."""
-        return self.state.approvals > 0
-
 
 @dataclass(slots=True)
 class StepOutcome:

@@ -128,14 +128,39 @@ class StepDeferred:
 
 
 @dataclass(frozen=True, slots=True)
+class ApprovalNeeded:
+    """Nothing was tried: policy would allow the call of a mutating tool if a person approved exactly this call.
+
+    Attributes:
+        digest: of the act, see `execution.approvals`.
+        input: the arguments of the call.
+        role: what a person needs to decide.
+    """
+
+    step: str
+    attempt: int
+    began: float
+    at: float
+    digest: str
+    input: Ref
+    role: str = "reviewer"
+    type: Literal["approval_needed"] = "approval_needed"
+
+
+@dataclass(frozen=True, slots=True)
 class ReviewDecided:
-    """A person decided. For a `confirm` review, approved means: yes, the effect happened, and `output` is what it gave."""
+    """A person decided. For a `confirm` review, approved means: yes, the effect happened, and `output` is what it gave.
+
+    Attributes:
+        digest: of the act that an `approve_act` review asked about; the decision is of no meaning for another one.
+    """
 
     step: str
     at: float
     approved: bool
     output: Ref
     facts: Facts = field(default_factory=dict)
+    digest: str = ""
     type: Literal["review_decided"] = "review_decided"
 
 
@@ -223,6 +248,7 @@ Event = Annotated[
     | StepSucceeded
     | StepFailed
     | StepDeferred
+    | ApprovalNeeded
     | ReviewDecided
     | TimerFired
     | CompensationSucceeded
@@ -263,10 +289,13 @@ class StartTimer:
 
 @dataclass(frozen=True, slots=True)
 class OpenReview:
-    """Ask a person; answer with ReviewDecided. `confirm` asks whether an unknown effect happened."""
+    """Ask a person; answer with ReviewDecided.
+
+    `approve` is a review step, `approve_act` asks for one call of a mutating tool, `confirm` whether an unknown effect happened.
+    """
 
     step: str
-    purpose: Literal["approve", "confirm"]
+    purpose: Literal["approve", "approve_act", "confirm"]
 
 
 @dataclass(frozen=True, slots=True)

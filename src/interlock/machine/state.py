@@ -24,6 +24,7 @@ class StepStatus(StrEnum):
     PAUSED = "paused"  # to be performed once the run is resumed
     RETRYING = "retrying"  # waits for its backoff timer, or for a slot
     REVIEWING = "reviewing"  # a person is asked for a decision
+    APPROVING = "approving"  # a person is asked to approve one call of a mutating tool
     CONFIRMING = "confirming"  # a person is asked whether an unknown effect happened
     WAITING = "waiting"  # for time or a signal
     HELD = "held"  # failed for good, in the dead-letter queue
@@ -61,6 +62,15 @@ SETTLED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class ApprovalRequest:
+    """What an instance in `APPROVING` asks for; the fields are those of `ApprovalNeeded`."""
+
+    digest: str
+    input: Ref
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepState:
     """One instance of a step, or one item or round of a container.
 
@@ -70,7 +80,8 @@ class StepState:
         deferrals: how often the current attempt was put off.
         failure: of the last attempt.
         compensation_attempt: counts its compensations.
-        denials: the times at which a person said that the effect in doubt had not happened.
+        decisions: the times of the decisions about this instance after which it went on: a second delivery of one is ignored.
+        asked: how often an approval was asked for, at this variant; `request` is what is being asked for.
         tool: of an agent's call, the tool that the model named.
         calls: of an agent's turn, the tools it wants called.
         entry: of a map, its items; of a subworkflow, its input. `facts` are then theirs while it is open.
@@ -89,7 +100,9 @@ class StepState:
     facts: Facts = field(default_factory=dict)
     failure: Failure | None = None
     compensation_attempt: int = 0
-    denials: tuple[float, ...] = ()
+    decisions: tuple[float, ...] = ()
+    asked: int = 0
+    request: ApprovalRequest | None = None
     tool: str | None = None
     calls: tuple[str, ...] = ()
     entry: Ref | None = None
@@ -157,7 +170,7 @@ class RunState:
         completed: undoable instances that succeeded and were not compensated, in the order of their success.
         timers: key → due, seconds since the epoch.
         working, busy: how many instances are in `WORKING` and `BUSY`.
-        done: steps that succeeded, containers aside; `approvals`: reviews that were approved.
+        done: steps that succeeded, containers aside.
         ending: set when the run can no longer succeed; then nothing new starts.
         failing: containers that failed and are not finished yet.
         usage: of all calls together, without provider and model.
@@ -177,7 +190,6 @@ class RunState:
     working: int = 0
     busy: int = 0
     done: int = 0
-    approvals: int = 0
     retries: int = 0
     usage: Usage = field(default_factory=Usage)
     ending: Ending | None = None

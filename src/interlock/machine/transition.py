@@ -59,7 +59,7 @@ class Transition:
         self.timers = PersistentMap.of(state.timers).edit()
         self.completed = PersistentMap.of(state.completed).edit()
         self.working, self.busy = state.working, state.busy
-        self.done, self.approvals = state.done, state.approvals
+        self.done = state.done
         self.retries = state.retries
         self.usage = state.usage
         self.ending: Ending | None = state.ending
@@ -212,7 +212,6 @@ class Transition:
             working=self.working,
             busy=self.busy,
             done=self.done,
-            approvals=self.approvals,
             retries=self.retries,
             usage=self.usage,
             ending=self.ending,

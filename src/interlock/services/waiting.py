@@ -42,7 +42,7 @@ def _wait_of(
     if step.status in _DEAD_LETTERS:
         return DeadLetterWait(step=name, dead_letter_id=dead_letters.get(name))
     match step.status:
-        case StepStatus.REVIEWING:
+        case StepStatus.REVIEWING | StepStatus.APPROVING:
             return ReviewWait(step=name, for_="review", review_id=reviews.get(name))
         case StepStatus.CONFIRMING:
             return ReviewWait(step=name, for_="confirm", review_id=reviews.get(name))

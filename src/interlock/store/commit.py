@@ -16,7 +16,7 @@ from typing import get_args, get_origin, get_type_hints
 import asyncpg
 from pydantic_core import CoreConfig, SchemaSerializer, core_schema
 
-from interlock.base.errors import Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
+from interlock.base.errors import ApprovalInvalid, Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
 from interlock.store import rows
 from interlock.store.database import DOWN, Connection, Database
 from interlock.store.entries import Entry
@@ -24,7 +24,7 @@ from interlock.store.queries import QUERIES
 from interlock.store.rows import AuditHead, AuditRow, Claim, Fence
 
 SETTLE = "select settle_v1($1)"
-LEASE_LOST, HEAD_MOVED, NOT_OPEN = "IL001", "IL002", "IL005"
+LEASE_LOST, HEAD_MOVED, NOT_OPEN, NOT_APPROVED = "IL001", "IL002", "IL005", "IL006"
 
 Seal = Callable[[list[Entry], int, str], tuple[list[AuditRow], int, str]]
 """Chains audit entries of one organisation: (entries, seq, head) → (rows, seq, head)."""
@@ -56,12 +56,15 @@ class Commit:
     journal: list[rows.JournalRow] = field(default_factory=list)
     recorded: list[rows.JournalRow] = field(default_factory=list)
     runs: list[rows.RunUpdate] = field(default_factory=list)
+    consumed_approvals: list[rows.ConsumedApproval] = field(default_factory=list)
     effects: list[rows.EffectRow] = field(default_factory=list)
     done_claims: list[rows.DoneClaim] = field(default_factory=list)
     settled_claims: list[rows.SettledClaim] = field(default_factory=list)
     new_reviews: list[rows.NewReview] = field(default_factory=list)
     closed_reviews: list[rows.ClosedReview] = field(default_factory=list)
     decided_reviews: list[rows.DecidedReview] = field(default_factory=list)
+    new_approvals: list[rows.NewApproval] = field(default_factory=list)
+    revoked_approvals: list[rows.RevokedApproval] = field(default_factory=list)
     results: list[rows.KeptResult] = field(default_factory=list)
     new_dead_letters: list[rows.NewDeadLetter] = field(default_factory=list)
     closed_dead_letters: list[rows.ClosedDeadLetter] = field(default_factory=list)
@@ -136,6 +139,7 @@ class Committer:
 
         Raises:
             LeaseLost: the run belongs to another worker now; nothing was written.
+            ApprovalInvalid: an approval that was to be used up is used, revoked, expired or missing; nothing was written.
             Conflict: a review or a dead letter that was to be decided is not open any more; nothing was written.
             NotFound: the organisation does not exist; nothing was written.
             Unavailable: the database stayed away; the commit was written once or not at all, and the database tells which
@@ -211,6 +215,8 @@ class Committer:
                 raise LeaseLost("the run belongs to another worker now", detail=error.detail) from error
             if error.sqlstate == NOT_OPEN:
                 raise Conflict("this was already decided or is no longer needed") from error
+            if error.sqlstate == NOT_APPROVED:
+                raise ApprovalInvalid("the approval of this call is used, revoked, expired or missing") from error
             raise
 
     async def _settle_at_head(self, commits: list[Commit], attempts: _Attempts) -> None:

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from interlock.workflows.bindings import parse
+from interlock.workflows.check_approvals import ApprovalCheck, NeedsApproval
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import Prompt
 from interlock.workflows.schemas import validator_for
@@ -49,17 +50,19 @@ def check_workflow(
     workflows: Mapping[str, Workflow] | None = None,
     roles: Iterable[str] | None = None,
     unbatched: Iterable[str] = (),
+    needs_approval: NeedsApproval | None = None,
 ) -> list[Problem]:
     """All faults, in the order of the file; without faults the workflow can be deployed.
 
     Args:
         roles: the roles of principals.
         unbatched: those of `models` whose provider has no batch API.
+        needs_approval: see `check_approvals`.
     """
     known = frozenset(roles) if roles is not None else None
-    return list(
-        _Checker(workflow, prompts, tools, frozenset(models), workflows or {}, known, frozenset(unbatched)).run()
-    )
+    checker = _Checker(workflow, prompts, tools, frozenset(models), workflows or {}, known, frozenset(unbatched))
+    # What its reviews cover is no question while something else is broken.
+    return list(checker.run()) or list(ApprovalCheck(workflow, tools, needs_approval).problems())
 
 
 class _Checker:

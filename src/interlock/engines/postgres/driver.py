@@ -340,7 +340,7 @@ class RunDriver:
     def _settle_budget(self, events: list[Any]) -> None:
         self._run.usage = self._state.usage
         for event in events:
-            if isinstance(event, ev.StepSucceeded | ev.StepFailed):
+            if isinstance(event, ev.StepSucceeded | ev.StepFailed | ev.ApprovalNeeded):
                 self._run.ledger.release(event.step)
             elif isinstance(event, ev.StepDeferred):
                 self._run.ledger.settle(event.step)

@@ -59,6 +59,7 @@ class Invariants:
         for command in commands:
             kind = type(command)
             if kind is ev.Perform:
+                _check_approved(before, event, command.step)  # type: ignore[union-attr]
                 self._begin(("perform", command.step, command.attempt))  # type: ignore[union-attr]
             elif kind is ev.Compensate:
                 self._begin(("undo", command.step, command.attempt))  # type: ignore[union-attr]
@@ -78,7 +79,7 @@ class Invariants:
 
     def _event(self, program: Program, before: RunState, event: Any) -> None:
         kind = type(event)
-        if kind in {ev.StepSucceeded, ev.StepFailed, ev.StepDeferred}:
+        if kind in {ev.StepSucceeded, ev.StepFailed, ev.StepDeferred, ev.ApprovalNeeded}:
             key = ("perform", event.step, event.attempt)
             del self.work[key]
             if kind is not ev.StepDeferred:  # nothing was tried: the same attempt again
@@ -134,6 +135,16 @@ class Invariants:
         again |= {("undo", one.step, one.attempt) for one in commands if isinstance(one, ev.Compensate)}
         if again != self.work.keys():
             raise Broken("a driver that takes the run over would do other work than was under way")
+
+
+def _check_approved(before: RunState, event: Any, name: str) -> None:
+    """An act that a person is asked about is performed only once that person has approved this very act. Raises Broken."""
+    step = before.steps.get(name)
+    if step is None or step.status is not StepStatus.APPROVING or step.request is None:
+        return
+    decided = isinstance(event, ev.ReviewDecided) and event.approved and event.digest == step.request.digest
+    if not decided and not isinstance(event, ev.TimerFired):  # at its deadline its fallback may take its place
+        raise Broken(f'"{name}" was performed although its act was not approved')
 
 
 def advance_checked(program: Program, state: RunState, event: Any) -> tuple[RunState, list[ev.Command]]:
@@ -252,6 +263,7 @@ def check_totality(program: Program, state: RunState, dice: Dice) -> None:
             ev.StepSucceeded(name, attempt, at, at, _VALUE, facts, calls=dice.pick(((), ("book",), ("unheard_of",)))),
             ev.StepFailed(name, attempt, at, at, failure),
             ev.StepDeferred(name, attempt, at, at, -1.0),
+            ev.ApprovalNeeded(name, attempt, at, at, "", _VALUE),
             ev.ReviewDecided(name, at, dice.below(2) == 0, _VALUE, facts),
             ev.TimerFired(
                 dice.pick(

@@ -41,7 +41,7 @@ from interlock.telemetry.logs import log, stack_of
 
 _HELD = 256  # runs whose state is kept at hand
 _ATTEMPT_BITS = 16
-_OVER = {"step_succeeded", "step_failed"}
+_OVER = {"step_succeeded", "step_failed", "approval_needed"}
 
 
 @dataclass(slots=True)
