@@ -1,4 +1,4 @@
-"""What goes into the machine and what comes out. Events are the journal: folding them gives the state again."""
+"""Events (input) and commands (output) of the state machine. The journal is the list of events; its fold is the state."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class SignalReceived:
-    """Somebody told the run something. A signal nobody waits for yet is kept; one id counts once."""
+    """A signal was received. It is kept until a step waits for it; one id counts once."""
 
     name: str
     signal_id: str
@@ -211,7 +211,7 @@ class SignalReceived:
 
 @dataclass(frozen=True, slots=True)
 class PauseRequested:
-    """What is under way is finished, nothing new is performed until ResumeRequested."""
+    """Pause: work under way is finished, nothing new is performed until ResumeRequested."""
 
     at: float
     reason: str = ""
@@ -226,7 +226,7 @@ class ResumeRequested:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterRequeued:
-    """A dead letter is to be tried again. `input` replaces the step's arguments, if somebody edited them."""
+    """A dead letter is to be tried again. `input` replaces the step's arguments, if an operator edited them."""
 
     step: str
     at: float
@@ -315,7 +315,7 @@ class OpenDeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class CloseDeadLetter:
-    """The dead letter of this step needs nobody any more."""
+    """The dead letter of this step needs no decision any more."""
 
     step: str
 

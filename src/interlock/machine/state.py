@@ -63,7 +63,7 @@ SETTLED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRequest:
-    """What an instance in `APPROVING` asks for; the fields are those of `ApprovalNeeded`."""
+    """Approval that an instance in `APPROVING` waits for; the fields are those of `ApprovalNeeded`."""
 
     digest: str
     input: Ref
@@ -113,7 +113,7 @@ class StepState:
 
 
 def is_settled(step: StepState, *, opens_body: bool) -> bool:
-    """Whether the result of a step may be read: not that of one that was taken back.
+    """True if the result of a step may be read; a compensated one may not.
 
     Args:
         opens_body: of a map or a subworkflow, which while it is open keeps its items' counts, or its input's facts, there.
@@ -176,7 +176,7 @@ class RunState:
         usage: of all calls together, without provider and model.
         degraded: why the run will end as partial although it goes on.
         paused: nothing new is performed.
-        signals: name → signals nobody has waited for yet; `heard`: ids of all signals taken.
+        signals: name → signals that no step has waited for yet; `received`: ids of all signals taken.
     """
 
     status: RunStatus = RunStatus.QUEUED

@@ -11,7 +11,7 @@ Action = Literal["call_tool", "call_model"]
 
 @dataclass(frozen=True, slots=True)
 class ApprovalFacts:
-    """What a policy reads as `context.approval`: whether people approved the call that is judged.
+    """Approval facts that a policy reads as `context.approval`.
 
     Attributes:
         present: a person approved a call of this step, which is neither used up, nor expired, nor revoked.

@@ -32,7 +32,7 @@ from interlock.workflows.spec import (
     WaitStep,
     Workflow,
 )
-from interlock.workflows.visibility import Problem, Seen, ValuePath, View, listed, schema_problems
+from interlock.workflows.visibility import Problem, Seen, ValuePath, Visible, listed, schema_problems
 from interlock.workflows.walk import reaches, siblings, signal_waits
 
 __all__ = ["Problem", "check_workflow"]
@@ -85,14 +85,14 @@ class _Checker:
         self.workflows = workflows
         self.seen: set[str] = set()
         self.payloads: dict[str, JsonSchema] = {}  # signal → schema
-        self.view = View(workflow.input)
+        self.view = Visible(workflow.input)
 
     def run(self) -> Iterator[Problem]:
         workflow = self.workflow
         broken = list(schema_problems(workflow.input, ("input",)))
         if broken:
             yield from broken
-            self.view = View({})  # nothing more can be checked without it
+            self.view = Visible({})  # nothing more can be checked without it
         faults = {name: self._without_faults(name) for name in self.tools}
         for index, name in enumerate(workflow.allow):
             path: ValuePath = ("allow", index)
