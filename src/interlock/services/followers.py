@@ -115,7 +115,7 @@ class Followers:
     async def entries(self, principal: Principal, run_id: str, after: int = 0) -> AsyncIterator[JournalEntry]:
         """The journal's entries after a number, as far as they are there now."""
         principal.require("run.read")
-        while rows := await self._database.rows("journal_page", run_id, after, _PAGE, org=principal.org_id):
+        while rows := await self._database.rows("get_journal", run_id, after, _PAGE, org=principal.org_id):
             for row in rows:
                 yield JournalEntry.model_validate({"seq": row["seq"], **row["event"]})
             after = rows[-1]["seq"]
