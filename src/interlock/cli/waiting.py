@@ -23,7 +23,7 @@ from interlock.services.views.runs import (
 )
 
 MAX_LINES = 40
-_DONE = {"succeeded", "open", "undone"}
+_DONE = {"succeeded", "open", "compensated"}
 
 
 def print_steps(steps: list[StepView], values: dict[str, Any]) -> None:

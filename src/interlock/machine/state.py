@@ -29,12 +29,12 @@ class StepStatus(StrEnum):
     WAITING = "waiting"  # for time or a signal
     HELD = "held"  # failed for good, in the dead-letter queue
     OPEN = "open"  # a container whose inside is under way
-    ENDING = "ending"  # a container that failed and whose inside is being finished and undone
+    ENDING = "ending"  # a container that failed and whose inside is being finished and compensated
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    COMPENSATING = "undoing"  # its compensation is being performed
+    COMPENSATING = "compensating"  # its compensation is being performed
     COMPENSATION_RETRYING = "compensation_retrying"
-    COMPENSATED = "undone"
+    COMPENSATED = "compensated"
     COMPENSATION_FAILED = "compensation_failed"  # in the dead-letter queue
     COMPENSATION_ABANDONED = "compensation_abandoned"  # a person decided that the effect stays
 
