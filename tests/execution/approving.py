@@ -16,9 +16,11 @@ from interlock.app import App
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.execution.approvals import Act, Approval
+from interlock.guard.gate import composed
 from interlock.identity.principal import Principal
 from interlock.machine.events import ReviewDecided, event_to_json
 from interlock.store.commit import Commit
+from interlock.store.rows import NewSignal
 
 
 @dataclass
@@ -133,9 +135,9 @@ class Scene:
     async def forge_decision(self, run: str, step: str, digest: str) -> None:
         """A decision that no person took, as a signal."""
         org = self.desk.admin.org_id
-        sealed = await self.app.artifacts.seal(org, {"approved": True}, Labels())
+        sealed = await self.app.artifacts.seal(org, composed({"approved": True}), Labels())
         event = event_to_json(ReviewDecided(step, self.app.clock.now(), True, sealed.ref, digest=digest))
-        signal = {"org_id": org, "run_id": run, "event": event}
+        signal = NewSignal(org_id=org, run_id=run, event=event)
         await self.app.committer.submit(Commit(org, artifacts=[sealed.row], new_signals=[signal]))
 
 

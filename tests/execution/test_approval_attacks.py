@@ -225,11 +225,11 @@ async def _who_edited_it(scene: Scene) -> None:
     await until(lambda: scene.seen.rows(query, run), lambda: "no dead letter")
     letter = scene.seen.rows(query, run)[0][0]
     operator = replace(scene.bob, roles=frozenset({"reviewer", "operator"}))
-    given = (await scene.app.dead_letters.get(operator, letter))["input"]
+    given = (await scene.app.dead_letters.get(operator, letter)).input
     await scene.app.dead_letters.requeue(operator, letter, "", {**given, "amount": 9999})
     again = await scene.seen.review(run, "approve_act")
     shown = await scene.app.reviews.get(operator, again)
-    assert shown["act"]["arguments"]["amount"] == 9999
+    assert shown.to_json()["act"]["arguments"]["amount"] == 9999
     with pytest.raises(SelfApproval, match="requeued a dead letter"):
         await scene.app.reviews.decide(operator, again, "approve", "")
     await scene.end(run)

@@ -11,7 +11,6 @@ import pytest
 from engines.harness import PERMIT_ALL, Bank, Model, Observer, pay, until, workflow
 from execution.approving import Scene
 from execution.conftest import Deploy
-from interlock.api.reviews import _public
 from interlock.identity.principal import Principal
 
 PAY = pay("pay", "refund", "bank")
@@ -51,10 +50,9 @@ def _approvals(scene: Scene, run: str) -> list[str]:
 
 async def test_a_call_asks_for_its_own_approval(scene: Scene) -> None:
     run, review = await scene.asked(ticket="t-1")
-    assert (await scene.app.runs.get(scene.bob, run))["waits_for"] == [
-        {"step": "pay", "for": "review", "review_id": review}
-    ]
-    shown = _public(await scene.app.reviews.get(scene.bob, review))
+    waits = (await scene.app.runs.get(scene.bob, run)).waits_for
+    assert [one.to_json() for one in waits] == [{"for": "review", "step": "pay", "review_id": review}]
+    shown = (await scene.app.reviews.get(scene.bob, review)).to_json()
     act = scene.act(review)
     assert (shown["purpose"], shown["requester"], shown["role"]) == ("approve_act", "ada", "reviewer")
     assert shown["act"] == {
@@ -103,14 +101,14 @@ def scene_act() -> dict[str, object]:
 async def test_a_review_before_it_counts_when_it_covers_it(scene: Scene) -> None:
     run = await scene.desk.start("covered", ticket="t-2")
     review = await scene.seen.review(run)
-    shown = _public(await scene.app.reviews.get(scene.bob, review))
+    shown = (await scene.app.reviews.get(scene.bob, review)).to_json()
     assert shown["show"] == {"ticket": "t-2"}
     assert shown["act"]["arguments"]["amount"] == 5  # also what is fixed in the workflow is shown
     await scene.approve(review)
     assert await scene.seen.finished(run) == ["succeeded"]
     assert scene.bank.refunds == {"t-2": 1}
     assert scene.seen.rows("select count(*) from reviews where run_id = %s", run) == [(1,)]
-    after = _public(await scene.app.reviews.get(scene.bob, review))
+    after = (await scene.app.reviews.get(scene.bob, review)).to_json()
     assert after["act"]["approval"]["consumed_at"] is not None
 
 
@@ -193,7 +191,7 @@ async def test_an_agents_call_is_approved(scene: Scene, model: Model) -> None:
     model.script(answer(calls), answer({"calls": [], "answer": {"paid": True}}))
     run = await scene.desk.start("assisted")
     review = await scene.seen.review(run, "approve_act")
-    assert (await scene.app.reviews.get(scene.bob, review))["act"]["arguments"]["amount"] == 7
+    assert (await scene.app.reviews.get(scene.bob, review)).to_json()["act"]["arguments"]["amount"] == 7
     await scene.approve(review)
     assert await scene.seen.finished(run) == ["succeeded"]
     assert scene.bank.refunds == {"t-9": 1}

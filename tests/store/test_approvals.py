@@ -118,7 +118,7 @@ do $$ declare one record; begin
                 'effects', jsonb_build_array(jsonb_build_object('run_id', one.run_id, 'step', one.step, 'org_id', 'acme',
                     'tool', 'pay', 'idempotency_key', one.step, 'status', 'intended', 'attempt', WORKER, 'input', '{}'::jsonb))));
             insert into outcomes values (one.step, WORKER, true);
-        exception when sqlstate 'IL006' then
+        exception when sqlstate 'IL007' then
             insert into outcomes values (one.step, WORKER, false);
         end;
         commit;

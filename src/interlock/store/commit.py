@@ -24,7 +24,7 @@ from interlock.store.queries import QUERIES
 from interlock.store.rows import AuditHead, AuditRow, Claim, Fence
 
 SETTLE = "select settle_v1($1)"
-LEASE_LOST, HEAD_MOVED, NOT_OPEN, NOT_APPROVED = "IL001", "IL002", "IL005", "IL006"
+LEASE_LOST, HEAD_MOVED, NOT_OPEN, NOT_APPROVED = "IL001", "IL002", "IL005", "IL007"
 
 Seal = Callable[[list[Entry], int, str], tuple[list[AuditRow], int, str]]
 """Chains audit entries of one organisation: (entries, seq, head) → (rows, seq, head)."""

@@ -1,6 +1,6 @@
 -- The write path: commits everything that a batch of steps, runs and decisions wants written, in one transaction and one round
 -- trip. Refuses the whole batch: IL001 if a run's fence or a command's claim moved on, IL002 if an audit head did, IL005 if a
--- review or a dead letter is not open any more, IL006 if an approval cannot be used.
+-- review or a dead letter is not open any more, IL006 if a large value was swept, IL007 if an approval cannot be used.
 --
 -- One function a part, called only if the part is there. PL/pgSQL prepares every expression anew in each transaction, so parts that
 -- seldom come are looked for together, and parts are called by assignment, which starts no executor as `perform` would; a function

@@ -1,7 +1,7 @@
 -- Parts of settle_v1 about approvals of acts: granted by the decision of a review, used up once by the effect they are for, or
 -- revoked before that.
 
--- With the decision of its review, in one transaction; the trigger on the table compares the two (IL006).
+-- With the decision of its review, in one transaction; the trigger on the table compares the two (IL007).
 create or replace function settle_v1_new_approvals(given jsonb) returns integer language plpgsql as $$
 declare touched integer;
 begin
@@ -13,7 +13,7 @@ begin
     return touched;
 end $$;
 
--- All of them or none (IL006). Of two transactions that want the same one, the second waits for the first, and finds it used.
+-- All of them or none (IL007). Of two transactions that want the same one, the second waits for the first, and finds it used.
 -- The rows are found by an array: of a set made of JSON the planner expects a hundred rows, and reads the whole table for them.
 create or replace function settle_v1_consumed_approvals(wanted jsonb) returns integer language plpgsql as $$
 declare
@@ -28,7 +28,7 @@ begin
             and approvals.consumed_at is null and approvals.revoked_at is null and approvals.expires_at > clock_timestamp();
     get diagnostics touched = row_count;
     if touched <> jsonb_array_length(wanted) then
-        raise exception 'an approval is used, revoked, expired or missing' using errcode = 'IL006';
+        raise exception 'an approval is used, revoked, expired or missing' using errcode = 'IL007';
     end if;
     return touched;
 end $$;

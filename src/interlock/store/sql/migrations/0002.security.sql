@@ -45,7 +45,7 @@ create function check_approval() returns trigger language plpgsql set search_pat
                 and v.status = 'approved' and v.decided_by = new.approver
                 and v.act ->> 'step' = new.step and v.act ->> 'digest' = new.digest)
         then
-            raise exception 'no review approved this act' using errcode = 'IL006';
+            raise exception 'no review approved this act' using errcode = 'IL007';
         end if;
     elsif old.consumed_at is not null or old.revoked_at is not null
         or (old.review_id, old.org_id, old.run_id, old.step, old.digest, old.approver, old.roles, old.created_at, old.expires_at,
