@@ -92,7 +92,7 @@ def test_the_tool_that_init_writes_finds_what_fits_and_nothing_else(cli: Cli, mo
 
 
 def test_json_output_is_json_whatever_is_in_it(cli: Cli, model: FakeModel) -> None:
-    text = ":warning: [bold]x[/] \x1b[31m \x9b31m \u202e é 😀 \0 line\nbreak"
+    text = ":warning: [bold]x[/] \x1b[31m \x9b31m \u202e é 😀 line\nbreak"
     model.always(answer({"topic": "refunds", "answer": text}))
     found = cli.ok("run", "answer", "-i", QUESTION, "--json").json
     assert found["status"] == "succeeded"
