@@ -1,4 +1,4 @@
-"""The composition root: the only module that chooses implementations."""
+"""Composition root: the only module that chooses implementations."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ from interlock.engines.postgres.worker import PostgresEngine
 from interlock.execution.approvals import Approvals, approval_key
 from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.effects import EffectLedger
-from interlock.execution.engine import Engine
-from interlock.execution.engine import Services as EngineServices
+from interlock.execution.engine import Engine, EngineServices
 from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
 from interlock.execution.judge import Judge
 from interlock.execution.kernel import Kernel
@@ -68,15 +67,15 @@ from interlock.tools.registry import Tools
 
 
 class App:
-    """One process's worth of Interlock: opened with `async with`, everything closed in reverse order.
+    """All services of one process: opened with `async with`, closed in reverse order.
 
     Args:
-        models: instead of the providers that the settings name; for tests and benchmarks.
-        clock: instead of the database's; for tests.
+        models: replaces the providers of the settings; for tests and benchmarks.
+        clock: replaces the database's clock; for tests.
 
     Attributes:
         services: the use cases; all that an entry point needs of an open application.
-        migrated: migrations that opening applied.
+        migrated: migrations applied by opening.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class App:
         try:
             url = await asyncio.shield(preparing)
         except asyncio.CancelledError:
-            await asyncio.wait([preparing])  # a thread cannot be cancelled, and what it starts we must stop
+            await asyncio.wait([preparing])  # a thread cannot be cancelled, and the server it starts must be stopped
             raise
         self.database = Database(url, pool_size=settings.database.pool_size)
         await self.database.open()
@@ -198,7 +197,7 @@ class App:
             self._postgres = EmbeddedPostgres(self.data / "pg", self.master_key)
             url = self._postgres.start()
         elif not is_privileged(url):
-            return url  # someone else migrates
+            return url  # an administrator migrates
         self.migrated = migrate(url, self.master_key)
         return app_url(url, self.master_key)
 
@@ -210,8 +209,8 @@ class App:
                 try:
                     await close()
                 except asyncio.CancelledError as error:
-                    hurry = error  # work under way is cancelled; everything else is still closed
-                except Exception as error:  # noqa: BLE001  the others must be closed all the same
+                    hurry = error  # work under way is cancelled; everything else is closed nevertheless
+                except Exception as error:  # noqa: BLE001  the others must be closed nevertheless
                     log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
         finally:
             if self._postgres is not None:
@@ -223,7 +222,7 @@ class App:
     # -- roles of a process ------------------------------------------------------------------------------------
 
     async def start_worker(self) -> None:
-        """Begins to drive runs in this process, until the app closes."""
+        """Starts to drive runs in this process, until the app closes."""
         settings = self.settings
         sandbox = BubblewrapSandbox(warm=settings.sandbox.warm, on_egress=_log_egress)
         self._closers.append(sandbox.close)
@@ -261,7 +260,7 @@ class App:
         await self._worker.start()
         self._closers.append(self._worker.drain)
         await self.worker_registry.start()
-        # Closed after the drain: until then it is there.
+        # Closed after the drain: until then the worker is listed.
         self._closers.insert(-1, self.worker_registry.close)
         self._start_relay()
         sweeper = ObjectSweeper(self.database, self._objects, _sweep_failed)
@@ -313,14 +312,14 @@ class App:
         relay.start()
         self._closers.append(relay.close)
 
-    # -- what doors need beside the services -------------------------------------------------------------------
+    # -- for entry points, beside the services -----------------------------------------------------------------
 
     def read_project(self) -> Project:
-        """The project directory, read and checked; raises InvalidSpec with every fault."""
+        """Reads and checks the project directory; raises InvalidSpec with every fault."""
         return read_project(self.project, self.settings)
 
     async def drain_worker(self) -> None:
-        """Stops driving runs; what else this process does goes on."""
+        """Stops driving runs; the process's other services continue."""
         if self._worker is not None and self._worker.drain in self._closers:
             self._closers.remove(self._worker.drain)
             await self._worker.drain()

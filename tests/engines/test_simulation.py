@@ -271,7 +271,7 @@ def test_the_command_says_what_it_did() -> None:
     result = CliRunner().invoke(cli, ["simulate", "--programs", "200", "--seed", "5"])
     assert result.exit_code == 0
     assert result.output.startswith("200 programs, ")
-    assert "programs/s. Every promise held." in result.output
+    assert "programs/s. All invariants hold." in result.output
     assert "outcome lost in a crash" in result.output
 
 

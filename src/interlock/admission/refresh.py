@@ -1,4 +1,4 @@
-"""How each process learns what changed: a notification at once, and a look every second as the net under it."""
+"""Refresh of in-memory state: on a database notification, and every second in case a notification is lost."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Refresh = Callable[[], Awaitable[None]]
 
 
 class StateRefresh:
-    """Refreshes what processes keep in memory about breakers, tools and quotas.
+    """Refreshes the process's copy of breakers, tool health and quotas.
 
-    A refresh that fails is logged and tried again; what was known stays in force meanwhile.
+    A failed refresh is logged and repeated; the last known state stays in force meanwhile.
     """
 
     def __init__(self, database: Database, refreshes: list[Refresh], *, poll_seconds: float = POLL_SECONDS) -> None:
@@ -33,7 +33,7 @@ class StateRefresh:
         self._away = False
 
     async def start(self) -> None:
-        """Reads everything once, so that a process starts with what the others know."""
+        """Reads everything once, so that a process starts with the current state."""
         await self._refresh()
         self._task = asyncio.create_task(self._refresh_forever(), name="refresh health")
         self._listener.start()
@@ -50,7 +50,7 @@ class StateRefresh:
             try:
                 await refresh()
             except Exception as error:  # noqa: BLE001  the last known state stays in force on any database error
-                if not self._away:  # once, not every second
+                if not self._away:  # log once, not every second
                     log(names.LOG_HEALTH_UNKNOWN, str(error), level="warning")
                 self._away = True
                 return
@@ -61,5 +61,5 @@ class StateRefresh:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll):
                     await self._changed.wait()
-            self._changed.clear()  # before reading: what changes from here on is read again
+            self._changed.clear()  # cleared before reading, so that a change from here on is read again
             await self._refresh()

@@ -18,7 +18,7 @@ _STARTERS = (frozenset({"operator"}), frozenset({"developer"}), frozenset({"admi
 
 
 def needs_approval(policy: PolicyEngine, workflow: Workflow, tools: Mapping[str, ToolContract]) -> NeedsApproval:
-    """Whether some run could need an approval for a call: the policy denies it without one and allows it with one.
+    """True if some run could need an approval for a call: the policy denies it without one and allows it with one.
 
     A policy may make that depend on who started the run and on the labels of the arguments, so all of those are tried. What it
     makes of one user's name cannot be.

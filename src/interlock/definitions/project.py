@@ -1,4 +1,4 @@
-"""A project directory, read and checked: workflows, prompts, tools, policies → definitions ready to deploy.
+"""Reading and checking a project directory: workflows, prompts, tools, policies → definitions ready to deploy.
 
 workflows/*.yaml   prompts/*.yaml   tools/<name>/{tool.yaml,main.py}   policies/*.cedar   interlock.toml
 """
@@ -46,10 +46,10 @@ class Project:
 
 
 def read_project(directory: Path, settings: Settings) -> Project:
-    """Reads and checks everything; nothing is half-accepted.
+    """Reads and checks the whole project; it is accepted or refused as a whole.
 
     Raises:
-        InvalidSpec: one line per fault, each `file:line: field: what is wrong; the mend`.
+        InvalidSpec: one line per fault, each `file:line: field: fault; correction`.
     """
     require_project(directory)
     faults: list[str] = []
@@ -63,9 +63,7 @@ def read_project(directory: Path, settings: Settings) -> Project:
         except InvalidSpec as error:
             faults.append(f"{SETTINGS_FILE}: {error.message}")
     if faults:
-        raise InvalidSpec(
-            "\n".join(faults)
-        )  # whether the parts fit each other is no question while one of them is broken
+        raise InvalidSpec("\n".join(faults))  # cross-references are not checked while a part is faulty
     known = {workflow.name: workflow for _, workflow in sources}
     tools, engine = {name: contract for name, (contract, _) in contracts.items()}, CedarPolicy(policy)
     for source, workflow in sources:
@@ -104,7 +102,7 @@ def read_project(directory: Path, settings: Settings) -> Project:
 
 def require_project(directory: Path) -> None:
     """Raises:
-    InvalidSpec: the directory is no project.
+    InvalidSpec: the directory is not a project.
     """
     if not (directory / "workflows").is_dir():
         raise InvalidSpec(f"{directory}: has no workflows directory; run `interlock init` or change to a project")
@@ -143,7 +141,7 @@ def _prompts(directory: Path, faults: list[str]) -> dict[str, Prompt]:
         try:
             prompts[path.stem] = compile_prompt(path.stem, spec)
         except InvalidSpec as error:
-            # It has no file before it, so it names the turn or speaks of the slots.
+            # The message has no file name; it names the turn, or else is about the slots.
             turn = re.search(r": messages\.(\d+): ", error.message)
             place: list[str | int] = ["messages", int(turn[1]), "content"] if turn else ["slots"]
             faults.append(f"{source.name}:{source.line(place)}: {error.message}")
@@ -209,24 +207,24 @@ def _policy(directory: Path, faults: list[str]) -> str:
         return DEFAULT_POLICY
     text = "\n".join(texts)
     if not faults:
-        CedarPolicy(text, source="policies")  # two files may disagree, on an id for instance
+        CedarPolicy(text, source="policies")  # two files may conflict, for instance in an id
     return text
 
 
 def _cedar_line(text: str) -> int:
-    """Where a policy text goes wrong; Cedar's parser says what, but not where."""
+    """Line of the fault in a policy text; Cedar's parser reports the fault without its line."""
     lines = text.splitlines()
     for number in range(1, len(lines) + 1):
         try:
             CedarPolicy("\n".join(lines[:number]))
         except InvalidSpec as error:
-            if "unexpected end of input" not in error.message:  # which is what every policy says half-way
+            if "unexpected end of input" not in error.message:  # every incomplete policy gives this message
                 return number
     return max(len(lines), 1)
 
 
 def _files(directory: Path, pattern: str) -> list[Path]:
-    """Files of a kind in order, without hidden ones: editors keep their locks and drafts as those."""
+    """Sorted files of a kind, without hidden ones, which are locks and drafts of editors."""
     return sorted(path for path in directory.glob(pattern) if not path.name.startswith("."))
 
 
@@ -284,7 +282,7 @@ def _with_files(source: Source, directory: Path) -> Source:
 
 
 def _storable(source: Source) -> Source:
-    """The source, if the database can hold every text in it; an escape such as "\\ud800" or "\\0" makes one it cannot."""
+    """The source, if the database can store every text in it; an escape such as "\\ud800" or "\\0" makes a text invalid."""
 
     def look(node: Any, path: list[str | int]) -> None:
         if isinstance(node, dict):

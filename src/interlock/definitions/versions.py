@@ -1,4 +1,4 @@
-"""Workflow versions: immutable, named by the hash of everything they consist of. Runs in flight stay on theirs."""
+"""Workflow versions: immutable, named by the hash of all their parts. A run keeps its version."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NO_WORKFLOWS: Mapping[str, Workflow] = {}
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A version as data: what is hashed, stored and deployed."""
+    """A version as data, which is hashed, stored and deployed."""
 
     data: Mapping[str, Any]
     version: str
@@ -88,14 +88,14 @@ class SignalSpec:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version ready to run: everything compiled once.
+    """A version ready to execute: all parts are compiled once.
 
     Attributes:
         answer_schemas: path of a model step, or of an agent's turn, → the schema its answers must fit.
         output_validators: the same, compiled; `subworkflow_validators` by path of the subworkflow step.
-        signals: name → what may come with it.
+        signals: name → schema of its payload.
         covered: path of a review step → path of the tool step whose call it approves.
-        batches: whether a step of it goes through a batch API.
+        batches: True if a step uses a batch API.
     """
 
     name: str
@@ -210,7 +210,7 @@ class Versions:
         return moved
 
     async def roll_back(self, org_id: str, name: str, version: str) -> tuple[str, bool]:
-        """(version, whether it is news): makes a version that was deployed before what new runs get.
+        """Makes an earlier deployed version the head again; returns (version, True if this is a change).
 
         Args:
             version: its hash, or an unambiguous prefix of it.
@@ -229,7 +229,7 @@ class Versions:
         return whole, moved
 
     async def history(self, org_id: str, name: str, *, limit: int = 50) -> list[dict[str, Any]]:
-        """A workflow's versions, newest first: when and by whom deployed, what they consist of, runs in flight.
+        """A workflow's versions, newest first: when and by whom deployed, digests of their parts, runs in progress.
 
         Raises:
             NotFound: no such workflow.
@@ -240,10 +240,10 @@ class Versions:
         return [_described(row) for row in rows]
 
     async def head(self, org_id: str, name: str) -> Version:
-        """The version new runs get.
+        """The head: the version for new runs.
 
         Raises:
-            NotFound: naming what is deployed.
+            NotFound: the workflow is not deployed; names the deployed ones.
         """
         row = await self._database.row("get_head", org_id, name, org=org_id)
         if row is None:

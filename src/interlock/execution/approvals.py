@@ -1,6 +1,6 @@
 """Acts and their approvals. An act is one call of a mutating tool; an approval is a person's yes to exactly that call.
 
-An act is named by a digest of everything that makes it this one call, and an approval by the same digest: whatever differs is
+An act is named by a digest of everything that makes it this one call, and an approval by the same digest: any difference makes
 another act. The digest is a plain SHA-256, and tells nothing about the arguments: they enter it by the keyed digest of their
 stored value. What approves an act is signed with a key of the installation, so a row that only the database knows of, and no
 person decided, approves nothing.
@@ -52,7 +52,7 @@ class Act:
     policy: str
 
     def document(self) -> dict[str, Any]:
-        """What the digest is of. Without floating-point numbers, so its canonical JSON is that of RFC 8785."""
+        """Input of the digest. Without floating-point numbers, so its canonical JSON is that of RFC 8785."""
         return {
             "org": self.org_id,
             "run": self.run_id,
@@ -70,7 +70,7 @@ class Act:
         return hashlib.sha256(canonical_json(self.document())).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """What a review keeps of the act it is about."""
+        """Data of an act that its review keeps."""
         return {
             "step": self.step,
             "tool": self.tool,
@@ -186,7 +186,7 @@ class Standing:
 
     @property
     def facts(self) -> ApprovalFacts:
-        """What the policy is to know of it."""
+        """Approval facts for the policy."""
         valid = self.unused + self.used
         if valid:
             roles = frozenset(role for one in valid for role in one.roles)
@@ -230,7 +230,7 @@ class Approvals:
         return Standing(tuple(unused), tuple(used), tuple(refused))
 
     async def rejected(self, act: Act) -> bool:
-        """Whether a person refused this act in a review step; the workflow went on all the same, and is not to ask again."""
+        """True if a person rejected this act in a review step after which the workflow continued; it must not ask again."""
         row = await self._database.row("get_rejection", act.run_id, act.step, act.digest, org=act.org_id)
         return row is not None
 

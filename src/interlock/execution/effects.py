@@ -2,7 +2,7 @@
 
     intended → executing → succeeded | failed | unknown → … → compensated
 
-After a crash nobody can know whether an effect in `executing` happened. Then: the same key again if the tool
+After a crash it is unknown whether an effect in `executing` happened. Then: the same key again if the tool
 honours it, its probe if it has one, and otherwise a person. Never a guess.
 """
 
@@ -71,7 +71,7 @@ class EffectLedger:
     async def status(self, execution: StepExecution) -> EffectStatus | None:
         """Where the effect of this step stands; None if it was never intended.
 
-        If somebody else was in the middle of this very attempt, their call may still be under way, at a worker that lost
+        If another worker was in the middle of this very attempt, its call may still be under way, at a worker that lost
         the run or on the network, and neither a probe nor a person could see it. So this waits until the tool's own
         deadline for that call has passed. Of an earlier attempt that has ended, only what was on its way may still arrive: the
         far side may be slow to do what its caller gave up on. Only a tool that honours its key has no need to wait.
@@ -130,6 +130,6 @@ class EffectLedger:
 def call_ends(contract: ToolContract) -> float:
     """The moment (`since_boot`) after which a call that is about to be marked as executing sends nothing any more.
 
-    Taken before the mark, so that whoever reads the mark and waits as `status` does cannot be overtaken by the call.
+    Taken before the mark, so that a worker that reads the mark and waits as `status` does cannot be overtaken by the call.
     """
     return since_boot() + contract.call_seconds + _START_SECONDS

@@ -1,8 +1,8 @@
-"""What the policy says about a call, with the approvals of it; and the question to a person if only one is missing.
+"""Policy decision about a call with its approvals, and the review that opens if only an approval is missing.
 
 A call that the policy allows without an approval needs none. One that it allows with an approval uses that up in the commit that
-writes its effect as intended. One that it would allow with an approval nobody has given asks for it (`LacksApproval`). All else
-is refused. An approval of another call, however similar, never carries this one through, whatever a policy makes of it.
+writes its effect as intended. One that it would allow with a missing approval asks for it (`LacksApproval`). All else
+is refused. An approval of another call, however similar, never carries this one through, under any policy.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Judge:
 
 
 async def arguments_for(attempt: Attempt, prepared: CallRequest) -> Sealed:
-    """What the call is made with, sealed once an attempt."""
+    """Arguments of the call, sealed once an attempt."""
     if attempt.arguments is None:
         run = attempt.execution.run
         attempt.arguments = await run.artifacts.seal(run.org_id, composed(prepared.payload), prepared.labels)
@@ -171,7 +171,7 @@ async def arguments_for(attempt: Attempt, prepared: CallRequest) -> Sealed:
 
 
 def _may_be_approved(execution: StepExecution) -> bool:
-    """Whether there can be an approval: a review covers the step, or one was asked for. Saves all other calls the question."""
+    """True if there can be an approval: a review covers the step, or one was asked for. Saves all other calls the question."""
     return execution.here.asked > 0 or execution.path in execution.run.version.covered.values()
 
 

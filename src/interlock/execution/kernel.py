@@ -123,7 +123,7 @@ class Kernel:
                 outcome, pending = StepOutcome(event), error.pending
             except LacksApproval as lack:
                 outcome = self._judge.lacking(attempt, lack)
-            except Exception as error:  # noqa: BLE001  whatever a step's work can raise becomes an event; a bug must not kill the worker
+            except Exception as error:  # noqa: BLE001  every exception of a step becomes an event; a bug must not kill the worker
                 mark_failed(span, error)
                 outcome = await self._failed(attempt, error)
             finally:
@@ -138,7 +138,7 @@ class Kernel:
         return outcome
 
     async def _look_back(self, attempt: Attempt) -> None:
-        """Whether an earlier attempt left the effect in doubt: known before anything of this one can fail."""
+        """Finds out whether an earlier attempt left the outcome unknown, before anything of this attempt can fail."""
         execution = attempt.execution
         if mutates(execution) and (execution.attempt > 1 or execution.run.resumed or execution.here.deferrals):
             attempt.in_doubt = await self._effects.status(execution) == "executing"
@@ -155,7 +155,7 @@ class Kernel:
             if execution.fallback is None or execution.fallback.value is None:
                 raise
             attempt.done, attempt.reused = self._lookups.fixed(execution, execution.fallback.value), "value"
-            return  # a fixed answer needs no arguments, whatever is wrong with them
+            return  # a fixed answer needs no arguments, so wrong ones do not matter
         if prepared.stale:
             attempt.attributes[names.STALE_STEPS] = list(prepared.stale)
         await self._judge.judge(attempt, prepared)
@@ -172,7 +172,7 @@ class Kernel:
                 raise Deferred(error.message, retry_after=error.retry_after, pending=True) from None
 
     async def _find(self, attempt: Attempt, prepared: CallRequest) -> None:
-        """An answer that is there already: allowed like the call it saves, but nobody is called."""
+        """Looks up a stored answer: admitted like the call it replaces, but no call is made."""
         execution = attempt.execution
         if execution.fallback is not None and is_found(execution):
             attempt.done = await self._lookups.found(execution, execution.fallback, prepared)
@@ -229,7 +229,7 @@ class Kernel:
             return  # the same key again is harmless
         if not contract.probe:
             raise StepError(
-                f'nobody can say whether tool "{step.tool}" did its work before it was cut off',
+                f'it is unknown whether tool "{step.tool}" did its work before it was cut off',
                 kind=FailureKind.PERMANENT,
             )
         probing = self._tools.probe(attempt.execution, prepared, key)
@@ -338,7 +338,7 @@ class Kernel:
         return outcome
 
     async def _words(self, attempt: Attempt, error: Exception) -> Sealed | None:
-        """What the far side said about its failure, as a value about the same people as what it was given."""
+        """Seals the far side's error detail, with the labels of the call's input."""
         if not isinstance(error, StepError) or not error.error_detail or attempt.prepared is None:
             return None
         labels = attempt.prepared.labels.join(Labels(trust=Trust.TOOL))

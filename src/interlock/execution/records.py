@@ -221,7 +221,7 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
     commit.runs[0] = replace(commit.runs[0], output=sealed.ref.to_json())
     commit.finished.append(FinishedRun(run_id=run.run_id))
     if command.status is ev.RunStatus.FAILED:
-        # Whatever it did is undone; what is left is the question whether to try the whole of it again.
+        # Its effects are compensated; what is left is the question whether to try the whole run again.
         _dead_letter(commit, run.org_id, run.run_id, "", "run", "run_failed", command.reason or "")
     detail = {
         "status": command.status.value,
@@ -242,7 +242,7 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
 
 
 async def _bound(run: Run, tree: Any, state: RunState, near: str | None) -> tuple[Any, Labels]:
-    """What a binding tree shows; nothing if it is about a person who was erased meanwhile: the run must go on to its end."""
+    """Value of a binding tree; empty if a subject was erased meanwhile, because the run must go on to its end."""
     try:
         bound = await bind(run, tree, state, near, lenient=True)
         return bound.value, bound.labels
@@ -251,7 +251,7 @@ async def _bound(run: Run, tree: Any, state: RunState, near: str | None) -> tupl
 
 
 async def _given(execution: StepExecution) -> tuple[Any, Labels]:
-    """What the call in question was made with, in the same way."""
+    """Arguments of the call in question, in the same way."""
     try:
         given = await arguments_of(execution, lenient=True)
         return given.value, given.labels

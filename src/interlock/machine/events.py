@@ -1,4 +1,4 @@
-"""What goes into the machine and what comes out. Events are the journal: folding them gives the state again."""
+"""Events (input) and commands (output) of the state machine. The journal is the list of events; its fold is the state."""
 
 from __future__ import annotations
 
@@ -33,13 +33,12 @@ class RunStatus(StrEnum):
 
 TERMINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.PARTIAL, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD})
 
-_ENDINGS = frozenset({RunStatus.SUCCEEDED, RunStatus.PARTIAL, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD})
 RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
-    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
-    RunStatus.RUNNING: frozenset({RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
-    RunStatus.WAITING: frozenset({RunStatus.RUNNING, RunStatus.COMPENSATING}) | _ENDINGS,
+    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.WAITING, RunStatus.COMPENSATING}) | TERMINAL,
+    RunStatus.RUNNING: frozenset({RunStatus.WAITING, RunStatus.COMPENSATING}) | TERMINAL,
+    RunStatus.WAITING: frozenset({RunStatus.RUNNING, RunStatus.COMPENSATING}) | TERMINAL,
     RunStatus.COMPENSATING: frozenset({RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PARTIAL, RunStatus.DEAD}),
-    **{ending: frozenset() for ending in _ENDINGS},
+    **{ending: frozenset() for ending in TERMINAL},
     # What could not be undone can be tried again by a person, out of the dead-letter queue.
     RunStatus.DEAD: frozenset({RunStatus.COMPENSATING, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PARTIAL}),
 }
@@ -200,7 +199,7 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class SignalReceived:
-    """Somebody told the run something. A signal nobody waits for yet is kept; one id counts once."""
+    """A signal was received. It is kept until a step waits for it; one id counts once."""
 
     name: str
     signal_id: str
@@ -212,7 +211,7 @@ class SignalReceived:
 
 @dataclass(frozen=True, slots=True)
 class PauseRequested:
-    """What is under way is finished, nothing new is performed until ResumeRequested."""
+    """Pause: work under way is finished, nothing new is performed until ResumeRequested."""
 
     at: float
     reason: str = ""
@@ -227,7 +226,7 @@ class ResumeRequested:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterRequeued:
-    """A dead letter is to be tried again. `input` replaces the step's arguments, if somebody edited them."""
+    """A dead letter is to be tried again. `input` replaces the step's arguments, if an operator edited them."""
 
     step: str
     at: float
@@ -316,7 +315,7 @@ class OpenDeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class CloseDeadLetter:
-    """The dead letter of this step needs nobody any more."""
+    """The dead letter of this step needs no decision any more."""
 
     step: str
 

@@ -1,4 +1,4 @@
-"""What happens when something fails: retries, fallbacks, asking a person, letting go, undoing, ending."""
+"""Handling of failures: retries, fallbacks, confirmation by a person, abandoning, compensation, ending."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _retry_later(transition: Transition, name: str, step: StepState, failure: Fa
 
 
 def failed(transition: Transition, name: str, failure: Failure) -> None:
-    """A step failed for good: whoever tolerates that goes on without it; else a person looks at it, or the run ends."""
+    """Handles a final failure: a tolerant container continues without the step; else a dead letter opens or the run ends."""
     if transition.blocked(name):
         return
     spec = transition.program.node(name).step

@@ -2,7 +2,7 @@
 
 Every run behaves as the machine version did under which it was submitted (`version`).
 
-Total: an event that does not fit the state (a stale attempt, a decision nobody asked for, anything after the
+Total: an event that does not fit the state (a stale attempt, a decision without a review, anything after the
 end) gives back the very same state and no commands. So duplicated and reordered deliveries are harmless.
 """
 
@@ -73,7 +73,7 @@ def fold(program: Program, journal: Iterable[Event], state: RunState | None = No
 
 
 def pending(state: RunState) -> list[Command]:
-    """What a driver that takes a run over must do again: work without an outcome, timers not yet fired."""
+    """Commands that a driver must issue again after a takeover: work without an outcome, timers not yet fired."""
     if state.over:
         return []
     commands: list[Command] = []

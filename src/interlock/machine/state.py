@@ -29,12 +29,12 @@ class StepStatus(StrEnum):
     WAITING = "waiting"  # for time or a signal
     HELD = "held"  # failed for good, in the dead-letter queue
     OPEN = "open"  # a container whose inside is under way
-    ENDING = "ending"  # a container that failed and whose inside is being finished and undone
+    ENDING = "ending"  # a container that failed and whose inside is being finished and compensated
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    COMPENSATING = "undoing"  # its compensation is being performed
+    COMPENSATING = "compensating"  # its compensation is being performed
     COMPENSATION_RETRYING = "compensation_retrying"
-    COMPENSATED = "undone"
+    COMPENSATED = "compensated"
     COMPENSATION_FAILED = "compensation_failed"  # in the dead-letter queue
     COMPENSATION_ABANDONED = "compensation_abandoned"  # a person decided that the effect stays
 
@@ -63,7 +63,7 @@ SETTLED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRequest:
-    """What an instance in `APPROVING` asks for; the fields are those of `ApprovalNeeded`."""
+    """Approval that an instance in `APPROVING` waits for; the fields are those of `ApprovalNeeded`."""
 
     digest: str
     input: Ref
@@ -113,7 +113,7 @@ class StepState:
 
 
 def is_settled(step: StepState, *, opens_body: bool) -> bool:
-    """Whether the result of a step may be read: not that of one that was taken back.
+    """True if the result of a step may be read; a compensated one may not.
 
     Args:
         opens_body: of a map or a subworkflow, which while it is open keeps its items' counts, or its input's facts, there.
@@ -176,7 +176,7 @@ class RunState:
         usage: of all calls together, without provider and model.
         degraded: why the run will end as partial although it goes on.
         paused: nothing new is performed.
-        signals: name → signals nobody has waited for yet; `heard`: ids of all signals taken.
+        signals: name → signals that no step has waited for yet; `received`: ids of all signals taken.
     """
 
     status: RunStatus = RunStatus.QUEUED

@@ -127,7 +127,7 @@ class Transition:
     # -- where a step stands -----------------------------------------------------------------------------------
 
     def ancestors(self, name: str) -> Iterator[str]:
-        """What an instance stands in, from the inside out."""
+        """Containers around an instance, from the inside out."""
         parent = self.program.parent(name)
         while parent is not None:
             yield parent
@@ -164,7 +164,7 @@ class Transition:
         return unnumbered(enclosing(name))
 
     def blocked(self, name: str) -> bool:
-        """Whether nothing new may start at this place, because the run or something around it is ending."""
+        """True if nothing new may start at this place, because the run or a container around it is ending."""
         if self.ending is not None:
             return True
         return bool(self.failing) and any(one in self.failing for one in self.ancestors(name))

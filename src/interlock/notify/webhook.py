@@ -1,4 +1,4 @@
-"""Telling the world: outbox events to the log, and to a webhook when one is configured."""
+"""Delivery of outbox events: to the log, and to a webhook if one is configured."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from interlock.telemetry.logs import log
 
 
 async def to_log(event: OutboxEvent) -> None:
-    """Every event, in the JSON log."""
+    """Writes an event to the JSON log."""
     log(names.LOG_EVENT, topic=event.topic, org_id=event.org_id, event_id=event.event_id, **event.payload)
 
 
 class Webhook:
-    """POSTs events as JSON, signed: `Interlock-Signature: sha256=HMAC(key, body)`, so the receiver knows they are ours."""
+    """POSTs events as JSON, signed: `Interlock-Signature: sha256=HMAC(key, body)`, so the receiver can verify their origin."""
 
     def __init__(self, url: str, key: bytes) -> None:
         self._url = url

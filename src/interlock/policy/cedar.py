@@ -1,4 +1,4 @@
-"""Cedar, embedded. A policy that cannot be evaluated denies: an error must never open a door."""
+"""Embedded Cedar policy engine. An evaluation that fails denies the call: an error must never permit anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ permit(principal, action == Action::"call_model", resource);
 @id("pure-tools")
 permit(principal, action == Action::"call_tool", resource) when { resource.effect == "pure" };
 
-// A tool that changes the world needs a person's approval of exactly this call. A project's policies/*.cedar replace this set.
+// A tool with an external effect needs a person's approval of exactly this call. A project's policies/*.cedar replace this set.
 @id("approved-mutations")
 permit(principal, action == Action::"call_tool", resource)
     when { resource.effect == "mutating" && context.approval.present && context.approval.digest_matches };
@@ -34,7 +34,7 @@ class CedarPolicy:
 
     def __init__(self, text: str = DEFAULT_POLICY, *, source: str = "the built-in policy") -> None:
         if len(text) > _MAX_TEXT or nesting(text) > MAX_NESTING:
-            # Cedar recurses in native code, where too deep a policy ends the process.
+            # Cedar recurses in native code, where a deeply nested policy ends the process.
             raise InvalidSpec(
                 f"{source}: has more than {_MAX_TEXT} characters or is nested more than {MAX_NESTING} levels deep; split it up"
             )
@@ -47,7 +47,7 @@ class CedarPolicy:
         self.text = text
         self._ids = {key: one.get("annotations", {}).get("id", key) for key, one in parsed["staticPolicies"].items()}
         self.version = hashlib.sha256(text.encode()).hexdigest()[:16]
-        # Decisions are pure, so they are remembered; parsing the policies costs more than everything else.
+        # Decisions are pure, so they are cached; parsing the policies is the largest part of an evaluation.
         self._decide = lru_cache(maxsize=4096)(self._evaluate)
 
     def decide(self, question: Question) -> Decision:
@@ -69,7 +69,7 @@ class CedarPolicy:
         given: str,
     ) -> Decision:
         attributes, context = json.loads(given)
-        # As data, not as Cedar text: that has escapes of its own, and O'Brien or José would be refused everything.
+        # As data, not as Cedar text: the text has its own escapes, and every call of O'Brien or José would be refused.
         user = {"type": "User", "id": user_id}
         thing = {"type": "Tool" if action == "call_tool" else "Model", "id": resource}
         request = {
@@ -93,4 +93,4 @@ class CedarPolicy:
         return Decision(bool(result.allowed), reasons or ("no policy permits it",), self.version)
 
     def _unaskable(self, error: Exception) -> Decision:
-        return Decision(False, (f"the question is not one that Cedar can be asked: {error}",), self.version)
+        return Decision(False, (f"Cedar cannot evaluate this request: {error}",), self.version)

@@ -1,4 +1,4 @@
-"""The port of a policy engine: a question, and an answer that says why."""
+"""Port of a policy engine: a question, and a decision with its reasons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Action = Literal["call_tool", "call_model"]
 
 @dataclass(frozen=True, slots=True)
 class ApprovalFacts:
-    """What a policy reads as `context.approval`: whether people approved the call that is judged.
+    """Approval facts that a policy reads as `context.approval`.
 
     Attributes:
         present: a person approved a call of this step, which is neither used up, nor expired, nor revoked.
@@ -39,7 +39,7 @@ NO_APPROVAL = ApprovalFacts()
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """May this principal do this, with this, in this run?
+    """A request for a decision: may this principal perform this action on this resource in this run?
 
     Attributes:
         resource: name of the tool or of the model's alias.
@@ -62,7 +62,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`reasons` are ids of the policies that decided, or what kept the engine from deciding."""
+    """`reasons` are the ids of the deciding policies, or the error that prevented a decision."""
 
     allowed: bool
     reasons: tuple[str, ...]
@@ -70,7 +70,7 @@ class Decision:
 
 
 class PolicyEngine(Protocol):
-    """Pure in its question: the same question to the same version has the same answer. Any doubt is a no."""
+    """A policy engine. Pure: the same question to the same version has the same answer. Every error is a refusal."""
 
     version: str
 

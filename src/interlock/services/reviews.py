@@ -173,7 +173,7 @@ class ReviewQueue:
         return _view({**review, "status": status, "decided_by": principal.user_id, "note": note})
 
     async def _given(self, review: dict[str, Any], output: Any) -> Taken:
-        """What a person says that a tool gave, redacted into the run's vault; for good if a person it is about was erased."""
+        """Redacts an operator's answer for a tool into the run's vault; permanently if a subject was erased."""
         run = await self._database.row("get_run", review["run_id"], org=review["org_id"])
         assert run is not None, "a review is about a run"
         try:
@@ -205,7 +205,7 @@ class ReviewQueue:
         return await self.get(principal, review_id)
 
     def _require_another(self, principal: Principal, review: dict[str, Any]) -> None:
-        """What somebody asked for is for another person to approve; whether an effect happened, anybody may say."""
+        """Refuses the requester of an act as its approver; every reviewer may answer whether an effect happened."""
         if self._approving.by_requester or review["purpose"] == "confirm":
             return
         if principal.user_id == review["requester"]:

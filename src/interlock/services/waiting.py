@@ -16,7 +16,7 @@ _DEAD_LETTERS = {StepStatus.HELD, StepStatus.COMPENSATION_FAILED}
 def waits_for(
     program: Program, state: RunState, reviews: Mapping[str, str], dead_letters: Mapping[str, str]
 ) -> list[Wait]:
-    """What has to happen before the run can go on.
+    """Lists what has to happen before the run can go on.
 
     Args:
         reviews: step → id of its open review; `dead_letters` likewise, with '' for the run itself.

@@ -1,6 +1,6 @@
 """The write path: what many runs have to say at the same moment goes into one transaction and one round trip.
 
-There is no waiting for company: whatever has gathered while the last transaction was under way makes the next one.
+No delay is added: commits that arrive while a transaction is under way form the next one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Seal = Callable[[list[Entry], int, str], tuple[list[AuditRow], int, str]]
 
 @dataclass(slots=True)
 class Commit:
-    """What one run, or one request, wants written together.
+    """Everything that one run, or one request, writes together.
 
     The lists are the parts of a batch; `settle_v1` writes those that hold something.
 
@@ -40,7 +40,7 @@ class Commit:
         fence: (run_id, fence) that must still hold; None for writes that need no lease.
         claim: (run_id, command, fence) that must still hold and not be done, on an engine that leases single commands.
         audit: entries, not yet chained.
-        recorded: journal rows of a run that nobody leases: refused if another process wrote one of their numbers first.
+        recorded: journal rows of a run without a lease: refused if another process wrote one of their numbers first.
     """
 
     org_id: str
@@ -94,7 +94,7 @@ Batch = dict[str, list[object]]
 
 @dataclass(slots=True)
 class _Attempts:
-    """What is known about the attempts to commit a batch.
+    """Knowledge about the attempts to commit a batch.
 
     Attributes:
         lost: one of them broke off, so it may have taken place without our hearing of it.
@@ -122,7 +122,7 @@ class Committer:
         self._task = asyncio.create_task(self._run(), name="committer")
 
     async def close(self) -> None:
-        """Commits what is waiting, then stops; whoever comes later is refused."""
+        """Commits what is waiting, then stops; later commits are refused."""
         self._closed = True
         if self._task is None:
             return
@@ -171,7 +171,7 @@ class Committer:
                 for _, done in batch:
                     done.cancel()
                 raise
-            except Exception as error:  # noqa: BLE001  whoever waits must hear of it, or they wait forever
+            except Exception as error:  # noqa: BLE001  every waiting caller must get the error, or it waits for ever
                 for _, done in batch:
                     _refuse(done, error)
 
@@ -252,7 +252,7 @@ class Committer:
     async def _landed(
         self, connection: Connection, commits: list[Commit], orgs: str, marks: list[tuple[str, int, str]]
     ) -> bool:
-        """Whether an attempt whose answer was lost took place. A batch is all or nothing, so one row of it tells.
+        """True if an attempt whose answer was lost took place. A batch is all or nothing, so one row of it tells.
 
         What has neither audit entries, nor a journal, nor new runs says the same when it is written twice.
         """
@@ -260,7 +260,7 @@ class Committer:
         for mark in marks:
             if await connection.fetchval(QUERIES["audit_has"].sql, *mark):
                 return True
-        # Nobody but us writes these keys: the lease says so of the one, chance of the other.
+        # No other process writes these keys: the lease guarantees it for the one, randomness for the other.
         for row in (row for commit in commits for row in commit.journal):
             return bool(await connection.fetchval(QUERIES["journal_has"].sql, row.run_id, row.seq))
         for run in (run for commit in commits for run in commit.new_runs):
@@ -302,7 +302,7 @@ class Committer:
 
 
 def batch_of(commits: list[Commit]) -> Batch:
-    """What `settle_v1` takes: the parts that hold something."""
+    """Argument of `settle_v1`: the parts that are not empty."""
     batch: Batch = {}
     for commit in commits:
         for part, of_commit in zip(_OF_COMMITS, _parts_of(commit), strict=True):

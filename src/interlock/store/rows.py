@@ -110,7 +110,7 @@ class ArtifactRow:
 
 
 class RunVault(TypedDict):
-    """What a new run keeps of its raw input: the vault of redacted values, and the keyed digest of the input as it came."""
+    """Vault of a new run's redacted values, and the keyed digest of its raw input."""
 
     ref: RefJson
     raw_digest: str
@@ -402,7 +402,7 @@ class FinishedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceRow:
-    """Whether a run counts among the runs at once, on an engine that keeps its runs itself."""
+    """Marks whether a run counts among the concurrent runs, on an engine that keeps its runs itself."""
 
     run_id: str
     held: bool

@@ -33,7 +33,7 @@ def covered_acts(steps: list[Step], mutates: Mutates) -> Iterator[tuple[ReviewSt
 
 
 def unshown(review: ReviewStep, act: ToolStep) -> list[str]:
-    """What of the arguments of a call the review does not show: references, and names of arguments with a fixed value.
+    """Arguments of a call that the review does not show: references, and names of arguments with a fixed value.
 
     A review that names its act in `approves` stands for it as it is written, so it need not repeat what is fixed there. One that
     only comes before it has to show everything, and cannot stand for a call without arguments: nothing tells what it is about.
@@ -67,7 +67,7 @@ def _acts(steps: list[Step], mutates: Mutates, *, behind_reviews: bool) -> Itera
 
 
 def _holds(shown: Reference, bound: Reference) -> bool:
-    """Whether one value is the other, or has it in it."""
+    """True if one value equals or contains the other."""
     same = (shown.root, shown.step) == (bound.root, bound.step)
     return same and bound.path[: len(shown.path)] == shown.path
 

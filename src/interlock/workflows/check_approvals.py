@@ -1,4 +1,4 @@
-"""Whether every review that stands for the call of a mutating tool shows what that call is made with; and which calls have none.
+"""Checks that every review of a mutating tool's call shows its arguments, and lists the calls without a review.
 
 A review that covers a call and hides its arguments is a fault: the person would approve what they cannot see, and the run would
 not count it. A call that no review covers is none: it asks for its own approval when the run comes to it, which is only noted.
@@ -30,7 +30,7 @@ NeedsApproval = Callable[[str, str], bool]
 
 @dataclass(frozen=True, slots=True)
 class ApprovalCheck:
-    """What a workflow's reviews cover.
+    """Coverage of a workflow's reviews.
 
     Attributes:
         needs: what the policy says; without one, only reviews that name their act are looked at.

@@ -21,7 +21,7 @@ from interlock.app import App
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.settings import Settings
-from interlock.execution.engine import Services
+from interlock.execution.engine import EngineServices
 from interlock.guard.gate import composed
 from interlock.identity.principal import Principal
 from interlock.machine.events import event_to_json
@@ -265,8 +265,8 @@ def _why(error: BaseException, run_id: str, logs: list[Any]) -> str:
     return "\n".join([*traceback.format_exception(error), *said[-3:]])
 
 
-def _services(app: App, kernel: Any) -> Services:
-    return Services(
+def _services(app: App, kernel: Any) -> EngineServices:
+    return EngineServices(
         database=app.database,
         committer=app.committer,
         artifacts=app.artifacts,

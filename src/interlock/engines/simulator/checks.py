@@ -1,4 +1,4 @@
-"""What must hold of every run, whatever its program: the simulator's invariants. None of them asks the machine's own logic."""
+"""Invariants of every run of every program. None of them uses the machine's own logic."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Broken(Exception):
 
 @dataclass(slots=True)
 class Invariants:
-    """What an onlooker writes down about a run: what was commanded, what came of it.
+    """Record of a run's commands and their outcomes, kept outside the machine.
 
     Attributes:
         work: ("perform" | "undo", instance, attempt) under way, in the order commanded.
@@ -123,7 +123,7 @@ class Invariants:
         return None
 
     def may_be_new(self, event: Any) -> bool:
-        """Whether an event, though delivered before, would answer something that is open now."""
+        """True if an event, though delivered before, would answer something that is open now."""
         kind = type(event)
         if kind in {ev.PauseRequested, ev.ResumeRequested, ev.DeadLetterRequeued, ev.DeadLetterDiscarded}:
             return True
@@ -148,7 +148,7 @@ def _check_approved(before: RunState, event: Any, name: str) -> None:
 
 
 def advance_checked(program: Program, state: RunState, event: Any) -> tuple[RunState, list[ev.Command]]:
-    """What the machine makes of an event. Raises Broken if it raises anything: it must be total."""
+    """Applies an event. Raises Broken if the machine raises anything: it must be total."""
     try:
         return advance(program, state, event)
     except Exception as error:
@@ -250,7 +250,7 @@ def check_fold(program: Program, journal: Iterable[Any], state: RunState, *, tex
 
 def check_totality(program: Program, state: RunState, dice: Dice) -> None:
     """Any event at all, also one with nonsense in it, is refused or taken by the rules. Raises Broken."""
-    name = dice.pick([*state.steps, *program.nodes, "", "nobody", "a#1/b"])
+    name = dice.pick([*state.steps, *program.nodes, "", "unknown", "a#1/b"])
     attempt = dice.pick((-1, 0, 1, 2, 2**64))
     at = dice.pick((0.0, -1.0, 1e12))
     facts: dict[str, Any] = dice.pick(({}, {"n": 10**400, "count": -1}, {"n": "text", "count": True}, {"count": 2}))
