@@ -23,10 +23,12 @@ from interlock.base.settings import Settings
 from interlock.definitions.project import Project, read_project
 from interlock.definitions.versions import Versions
 from interlock.engines.postgres.worker import PostgresEngine
+from interlock.execution.approvals import Approvals, approval_key
 from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.effects import EffectLedger
 from interlock.execution.engine import Engine, EngineServices
 from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
+from interlock.execution.judge import Judge
 from interlock.execution.kernel import Kernel
 from interlock.execution.lookups import Lookups
 from interlock.fleet.workers import WorkerRegistry
@@ -41,7 +43,7 @@ from interlock.services.dead_letters import DeadLetters
 from interlock.services.followers import Followers
 from interlock.services.health import Health
 from interlock.services.ingest import Redaction
-from interlock.services.reviews import ReviewQueue
+from interlock.services.reviews import Approving, ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
 from interlock.services.submit import Submission
@@ -145,6 +147,11 @@ class App:
         redaction = self.redaction = Redaction(
             self.database, self.artifacts, block_injections=settings.guard.on_injection == "block"
         )
+        self.approving = Approving(
+            approval_key(self.master_key),
+            seconds=settings.review.approval_ttl,
+            by_requester=settings.review.self_approval,
+        )
         self.reviews = ReviewQueue(
             self.database,
             self.committer,
@@ -152,6 +159,7 @@ class App:
             self.clock,
             redaction=redaction,
             answers=ToolAnswers(self.database, self.versions),
+            approving=self.approving,
         )
         self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
         self.admin = Administration(
@@ -233,6 +241,7 @@ class App:
             quotas=quotas,
             tracing=self.tracing,
             clock=self.clock,
+            judge=Judge(Approvals(self.database, self.approving.key), self.clock),
         )
         services = EngineServices(
             database=self.database,

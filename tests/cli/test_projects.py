@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
     "tool schema": (TOOL, "found: {type: integer}", "found: {type: int}", "", "JSON Schema"),
     "egress": (TOOL, "timeout: 10", 'egress: ["example.com"]', "egress:", "names no port"),
     "policy": (POLICY, '"call_model", resource);', '"call_model" resource);', '"call_model" resource);', "not valid Cedar"),
-    "policy without an end": (POLICY, "context.reviewed };", "context.reviewed }", "context.reviewed }", "not valid Cedar"),
+    "policy without an end": (POLICY, "digest_matches };", "digest_matches }", "digest_matches }", "not valid Cedar"),
     "model pin": (SETTINGS, "local:smollm2-135m-instruct-q4_1", "smollm2", "", '"smollm2" is not a model'),
     "settings": (SETTINGS, "[models]", "[model]", "", 'setting "model" is not accepted'),
     "no TOML": (SETTINGS, "[models]", "[models", "", "not valid TOML"),

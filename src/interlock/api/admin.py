@@ -16,7 +16,7 @@ from interlock.api.body import Body, Limit, Name, PathId, QueryId, StrictRoute
 from interlock.api.errors import documented
 from interlock.identity.auth import key_id_of
 from interlock.identity.principal import Role
-from interlock.services.views.audit import AuditKeys, AuditPage, AuditRow, AuditVerdict
+from interlock.services.views.audit import AuditEntryView, AuditKeys, AuditPage, AuditVerdict
 from interlock.services.views.deployments import VersionList, WorkflowList
 from interlock.services.views.installation import IssuedKey, KeyList, PrincipalView, QuotaList
 
@@ -142,6 +142,6 @@ async def export(caller: Caller, services: UseCases) -> StreamingResponse:
     return StreamingResponse(_lines(rows), media_type="application/jsonl")
 
 
-async def _lines(rows: AsyncIterator[AuditRow]) -> AsyncIterator[str]:
+async def _lines(rows: AsyncIterator[AuditEntryView]) -> AsyncIterator[str]:
     async for row in rows:
         yield json.dumps(row.to_json()) + "\n"

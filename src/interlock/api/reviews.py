@@ -50,3 +50,9 @@ async def get(review_id: PathId, caller: Caller, services: UseCases) -> ReviewVi
 async def decide(review_id: PathId, body: DecisionBody, caller: Caller, services: UseCases) -> ReviewView:
     """Decide a review; the run continues at once."""
     return await services.reviews.decide(caller, review_id, body.decision, body.note, body.output)
+
+
+@router.post("/{review_id}/revocation", operation_id="revoke_approval", responses=documented(404, 409))
+async def revoke(review_id: PathId, caller: Caller, services: UseCases) -> ReviewView:
+    """Take back the approval of a call that has not been made yet."""
+    return await services.reviews.revoke(caller, review_id)

@@ -12,11 +12,11 @@ from interlock.api.body import Body, Flag, Limit, Name, PathId, QueryId, StrictR
 from interlock.api.errors import documented
 from interlock.machine.events import RunStatus
 from interlock.services.views.runs import (
-    Run,
     RunPage,
     RunRef,
     RunResult,
     RunValues,
+    RunView,
     SentSignal,
     StartedRun,
     Trace,
@@ -102,7 +102,7 @@ async def page(
 
 
 @router.get("/{run_id}", operation_id="get_run", responses=documented(404))
-async def get(run_id: PathId, caller: Caller, services: UseCases) -> Run:
+async def get(run_id: PathId, caller: Caller, services: UseCases) -> RunView:
     """Get a run with its steps and effects."""
     return await services.runs.get(caller, run_id)
 

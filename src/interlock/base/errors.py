@@ -9,6 +9,9 @@
     ├── Conflict                the object exists already, or its state does not allow this operation
     ├── Unauthenticated         no key, or an unknown key
     ├── Denied                  a known principal or tool that is not allowed (role, allowlist, policy)
+    │   ├── SelfApproval        the requester of a run must not approve its acts
+    │   ├── ApprovalRejected    a person rejected this act
+    │   └── ApprovalInvalid     the approval is used, revoked, expired, or belongs to another act
     ├── TooManyRequests         a limit of concurrent use by one organisation or process
     ├── BudgetExceeded          the run's tokens, money or retries are used up
     ├── StepError               a step's work failed; `kind` tells whether a retry can help
@@ -94,6 +97,18 @@ class Unauthenticated(InterlockError):
 
 class Denied(InterlockError):
     code, http_status, exit_code = "denied", 403, 5
+
+
+class SelfApproval(Denied):
+    code = "self_approval"
+
+
+class ApprovalRejected(Denied):
+    code = "approval_rejected"
+
+
+class ApprovalInvalid(Denied):
+    code = "approval_invalid"
 
 
 class TooManyRequests(InterlockError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -149,6 +150,20 @@ class TemporalSettings(_Section):
     history_bytes: int = Field(default=2 * 1024 * 1024, ge=64 * 1024, le=40 * 1024 * 1024)
 
 
+class ReviewSettings(_Section):
+    """Decisions of people.
+
+    Attributes:
+        self_approval: whether a person may approve what that same person asked for: a run they started, or whose dead letter
+            they requeued. `interlock dev`, `interlock demo` and commands that open a project without a server switch it on if
+            the database is on the same machine, unless it is set.
+        approval_ttl: seconds for which an approval may be used.
+    """
+
+    self_approval: bool = False
+    approval_ttl: int = Field(default=86400, ge=1, le=366 * 86400)
+
+
 class BatchSettings(_Section):
     """Model calls that go through a batch API.
 
@@ -198,6 +213,7 @@ class Settings(BaseSettings):
     temporal: TemporalSettings = TemporalSettings()
     breaker: BreakerSettings = BreakerSettings()
     batch: BatchSettings = BatchSettings()
+    review: ReviewSettings = ReviewSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -210,6 +226,18 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The environment overrides the file, so a deployment can override the repository.
         return (env_settings, init_settings)
+
+
+def on_own_machine(settings: Settings) -> Settings:
+    """The settings of a process that serves one person: on a database of their own machine they may approve what they asked for.
+
+    What `review.self_approval` is set to stays.
+    """
+    url = settings.database.url
+    local = url is None or urlsplit(url).hostname in {None, "localhost", "127.0.0.1", "::1"}
+    if not local or "self_approval" in settings.review.model_fields_set:
+        return settings
+    return settings.model_copy(update={"review": settings.review.model_copy(update={"self_approval": True})})
 
 
 def load_settings(project: Path) -> Settings:

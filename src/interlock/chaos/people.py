@@ -116,6 +116,7 @@ class People:
             overheard,
             self._app.artifacts,
             self._app.clock,
+            approving=self._app.approving,
             redaction=self._app.redaction,
             answers=ToolAnswers(self._app.database, self._app.versions),
         )

@@ -12,7 +12,7 @@ from rich.table import Table
 from interlock.base.errors import IntegrityError, InvalidInput
 from interlock.cli.connection import connect
 from interlock.cli.console import out, print_json, status
-from interlock.services.views.audit import AuditKeys, AuditPage, AuditRow, AuditVerdict
+from interlock.services.views.audit import AuditEntryView, AuditKeys, AuditPage, AuditVerdict
 
 group = typer.Typer(help="The audit log: every action, hash-chained and signed.", no_args_is_help=True)
 
@@ -40,7 +40,7 @@ def list_entries(
 ) -> None:
     """Entries in order."""
 
-    async def main() -> list[AuditRow]:
+    async def main() -> list[AuditEntryView]:
         async with connect() as api:
             return (await api.get(AuditPage, "/v1/audit", run_id=run_id, after=after, limit=limit)).entries
 

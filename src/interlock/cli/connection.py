@@ -19,11 +19,15 @@ from interlock.api.server import create_api
 from interlock.app import App
 from interlock.base import errors
 from interlock.base.errors import InterlockError, InvalidInput, Unavailable
-from interlock.base.settings import Settings, load_settings
+from interlock.base.settings import Settings, load_settings, on_own_machine
 from interlock.definitions.project import read_project
 from interlock.services.administration import write_private
 from interlock.services.views.base import View
 from interlock.telemetry import logs
+
+SELF_APPROVAL = (
+    "on this machine you may approve what you asked for yourself (review.self_approval); a server refuses that"
+)
 
 V = TypeVar("V", bound=View)
 
@@ -146,7 +150,7 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
     # Read before anything is opened, so that no files are created in a directory without a project.
     project = read_project(Path.cwd(), settings) if worker else None
     logs.configure(level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl")
-    async with App(Path.cwd(), settings) as app:
+    async with App(Path.cwd(), on_own_machine(settings)) as app:
         principal, key = await app.admin.local_principal()
         if project is not None:
             await app.admin.deploy(principal, project)

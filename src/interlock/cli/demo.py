@@ -35,7 +35,7 @@ from interlock.sandbox.check import probe_sandbox
 from interlock.services.runs import is_over
 from interlock.services.views.audit import AuditVerdict
 from interlock.services.views.reviews import ReviewPage, ReviewView
-from interlock.services.views.runs import Run, RunPage, RunResult, RunSummary, StartedRun
+from interlock.services.views.runs import RunPage, RunResult, RunSummary, RunView, StartedRun
 from interlock.telemetry import logs
 
 WORKFLOW = "support_triage"
@@ -134,7 +134,10 @@ def _settings(prepared: Demo) -> Settings:
     port_file = prepared.home / "bank.port"
     port = _start_port(port_file)
     settings = load_settings(prepared.example)
-    return settings.model_copy(update={"data_dir": prepared.home / "data", "variables": {"bank": f"127.0.0.1:{port}"}})
+    review = settings.review.model_copy(update={"self_approval": True})
+    return settings.model_copy(
+        update={"data_dir": prepared.home / "data", "review": review, "variables": {"bank": f"127.0.0.1:{port}"}}
+    )
 
 
 def _start_port(port_file: Path) -> int:
@@ -204,6 +207,7 @@ async def _run(prepared: Demo, settings: Settings) -> bool:
         )
         api = Api(client, url=server.url)
         out.print(f"API at {server.url}, bank at {bank}, model {settings.models['default']}")
+        out.print("the demo decides the reviews of runs that it started itself (review.self_approval)", style="dim")
         out.print(f"{len(prepared.tickets)} real customer messages, all at once:")
         runs = await _submit(api, prepared)
         await _follow(api, prepared, runs)
@@ -297,7 +301,7 @@ async def _report(api: Api, prepared: Demo, runs: dict[str, str], bank: str) -> 
     )
     right, refunds_right, failed = 0, 0, 0
     for ticket in prepared.tickets:
-        run = await api.get(Run, f"/v1/runs/{runs[ticket['id']]}")
+        run = await api.get(RunView, f"/v1/runs/{runs[ticket['id']]}")
         output = (await api.get(RunResult, f"/v1/runs/{runs[ticket['id']]}/result")).output
         right += output["category"] == ticket["label"]
         refunds_right += output["wants_refund"] == ticket["wants_refund"]
@@ -331,7 +335,7 @@ async def _report(api: Api, prepared: Demo, runs: dict[str, str], bank: str) -> 
     return failed == 0 and not doubled
 
 
-def _outcome(run: Run, output: dict[str, Any]) -> str:
+def _outcome(run: RunView, output: dict[str, Any]) -> str:
     if run.status != "succeeded":
         return f"{run.status}: {run.reason}"
     if output["refund_id"]:

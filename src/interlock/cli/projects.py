@@ -21,7 +21,7 @@ from interlock.cli.waiting import needs_a_person
 from interlock.definitions.project import read_project
 from interlock.evals.suite import EvalReport, read_suites, run_case
 from interlock.services.runs import is_over
-from interlock.services.views.runs import Run, RunResult, StartedRun
+from interlock.services.views.runs import RunResult, RunView, StartedRun
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import PromptSpec
 from interlock.workflows.spec import Workflow
@@ -58,6 +58,8 @@ def check() -> None:
     project = read_project(Path.cwd(), settings_here())
     for definition in project.definitions.values():
         out.print(f"{definition.name}@{definition.version}  ok")
+    for note in project.notes:
+        out.print(f"note: {note}", style="dim", soft_wrap=True)
 
 
 def schema(kind: Annotated[Literal["workflow", "tool", "prompt", "openapi"], typer.Argument()] = "workflow") -> None:
@@ -98,7 +100,7 @@ def evaluate() -> None:
 async def _run(api: Api, workflow: str, value: Any) -> dict[str, Any]:
     started = await api.post(StartedRun, "/v1/runs", {"workflow": workflow, "input": value})
     while True:
-        run = await api.get(Run, f"/v1/runs/{started.run_id}")
+        run = await api.get(RunView, f"/v1/runs/{started.run_id}")
         if is_over(run.status):
             result = await api.get(RunResult, f"/v1/runs/{started.run_id}/result")
             return {**run.to_json(), "output": result.output}

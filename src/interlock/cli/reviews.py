@@ -1,4 +1,4 @@
-"""review list, show, approve, reject."""
+"""review list, show, approve, reject, revoke."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 from rich.table import Column, Table
 
 from interlock.base.errors import InvalidInput
-from interlock.cli.connection import connect, segment
-from interlock.cli.console import out, print_json, status
+from interlock.cli.connection import SELF_APPROVAL, connect, segment, settings_here
+from interlock.cli.console import errors, out, print_json, status
 from interlock.services.views.reviews import ReviewPage, ReviewView
 
 group = typer.Typer(help="Reviews: questions that wait for a person's decision.", no_args_is_help=True)
@@ -78,6 +78,18 @@ def reject(review_id: str, note: Note = "") -> None:
     _decide(review_id, "reject", note, None)
 
 
+@group.command("revoke")
+def revoke(review_id: str) -> None:
+    """Take an approval back, before the tool was called with it."""
+
+    async def main() -> ReviewView:
+        async with connect() as api:
+            return await api.post(ReviewView, f"/v1/reviews/{segment(review_id)}/revocation", {})
+
+    review = asyncio.run(main())
+    out.print(f"revoked: {review.title} (run {review.run_id})")
+
+
 def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, output: Any) -> None:
     async def main() -> tuple[ReviewView, str | None]:
         async with connect() as api:
@@ -87,5 +99,7 @@ def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, o
 
     review, url = asyncio.run(main())
     out.print(f"{review.status}: {review.title} (run {review.run_id})")
+    if url is None and decision == "approve" and settings_here().review.self_approval is False:
+        errors.print(SELF_APPROVAL, style="dim")
     if url is None:
         out.print("no server runs here; the run continues with the next `interlock dev` or `interlock worker`")

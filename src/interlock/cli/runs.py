@@ -20,12 +20,12 @@ from interlock.services.runs import is_over
 from interlock.services.views.reviews import ReviewPage
 from interlock.services.views.runs import (
     ReviewWait,
-    Run,
     RunPage,
     RunRef,
     RunResult,
     RunSummary,
     RunValues,
+    RunView,
     SentSignal,
     SpanView,
     StartedRun,
@@ -59,7 +59,7 @@ def run(
     """Start a run and follow it until it ends or waits for a person."""
     parsed = read_json(value)
 
-    async def main() -> tuple[Run, RunResult | ReviewPage]:
+    async def main() -> tuple[RunView, RunResult | ReviewPage]:
         async with connect(worker=True) as api:
             headers = {"Idempotency-Key": _header(key)} if key else None
             body = {"workflow": workflow, "input": parsed}
@@ -132,9 +132,9 @@ def show(
 ) -> None:
     """Show a run: its steps, values, effects and result."""
 
-    async def main() -> tuple[Run, RunValues, RunResult | None]:
+    async def main() -> tuple[RunView, RunValues, RunResult | None]:
         async with connect() as api:
-            found = await api.get(Run, f"/v1/runs/{segment(run_id)}")
+            found = await api.get(RunView, f"/v1/runs/{segment(run_id)}")
             values = await api.get(RunValues, f"/v1/runs/{found.run_id}/values")
             if not is_over(found.status):
                 return found, values, None
@@ -147,7 +147,7 @@ def show(
         _print_run(found, values.values, result)
 
 
-def _print_run(found: Run, values: dict[str, Any], result: RunResult | None) -> None:
+def _print_run(found: RunView, values: dict[str, Any], result: RunResult | None) -> None:
     out.print(Text.assemble(found.run_id, "  ", status(found.status), f"  {found.workflow}@{found.version}"))
     if found.reason:
         out.print(f"  {found.reason}")
@@ -258,10 +258,10 @@ def waterfall(spans: list[SpanView], width: int = 40) -> Table:
     return table
 
 
-async def _follow(api: Api, run_id: str, *, quiet: bool) -> Run:
+async def _follow(api: Api, run_id: str, *, quiet: bool) -> RunView:
     shown: dict[str, tuple[str, int]] = {}
     while True:
-        found = await api.get(Run, f"/v1/runs/{run_id}")
+        found = await api.get(RunView, f"/v1/runs/{run_id}")
         for step in found.steps:
             now = (str(step.status), step.attempt)
             if shown.get(step.id) != now and not quiet:
@@ -273,7 +273,7 @@ async def _follow(api: Api, run_id: str, *, quiet: bool) -> Run:
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _print_outcome(found: Run, more: RunResult | ReviewPage) -> None:
+def _print_outcome(found: RunView, more: RunResult | ReviewPage) -> None:
     if isinstance(more, RunResult):
         out.print(Text.assemble("", status(found.status), f"  {visible(found.reason or '')}"))
         print_json(more.output)

@@ -16,8 +16,8 @@ from interlock.api.server import Server
 from interlock.app import App
 from interlock.base import loop
 from interlock.base.errors import Conflict, InterlockError, InvalidInput
-from interlock.base.settings import Settings
-from interlock.cli.connection import announced, find_server, settings_here
+from interlock.base.settings import Settings, on_own_machine
+from interlock.cli.connection import SELF_APPROVAL, announced, find_server, settings_here
 from interlock.cli.console import errors, out
 from interlock.definitions.project import read_project, require_project
 from interlock.identity.principal import Principal
@@ -41,7 +41,10 @@ def dev(
     ] = None,
 ) -> None:
     """Run everything in one process: API, worker, database. Definitions are reloaded when their files change."""
-    _run(_serve(settings_here(), port=port, worker=True, reload=True))
+    settings = on_own_machine(settings_here())
+    if settings.review.self_approval:
+        errors.print(SELF_APPROVAL, style="dim")
+    _run(_serve(settings, port=port, worker=True, reload=True))
 
 
 def serve(port: Annotated[int | None, typer.Option(min=0, max=65535, help="Overrides server.port.")] = None) -> None:

@@ -15,7 +15,7 @@ from interlock.services.views.runs import (
     DeadLetterWait,
     PausedWait,
     ReviewWait,
-    Run,
+    RunView,
     SignalWait,
     StepView,
     TimedWait,
@@ -23,7 +23,7 @@ from interlock.services.views.runs import (
 )
 
 MAX_LINES = 40
-_DONE = {"succeeded", "open", "undone"}
+_DONE = {"succeeded", "open", "compensated"}
 
 
 def print_steps(steps: list[StepView], values: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ def _used(step: StepView) -> str:
     return f"{took}  {visible(usage.model or usage.provider)}, {tokens} tokens, USD {usd(usage)}"
 
 
-def print_waits(run: Run) -> None:
+def print_waits(run: RunView) -> None:
     """Prints what the run waits for with the command that answers it, and why its result is only partial."""
     if run.degraded:
         out.print(f"  continues without: {run.degraded}", style="yellow")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from interlock.base.errors import InvalidSpec
 from interlock.base.settings import SETTINGS_FILE, Settings
+from interlock.definitions.approvals import needs_approval
 from interlock.definitions.versions import Definition
 from interlock.gateway.catalog import has_batches, parse_pin
 from interlock.identity.principal import ROLES
@@ -21,6 +22,7 @@ from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
 from interlock.sandbox.destinations import parse_authority
 from interlock.tools.bundles import missing_functions, pack
 from interlock.workflows.check import check_workflow
+from interlock.workflows.check_approvals import ApprovalCheck
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
 from interlock.workflows.source import Source, parse_yaml, validate
@@ -35,10 +37,12 @@ class Project:
 
     Attributes:
         bundles: digest → archive of every tool's code.
+        notes: what an author may want to know, each with its place; none of it is a fault.
     """
 
     definitions: Mapping[str, Definition]
     bundles: Mapping[str, bytes]
+    notes: Sequence[str] = ()
 
 
 def read_project(directory: Path, settings: Settings) -> Project:
@@ -61,15 +65,17 @@ def read_project(directory: Path, settings: Settings) -> Project:
     if faults:
         raise InvalidSpec("\n".join(faults))  # cross-references are not checked while a part is faulty
     known = {workflow.name: workflow for _, workflow in sources}
+    tools, engine = {name: contract for name, (contract, _) in contracts.items()}, CedarPolicy(policy)
     for source, workflow in sources:
         problems = check_workflow(
             workflow,
             prompts=prompts,
-            tools={name: contract for name, (contract, _) in contracts.items()},
+            tools=tools,
             models=settings.models,
             workflows=known,
             roles=ROLES,
             unbatched=[alias for alias, pin in settings.models.items() if not has_batches(pin)],
+            needs_approval=needs_approval(engine, workflow, tools),
         )
         faults += [source.complaint(problem.path, problem.message) for problem in problems]
     if faults:
@@ -85,8 +91,13 @@ def read_project(directory: Path, settings: Settings) -> Project:
         )
         for _, workflow in sources
     }
+    notes = [
+        source.complaint(note.path, note.message)
+        for source, workflow in sources
+        for note in ApprovalCheck(workflow, tools, needs_approval(engine, workflow, tools)).notes()
+    ]
     used = {digest for definition in definitions.values() for digest in definition.bundles}
-    return Project(definitions, {digest: content for digest, content in bundles.items() if digest in used})
+    return Project(definitions, {digest: content for digest, content in bundles.items() if digest in used}, notes)
 
 
 def require_project(directory: Path) -> None:

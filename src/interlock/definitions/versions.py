@@ -19,10 +19,11 @@ from interlock.store.database import Database, Row
 from interlock.store.objects import Objects
 from interlock.tools.bundles import unpack
 from interlock.tools.registry import Tool
+from interlock.workflows.approvals import covered_acts
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
 from interlock.workflows.schemas import validator_for
-from interlock.workflows.spec import ModelStep, WaitStep, Workflow
+from interlock.workflows.spec import LoopStep, MapStep, ModelStep, SubworkflowStep, WaitStep, Workflow
 
 _CACHED = 256
 _NO_WORKFLOWS: Mapping[str, Workflow] = {}
@@ -93,6 +94,7 @@ class Version:
         answer_schemas: path of a model step, or of an agent's turn, → the schema its answers must fit.
         output_validators: the same, compiled; `subworkflow_validators` by path of the subworkflow step.
         signals: name → schema of its payload.
+        covered: path of a review step → path of the tool step whose call it approves.
         batches: True if a step uses a batch API.
     """
 
@@ -111,6 +113,7 @@ class Version:
     signals: Mapping[str, SignalSpec]
     tool_input_validators: Mapping[str, Any]
     tool_output_validators: Mapping[str, Any]
+    covered: Mapping[str, str]
     batches: bool
 
     @classmethod
@@ -146,6 +149,7 @@ class Version:
             },
             tool_input_validators={name: validator_for(tool.contract.input) for name, tool in tools.items()},
             tool_output_validators={name: validator_for(tool.contract.output) for name, tool in tools.items()},
+            covered=_covered(program),
             batches=any(isinstance(node.step, ModelStep) and node.step.batch for node in asking.values()),
         )
 
@@ -163,6 +167,22 @@ def _described(row: Row) -> dict[str, Any]:
         "tools": {name: tool["bundle"] for name, tool in data["tools"].items()},
         "models": data["models"],
         "policy": hashlib.sha256(data["policy"].encode()).hexdigest()[:16],
+    }
+
+
+def _covered(program: Program) -> dict[str, str]:
+    """Path of every review step that approves a call → path of the tool step that makes it."""
+    bodies = [("", program.workflow.steps)]
+    for path, node in program.nodes.items():
+        if isinstance(node.step, MapStep | LoopStep):
+            bodies.append((f"{path}/", node.step.steps))
+        elif isinstance(node.step, SubworkflowStep):
+            bodies.append((f"{path}/", program.subworkflows[path].steps))
+    return {
+        space + review.id: space + act.id
+        for space, steps in bodies
+        for review, act in covered_acts(steps, program.mutates)
+        if act is not None
     }
 
 

@@ -36,7 +36,7 @@ class Engine(Protocol):
 
 
 class EngineServices:
-    """What a driver needs of its process."""
+    """Services that a driver needs of its process."""
 
     def __init__(
         self,

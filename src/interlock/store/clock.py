@@ -80,7 +80,7 @@ class DatabaseClock:
             await asyncio.sleep(self._every)
             with contextlib.suppress(
                 Exception
-            ):  # the old offset holds; whoever needs the database says that it is away
+            ):  # the old offset holds; callers that need the database report that it is away
                 await self.measure()
 
     def _at(self, boot: float) -> float:

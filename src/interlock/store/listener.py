@@ -51,6 +51,6 @@ class Listener:
                 self._on_notification("")
                 while self.listening:  # noqa: ASYNC110  the library has no event for it
                     await asyncio.sleep(_LOOK_SECONDS)
-            except Exception:  # noqa: BLE001, S110  whoever started this polls; a server that refuses us now may not later
+            except Exception:  # noqa: BLE001, S110  the owner polls as well; a server that refuses now may not later
                 pass
             await asyncio.sleep(_LOOK_SECONDS)

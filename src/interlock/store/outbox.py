@@ -59,7 +59,7 @@ class Relay:
             delivered, failure = 0, None
             try:
                 delivered = await self._database.retrying(self.deliver)
-            except Exception as error:  # noqa: BLE001  whatever it is, the events stay, and will be tried again
+            except Exception as error:  # noqa: BLE001  after any error the events stay, and are tried again
                 failure = error
             if failure is not None and self._complain is not None and str(failure) != known:
                 self._complain(failure)
@@ -74,7 +74,7 @@ class Relay:
             InterlockError: what the sink said.
         """
         async with self._database.connection() as connection, connection.transaction():
-            # One relay at a time: two would each have a part of the events, and nobody would know which came first.
+            # One relay at a time: two would each have a part of the events, and their order would be lost.
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", _LOCK):
                 return 0
             rows = await connection.fetch("select * from peek_outbox($1)", _BATCH)

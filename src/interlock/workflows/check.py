@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from interlock.workflows.bindings import parse
+from interlock.workflows.check_approvals import ApprovalCheck, NeedsApproval
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import Prompt
 from interlock.workflows.schemas import validator_for
@@ -31,7 +32,7 @@ from interlock.workflows.spec import (
     WaitStep,
     Workflow,
 )
-from interlock.workflows.visibility import Problem, Seen, ValuePath, View, listed, schema_problems
+from interlock.workflows.visibility import Problem, Seen, ValuePath, Visible, listed, schema_problems
 from interlock.workflows.walk import reaches, siblings, signal_waits
 
 __all__ = ["Problem", "check_workflow"]
@@ -49,17 +50,19 @@ def check_workflow(
     workflows: Mapping[str, Workflow] | None = None,
     roles: Iterable[str] | None = None,
     unbatched: Iterable[str] = (),
+    needs_approval: NeedsApproval | None = None,
 ) -> list[Problem]:
     """All faults, in the order of the file; without faults the workflow can be deployed.
 
     Args:
         roles: the roles of principals.
         unbatched: those of `models` whose provider has no batch API.
+        needs_approval: see `check_approvals`.
     """
     known = frozenset(roles) if roles is not None else None
-    return list(
-        _Checker(workflow, prompts, tools, frozenset(models), workflows or {}, known, frozenset(unbatched)).run()
-    )
+    checker = _Checker(workflow, prompts, tools, frozenset(models), workflows or {}, known, frozenset(unbatched))
+    # What its reviews cover is no question while something else is broken.
+    return list(checker.run()) or list(ApprovalCheck(workflow, tools, needs_approval).problems())
 
 
 class _Checker:
@@ -82,14 +85,14 @@ class _Checker:
         self.workflows = workflows
         self.seen: set[str] = set()
         self.payloads: dict[str, JsonSchema] = {}  # signal → schema
-        self.view = View(workflow.input)
+        self.view = Visible(workflow.input)
 
     def run(self) -> Iterator[Problem]:
         workflow = self.workflow
         broken = list(schema_problems(workflow.input, ("input",)))
         if broken:
             yield from broken
-            self.view = View({})  # nothing more can be checked without it
+            self.view = Visible({})  # nothing more can be checked without it
         faults = {name: self._without_faults(name) for name in self.tools}
         for index, name in enumerate(workflow.allow):
             path: ValuePath = ("allow", index)

@@ -145,6 +145,11 @@ class ReviewStep(_StepBase):
     title: str
     show: dict[str, Any] = Field(default_factory=dict, description="values shown to the reviewer: name → binding")
     role: str = Field(default="reviewer", description="role a principal needs to decide")
+    approves: Identifier | Literal[False] | None = Field(
+        default=None,
+        description="the later tool step whose call this review approves, all of whose bound arguments it shows; absent: the "
+        "next one with a mutating tool; false: none",
+    )
     on_reject: Literal["fail", "continue"] = Field(
         default="fail", description='"continue" makes the decision a fact, `<id>.approved`, to branch on'
     )

@@ -48,7 +48,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class Visible:
     """Values readable at one place.
 
     Attributes:
@@ -63,7 +63,7 @@ class View:
     last: frozenset[str] | None = None
     item: JsonSchema | None = None
 
-    def after(self, name: str, seen: Seen) -> View:
+    def after(self, name: str, seen: Seen) -> Visible:
         return replace(self, before={**self.before, name: seen})
 
     def bindings(self, tree: Any, path: ValuePath) -> Iterator[Problem]:
