@@ -54,7 +54,7 @@ def test_nothing_wrong() -> None:
     undone = judge([outcome("undone")], book("o-1/one", "o-1/two", reversals=(2, 1)))
     assert (undone.violations, undone.duplicates, undone.lost) == ([], 0, 0)
     forward = judge([outcome("undone")], book("o-1/one", "o-1/two", reversals=(1, 2)))
-    assert "taken back in the order o-1/one, o-1/two" in forward.violations[0]
+    assert "reversed in the order o-1/one, o-1/two" in forward.violations[0]
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_nothing_wrong() -> None:
         ("keyed", book("o-1/pay", "o-1/pay"), 1, 0, "happened 2 times"),
         ("keyed", book(), 0, 1, "never happened"),
         ("keyed", book("o-1/pay", "o-2/pay"), 1, 0, "belongs to no run"),
-        ("keyed", book("o-1/pay", reversals=(1,)), 1, 0, "taken back 1 times, not 0"),
-        ("undone", book("o-1/one", "o-1/two", reversals=(1,)), 0, 1, "taken back 0 times, not 1"),
-        ("undone", book("o-1/one", "o-1/two", reversals=(1, 2, 2)), 1, 0, "taken back 2 times, not 1"),
+        ("keyed", book("o-1/pay", reversals=(1,)), 1, 0, "reversed 1 times, not 0"),
+        ("undone", book("o-1/one", "o-1/two", reversals=(1,)), 0, 1, "reversed 0 times, not 1"),
+        ("undone", book("o-1/one", "o-1/two", reversals=(1, 2, 2)), 1, 0, "reversed 2 times, not 1"),
     ],
 )
 def test_what_the_counter_must_not_show(kind: str, seen: Any, duplicates: int, lost: int, says: str) -> None:
@@ -79,8 +79,8 @@ def test_what_the_counter_must_not_show(kind: str, seen: Any, duplicates: int, l
     [
         ({"status": "running"}, "is running, not succeeded"),
         ({"gaps": True}, "a number is missing"),
-        ({"journal": []}, "it began 0 times"),
-        ({"journal": [{"type": "run_started"}] * 2}, "it began 2 times"),
+        ({"journal": []}, "it started 0 times"),
+        ({"journal": [{"type": "run_started"}] * 2}, "it started 2 times"),
         ({"ledger": {"pay": "executing"}}, "still says"),
         ({"ledger": {}}, "its ledger does not say that pay succeeded"),
         ({"ledger": {"pay": "failed"}}, "its ledger does not say that pay succeeded"),

@@ -117,13 +117,6 @@ _RIDDLES = re.compile(
     r"\b([Nn]obody|[Ss]omebody|[Ww]hoever|[Ww]hatever|broken off|[Hh]ands? (in|on|over)|[Ll]ooks? after)\b"
 )
 _QUESTIONS = re.compile(r"^(What|Who|Whether|Whoever|Whom|Whose)\b")
-# Packages whose docstrings and comments have not been revised yet.
-_LATER = {"engines", "execution", "machine", "services", "store"}
-
-
-def revised(suffix: str) -> list[Path]:
-    files = modules() if suffix == "py" else sorted(SOURCE.rglob("*.sql"))
-    return [path for path in files if path.relative_to(SOURCE).parts[0] not in _LATER]
 
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -137,7 +130,7 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
     found = [
         f"{path.relative_to(SOURCE)}:{line}: {text.splitlines()[0]}"
-        for path in revised("py")
+        for path in modules()
         for line, text in docstrings(ast.parse(path.read_text()))
         if _QUESTIONS.match(text)
     ]
@@ -147,9 +140,10 @@ def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
 @pytest.mark.parametrize("suffix", ["py", "sql"])
 def test_source_names_the_actor(suffix: str) -> None:
     """No pronoun in the place of the caller, operator, worker or process that is meant."""
+    files = modules() if suffix == "py" else sorted(SOURCE.rglob("*.sql"))
     found = [
         f"{path.relative_to(SOURCE)}:{number}: {line.strip()[:100]}"
-        for path in revised(suffix)
+        for path in files
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if _RIDDLES.search(line)
     ]

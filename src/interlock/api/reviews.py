@@ -54,5 +54,5 @@ async def decide(review_id: PathId, body: DecisionBody, caller: Caller, services
 
 @router.post("/{review_id}/revocation", operation_id="revoke_approval", responses=documented(404, 409))
 async def revoke(review_id: PathId, caller: Caller, services: UseCases) -> ReviewView:
-    """Take back the approval of a call that has not been made yet."""
+    """Revoke the approval of a call that has not been made yet."""
     return await services.reviews.revoke(caller, review_id)

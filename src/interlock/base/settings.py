@@ -151,13 +151,13 @@ class TemporalSettings(_Section):
 
 
 class ReviewSettings(_Section):
-    """Decisions of people.
+    """Reviews.
 
     Attributes:
-        self_approval: whether a person may approve what that same person asked for: a run they started, or whose dead letter
-            they requeued. None means no, except in `interlock dev` and in commands that open a project without a server,
-            with a database on the same machine; `interlock demo` always allows it.
-        approval_ttl: seconds for which an approval may be used.
+        self_approval: True if a person may approve their own request: a run they started, or whose dead letter they
+            requeued. None means no, except in `interlock dev` and in commands that open a project without a server, with a
+            database on the same machine; `interlock demo` always allows it.
+        approval_ttl: seconds for which an approval is valid.
     """
 
     self_approval: bool | None = None
@@ -229,7 +229,7 @@ class Settings(BaseSettings):
 
 
 def on_own_machine(settings: Settings) -> Settings:
-    """The settings of a process that serves one person: on a database of their own machine they may approve what they asked for.
+    """Settings of a process for one person, who may approve their own requests if the database is on the same host.
 
     What `review.self_approval` is set to stays.
     """

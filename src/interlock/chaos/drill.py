@@ -155,7 +155,7 @@ class Drill:
             "variables": {"counter": oracle.address},
             "worker": {"concurrency": _CONCURRENCY, "lease_seconds": LEASE_SECONDS},
             "sandbox": {"warm": 1},
-            "review": {"self_approval": True},  # one principal plays everybody
+            "review": {"self_approval": True},  # one principal has all roles of people
             "data_dir": str(data),
             "database": {"url": url, "pool_size": 4},
         }

@@ -80,7 +80,7 @@ def reject(review_id: str, note: Note = "") -> None:
 
 @group.command("revoke")
 def revoke(review_id: str) -> None:
-    """Take an approval back, before the tool was called with it."""
+    """Revoke an approval before the tool was called with it."""
 
     async def main() -> ReviewView:
         async with connect() as api:

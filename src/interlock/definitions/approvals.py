@@ -1,4 +1,4 @@
-"""Which tools a policy lets be called with a person's approval only, as far as that can be said before a run."""
+"""Tools that a policy permits only with a person's approval, as far as this is known before a run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from interlock.workflows.spec import Workflow
 
 _APPROVED = ApprovalFacts(True, ROLES, 2, digest_matches=True)
 _STARTERS = (frozenset({"operator"}), frozenset({"developer"}), frozenset({"admin"}))
-"""Roles of those who may start runs."""
+"""Roles of principals who may start runs."""
 
 
 def needs_approval(policy: PolicyEngine, workflow: Workflow, tools: Mapping[str, ToolContract]) -> NeedsApproval:
     """True if some run could need an approval for a call: the policy denies it without one and allows it with one.
 
-    A policy may make that depend on who started the run and on the labels of the arguments, so all of those are tried. What it
-    makes of one user's name cannot be.
+    A policy may decide by the roles of the requester and the labels of the arguments, so all of these are tried. A decision
+    by the name of a user cannot be predicted.
     """
 
     def needs(path: str, tool: str) -> bool:

@@ -52,7 +52,7 @@ class CedarPolicy:
 
     def decide(self, question: Question) -> Decision:
         try:
-            # As text, which tells 1 from true, as a remembered answer must.
+            # As text, which distinguishes 1 from true; a cached decision must not mix them.
             given = json.dumps([dict(question.attributes), dict(question.context)], sort_keys=True, allow_nan=False)
         except (TypeError, ValueError) as error:
             return self._unaskable(error)

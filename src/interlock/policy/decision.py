@@ -14,10 +14,10 @@ class ApprovalFacts:
     """Approval facts that a policy reads as `context.approval`.
 
     Attributes:
-        present: a person approved a call of this step, which is neither used up, nor expired, nor revoked.
-        roles: of all who approved exactly this call, with the role that their review asked for.
-        quorum: how many different people approved exactly this call.
-        digest_matches: what was approved is exactly this call; false with an approval of another one.
+        present: there is an approval of a call of this step that is not consumed, expired or revoked.
+        roles: roles required by the reviews in which people approved exactly this call.
+        quorum: number of different people who approved exactly this call.
+        digest_matches: True if exactly this call was approved; False for an approval of another call.
     """
 
     present: bool = False

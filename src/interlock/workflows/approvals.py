@@ -1,8 +1,8 @@
-"""Which call of a mutating tool a review step stands for, and whether it shows what that call is made with.
+"""Coverage of reviews: the call of a mutating tool that a review step approves, and the arguments that it must show.
 
 A review covers the act that `approves` names or, without it, the next tool step with a mutating tool that it dominates: later
-in the same body (branches and cases included, items and rounds of inner bodies not) and not behind another review of its own
-sequence. `approves: false` covers nothing. The check and the run both ask here, so what one accepts the other counts.
+in the same body (branches and cases included, bodies of inner maps and loops not) and not after another review of its own
+sequence. `approves: false` covers nothing. Both the check and the run use this module, so they agree.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from interlock.workflows.spec import ReviewStep, Step, ToolStep
 from interlock.workflows.walk import branches_of
 
 Mutates = Callable[[str], bool]
-"""Whether the tool of this name changes something outside."""
+"""True if the tool of this name is mutating."""
 
 
 def covered_acts(steps: list[Step], mutates: Mutates) -> Iterator[tuple[ReviewStep, ToolStep | None]]:
-    """Every review of one body with the act it covers; None for one that covers nothing.
+    """Every review of one body with the act it covers, or None.
 
     Args:
-        steps: of a workflow, a map or a loop.
+        steps: steps of a workflow, a map or a loop.
     """
     for index, step in enumerate(steps):
         if isinstance(step, ReviewStep):
@@ -35,8 +35,9 @@ def covered_acts(steps: list[Step], mutates: Mutates) -> Iterator[tuple[ReviewSt
 def unshown(review: ReviewStep, act: ToolStep) -> list[str]:
     """Arguments of a call that the review does not show: references, and names of arguments with a fixed value.
 
-    A review that names its act in `approves` stands for it as it is written, so it need not repeat what is fixed there. One that
-    only comes before it has to show everything, and cannot stand for a call without arguments: nothing tells what it is about.
+    A review that names its act in `approves` covers the step as it is written, so it need not show fixed arguments. A review
+    that only precedes the act must show all arguments, and cannot cover a call without arguments, because it would not show
+    what it approves.
     """
     shown = list(references(review.show))
     hidden = {bound.text for bound in references(act.input) if not any(_holds(one, bound) for one in shown)}
@@ -56,7 +57,7 @@ def _covered(review: ReviewStep, later: list[Step], mutates: Mutates) -> ToolSte
 
 
 def _acts(steps: list[Step], mutates: Mutates, *, behind_reviews: bool) -> Iterator[ToolStep]:
-    """Tool steps with a mutating tool in the order of the file, in one body; up to the next review of their sequence."""
+    """Tool steps with a mutating tool in the order of the file, in one body; up to the next review in their sequence."""
     for step in steps:
         if isinstance(step, ReviewStep) and not behind_reviews:
             return

@@ -61,7 +61,7 @@ def check_workflow(
     """
     known = frozenset(roles) if roles is not None else None
     checker = _Checker(workflow, prompts, tools, frozenset(models), workflows or {}, known, frozenset(unbatched))
-    # What its reviews cover is no question while something else is broken.
+    # Coverage of reviews is not checked while the workflow has other faults.
     return list(checker.run()) or list(ApprovalCheck(workflow, tools, needs_approval).problems())
 
 

@@ -1,7 +1,7 @@
 """Checks that every review of a mutating tool's call shows its arguments, and lists the calls without a review.
 
-A review that covers a call and hides its arguments is a fault: the person would approve what they cannot see, and the run would
-not count it. A call that no review covers is none: it asks for its own approval when the run comes to it, which is only noted.
+A review that covers a call without showing its arguments is a fault: the person could not see what they approve, and the run
+would not count the approval. A call without a review is not a fault: it opens a review for its own approval, which is noted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from interlock.workflows.spec import (
 from interlock.workflows.visibility import Problem, ValuePath, listed
 
 NeedsApproval = Callable[[str, str], bool]
-"""(path of a step, tool) → whether the policy lets that tool be called there with an approval only."""
+"""(path of a step, tool) → True if the policy permits this call only with an approval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ApprovalCheck:
     """Coverage of a workflow's reviews.
 
     Attributes:
-        needs: what the policy says; without one, only reviews that name their act are looked at.
+        needs: the policy's requirement; without one, only reviews that name their act are checked.
     """
 
     workflow: Workflow
@@ -41,7 +41,7 @@ class ApprovalCheck:
     needs: NeedsApproval | None = None
 
     def problems(self) -> Iterator[Problem]:
-        """Reviews that name no act, or do not show the act they cover."""
+        """Reviews whose `approves` names no act, or that do not show the act they cover."""
         for space, body in self._bodies():
             places = dict(_places(body.steps, body.path))
             for review, act in covered_acts(body.steps, self._mutates):
@@ -52,7 +52,7 @@ class ApprovalCheck:
                     yield from self._shown(review, act, path)
 
     def notes(self) -> Iterator[Problem]:
-        """Calls that ask for their own approval, since no review covers them."""
+        """Calls that open a review for their own approval, because no review covers them."""
         for space, body in self._bodies():
             places = dict(_places(body.steps, body.path))
             covered = {act.id for _, act in covered_acts(body.steps, self._mutates) if act is not None}
@@ -92,7 +92,7 @@ class ApprovalCheck:
         return self.needs is not None and self.needs(place, tool)
 
     def _bodies(self) -> Iterator[tuple[str, _Body]]:
-        """(what paths of its steps begin with, body): the workflow's own, and those of maps and loops."""
+        """(prefix of the paths of its steps, body): the workflow's own, and those of maps and loops."""
         ahead: list[tuple[str, _Body]] = [("", _Body(self.workflow.steps, ("steps",)))]
         while ahead:
             space, body = ahead.pop(0)

@@ -23,7 +23,7 @@ begin
         b.succeeded := 0;
         perform pg_notify('interlock_health', '');
     end if;
-    -- Whoever took these is dead, or so slow that it makes no difference.
+    -- The workers that took these probes are dead, or so slow that it makes no difference.
     select coalesce(jsonb_object_agg(p.key, p.value), '{}') into b.probes from jsonb_each(b.probes) p
         where p.value::double precision > extract(epoch from at);
     admitted := (select count(*) from jsonb_object_keys(b.probes)) + b.succeeded < probe_limit;
@@ -116,7 +116,7 @@ begin
     perform pg_notify('interlock_health', '');
 end $$;
 
--- Takes checks that are due. Until the lease ends nobody else takes them; after it, the claimant is taken for dead.
+-- Claims due checks. Until the lease ends no other worker claims them; after it, the claimant counts as dead.
 create or replace function claim_tool_checks(wanted integer, lease_seconds double precision)
     returns table (org_id text, tool text, bundle text, contract jsonb, claim bigint)
     language sql security definer set search_path = public, pg_temp as $$

@@ -8,8 +8,8 @@ $$;
 -- Gives runs to a worker: fairly over organisations, in each fairly over its workflows (the lane with the fewest leased runs comes
 -- first, chance decides between equals), in each by priority, then those already begun, then by age; within the quotas.
 -- Reads the first few rows of each lane, so its cost does not grow with how many wait.
--- A run with three crash_streak is suspect of killing its workers: whoever gets it holds nothing else (decision 0008). With more of
--- them it is given like any other, to be parked instead of driven.
+-- A run with a crash streak of three is suspected of killing its workers: the worker that gets it drives no other run (decision
+-- 0008). With a longer streak it is claimed like any other, to be parked instead of driven.
 -- Only runs of the machine versions from `oldest` to `newest`, which the worker can drive; the others wait for another one.
 drop function if exists claim_runs(text, double precision, integer);
 drop function if exists claim_runs(text, double precision, integer, text);
@@ -25,7 +25,7 @@ begin
     -- had got no further under it, that counts against the run; on other engines the lease is not for driving.
     with silent as materialized (
         select e.run_id, e.worker, e.leased_seq < journal_length(e.run_id) as moved,
-            -- At work under an engine of its own, it has its place, whatever became of the bridge that had something to tell it.
+            -- A run driven by Temporal itself keeps its place, whether or not the bridge that had a signal for it is alive.
             e.engine <> 'postgres' and e.worker <> e.engine and exists (select from runs r where r.run_id = e.run_id
                 and r.status in ('running', 'compensating')) as works,
             e.engine <> 'postgres' or e.leased_seq is null or exists (select from workers w where w.worker_id = e.worker
@@ -41,8 +41,8 @@ begin
         return; -- alone with it until it has got further
     end if;
 
-    -- Quotas of organisations and workflows with something in the queue. Who holds their locks is alone in counting and taking;
-    -- always in this order, so that nobody waits in a circle.
+    -- Quotas of organisations and workflows with queued runs. Only the holder of their locks counts and claims; locks are always
+    -- taken in this order, so that no deadlock is possible.
     select array_agg(h) into held from (
         select k.* from quotas k where k.scope in ('org', 'workflow') and exists (
                 select from queue w where w.engine = claim_runs.engine and w.org_id = k.org_id

@@ -1,4 +1,4 @@
--- Row-level security, append-only audit, and state moves that hold whatever the application does.
+-- Row-level security, append-only audit, and state transitions that the database enforces independently of the application.
 -- depends: 0001.tables
 
 do $$ begin
