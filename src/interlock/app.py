@@ -294,12 +294,12 @@ class App:
         return health, quotas
 
     def _start_relay(self) -> None:
-        sinks: list[Sink] = [to_log]
+        sinks: dict[str, Sink] = {"log": to_log}
         if self.settings.events.webhook:
             key = hmac.new(self.master_key, b"webhook", hashlib.sha256).digest()
             webhook = Webhook(self.settings.events.webhook, key)
             self._closers.append(webhook.close)
-            sinks.append(webhook)
+            sinks["webhook"] = webhook
         relay = Relay(self.database, sinks, complain=_log_undelivered)
         relay.start()
         self._closers.append(relay.close)
