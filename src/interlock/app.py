@@ -30,6 +30,7 @@ from interlock.execution.engine import Services as EngineServices
 from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
 from interlock.execution.kernel import Kernel
 from interlock.execution.lookups import Lookups
+from interlock.fleet.schedule import Job, Schedule
 from interlock.fleet.workers import WorkerRegistry
 from interlock.gateway.catalog import ModelCatalog
 from interlock.identity.auth import Authenticator
@@ -57,7 +58,7 @@ from interlock.store.keys import KeyStore, load_or_create_secret
 from interlock.store.migrate import app_url, is_privileged, migrate
 from interlock.store.objects import Objects
 from interlock.store.outbox import Relay, Sink
-from interlock.store.sweeper import ObjectSweeper
+from interlock.store.sweeper import EVERY_SECONDS, ObjectSweeper
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.telemetry.tracing import Tracing
@@ -255,9 +256,10 @@ class App:
         # Closed after the drain: until then it is there.
         self._closers.insert(-1, self.worker_registry.close)
         self._start_relay()
-        sweeper = ObjectSweeper(self.database, self._objects, _sweep_failed)
-        sweeper.start()
-        self._closers.append(sweeper.close)
+        sweeper = ObjectSweeper(self.database, self._objects)
+        schedule = Schedule(self.database, [Job("sweep objects", sweeper.sweep, every=EVERY_SECONDS)])
+        schedule.start()
+        self._closers.append(schedule.close)
 
     def _engine(self, services: EngineServices) -> Engine:
         worker = self.settings.worker
@@ -321,10 +323,6 @@ class App:
 
 def _log_undelivered(error: Exception) -> None:
     log(names.LOG_UNDELIVERED, str(error), level="error", detail=getattr(error, "detail", None))
-
-
-def _sweep_failed(error: Exception) -> None:
-    log(names.LOG_INTERNAL, f"objects were not swept: {error}", level="warning")
 
 
 def _log_egress(tool: str, host: str, port: int, allowed: bool) -> None:

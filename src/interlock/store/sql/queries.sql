@@ -466,3 +466,11 @@ select sink, event_id, org_id, topic, run_id, reason, tries, created_at, failed_
 -- name: requeue_deliveries(event_id bigint?)
 -- Sends refused events again, all or those of one event; how many.
 select requeue_deliveries($1) as requeued
+
+-- name: take_job(job text, holder text, every double precision, lease_seconds double precision)
+-- Takes a job of the schedule, if it is due and no other process is at it.
+select take_job($1, $2, $3, $4) as taken
+
+-- name: job_done(job text, holder text, wait_seconds double precision)
+-- Ends a job of the schedule, and says when it is due again.
+select job_done($1, $2, $3)
