@@ -25,6 +25,7 @@ EventType = Literal[
     "key.revoked",
     "quota.changed",
     "worker.drain_requested",
+    "events.requeued",
     "value.revealed",
     "auth.refused",
     "access.denied",

@@ -13,6 +13,7 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from interlock.base.background import Loop
@@ -219,8 +220,8 @@ class RefusedEvent:
     run_id: str
     reason: str
     tries: int
-    created_at: Any
-    failed_at: Any
+    created_at: datetime
+    failed_at: datetime
 
 
 async def refused_events(database: Database, *, limit: int = 1000) -> list[RefusedEvent]:
