@@ -239,15 +239,30 @@ async def test_a_loop_that_died_can_be_seen() -> None:
     async def work() -> None:
         raise Fatal
 
-    loop = Loop("mortal", work, every=1)
+    said: list[str] = []
+    loop = Loop("mortal", work, every=1, report=lambda error: said.append(str(error)))
     assert not loop.running
     loop.start()
     async with asyncio.timeout(60):
         while loop.running:
             await asyncio.sleep(0)
+    await asyncio.sleep(0)
     await loop.close()
-    assert loop._task is not None
-    assert isinstance(loop._task.exception(), Fatal)
+    assert said == ['the loop "mortal" has died: Fatal()']
+    assert str(loop.error) == said[0]
+
+
+async def test_a_loop_that_is_cancelled_from_outside_is_reported() -> None:
+    said: list[str] = []
+    loop = Loop("victim", Work(), every=3600, report=lambda error: said.append(str(error)))
+    loop.start()
+    await asyncio.sleep(0)
+    (task,) = [one for one in asyncio.all_tasks() if one.get_name() == "victim"]
+    task.cancel()
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    assert not loop.running
+    assert said == ['the loop "victim" has died: it was cancelled']
 
 
 async def test_stop_lets_the_round_end_and_begins_no_other() -> None:

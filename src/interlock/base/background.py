@@ -59,7 +59,10 @@ class Loop:
 
     @property
     def running(self) -> bool:
-        """False before `start`, after `close`, and if the task died, which only a BaseException of the work can cause."""
+        """False before `start`, after `close`, and if the task died; only then `error` is set while nothing runs.
+
+        A task dies when it is cancelled from outside or its work raises a BaseException; that is reported.
+        """
         return self._task is not None and not self._task.done()
 
     @property
@@ -78,6 +81,7 @@ class Loop:
             raise RuntimeError(f'the loop "{self.name}" runs already')
         self._closing.clear()
         self._task = asyncio.create_task(self._run(), name=self.name)
+        self._task.add_done_callback(self._ended)
 
     def wake(self) -> None:
         """Causes a round now, or after the one under way. To be called on the event loop's thread."""
@@ -111,6 +115,16 @@ class Loop:
                 self._failures, self._error = 0, None
                 self._reported.clear()
                 await (asyncio.sleep(0) if more else self._pause())
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Reports a loop that ended by itself: cancelled from outside, or by a BaseException of its work."""
+        cause = None if task.cancelled() else task.exception()
+        if self._closing.is_set() and cause is None:
+            return
+        how = "it was cancelled" if cause is None else repr(cause)
+        self._error = RuntimeError(f'the loop "{self.name}" has died: {how}')
+        if self._report is not None:
+            self._report(self._error)
 
     async def _round(self) -> tuple[Exception | None, bool]:
         try:
