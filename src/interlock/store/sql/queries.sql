@@ -139,7 +139,7 @@ select * from runs where ($1::text is null or status = $1) and ($2::text is null
 -- A run's events after a number, all or the first few.
 select seq, event from journal where run_id = $1 and seq > $2 order by seq limit $3
 
--- name: journal_page(run_id text, after integer, most integer)
+-- name: journal_page(run_id text, after integer, most bigint)
 -- Entries of a run's journal after a sequence number, in order, at most so many.
 select seq, event from journal where run_id = $1 and seq > $2 order by seq limit $3
 
