@@ -1,10 +1,10 @@
-"""The outside world of the demo: a small bank that pays refunds and counts everything it is asked to do.
+"""External service of the demo: a small bank that pays refunds and counts every request.
 
     python bank.py --db FILE --port N --port-file FILE [faults]
 
 It is the independent counter that shows whether a refund was ever paid twice, so it shares no code with Interlock,
-writes every POST down before it looks at it, and commits with `synchronous=FULL` before it answers: `kill -9` and a
-power cut lose nothing that anyone was told.
+records every POST before it processes it, and commits with `synchronous=FULL` before it answers: `kill -9` and a
+power failure lose no answered request.
 
     POST /refunds               header Idempotency-Key; body ticket_id, customer_id, amount, currency, reason.
                                 201 new; 200 and "replayed": true for the same key and body; 422 for the same key
@@ -13,7 +13,7 @@ power cut lose nothing that anyone was told.
     GET  /refunds, /refunds?key=K, /refunds?ticket_id=T     {"refunds": [...]}
     GET  /count                 {"requests", "refunds", "reversals", "tickets_with_more_than_one_refund"}
 
-`requests` are POSTs received, whatever became of them. A refund that was reversed still counts as a refund.
+`requests` counts all received POSTs, with any outcome. A reversed refund still counts as a refund.
 Standard library only.
 """
 
@@ -199,7 +199,7 @@ class Handler(BaseHTTPRequestHandler):
         if faults.delay:
             time.sleep(faults.delay)
         if status < 300 and faults.drop_after_effect_every and number % faults.drop_after_effect_every == 0:
-            self.close_connection = True  # the effect stands; the caller never hears of it
+            self.close_connection = True  # the effect is kept, but the caller gets no answer
             return None
         return self._answer(status, answer)
 

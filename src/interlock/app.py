@@ -1,4 +1,4 @@
-"""The composition root: the only module that chooses implementations."""
+"""Composition root: the only module that chooses implementations."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from interlock.base.settings import Settings
 from interlock.definitions.project import Project, read_project
 from interlock.definitions.versions import Versions
 from interlock.engines.postgres.worker import PostgresEngine
+from interlock.execution.approvals import Approvals, approval_key
 from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.effects import EffectLedger
-from interlock.execution.engine import Engine
-from interlock.execution.engine import Services as EngineServices
+from interlock.execution.engine import Engine, EngineServices
 from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
+from interlock.execution.judge import Judge
 from interlock.execution.kernel import Kernel
 from interlock.execution.lookups import Lookups
 from interlock.fleet.schedule import Job, Schedule
@@ -45,7 +46,7 @@ from interlock.services.dead_letters import DeadLetters
 from interlock.services.followers import Followers
 from interlock.services.health import Health
 from interlock.services.ingest import Redaction
-from interlock.services.reviews import ReviewQueue
+from interlock.services.reviews import Approving, ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
 from interlock.services.submit import Submission
@@ -69,15 +70,15 @@ from interlock.tools.registry import Tools
 
 
 class App:
-    """One process's worth of Interlock: opened with `async with`, everything closed in reverse order.
+    """All services of one process: opened with `async with`, closed in reverse order.
 
     Args:
-        models: instead of the providers that the settings name; for tests and benchmarks.
-        clock: instead of the database's; for tests.
+        models: replaces the providers of the settings; for tests and benchmarks.
+        clock: replaces the database's clock; for tests.
 
     Attributes:
         services: the use cases; all that an entry point needs of an open application.
-        migrated: migrations that opening applied.
+        migrated: migrations applied by opening.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class App:
         try:
             url = await asyncio.shield(preparing)
         except asyncio.CancelledError:
-            await asyncio.wait([preparing])  # a thread cannot be cancelled, and what it starts we must stop
+            await asyncio.wait([preparing])  # a thread cannot be cancelled, and the server it starts must be stopped
             raise
         self.database = Database(url, pool_size=settings.database.pool_size)
         await self.database.open()
@@ -150,6 +151,11 @@ class App:
         redaction = self.redaction = Redaction(
             self.database, self.artifacts, block_injections=settings.guard.on_injection == "block"
         )
+        self.approving = Approving(
+            approval_key(self.master_key),
+            seconds=settings.review.approval_ttl,
+            by_requester=settings.review.self_approval,
+        )
         self.reviews = ReviewQueue(
             self.database,
             self.committer,
@@ -157,6 +163,7 @@ class App:
             self.clock,
             redaction=redaction,
             answers=ToolAnswers(self.database, self.versions),
+            approving=self.approving,
         )
         self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
         self.admin = Administration(
@@ -194,7 +201,7 @@ class App:
             self._postgres = EmbeddedPostgres(self.data / "pg", self.master_key)
             url = self._postgres.start()
         elif not is_privileged(url):
-            return url  # someone else migrates
+            return url  # an administrator migrates
         self.migrated = migrate(url, self.master_key)
         return app_url(url, self.master_key)
 
@@ -220,7 +227,7 @@ class App:
     # -- roles of a process ------------------------------------------------------------------------------------
 
     async def start_worker(self) -> None:
-        """Begins to drive runs in this process, until the app closes."""
+        """Starts to drive runs in this process, until the app closes."""
         settings = self.settings
         sandbox = BubblewrapSandbox(warm=settings.sandbox.warm, on_egress=_log_egress)
         self._on_close(sandbox.close)
@@ -239,6 +246,7 @@ class App:
             quotas=quotas,
             tracing=self.tracing,
             clock=self.clock,
+            judge=Judge(Approvals(self.database, self.approving.key), self.clock),
         )
         services = EngineServices(
             database=self.database,
@@ -310,10 +318,10 @@ class App:
         relay.start()
         self._on_close(relay.close)
 
-    # -- what doors need beside the services -------------------------------------------------------------------
+    # -- for entry points, beside the services -----------------------------------------------------------------
 
     def read_project(self) -> Project:
-        """The project directory, read and checked; raises InvalidSpec with every fault."""
+        """Reads and checks the project directory; raises InvalidSpec with every fault."""
         return read_project(self.project, self.settings)
 
     async def drain_worker(self) -> None:

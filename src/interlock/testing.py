@@ -1,7 +1,7 @@
-"""Fakes for your own tests. They stand at the far end of a wire and speak its real protocol.
+"""Fakes for tests of applications. They are servers that speak the real protocol.
 
-`FakeProvider` is a model provider: a real HTTP server on loopback that speaks OpenAI's chat completions. Unscripted it
-answers every request with a valid instance of the schema asked for; scripted it fails the way providers fail:
+`FakeProvider` is a model provider: a real HTTP server on loopback that speaks OpenAI's chat completions. Without a
+script it answers every request with a valid instance of the requested schema; with a script it fails as providers fail:
 
     async with FakeProvider() as fake:
         fake.script(rate_limited(retry_after=2), hang(), answer({"category": "fees"}))
@@ -45,12 +45,12 @@ class Behaviour:
     """Behaviour of the fake provider for one request. Build it with the functions below.
 
     Attributes:
-        kind: answer a completion, send a body as it is, never answer, or break off half-way.
+        kind: answer with a completion, send a raw body, never answer, or close the connection during the answer.
         content: the assistant's text; None answers with a valid instance of the schema.
         http_status: status of the answer.
         headers: further headers.
         body: the raw body, for kind "raw".
-        message: fields set over the assistant's message, such as `refusal`.
+        message: additional fields of the assistant's message, such as `refusal`.
         finish_reason: why the model stopped.
         usage: whether token counts are reported, as some compatible servers do not.
         delay: seconds before anything is sent.
@@ -91,12 +91,12 @@ def server_error(code: int = 500) -> Behaviour:
 
 
 def hang() -> Behaviour:
-    """Take the request and never answer."""
+    """Accept the request and never answer."""
     return Behaviour("hang")
 
 
 def cut_stream() -> Behaviour:
-    """Announce a whole answer by its Content-Length, send half of it and drop the connection."""
+    """Announce a whole answer by Content-Length, send half of it and close the connection."""
     return Behaviour("cut")
 
 
@@ -136,8 +136,8 @@ class FakeProvider:
     """A model provider on `http://127.0.0.1:<free port>/v1`; an async context manager.
 
     Attributes:
-        requests: everything received, in order of arrival.
-        disconnects: clients that left before they were answered (a cancelled or timed-out call).
+        requests: all received requests, in order of arrival.
+        disconnects: clients that disconnected before the answer (a cancelled or timed-out call).
     """
 
     def __init__(self) -> None:
@@ -163,26 +163,26 @@ class FakeProvider:
 
     @property
     def connections(self) -> int:
-        """Different TCP connections that requests came over."""
+        """Number of different TCP connections of the requests."""
         return len(self._peers)
 
     def script(self, *behaviours: Behaviour) -> None:
-        """Queue behaviours, one for each request to come; after the last one the default holds again."""
+        """Queue behaviours, one for each of the next requests; after the last one the default applies again."""
         self._script.extend(behaviours)
 
     def always(self, behaviour: Behaviour) -> None:
-        """Set the default for requests that nothing was scripted for."""
+        """Set the default for requests without a scripted behaviour."""
         self._always = behaviour
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something the fake can see, such as `lambda: fake.count == 2`. Put a timeout around it."""
+        """Wait until a condition on the fake is true, such as `lambda: fake.count == 2`. Use it with a timeout."""
         async with self._changed:
             await self._changed.wait_for(condition)
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post("/v1/chat/completions", self._handle)
-        # Without handler_cancellation a client that leaves would go unnoticed.
+        # Without handler_cancellation a disconnect of the client would not be noticed.
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -261,7 +261,7 @@ def _completion(body: Mapping[str, Any], behaviour: Behaviour, number: int) -> d
         ],
     }
     if behaviour.usage:
-        # A word a token: easy to predict in a test.
+        # One token per word: easy to predict in a test.
         incoming = sum(len(str(turn.get("content")).split()) for turn in body.get("messages", ()))
         outgoing = len(content.split())
         completion["usage"] = {
@@ -287,13 +287,13 @@ _FORMATS = {
 
 
 def example_instance(schema: Any, root: Any = None) -> Any:
-    """The same small valid instance of a JSON Schema every time.
+    """A small valid instance of a JSON Schema, the same in every call.
 
-    Knows types, enum, const, required and other properties, items and their number, lengths, bounds, multiples, common
+    Supports types, enum, const, required and other properties, items and their number, lengths, bounds, multiples, common
     formats, anyOf, oneOf, allOf of objects, and local references.
 
     Raises:
-        ValueError: the schema asks for something else (a pattern, say); script an answer instead.
+        ValueError: the schema uses another keyword (such as a pattern); script an answer instead.
     """
     root = schema if root is None else root
     if not isinstance(schema, Mapping):
@@ -320,7 +320,7 @@ def _typed_instance(schema: Mapping[str, Any], root: Any) -> Any:
     if not isinstance(kind, str):
         kind = kind[0]
     if kind == "object":
-        # Required ones only: an optional property may lead back to the schema itself, for ever.
+        # Required properties only: an optional one may refer to the schema itself, without end.
         properties = schema.get("properties", {})
         return {name: example_instance(properties.get(name, {}), root) for name in schema.get("required", ())}
     if kind == "array":

@@ -82,7 +82,7 @@ async def test_the_error_is_final_and_says_why(database: Database, owner: psycop
     health = ToolHealth(database)
     health.check(ORG, "pay", "b1")  # unknown is healthy
     await health.refresh()
-    with pytest.raises(ToolUnhealthy, match=r'"pay" is unhealthy by its own account \(the queue is full\)') as caught:
+    with pytest.raises(ToolUnhealthy, match=r'"pay" failed its own health check \(the queue is full\)') as caught:
         health.check(ORG, "pay", "b1")
     assert (caught.value.kind, caught.value.code) == (FailureKind.PERMANENT, "tool_unhealthy")
     health.check(ORG, "pay", "b2")

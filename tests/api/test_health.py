@@ -22,7 +22,7 @@ from .conftest import Serve, Served, problem_of
 @pytest.fixture(autouse=True)
 def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that is only slow is not away."""
-    monkeypatch.setattr("interlock.api.server._READY_SECONDS", 60.0)
+    monkeypatch.setattr("interlock.services.health._READY_SECONDS", 60.0)
 
 
 async def test_readiness_tells_how_much_waits(served: Served) -> None:

@@ -73,7 +73,7 @@ def test_the_record_is_listed_verified_exported_and_verified_elsewhere(
     owner.execute("alter table audit disable trigger all")
     owner.execute("update audit set entry = jsonb_set(entry, '{actor}', '\"user:somebody\"') where seq = 2")
     said = cli.fails(9, "audit", "verify")
-    assert "TAMPERED: entry 2: was changed after it was written; 1 entries before it are good" in said
+    assert "TAMPERED: entry 2: was changed after it was written; 1 entries before it are valid" in said
 
 
 def test_keys_are_made_shown_once_listed_and_revoked(cli: Cli) -> None:
@@ -225,8 +225,8 @@ def test_a_server_elsewhere_that_is_none_of_ours(bare: Cli, foreign: str) -> Non
     for url, command, code, said in (
         ("http://127.0.0.1:1", ("runs",), 8, "does not answer"),
         ("http://127.0.0.1:1", ("audit", "export", "x"), 8, "does not answer"),
-        (foreign, ("runs",), 8, "something that is not Interlock's"),
-        (foreign, ("review", "list"), 8, "something that is not Interlock's"),
+        (foreign, ("runs",), 8, "a response that is not Interlock's"),
+        (foreign, ("review", "list"), 8, "a response that is not Interlock's"),
         (foreign, ("audit", "export", "missing/x"), 2, "cannot be written"),
         ("http://[::bad", ("runs",), 2, "is not a URL"),
         ("ftp://127.0.0.1", ("runs",), 2, "write http://HOST:PORT"),

@@ -41,7 +41,7 @@ def test_versions_and_the_way_back(cli: Cli, model: FakeModel) -> None:
     assert found[0]["policy"] == found[1]["policy"]
 
     shown = cli.ok("versions", "answer").out
-    for word in (f"answer@{old}", "1 run in flight", "head: new runs get it", f"default {model.pin}", "policy: "):
+    for word in (f"answer@{old}", "1 run in progress", "head: used by new runs", f"default {model.pin}", "policy: "):
         assert word in shown
     assert old not in cli.ok("versions").out  # without a name, the heads
 
@@ -66,8 +66,8 @@ def test_versions_and_the_way_back(cli: Cli, model: FakeModel) -> None:
 def test_workers_are_listed_and_drained_from_outside(cli: Cli, model: FakeModel) -> None:
     """The step under way is finished, the process ends by itself with code 0, and the others work on."""
     cli.ok("deploy")
-    assert cli.ok("workers").out == "no worker is there\n"
-    assert cli.ok("drain", "--all").out == "no worker is there\n"
+    assert cli.ok("workers").out == "no workers\n"
+    assert cli.ok("drain", "--all").out == "no workers\n"
     first = cli.start("worker")
     first.says("worker runs")
     second = cli.start("worker")
@@ -86,7 +86,7 @@ def test_workers_are_listed_and_drained_from_outside(cli: Cli, model: FakeModel)
     cli.fails(2, "drain", "--all", "--worker", ids[second.pid])
     cli.ok("drain", "--all", "--wait")
     assert second.wait().code == 0
-    assert cli.ok("workers").out == "no worker is there\n"
+    assert cli.ok("workers").out == "no workers\n"
     # Who asked is on record, for each worker that was asked, and nothing where there was nobody to ask.
     entries = [one["entry"] for one in cli.ok("audit", "list", "--json").json]
     drains = [one for one in entries if one["event_type"] == "worker.drain_requested"]
@@ -119,7 +119,7 @@ def test_a_dev_server_that_is_drained_goes_on_serving(cli: Cli, model: FakeModel
     dev.says("Interlock runs at ")
     cli.ok("drain", "--all", "--wait")
     dev.says("asked to drain")
-    assert cli.ok("workers").out == "no worker is there\n"
+    assert cli.ok("workers").out == "no workers\n"
     assert "answer" in cli.ok("versions").out
     assert dev.stop().code == 0
 

@@ -70,7 +70,7 @@ def test_init_touches_nothing_that_is_there(bare: Cli) -> None:
     assert [path.name for path in (bare.directory / "full").iterdir()] == ["notes.txt"]
     assert "not an empty directory" in bare.fails(4, "init", "file")
     assert (bare.directory / "file").read_text() == "mine"
-    assert "cannot be made" in bare.fails(2, "init", "sub/agent")
+    assert "cannot be created" in bare.fails(2, "init", "sub/agent")
 
 
 # -- check -----------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
     "unknown prompt": (WORKFLOW, "prompt: answer", "prompt: reply", "prompt: reply", "known prompts: answer"),
     "unbound slot": (WORKFLOW, "{question: $input.question, entries", "{entries", "values:", 'needs slot "question"'),
     "unknown slot": (WORKFLOW, "values: {", "values: {tone: kind, ", "values:", 'no slot "tone"'),
-    "later step": (WORKFLOW, "$steps.search.entries}", "$steps.approve.note}", "values:", "is no earlier step"),
+    "later step": (WORKFLOW, "$steps.search.entries}", "$steps.approve.note}", "values:", "is not an earlier step"),
     "no such field": (WORKFLOW, "{question: $input.question}", "{question: $input.text}", "$input.text", 'no field "text"'),
     "no reference": (WORKFLOW, "topic: $steps.reply.topic", "topic: $reply", "output:\n  topic", '"$reply" is not a reference'),
     "condition": (WORKFLOW, "search.found == 0", "search.found ==", "- when:", "is not CEL"),
@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
     "tool schema": (TOOL, "found: {type: integer}", "found: {type: int}", "", "JSON Schema"),
     "egress": (TOOL, "timeout: 10", 'egress: ["example.com"]', "egress:", "names no port"),
     "policy": (POLICY, '"call_model", resource);', '"call_model" resource);', '"call_model" resource);', "not valid Cedar"),
-    "policy without an end": (POLICY, "context.reviewed };", "context.reviewed }", "context.reviewed }", "not valid Cedar"),
+    "policy without an end": (POLICY, "digest_matches };", "digest_matches }", "digest_matches }", "not valid Cedar"),
     "model pin": (SETTINGS, "local:smollm2-135m-instruct-q4_1", "smollm2", "", '"smollm2" is not a model'),
     "settings": (SETTINGS, "[models]", "[model]", "", 'setting "model" is not accepted'),
     "no TOML": (SETTINGS, "[models]", "[models", "", "not valid TOML"),

@@ -92,7 +92,7 @@ def test_the_tool_that_init_writes_finds_what_fits_and_nothing_else(cli: Cli, mo
 
 
 def test_json_output_is_json_whatever_is_in_it(cli: Cli, model: FakeModel) -> None:
-    text = ":warning: [bold]x[/] \x1b[31m \x9b31m \u202e é 😀 \0 line\nbreak"
+    text = ":warning: [bold]x[/] \x1b[31m \x9b31m \u202e é 😀 line\nbreak"
     model.always(answer({"topic": "refunds", "answer": text}))
     found = cli.ok("run", "answer", "-i", QUESTION, "--json").json
     assert found["status"] == "succeeded"
@@ -108,7 +108,7 @@ def test_input_comes_from_an_argument_a_file_or_standard_input(cli: Cli) -> None
     ways = ((("--input", QUESTION), b""), (("-i", f"@{path}"), b""), (("-i", "-"), QUESTION.encode()))
     runs = [cli.ok("run", "answer", "--json", "--key", "same", *way, stdin=stdin).json for way, stdin in ways]
     assert len({run["run_id"] for run in runs}) == 1
-    assert "it was there already" in cli.ok("run", "answer", "--key", "same", "-i", QUESTION).out
+    assert "an existing run" in cli.ok("run", "answer", "--key", "same", "-i", QUESTION).out
     assert "choose a new key" in cli.fails(4, "run", "answer", "--key", "same", "-i", '{"question": "Other?"}')
 
 

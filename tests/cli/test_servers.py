@@ -199,7 +199,7 @@ def test_serve_and_worker_share_one_embedded_database(embedded: Cli, model: Fake
 
 def test_deploy_makes_a_version_once(embedded: Cli) -> None:
     assert embedded.ok("deploy").out.startswith("deployed answer@")
-    assert embedded.ok("deploy").out.strip() == "nothing to do: this is what is deployed"
+    assert embedded.ok("deploy").out.strip() == "nothing to do: this version is deployed already"
     embedded.edit("prompts/answer.yaml", "Use only", "Use nothing but")
     assert embedded.ok("deploy").out.startswith("deployed answer@")
 

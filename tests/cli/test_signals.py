@@ -68,7 +68,7 @@ def test_sent_once_and_shown(listening: tuple[Cli, str]) -> None:
 def test_paused_and_resumed(listening: tuple[Cli, str]) -> None:
     cli, run_id = listening
     assert cli.ok("pause", run_id, "--reason", "later").out == f"asked {run_id} to pause\n"
-    assert cli.ok("resume", run_id).out == f"asked {run_id} to go on\n"
+    assert cli.ok("resume", run_id).out == f"asked {run_id} to resume\n"
     assert "no run" in cli.fails(3, "pause", "run_nosuch")
 
 

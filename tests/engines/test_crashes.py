@@ -76,7 +76,7 @@ async def test_the_bank_would_show_a_doubled_refund(
     assert strict.refunds == {"doubled": 2}
 
 
-@pytest.mark.parametrize("boundary", ["after undo", "after undo settle"])
+@pytest.mark.parametrize("boundary", ["after compensation", "after compensation settle"])
 async def test_killed_while_undoing(
     boundary: str, desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, bank: Bank
 ) -> None:

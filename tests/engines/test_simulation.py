@@ -39,7 +39,7 @@ def test_every_fault_strikes_and_every_kind_of_step_is_there() -> None:
         found |= simulated.faults.keys()
         kinds |= {node.step.kind for node in simulated.program.nodes.values()}
         kinds |= {simulated.state.status.value}
-    assert len(found) == 18
+    assert len(found) == 19
     assert kinds >= {"model", "tool", "review", "wait", "parallel", "branch", "map", "loop", "subworkflow", "agent"}
     assert kinds >= {status.value for status in ev.TERMINAL}
 
@@ -206,6 +206,28 @@ def _the_state_is_changed_in_place(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Transition, "__init__", shared)
 
 
+def _a_refused_act_is_performed(patch: pytest.MonkeyPatch) -> None:
+    decided = machine.act_decided
+
+    def deaf(transition: Transition, event: ev.ReviewDecided, step: StepState) -> bool:
+        return decided(transition, replace(event, approved=True), step)
+
+    patch.setattr(machine, "act_decided", deaf)
+
+
+def _a_signal_approves_what_waits(patch: pytest.MonkeyPatch) -> None:
+    received = machine._HANDLERS[ev.SignalReceived]
+
+    def eager(transition: Transition, event: Any) -> bool:
+        taken = received(transition, event)
+        for name, step in list(transition.steps.items()):
+            if taken and step.status is StepStatus.APPROVING:
+                transition.perform(name, replace(step, attempt=step.attempt + 1))
+        return taken
+
+    patch.setitem(machine._HANDLERS, ev.SignalReceived, eager)
+
+
 def _time_steers(patch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10**9))
     patch.setattr(failures, "backoff", lambda *args, **rest: float(next(ticks)))
@@ -228,6 +250,8 @@ def _time_steers(patch: pytest.MonkeyPatch) -> None:
         _an_item_is_lost,
         _signals_are_heard_and_forgotten,
         _the_state_is_changed_in_place,
+        _a_refused_act_is_performed,
+        _a_signal_approves_what_waits,
         _time_steers,
     ],
 )
@@ -247,7 +271,7 @@ def test_the_command_says_what_it_did() -> None:
     result = CliRunner().invoke(cli, ["simulate", "--programs", "200", "--seed", "5"])
     assert result.exit_code == 0
     assert result.output.startswith("200 programs, ")
-    assert "programs/s. Every promise held." in result.output
+    assert "programs/s. All invariants hold." in result.output
     assert "outcome lost in a crash" in result.output
 
 

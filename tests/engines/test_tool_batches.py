@@ -14,7 +14,7 @@ from engines.conftest import Desk, OpenApp, Spawn
 from engines.harness import PERMIT_ALL, PROMPT, Bank, Model, Observer, pay, refund_tool, until, workflow, write
 from interlock.identity.principal import Principal
 from interlock.testing import answer
-from interlock.tools.batches import Batches
+from interlock.tools.batches import ToolBatches
 
 ITEMS = 40
 BATCH = "batch: {max: 20, wait: 1}\n"
@@ -246,12 +246,12 @@ async def _killed_in_the_middle(desk: Desk, spawn: Spawn, seen: Observer, bank: 
 async def test_parallel_steps_and_an_agents_calls_meet_too(
     desk: Desk, open_app: OpenApp, seen: Observer, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Batches._serve
+    original = ToolBatches._serve
 
     async def patient(batches: Any, company: Any, gathering: Any, _: float) -> None:
         await original(batches, company, gathering, 20.0)  # more than a busy machine needs; two that meet go at once
 
-    monkeypatch.setattr(Batches, "_serve", patient)
+    monkeypatch.setattr(ToolBatches, "_serve", patient)
     await open_app(start_worker=True)
     both = await desk.start("both")
     assert await seen.finished(both) == ["succeeded"]

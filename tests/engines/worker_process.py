@@ -75,8 +75,8 @@ def crash_at(point: str, runs: int) -> None:
         "after executing": lambda: wrap(EffectLedger, "executing", always),
         "after call": lambda: wrap(Tools, "call", called("run")),
         "after settle": lambda: wrap(Committer, "submit", settled("succeeded")),
-        "after undo": lambda: wrap(Tools, "call", called("compensate")),
-        "after undo settle": lambda: wrap(Committer, "submit", settled("compensated")),
+        "after compensation": lambda: wrap(Tools, "call", called("compensate")),
+        "after compensation settle": lambda: wrap(Committer, "submit", settled("compensated")),
     }
     wraps[point]()
 

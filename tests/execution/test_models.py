@@ -34,7 +34,7 @@ GOOD_TOKENS = (4, 4)  # the fake counts words: "Think about the matter" and the 
         (server_error(), "transient", "answered 500"),
         (server_error(503), "transient", "answered 503"),
         (hang(), "transient", "did not answer within 0.5 s"),
-        (cut_stream(), "transient", "broke off in the middle of its answer"),
+        (cut_stream(), "transient", "closed the connection during its answer"),
     ],
     ids=["429", "529", "500", "503", "hang", "cut"],
 )

@@ -106,10 +106,10 @@ async def test_the_journal_says_when_what_and_for_how_much(
     ]
     assert (entries[1]["provider"], entries[1]["model"], entries[1]["calls"]) == ("openai", "fake", 1)
     view = await desk.app.runs.get(desk.admin, run)
-    assert {name: view[name] for name in unknown} == unknown
-    step = next(one for one in view["steps"] if one["id"] == "think")
-    assert step["seconds"] == pytest.approx(good["at"] - good["began"], abs=1e-5)
-    assert (step["usage"]["attempts"], step["usage"]["usd"], step["usage"]["model"]) == (2, None, "fake")
+    assert {name: getattr(view, name) for name in unknown} == unknown
+    step = next(one for one in view.steps if one.id == "think")
+    assert step.seconds == pytest.approx(good["at"] - good["began"], abs=1e-5)
+    assert (step.usage.attempts, step.usage.usd, step.usage.model) == (2, None, "fake")
 
     await desk.app.keys.destroy(org, desk.app.keys.pseudonym(org, "cus-001"))
     with pytest.raises(Erased):
@@ -135,14 +135,14 @@ async def test_a_trace_has_the_times_of_the_journal(deploy: Deploy, seen: Observ
             times[f"{kind} {event['step']}"] = (round(event["began"] * 1e9), round(event["at"] * 1e9))
     assert {"step think", "step pay", "step boom", "compensate pay"} <= times.keys()
     for spans in (whole, trace):
-        found = {one["name"]: (one["start_ns"], one["end_ns"]) for one in spans if one["name"] in times}
+        found = {one.name: (one.start_ns, one.end_ns) for one in spans if one.name in times}
         assert found == times
-    parent = next(one for one in trace if one["name"] == "step think")
-    inside = [one for one in trace if one["parent_id"] == parent["span_id"]]
+    parent = next(one for one in trace if one.name == "step think")
+    inside = [one for one in trace if one.parent_id == parent.span_id]
     assert len(inside) == 1
-    assert abs(inside[0]["start_ns"] - parent["start_ns"]) < 60e9, "what lies within moved along"
-    root = next(one for one in trace if one["parent_id"] is None)
-    assert {one["parent_id"] for one in trace if one["name"] in times} == {root["span_id"]}
+    assert abs(inside[0].start_ns - parent.start_ns) < 60e9, "what lies within moved along"
+    root = next(one for one in trace if one.parent_id is None)
+    assert {one.parent_id for one in trace if one.name in times} == {root.span_id}
 
 
 async def test_labels_join_on_the_way(deploy: Deploy, seen: Observer, bank: Bank) -> None:

@@ -63,7 +63,13 @@ class Run:
 
     def decided(self, step: str, approved: bool, **facts: Any) -> list[ev.Command]:
         self.now += 60
-        return self.tell(ev.ReviewDecided(step, self.now, approved, ref(f"{step}?"), facts))
+        request = self.state.steps[step].request
+        digest = request.digest if request is not None else ""
+        return self.tell(ev.ReviewDecided(step, self.now, approved, ref(f"{step}?"), facts, digest))
+
+    def unapproved(self, step: str, attempt: int = 1, act: str = "act") -> list[ev.Command]:
+        """The kernel finds that a person has to approve the call first."""
+        return self.tell(ev.ApprovalNeeded(step, attempt, self.now, self.now, act, ref(act)))
 
     def fired(self, timer: str) -> list[ev.Command]:
         self.now = self.state.timers[timer]

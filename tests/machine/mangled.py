@@ -71,8 +71,11 @@ _MAKERS: dict[type, _Maker] = {
     ev.StepDeferred: lambda rng, name, state: ev.StepDeferred(
         name, _attempt(rng, name, state), _at(rng), _at(rng), rng.choice([-1.0, 0.0, 1e9])
     ),
+    ev.ApprovalNeeded: lambda rng, name, state: ev.ApprovalNeeded(
+        name, _attempt(rng, name, state), _at(rng), _at(rng), rng.choice(["", "digest"]), ref("x")
+    ),
     ev.ReviewDecided: lambda rng, name, state: ev.ReviewDecided(
-        name, _at(rng), rng.random() < 0.5, ref("x"), rng.choice(_FACTS)
+        name, _at(rng), rng.random() < 0.5, ref("x"), rng.choice(_FACTS), rng.choice(["", "digest"])
     ),
     ev.TimerFired: _timer,
     ev.CompensationSucceeded: lambda rng, name, state: ev.CompensationSucceeded(

@@ -26,7 +26,7 @@ class Oracle(Language):
         facts: of the input.
 
     `waiting` is everything the run waits for now, by what it is: "perform", "undo" (work); "retry", "defer", "undo_retry",
-    "wait", "limit", "review_limit", "agent_limit", "deadline" (timers); "approve", "confirm" (reviews); "letter",
+    "wait", "limit", "review_limit", "agent_limit", "deadline" (timers); "approve", "approve_act", "confirm" (reviews); "letter",
     "compensation_dead_letter"; "signal"; "paused". `answer` lets one of them come true; `status` is the outcome.
     """
 

@@ -92,7 +92,7 @@ class Language(Worker):
                 if decided.kind != "dropped":
                     self._end("failed")
                 raise Over
-            job.attempt, job.variant, job.tries, job.expired = job.attempt + 1, 0, 1, False
+            job.attempt, job.variant, job.tries, job.asked, job.expired = job.attempt + 1, 0, 1, 0, False
             job.begun = job.attempt
             if job.agent is not None and job.limited:
                 self.agent_begun[job.agent] = self.agent_begun.get(job.agent, 1) + 1

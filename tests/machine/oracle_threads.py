@@ -16,7 +16,7 @@ class Answer:
 
     Attributes:
         ok: it worked; for reviews: approved; for letters: requeued.
-        kind: of a failure; "deferred" if nothing was tried.
+        kind: of a failure; "deferred" if nothing was tried, "unapproved" if a person has to approve it first.
         ambiguous: the effect may have happened all the same.
         facts: of the result.
         calls: of an agent's turn, the tools it wants.
@@ -42,6 +42,7 @@ IDLE = {
     "defer",
     "paused",
     "approve",
+    "approve_act",
     "review_limit",
     "agent_limit",
     "wait",

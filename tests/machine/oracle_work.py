@@ -19,6 +19,7 @@ class Job:
         may_call: of an agent's turn, the tools it may ask for, and how many; `agent` is its name, `limited` whether that
             has a deadline.
         ladder: what is tried in its place, in order: each a tool's name, or None for what cannot be undone.
+        asked: how often a person was asked to approve this way of doing it.
         doubt: the effect of an earlier attempt may have happened.
         begun: the attempt with which a person sent it on its way again; 0 before that.
     """
@@ -31,6 +32,7 @@ class Job:
     attempt: int = 1
     variant: int = 0
     tries: int = 1
+    asked: int = 0
     doubt: bool = False
     expired: bool = False
     begun: int = 0
@@ -104,7 +106,11 @@ class Worker:
 
     def _limit(self, job: Job) -> Thread:
         yield ("limit", job.name, job.begun)
-        idle = [wait for wait in self.waiting if wait[1] == job.name and wait[0] in {"retry", "defer", "paused"}]
+        idle = [
+            wait
+            for wait in self.waiting
+            if wait[1] == job.name and wait[0] in {"retry", "defer", "paused", "approve_act"}
+        ]
         if idle:
             self._resume(self.waiting[idle[0]], EXPIRED)
         else:
@@ -143,6 +149,20 @@ class Worker:
             if not self._next_way(job, answer.kind):
                 return False
 
+    def _approval(self, job: Job) -> Any:
+        """A generator that ends with a person's yes, or with why there is none."""
+        if self._blocked(job.place.region):
+            return DROPPED
+        if job.expired:
+            return EXPIRED
+        if job.asked == 2:
+            return Answer(False, "denied")
+        job.asked += 1
+        decided = yield ("approve_act", job.name, job.attempt)
+        if decided.ok:
+            job.attempt += 1  # the same try: it had not begun
+        return decided if decided.ok or decided.kind else Answer(False, "denied")
+
     def _one_attempt(self, job: Job) -> Any:
         """A generator that ends with the answer to an attempt, or with DROPPED or EXPIRED while it could not begin."""
         while True:
@@ -153,6 +173,12 @@ class Worker:
             answer = yield ("perform", job.name, job.attempt)
             if answer.ok and not job.may(answer.calls):
                 return Answer(False, "invalid")
+            if answer.kind == "unapproved":
+                job.doubt = False
+                approved = yield from self._approval(job)
+                if approved.ok:
+                    continue
+                return approved
             if answer.kind != "deferred":
                 return answer
             if self._blocked(job.place.region):
@@ -179,7 +205,7 @@ class Worker:
         self._no_limit(job)
         job.variant += 1
         job.attempt += 1
-        job.tries, job.doubt, job.expired = 1, False, False
+        job.tries, job.asked, job.doubt, job.expired = 1, 0, False, False
         return True
 
     def _success(self, job: Job, answer: Answer) -> bool:

@@ -50,6 +50,7 @@ class Scenario:
         outcomes: `key_of` a step → answers to its attempts in order; afterwards `defaults`, or success without facts.
         undos: likewise for its compensation.
         confirms: a person's answers to "did it happen?"; afterwards yes.
+        approvals: a person's answers to "may it be called like this?"; afterwards yes.
         reviews: step → approved.
         dead_letters: step → whether a dead letter is requeued; afterwards it is discarded.
         cancel_after: events before a cancellation, if there is one.
@@ -63,6 +64,7 @@ class Scenario:
     undos: dict[str, list[Answer]] = field(default_factory=dict)
     confirms: dict[str, list[Answer]] = field(default_factory=dict)
     dead_letters: dict[str, list[Answer]] = field(default_factory=dict)
+    approvals: dict[str, list[Answer]] = field(default_factory=dict)
     reviews: dict[str, bool] = field(default_factory=dict)
     conditions: dict[str, tuple[str, str]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -99,6 +101,7 @@ _FAILURES = [
 _COMPENSATION_FAILURES = [
     Answer(ok=False, kind=kind) for kind in ("transient", "rate_limited", "transient", "permanent")
 ]
+_UNAPPROVED = [Answer(ok=False, kind="unapproved")] * 4
 _DOUBTS = [Answer(ok=False, kind=kind, ambiguous=True) for kind in ("transient", "rate_limited", "permanent", "budget")]
 SIGNALS = ["go", "stop"]
 
@@ -173,7 +176,7 @@ class _Maker:
         self._script(step["id"], self._answers(mutating=mutating), self.choice(_FACTS))
 
     def _answers(self, *, mutating: bool) -> list[Answer]:
-        failures = _FAILURES + _DOUBTS + _DOUBTS if mutating else _FAILURES
+        failures = _FAILURES + _DOUBTS + _DOUBTS + _UNAPPROVED if mutating else _FAILURES
         return [self.choice(failures) for _ in range(self.choice([0, 0, 0, 0, 1, 1, 2, 4]))]
 
     def _script(self, key: str, answers: list[Answer], facts: dict[str, Any]) -> None:
@@ -181,6 +184,7 @@ class _Maker:
         made.outcomes[key] = [*answers, Answer(facts=facts)]
         made.undos[key] = [self.choice(_COMPENSATION_FAILURES) for _ in range(self.choice([0, 0, 0, 1, 1, 2, 3]))]
         made.confirms[key] = [Answer(ok=self._pick(2) == 0, facts=self.choice(_FACTS)) for _ in range(self._pick(3))]
+        made.approvals[key] = [Answer(ok=self._pick(3) > 0) for _ in range(self._pick(3))]
         made.dead_letters[key] = [Answer(ok=self.one_in(2)) for _ in range(self._pick(3))]
 
     def _review(self, step: dict[str, Any], depth: int) -> None:

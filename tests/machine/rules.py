@@ -38,7 +38,7 @@ def moves_within_the_rules(program: Program, before: RunState, after: RunState, 
     assert after.retries <= program.workflow.budget.retries
     fresh = after.steps.keys() - before.steps.keys()
     starts = [one for one in commands if isinstance(one, ev.Perform | ev.OpenReview)]
-    starts = [one for one in starts if isinstance(one, ev.Perform) or one.purpose == "approve"]
+    starts = [one for one in starts if isinstance(one, ev.Perform) or one.purpose != "confirm"]
     if before.ending is not None:
         assert after.ending == before.ending
         assert not fresh, f"{fresh} begins although the run is ending"

@@ -68,6 +68,7 @@ def test_many_runs_go_as_the_oracle_says() -> None:
     wanted += [f"timer {kind}" for kind in ("retry", "compensate", "defer", "wait", "limit", "deadline")]
     wanted += [
         "OpenReviewapprove",
+        "OpenReviewapprove_act",
         "OpenReviewconfirm",
         "CloseReview",
         "OpenDeadLetterstep",
@@ -147,6 +148,7 @@ def test_every_kind_of_event_was_tried() -> None:
 
 def _simulated(scenario: Scenario) -> SimulatedRun:
     told: Counter[tuple[str, str]] = Counter()
+    asked: dict[str, str] = {}
 
     def next_answer(script: dict[str, list[Answer]], what: str, step: str, default: Answer) -> Answer:
         key = key_of(step)
@@ -154,11 +156,17 @@ def _simulated(scenario: Scenario) -> SimulatedRun:
         answers = script.get(key, [])
         return answers[told[what, key] - 1] if told[what, key] <= len(answers) else default
 
+    def decided_at(step: str, now: float) -> float:
+        """Time stands still while work is answered, and two decisions about one step are not of the same moment."""
+        return now + 0.001 * (told["approve_act", key_of(step)] + told["confirm", key_of(step)])
+
     def answer(command: ev.Command, now: float) -> Any:
         match command:
             case ev.Perform(step, attempt):
                 default = scenario.defaults.get(key_of(step), Answer())
-                return outcome(next_answer(scenario.outcomes, "perform", step, default), step, attempt, now)
+                event = outcome(next_answer(scenario.outcomes, "perform", step, default), step, attempt, now)
+                asked[step] = getattr(event, "digest", "")
+                return event
             case ev.Compensate(step, attempt):
                 one = next_answer(scenario.undos, "undo", step, Answer())
                 if one.ok:
@@ -166,8 +174,10 @@ def _simulated(scenario: Scenario) -> SimulatedRun:
                 return ev.CompensationFailed(step, attempt, now, now, failure(one))
             case ev.OpenReview(step, "confirm"):
                 one = next_answer(scenario.confirms, "confirm", step, Answer())
-                later = now + 0.001 * told["confirm", key_of(step)]
-                return ev.ReviewDecided(step, later, one.ok, ref(step), one.facts)
+                return ev.ReviewDecided(step, decided_at(step, now), one.ok, ref(step), one.facts)
+            case ev.OpenReview(step, "approve_act"):
+                one = next_answer(scenario.approvals, "approve_act", step, Answer())
+                return ev.ReviewDecided(step, decided_at(step, now), one.ok, ref(step), digest=asked[step])
             case ev.OpenReview(step, _):
                 return ev.ReviewDecided(step, now, scenario.reviews[key_of(step)], ref(step))
             case ev.OpenDeadLetter(step, _):
@@ -187,10 +197,14 @@ def _told(oracle: Oracle, event: Any) -> None:
         case ev.StepFailed(step, attempt):
             kind, ambiguous = event.failure.kind.value, event.failure.ambiguous
             oracle.answer(("perform", step, attempt), Answer(False, kind, ambiguous))
+        case ev.ApprovalNeeded(step, attempt):
+            oracle.answer(("perform", step, attempt), Answer(False, "unapproved"))
         case ev.StepDeferred(step, attempt):
             oracle.answer(("perform", step, attempt), Answer(False, "deferred"))
         case ev.ReviewDecided(step):
-            wait = next(one for one in oracle.waiting if one[0] in {"approve", "confirm"} and one[1] == step)
+            wait = next(
+                one for one in oracle.waiting if one[0] in {"approve", "approve_act", "confirm"} and one[1] == step
+            )
             oracle.answer(wait, Answer(event.approved, facts=event.facts))
         case ev.DeadLetterRequeued(step) | ev.DeadLetterDiscarded(step):
             wait = next(

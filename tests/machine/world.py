@@ -129,6 +129,12 @@ class World:
             case "confirm":
                 answer = self._next(scenario.confirms, step, Answer())
                 return answer, ev.ReviewDecided(step, self.now, answer.ok, ref(f"{step}!"), answer.facts)
+            case "approve_act":
+                answer = self._next(scenario.approvals, step, Answer())
+                request = self.state.steps[step].request
+                assert request is not None
+                event = ev.ReviewDecided(step, self.now, answer.ok, ref(f"{step}?"), digest=request.digest)
+                return answer, event
             case "approve":
                 answer = Answer(ok=scenario.reviews[key_of(step)])
                 return answer, ev.ReviewDecided(step, self.now, answer.ok, ref(f"{step}?"))
@@ -167,7 +173,7 @@ class World:
 
     def _carry_out(self, event: Any, commands: list[ev.Command]) -> None:
         match event:
-            case ev.StepSucceeded() | ev.StepFailed() | ev.StepDeferred():
+            case ev.StepSucceeded() | ev.StepFailed() | ev.StepDeferred() | ev.ApprovalNeeded():
                 self.work.remove(("perform", event.step, event.attempt))
             case ev.CompensationSucceeded() | ev.CompensationFailed():
                 self.work.remove(("undo", event.step, event.attempt))
@@ -189,7 +195,9 @@ class World:
                     assert command.step not in {step for _, step in self.reviews}
                     self.reviews.add((command.purpose, command.step))
                 case ev.CloseReview():
-                    self.reviews.remove(("approve", command.step))
+                    (closed,) = {one for one in self.reviews if one[1] == command.step}
+                    assert closed[0] != "confirm", "a doubt is never dropped"
+                    self.reviews.remove(closed)
                 case ev.OpenDeadLetter():
                     assert command.step not in {step for _, step in self.dead_letters}
                     self.dead_letters.add((command.purpose, command.step))
@@ -200,7 +208,7 @@ class World:
         """Machine and oracle wait for the same things, and a driver that takes over now would redo just what is open."""
         oracle = {(plain(what), step, attempt) for what, step, attempt in self.oracle.waiting}
         self.timers = {key: due for key, due in self.timers.items() if key in self.state.timers}
-        reviews = {(what, step) for what, step, _ in oracle if what in {"approve", "confirm"}}
+        reviews = {(what, step) for what, step, _ in oracle if what in {"approve", "approve_act", "confirm"}}
         timers = {wait for wait in oracle if wait[0] in TIMERS}
         dead_letters = {(LETTERS[what], step) for what, step, _ in oracle if what in LETTERS}
         assert self.oracle.status == (self.state.status.value if self.state.over else None)
@@ -273,6 +281,7 @@ class World:
             strays.append(ev.StepSucceeded(step, attempt, self.now, self.now, ref("x"), {"n": 9}))
             strays.append(ev.StepFailed(step, attempt, self.now, self.now, failure(Answer(ok=False, kind="budget"))))
             strays.append(ev.StepDeferred(step, attempt, self.now, self.now, 1.0))
+            strays.append(ev.ApprovalNeeded(step, attempt, self.now, self.now, "x", ref("x")))
         if ("undo", step, attempt) not in self.work:
             strays.append(ev.CompensationSucceeded(step, attempt, self.now, self.now))
             strays.append(
@@ -280,6 +289,8 @@ class World:
             )
         if step not in {name for _, name in self.reviews}:
             strays.append(ev.ReviewDecided(step, self.now, self.rng.random() < 0.5, ref("x")))
+        elif ("approve_act", step) in self.reviews:  # about another act
+            strays.append(ev.ReviewDecided(step, self.now, self.rng.random() < 0.5, ref("x"), digest="another"))
         if step not in {name for _, name in self.dead_letters}:
             strays.append(
                 self.rng.choice([ev.DeadLetterRequeued(step, self.now), ev.DeadLetterDiscarded(step, self.now)])
@@ -350,6 +361,8 @@ def outcome(answer: Answer, step: str, attempt: int, now: float) -> Any:
         usage = Usage("p", "m", 3, 2, attempts=1, known_cost=NanoUsd(333_333_333))
         output = ref(f"{step}/{attempt}")
         return ev.StepSucceeded(step, attempt, now - 0.5, now, output, answer.facts, usage, answer.calls)
+    if answer.kind == "unapproved":
+        return ev.ApprovalNeeded(step, attempt, now, now, f"{step}/{attempt}", ref(f"{step}/{attempt}"))
     if answer.kind == "deferred":
         return ev.StepDeferred(step, attempt, now, now, 5.0)
     return ev.StepFailed(step, attempt, now, now, failure(answer), Usage("p", "n", 1, 0, attempts=1, unpriced=1))

@@ -7,11 +7,18 @@ import pytest
 
 from interlock.base.errors import InvalidSpec
 from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
-from interlock.policy.decision import Decision, PolicyEngine, Question
+from interlock.policy.decision import NO_APPROVAL, ApprovalFacts, Decision, PolicyEngine, Question
 
 if TYPE_CHECKING:
     from conftest import AppFactory
 
+
+def _approval(**changes: Any) -> dict[str, Any]:
+    facts = {"present": True, "roles": ["reviewer"], "quorum": 1, "digest_matches": True}
+    return {"approval": {**facts, **changes}}
+
+
+APPROVED = _approval()
 EVERYTHING = "permit(principal, action, resource);"
 
 
@@ -23,7 +30,7 @@ def ask(policy: CedarPolicy, **changes: Any) -> Decision:
         "action": "call_tool",
         "resource": "pay",
         "attributes": {"effect": "mutating"},
-        "context": {"reviewed": False},
+        "context": {"approval": NO_APPROVAL.to_json()},
     }
     return policy.decide(Question(**(values | changes)))
 
@@ -36,7 +43,7 @@ def ask(policy: CedarPolicy, **changes: Any) -> Decision:
     [
         ({"action": "call_model", "resource": "default", "attributes": {}}, ("models",)),
         ({"attributes": {"effect": "pure"}}, ("pure-tools",)),
-        ({"context": {"reviewed": True}}, ("reviewed-mutations",)),
+        ({"context": APPROVED}, ("approved-mutations",)),
     ],
 )
 def test_the_default_permits(changes: dict[str, Any], reasons: tuple[str, ...]) -> None:
@@ -47,13 +54,16 @@ def test_the_default_permits(changes: dict[str, Any], reasons: tuple[str, ...]) 
 @pytest.mark.parametrize(
     "changes",
     [
-        {},  # a mutation that nobody reviewed
+        {},  # a mutation that nobody approved
         {"context": {}},
-        {"context": {"reviewed": "true"}},
-        {"context": {"reviewed": 1}},
+        {"context": {"reviewed": True}},
+        {"context": _approval(digest_matches=False)},  # another call was approved
+        {"context": _approval(present=False)},
+        {"context": _approval(digest_matches="true")},
+        {"context": _approval(digest_matches=1)},
         {"attributes": {}},
         {"attributes": {"effect": "Pure"}},
-        {"attributes": {"effect": "unheard of"}, "context": {"reviewed": True}},
+        {"attributes": {"effect": "unheard of"}, "context": APPROVED},
         {"action": "call_tools", "attributes": {"effect": "pure"}},
     ],
 )
@@ -66,11 +76,11 @@ def test_the_default_refuses_and_says_why(changes: dict[str, Any]) -> None:
 
 def test_a_remembered_answer_is_not_given_to_another_question() -> None:
     policy = CedarPolicy()
-    assert ask(policy, context={"reviewed": True}).allowed
-    assert not ask(policy, context={"reviewed": 1}).allowed  # which Python takes for the same
-    assert not ask(policy, context={"reviewed": 1.0}).allowed
-    assert not ask(policy, context={"reviewed": False}).allowed
-    assert ask(policy, context={"reviewed": True}).allowed
+    assert ask(policy, context=APPROVED).allowed
+    assert not ask(policy, context=_approval(present=1)).allowed  # which Python takes for the same
+    assert not ask(policy, context=_approval(present=1.0)).allowed
+    assert not ask(policy, context=_approval(present=False)).allowed
+    assert ask(policy, context=APPROVED).allowed
 
 
 # -- doubt is a no ---------------------------------------------------------------------------------------------------
@@ -83,7 +93,7 @@ def test_where_nothing_permits_the_answer_is_no() -> None:
 
 @pytest.mark.parametrize(
     "condition",
-    ["context.missing", "resource.missing == 1", "principal.missing", "context.reviewed > 3", "resource.effect.inner"],
+    ["context.missing", "resource.missing == 1", "principal.missing", "context.approval > 3", "resource.effect.inner"],
 )
 @pytest.mark.parametrize("effect", ["permit", "forbid"])
 def test_a_policy_that_cannot_be_evaluated_refuses_although_another_permits(condition: str, effect: str) -> None:
@@ -163,6 +173,22 @@ def test_any_user_can_be_named(name: str) -> None:
     assert ask(policy, user_id=name).allowed
     assert not ask(policy, user_id="eve").allowed
     assert not ask(CedarPolicy('permit(principal == User::"eve", action, resource);'), user_id=name).allowed
+
+
+@pytest.mark.parametrize(
+    ("condition", "facts"),
+    [
+        ('context.approval.roles.contains("admin")', ApprovalFacts(True, frozenset({"admin"}), 1, digest_matches=True)),
+        ("context.approval.quorum >= 2", ApprovalFacts(True, frozenset({"reviewer"}), 2, digest_matches=True)),
+        ("context.approval.digest_matches", ApprovalFacts(True, frozenset(), 1, digest_matches=True)),
+        ("context.approval.present", ApprovalFacts(present=True)),
+    ],
+)
+def test_what_is_known_of_an_approval_can_be_asked_about(condition: str, facts: ApprovalFacts) -> None:
+    policy = CedarPolicy(f"permit(principal, action, resource) when {{ {condition} }};")
+    question = Question("ada", "acme", frozenset(), "call_tool", "pay", {}, {})
+    assert policy.decide(question.approved(facts)).allowed
+    assert not policy.decide(question.approved(NO_APPROVAL)).allowed
 
 
 # -- versions and faults ---------------------------------------------------------------------------------------------

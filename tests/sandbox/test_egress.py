@@ -17,7 +17,7 @@ import pytest
 from interlock.base.clock import since_boot
 from interlock.sandbox import egress as egress_module
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
-from interlock.sandbox.destinations import Allowlist, Destination, Refused
+from interlock.sandbox.destinations import Allowlist, Destination, DestinationRefused
 from interlock.sandbox.egress import EgressProxy
 
 from .conftest import MakeJob
@@ -321,10 +321,10 @@ async def test_a_name_with_a_private_address_is_refused(monkeypatch: pytest.Monk
     for address in bad:
         for answer in ([address], ["93.184.215.14", address]):
             monkeypatch.setattr(loop, "getaddrinfo", answering(*answer))
-            with pytest.raises(Refused):
+            with pytest.raises(DestinationRefused):
                 await allowlist.resolve(api)
     monkeypatch.setattr(loop, "getaddrinfo", answering("10.0.0.1"))
-    with pytest.raises(Refused):
+    with pytest.raises(DestinationRefused):
         await allowlist.resolve(localhost)
     asked.clear()
     good = ("93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "64:ff9b::5db8:d70e")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -13,9 +14,11 @@ from interlock.machine.events import RunStatus
 from interlock.store.entries import Entry
 from interlock.store.rows import (
     ArtifactRow,
+    ConsumedApproval,
     EffectRow,
     EffectStatus,
     JournalRow,
+    NewApproval,
     NewClaim,
     NewDeadLetter,
     NewReview,
@@ -103,6 +106,35 @@ def review(run: NewRun, review_id: str, step: str = "approve") -> NewReview:
         title="Send it?",
         role="reviewer",
         show=REF,
+        act=None,
+    )
+
+
+def act_review(run: NewRun, review_id: str) -> NewReview:
+    """A review about one call of a tool, at the step `pay`."""
+    act = {"step": "pay", "digest": "d"}
+    return replace(review(run, review_id, "pay"), purpose="approve_act", act=act)
+
+
+def approval(run: NewRun, review_id: str) -> NewApproval:
+    """What `act_review` leads to, if ada approves."""
+    return NewApproval(
+        review_id=review_id,
+        org_id=run.org_id,
+        run_id=run.run_id,
+        step="pay",
+        digest="d",
+        approver="ada",
+        roles=["reviewer"],
+        expires=4_000_000_000,
+        signature="s",
+    )
+
+
+def consumption(run: NewRun, review_id: str, key: str = "key") -> ConsumedApproval:
+    """Uses `approval` up."""
+    return ConsumedApproval(
+        review_id=review_id, org_id=run.org_id, run_id=run.run_id, step="pay", digest="d", consumed_by=key
     )
 
 
@@ -179,8 +211,11 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "insert into effects (run_id, step, org_id, tool, idempotency_key, status, attempt, input) "
         "values (%(run)s, 'pay', %(org)s, 'pay', 'k', 'intended', 1, %(ref)s)",
         "insert into claims (run_id, command, org_id, fence) values (%(run)s, 'perform:pay:1', %(org)s, 1)",
-        "insert into reviews (review_id, org_id, run_id, step, purpose, title, role, show) "
-        "values (%(run)s, %(org)s, %(run)s, 'approve', 'approve', 't', 'reviewer', %(ref)s)",
+        "insert into reviews (review_id, org_id, run_id, step, purpose, title, role, show, status, decided_by, act) "
+        "values (%(run)s, %(org)s, %(run)s, 'approve', 'approve', 't', 'reviewer', %(ref)s, 'approved', 'ada', "
+        """'{"step": "pay", "digest": "d"}')""",
+        "insert into approvals (review_id, org_id, run_id, step, digest, approver, roles, expires_at, signature) "
+        "values (%(run)s, %(org)s, %(run)s, 'pay', 'd', 'ada', '{reviewer}', now() + interval '1 day', 's')",
         "insert into audit values (%(org)s, 1, 'e', %(empty)s, '', 'h', 'k', 's')",
         "insert into outbox (org_id, topic, payload) values (%(org)s, 't', %(empty)s)",
         "insert into event_sinks (sink) values ('log') on conflict do nothing",

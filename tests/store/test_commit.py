@@ -36,6 +36,7 @@ from interlock.store.rows import (
     ReleasedRun,
     RequeuedRun,
     RevivedRun,
+    RevokedApproval,
     SettledClaim,
     SignalId,
     UsedSignal,
@@ -44,8 +45,11 @@ from interlock.store.rows import (
 from .conftest import AUDIT_KEY
 from .rows import (
     REF,
+    act_review,
+    approval,
     artifact,
     claim,
+    consumption,
     contents,
     dead_letter,
     effect,
@@ -158,8 +162,12 @@ async def test_a_lost_lease_writes_nothing_anywhere(
     run, other = new_run(org), new_run(org)
     setup = Commit(org, new_runs=[run, other], new_reviews=[review(run, "old", "a"), review(run, "gone", "b")])
     setup.new_dead_letters = [dead_letter(run, "old", "a"), dead_letter(run, "gone", "b")]
+    acts = ["approved", "to revoke", "to approve"]
+    setup.new_reviews += [act_review(run, one) for one in acts]
     await committer.submit(setup)
-    await committer.submit(Commit(org, new_signals=[signal(run)]))
+    given = [DecidedReview(review_id=one, status="approved", decided_by="ada", note="") for one in acts[:2]]
+    granted = [approval(run, one) for one in acts[:2]]
+    await committer.submit(Commit(org, decided_reviews=given, new_approvals=granted, new_signals=[signal(run)]))
     claimed = {
         row["run_id"]: row["fence"] for row in await database.rows("claim_runs", "me", 60.0, 10, "postgres", 1, 1)
     }
@@ -179,12 +187,18 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             journal=[journal(run, 1)],
             recorded=[journal(run, 2)],
             runs=[run_update(run.run_id)],
+            consumed_approvals=[consumption(run, "approved")],
             effects=[effect(run, "intended")],
             done_claims=[DoneClaim(run_id=run.run_id, command="perform:pay:1", event={})],
             settled_claims=[SettledClaim(run_id=run.run_id, command="perform:pay:1")],
             new_reviews=[review(run, "new", "c")],
             closed_reviews=[ClosedReview(run_id=run.run_id, step="a")],
-            decided_reviews=[DecidedReview(review_id="gone", status="rejected", decided_by="ada", note="")],
+            decided_reviews=[
+                DecidedReview(review_id="gone", status="rejected", decided_by="ada", note=""),
+                DecidedReview(review_id="to approve", status="approved", decided_by="ada", note=""),
+            ],
+            new_approvals=[approval(run, "to approve")],
+            revoked_approvals=[RevokedApproval(review_id="to revoke", revoked_by="ada")],
             results=[KeptResult(org_id=org, key="k", output=REF)],
             new_dead_letters=[dead_letter(run, "new", "c")],
             closed_dead_letters=[ClosedDeadLetter(run_id=run.run_id, step="a")],
@@ -221,7 +235,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
     changed = {table for table in after if after[table] != before[table]}
     assert changed == {
         "artifacts", "runs", "queue", "journal", "effects", "reviews", "signals", "outbox", "audit", "audit_heads",
-        "run_vaults", "results", "dead_letters", "signal_ids",
+        "run_vaults", "results", "dead_letters", "approvals", "signal_ids",
     }  # fmt: skip
 
 

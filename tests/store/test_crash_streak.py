@@ -37,7 +37,7 @@ class Queue:
         return {row["run_id"]: row["crash_streak"] for row in rows}
 
     async def room(self, worker: str) -> bool:
-        row = await self.database.row("take_exclusive_slot", worker, LEASE, "postgres")
+        row = await self.database.row("take_exclusive_slot", worker, LEASE, "postgres", 1, 1)
         assert row is not None
         return bool(row["chosen"])
 
@@ -185,7 +185,7 @@ async def test_one_busy_worker_makes_room_and_another_only_when_that_one_is_gone
     assert not await queue.room("first"), "nothing is suspect"
     with queue.owner.transaction():  # so that no time passes in between
         queue.set_crash_streak(suspect, 3, seconds_ago=0)
-        chosen = queue.owner.execute("select take_exclusive_slot('first', 60, 'postgres')").fetchone()
+        chosen = queue.owner.execute("select take_exclusive_slot('first', 60, 'postgres', 1, 1)").fetchone()
     assert chosen == (False,), "an idle worker may still come"
     queue.set_crash_streak(suspect, 3)
     assert await queue.room("first")

@@ -244,6 +244,7 @@ def test_what_may_not_vanish_cannot_be_removed(
         "runs",
         "effects",
         "reviews",
+        "approvals",
         "orgs",
         "api_keys",
         "subject_keys",

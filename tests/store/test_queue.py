@@ -140,7 +140,7 @@ async def test_a_run_at_work_under_its_own_engine_keeps_its_place(
     """Whether it was told something and works, or the bridge that had something to tell it died."""
     run = replace(new_run(tenants[0].org_id), engine="temporal")
     await committer.submit(Commit(run.org_id, new_runs=[run]))
-    rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal")
+    rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal", 1, 1)
     assert [row["works"] for row in rows] == [False]
     statuses = ["running"] if status == "running" else ["running", status]
     for one in statuses:
@@ -152,14 +152,14 @@ async def test_a_run_at_work_under_its_own_engine_keeps_its_place(
     assert owner.execute(forever).fetchall() == [("temporal", place)]
 
     await committer.submit(Commit(run.org_id, new_signals=[signal(run)]))
-    rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal")
+    rows = await database.rows("claim_kept", "bridge", LEASE, 10, "temporal", 1, 1)
     assert [row["works"] for row in rows] == [True]
     owner.execute("update queue set lease_until = now() - interval '1 second'")
-    rows = await database.rows("claim_kept", "another", LEASE, 10, "temporal")
+    rows = await database.rows("claim_kept", "another", LEASE, 10, "temporal", 1, 1)
     taken = owner.execute(forever).fetchall()
     assert taken == [("temporal", True)] if place else taken == [("another", False)]
     if place:
-        rows = await database.rows("claim_kept", "another", LEASE, 10, "temporal")
+        rows = await database.rows("claim_kept", "another", LEASE, 10, "temporal", 1, 1)
         assert [row["works"] for row in rows] == [True]
 
 
@@ -251,3 +251,34 @@ async def test_without_a_signal_the_released_run_sleeps(
     commit.used_signals = [UsedSignal(signal_id=row["signal_id"]) for row in signals]
     await committer.submit(commit)  # the same race's other half: what was dealt with does not wake anybody
     assert await claim(database, "next") == {}
+
+
+@pytest.mark.parametrize(("engine", "query"), [("postgres", "claim_runs"), ("temporal", "claim_kept")])
+async def test_a_run_is_claimed_only_by_workers_that_know_its_machine_version(
+    engine: Any,
+    query: str,
+    committer: Committer,
+    database: Database,
+    owner: psycopg.Connection[Any],
+    tenants: tuple[Tenant, Tenant],
+) -> None:
+    """Also one that has to be driven alone, and one that its engine keeps and that was sent a signal."""
+    runs = [replace(new_run(tenants[0].org_id), engine=engine, machine=machine) for machine in (1, 2, 3)]
+    await committer.submit(Commit(tenants[0].org_id, new_runs=runs))
+
+    async def claimed(oldest: int, newest: int) -> set[str]:
+        rows = await database.rows(query, f"{oldest} to {newest}", LEASE, 10, engine, oldest, newest)
+        return {row["run_id"] for row in rows}
+
+    first, second, third = (run.run_id for run in runs)
+    assert await claimed(1, 1) == {first}
+    assert await claimed(1, 1) == set()
+    assert await claimed(4, 9) == set()
+    owner.execute("update queue set crash_streak = 3, available_at = now() - interval '1 minute' where machine = 2")
+    assert not (await database.rows("take_exclusive_slot", "busy", LEASE, engine, 1, 1))[0]["chosen"]
+    assert await claimed(3, 3) == {third}
+    assert (await database.rows("take_exclusive_slot", "busy", LEASE, engine, 1, 2))[0]["chosen"]
+    assert await claimed(2, 2) == {second}
+    if engine == "temporal":
+        owner.execute("update queue set worker = engine, lease_until = 'infinity', available_at = now()")
+        assert await claimed(1, 2) == {first, second}

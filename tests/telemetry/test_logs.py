@@ -1,4 +1,4 @@
-"""One JSON object a line, the seed document's fields, and no credential in it."""
+"""One JSON object per line, with the documented fields and without credentials."""
 
 from __future__ import annotations
 

@@ -380,8 +380,8 @@ async def test_with_the_last_caller_the_sandbox_is_killed(make: Make) -> None:
         ({"batch": {"max": 2, "wait": -0.1}}, "greater than or equal to 0"),
         ({"batch": {"max": 2, "wait": 6}}, "less than or equal to 5"),
         ({"batch": {"max": 2, "size": 3}}, "Extra inputs are not permitted"),
-        ({"effect": "mutating", "batch": {"max": 2}}, "only their keys tell which of its calls took place"),
-        ({"effect": "mutating", "probe": True, "batch": {"max": 2}}, "promise honours_idempotency"),
+        ({"effect": "mutating", "batch": {"max": 2}}, "only the keys tell which of its calls took effect"),
+        ({"effect": "mutating", "probe": True, "batch": {"max": 2}}, "declare honours_idempotency"),
         (
             {"effect": "mutating", "honours_idempotency": True, "commit": True, "batch": {"max": 2}},
             "remove batch or commit",

@@ -295,13 +295,13 @@ def test_policies_are_read_file_by_file(directory: Path) -> None:
     )
     [fault] = faults(directory)
     assert fault.startswith("policies/a.cedar:4: not valid Cedar: ")
-    write(directory, "policies/a.cedar", "permit(principal, action, resource)\nwhen { context.reviewed }\n")
+    write(directory, "policies/a.cedar", "permit(principal, action, resource)\nwhen { context.approval.present }\n")
     assert faults(directory)[0].startswith("policies/a.cedar:2: not valid Cedar: ")
     write(directory, "policies/a.cedar", "")
     assert read(directory)
     for path in (directory / "policies").iterdir():
         path.unlink()
-    assert "reviewed-mutations" in read(directory).definitions["triage"].data["policy"]
+    assert "approved-mutations" in read(directory).definitions["triage"].data["policy"]
 
 
 def test_definitions_that_no_database_could_hold_are_refused(directory: Path) -> None:

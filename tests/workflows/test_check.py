@@ -100,18 +100,18 @@ def test_nothing_is_wrong() -> None:
         (
             "            text: $input.text\n",
             "            text: $steps.pay.id\n",
-            'w.yaml:25: steps.0.branches.two.0.values: "$steps.pay.id": "pay" is no earlier step; there are no steps yet',
+            'w.yaml:25: steps.0.branches.two.0.values: "$steps.pay.id": "pay" is not an earlier step; there are no steps yet',
         ),
         (
             "            text: $input.text\n",
             "            text: $steps.customer.name\n",  # a parallel branch runs beside this one
-            'w.yaml:25: steps.0.branches.two.0.values: "$steps.customer.name": "customer" is no earlier step; '
+            'w.yaml:25: steps.0.branches.two.0.values: "$steps.customer.name": "customer" is not an earlier step; '
             "there are no steps yet",
         ),
         (
             "            text: $input.text\n",
             "            text: $steps.classify.summary\n",  # itself
-            'w.yaml:25: steps.0.branches.two.0.values: "$steps.classify.summary": "classify" is no earlier step; '
+            'w.yaml:25: steps.0.branches.two.0.values: "$steps.classify.summary": "classify" is not an earlier step; '
             "there are no steps yet",
         ),
         (
@@ -157,13 +157,13 @@ def test_nothing_is_wrong() -> None:
         (
             "when: approve.approved",
             "when: approval.approved",
-            'w.yaml:47: steps.1.cases.0.steps.1.cases.0.when: step "decided": condition reads "approval", which is no earlier '
+            'w.yaml:47: steps.1.cases.0.steps.1.cases.0.when: step "decided": condition reads "approval", which is not an earlier '
             "step; known names: approve, classify, customer, gather, input",
         ),
         (
             "when: classify.wants_refund && input.amount < 100.0",
             "when: approve.approved",  # inside the branch, so later
-            'w.yaml:37: steps.1.cases.0.when: step "wanted": condition reads "approve", which is no earlier step; '
+            'w.yaml:37: steps.1.cases.0.when: step "wanted": condition reads "approve", which is not an earlier step; '
             "known names: classify, customer, gather, input",
         ),
         # ids
@@ -212,7 +212,7 @@ def test_after_a_branch_what_may_have_run_can_be_read() -> None:
 def test_one_case_cannot_read_another() -> None:
     found = _changed(("otherwise: []", "otherwise: [{id: no, kind: review, title: No?, show: {a: $steps.approve.by}}]"))
     assert found == [
-        'w.yaml:53: steps.1.otherwise.0.show: "$steps.approve.by": "approve" is no earlier step; '
+        'w.yaml:53: steps.1.otherwise.0.show: "$steps.approve.by": "approve" is not an earlier step; '
         "known steps: classify, customer, gather"
     ]
 

@@ -33,7 +33,7 @@ def test_roles_that_people_have(project: Path, role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["nobody", "Reviewer", "'reviewer '", "''"])
-def test_a_role_that_nobody_can_have_is_named_with_its_place(project: Path, role: str) -> None:
+def test_a_role_that_no_user_can_have_is_named_with_its_place(project: Path, role: str) -> None:
     _write(project, role)
     with pytest.raises(InvalidSpec) as refused:
         read_project(project, Settings())

@@ -1,1 +1,1 @@
-"""Controls: whether a call may start now (circuit breakers, tool health, quotas)."""
+"""Controls: admission of calls (circuit breakers, tool health, quotas)."""

@@ -1,11 +1,11 @@
-"""Circuit breakers, shared by all workers: a target that fails is left alone for a while, then tried with a few calls.
+"""Circuit breakers, shared by all workers: a failing target is not called for some time, then tested with a few calls.
 
     closed ──failures in a row──▶ open ──seconds──▶ half open ──all probes answered──▶ closed
                                     ▲──────────any probe failed──────────┘
 
-The state is a row of `breakers`; the moves are made there, one at a time (`sql/functions/health.sql`). Each process keeps a
-copy in memory, so that a call to a target that works asks the database nothing. If the database is away, the last
-known state holds; breakers themselves never raise anything but `TargetDown`.
+The state is a row of `breakers`; the transitions are made there, one at a time (`sql/functions/health.sql`). Each process
+keeps a copy in memory, so that a call to a working target needs no query. If the database is unavailable, the last known
+state holds. The only exception that breakers raise is `TargetDown`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from interlock.telemetry.logs import log
 State = Literal["closed", "open", "half_open"]
 Reported = Literal["failed", "answered", "unused"]
 
-PROBE_SECONDS = 60.0  # after the time it may take, until a probe whose worker died is given to another
-_PROBING_SECONDS = 5.0  # pause for callers that got no probe while other probes are under way
+PROBE_SECONDS = 60.0  # added to the call's own time, after which the probe of a dead worker is admitted again
+_PROBING_SECONDS = 5.0  # delay for callers that got no probe while other probes are under way
 _PATIENCE = 2.0  # seconds for the database to answer; a step must not wait longer for a breaker
 
 
 @dataclass(slots=True)
 class Admission:
-    """Leave to make one call. `probe` names the trial call that it is, until its outcome is reported."""
+    """Permission for one call. `probe` identifies a trial call until its outcome is reported."""
 
     org_id: str
     target: str
@@ -45,8 +45,8 @@ class _Known:
     """Local copy of a breaker's state; times are monotonic seconds.
 
     Attributes:
-        until: an open one lets nothing through before.
-        failing_until: a closed one has failures in a row that count until then, so a success must be reported.
+        until: an open breaker admits no call before this time.
+        failing_until: a closed breaker has consecutive failures that count until this time, so a success must be reported.
     """
 
     state: State
@@ -58,7 +58,7 @@ class Breakers:
     """The breakers of all organisations, keyed by (org_id, target); a target is `tool:<name>` or `provider:<pin>`.
 
     Args:
-        probe_seconds: after the call's own time, until an unreported probe is given out again.
+        probe_seconds: added to the call's own time; after that an unreported probe is admitted again.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class Breakers:
         return known.state if known is not None else "closed"
 
     async def admit(self, org_id: str, target: str, *, seconds: float = 0.0) -> Admission:
-        """Leave for one call, whose outcome is to be reported.
+        """Admits one call, whose outcome must be reported.
 
         Args:
-            seconds: that it may take; a trial call is not given to another before.
+            seconds: maximum duration of the call; a trial call is not admitted again before.
 
         Raises:
             TargetDown: the breaker is open, or half open with all probes taken; `retry_after` in seconds.
@@ -102,10 +102,10 @@ class Breakers:
         return Admission(org_id, target, probe if row["state"] == "half_open" else "")
 
     async def report(self, admission: Admission, outcome: Reported) -> None:
-        """Reports the outcome of a call; of a trial call, the first report counts. Never raises.
+        """Reports the outcome of a call; for a trial call the first report counts. Never raises.
 
         Args:
-            outcome: `failed` speaks against the target, `answered` for it, `unused` means that it was not called.
+            outcome: `failed` counts against the target, `answered` for it; `unused` means that it was not called.
         """
         probe, admission.probe = admission.probe, ""
         if not probe and (outcome == "unused" or (outcome == "answered" and not self._failing(admission))):
@@ -146,11 +146,11 @@ class Breakers:
             log(names.LOG_BREAKER_MOVED, level=level, org_id=org_id, target=target, old=row["was"], new=row["state"])
 
     async def _ask(self, query: str, org_id: str, *args: Any) -> Any:
-        """One row, or None if the database does not give it. Not retried: the next call asks again."""
+        """One row, or None if the database does not answer. Not retried: the next call queries again."""
         try:
             async with asyncio.timeout(_PATIENCE), self._database.connection(org_id) as connection:
                 return await connection.fetchrow(QUERIES[query].sql, org_id, *args)
-        except Exception as error:  # noqa: BLE001  a breaker that breaks the call it guards would be worse than none
+        except Exception as error:  # noqa: BLE001  an error of the breaker must not fail the call that it guards
             log(names.LOG_HEALTH_UNKNOWN, str(error), level="warning", org_id=org_id)
             return None
 

@@ -1,4 +1,4 @@
-"""Gate of calls: breakers and tool health checks, asked before a call and updated after it."""
+"""Admission of calls: breakers and tool health, checked before a call and updated after it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class CallGate:
-    """Admits calls to targets that work, and learns from how they end."""
+    """Admits calls to working targets, and reports their outcomes."""
 
     def __init__(self, breakers: Breakers, tools: ToolHealth) -> None:
         self._breakers = breakers
@@ -22,24 +22,24 @@ class CallGate:
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Waits for what is still to be given back."""
+        """Waits until all admissions have been returned."""
         await asyncio.gather(*self._leaving, return_exceptions=True)
 
     async def admit(
         self, org_id: str, target: str, tool: tuple[str, str] | None = None, *, seconds: float = 0.0
     ) -> Admission:
-        """Leave for one call; follow it with `watch`, or with `leave` if the call is not made after all.
+        """Admits one call; follow it with `watch`, or with `leave` if the call is not made.
 
         Args:
             tool: name and bundle, if the target is one.
-            seconds: that the call may take.
+            seconds: maximum duration of the call.
 
         Raises:
-            ToolUnhealthy: the tool said twice in a row that it cannot work.
+            ToolUnhealthy: the tool's last two health checks were bad.
             TargetDown: the target's breaker is open; `retry_after` in seconds.
         """
         if tool is not None:
-            self._tools.check(org_id, *tool)  # first: it takes no probe
+            self._tools.check(org_id, *tool)  # first, because this check uses no probe
         return await self._breakers.admit(org_id, target, seconds=seconds)
 
     async def watch(self, admission: Admission | None, call: Awaitable[T]) -> T:
@@ -55,8 +55,8 @@ class CallGate:
         return result
 
     async def ask(self, admission: Admission | None, question: Awaitable[T]) -> T:
-        """As `watch`, for what is asked of the target ahead of the call (what it means to do, whether it has done it): an answer
-        says nothing about the call itself, a failure does."""
+        """Like `watch`, for a question to the target before the call (a plan or a probe). An answer says nothing about the
+        call itself; a failure does."""
         try:
             return await question
         except Exception as error:
@@ -65,7 +65,7 @@ class CallGate:
             raise
 
     def leave(self, admission: Admission | None) -> None:
-        """Gives back an admission that came to nothing. Does not wait: its caller may be cancelled at this moment."""
+        """Returns an unused admission. Does not wait, because its caller may be cancelled at this moment."""
         if admission is None or not admission.probe:
             return
         task = asyncio.get_running_loop().create_task(self._breakers.report(admission, "unused"))
@@ -76,12 +76,12 @@ class CallGate:
 def verdict(error: Exception) -> Reported:
     """Classification of a failed call for the target's breaker.
 
-    Only a failure to be there counts against it: a timeout, a crash, a broken connection, a 5xx. A refusal, a pause asked
-    for or an answer that breaks the contract comes from a target that is up; and what went wrong on our side says nothing.
+    Only unavailability counts against it: a timeout, a crash, a broken connection, a 5xx. A refusal, a requested pause or
+    an answer that violates the contract shows that the target is up; a failure on our side shows nothing.
     """
     if isinstance(error, ContractViolation):
         return "answered"
-    if isinstance(error, Deferred):  # says nothing itself; what it puts off may
+    if isinstance(error, Deferred):  # no outcome itself; the deferred call may have one
         return verdict(error.__cause__) if isinstance(error.__cause__, StepError) else "unused"
     if not isinstance(error, StepError) or isinstance(error, SandboxError) or not error.counts_against_breaker:
         return "unused"

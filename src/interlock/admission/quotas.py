@@ -1,7 +1,8 @@
-"""Quotas: how much an organisation, a workflow or a tool may do at once and in a time.
+"""Quotas: limits on concurrency and rate of an organisation, a workflow or a tool.
 
-Those of organisations and workflows hold where runs are claimed (`sql/functions/queue.sql`). Those of tools hold here: a
-call takes a slot first and gives it back. A tool without a quota costs nothing: which have one is kept in memory.
+Quotas of organisations and workflows are enforced where runs are claimed (`sql/functions/queue.sql`). Quotas of tools are
+enforced here: a call takes a slot first and returns it. A tool without a quota needs no query, because the set of tools
+with a quota is kept in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ QuotaScope = Literal["org", "workflow", "tool"]
 _MAX_LIMIT = 1_000_000
 _MAX_SECONDS = 86_400
 _PATIENCE = 2.0  # seconds for the database to answer a refresh
-_GRACE_SECONDS = 30.0  # on top of the tool's deadline, until the slot of a worker that died is free again
+_GRACE_SECONDS = 30.0  # added to the tool's deadline; after that the slot of a dead worker is free again
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,12 @@ class Quota:
     """One limit of an organisation.
 
     Attributes:
-        scope: what is limited; the whole organisation has no name.
-        concurrency: runs driven, or calls of the tool under way, at once; None is no limit, 0 a standstill.
-        rate: runs begun, or calls made, within `per_seconds`; likewise.
+        scope: kind of the limited object; the whole organisation has no name.
+        concurrency: concurrent runs, or concurrent calls of the tool; None is no limit, 0 admits none.
+        rate: runs started, or calls made, within `per_seconds`; None and 0 as above.
 
     Raises:
-        InvalidInput: not a quota; names the mend.
+        InvalidInput: not a valid quota; names the correction.
     """
 
     scope: str
@@ -60,14 +61,14 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A call's share of its tool's quota."""
+    """A unit of a tool's quota, held by one call."""
 
     org_id: str
     holder: str
 
 
 class CallQuotas:
-    """Slots for calls of tools with a quota."""
+    """Quotas of tools: slots for their calls."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -75,24 +76,24 @@ class CallQuotas:
         self._returning: set[asyncio.Task[None]] = set()
 
     async def refresh(self) -> None:
-        """Reads which tools have a quota."""
+        """Reads the set of tools with a quota."""
         async with asyncio.timeout(_PATIENCE), self._database.connection("") as connection:
             rows = await connection.fetch(QUERIES["limited_tools"].sql)
         self._limited = frozenset((row["org_id"], row["name"]) for row in rows)
 
     async def close(self) -> None:
-        """Waits for what is still to be given back."""
+        """Waits until all slots have been returned."""
         await asyncio.gather(*self._returning, return_exceptions=True)
 
     async def take(self, org_id: str, tool: str, seconds: float) -> Slot | None:
         """A slot for one call; None if the tool has no quota.
 
         Args:
-            seconds: that the call may take.
+            seconds: maximum duration of the call.
 
         Raises:
             Deferred: no slot is free; `retry_after` in seconds.
-            Unavailable: the database is away; a limit that cannot be kept is not passed over.
+            Unavailable: the database does not answer; a limit that cannot be checked is not ignored.
         """
         if (org_id, tool) not in self._limited:
             return None
@@ -108,7 +109,7 @@ class CallQuotas:
         return Slot(org_id, holder)
 
     def give_back(self, slot: Slot | None) -> None:
-        """Ends a call's hold on its slot. Does not wait: its caller may be cancelled at this moment."""
+        """Returns a call's slot. Does not wait, because its caller may be cancelled at this moment."""
         if slot is None:
             return
         task = asyncio.get_running_loop().create_task(self._return(slot))
@@ -118,7 +119,7 @@ class CallQuotas:
     async def _return(self, slot: Slot) -> None:
         try:
             await self._database.rows("return_call", slot.holder, org=slot.org_id)
-        except Unavailable as error:  # the slot's lease will end
+        except Unavailable as error:  # the slot's lease will expire
             log(names.LOG_DATABASE_DOWN, error.message, level="warning")
 
 

@@ -1,4 +1,4 @@
-"""How each process learns what changed: a notification at once, and a look every second as the net under it."""
+"""Refresh of in-memory state: on a database notification, and every second in case a notification is lost."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Refresh = Callable[[], Awaitable[None]]
 
 
 class StateRefresh:
-    """Refreshes what processes keep in memory about breakers, tools and quotas.
+    """Refreshes the process's copy of breakers, tool health and quotas.
 
-    A refresh that fails is logged and tried again; what was known stays in force meanwhile.
+    A failed refresh is logged and repeated; the last known state stays in force meanwhile.
     """
 
     def __init__(self, database: Database, refreshes: list[Refresh], *, poll_seconds: float = POLL_SECONDS) -> None:
@@ -31,7 +31,7 @@ class StateRefresh:
         self._listener = Listener(database, CHANNEL, lambda _: self._loop.wake())
 
     async def start(self) -> None:
-        """Reads everything once, so that a process starts with what the others know."""
+        """Reads everything once, so that a process starts with the current state."""
         try:
             await self._refresh()
         except Exception as error:  # noqa: BLE001  the next round may succeed

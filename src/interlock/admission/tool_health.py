@@ -1,7 +1,8 @@
 """Health of tools: polled by one worker at a time, shared by all.
 
-A tool with `health` in its contract is asked every so many seconds. Two bad answers in a row make it unhealthy, one good
-answer makes it healthy again, and a tool that was not polled yet counts as healthy. The state is a row of `tool_health`.
+The health check of a tool with `health` in its contract runs at the contract's interval. Two bad answers in a row make
+the tool unhealthy, one good answer makes it healthy again, and a tool that was not checked yet counts as healthy.
+The state is a row of `tool_health`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from interlock.telemetry.logs import log
 
 BAD_IN_A_ROW = 2
 _DETAIL_CHARACTERS = 300
-_AT_ONCE = 4  # checks of one worker; each takes a sandbox
-_LEASE_SECONDS = 60.0  # on top of the tool's own deadline, until another worker asks instead of one that died
+_AT_ONCE = 4  # concurrent checks of one worker; each needs a sandbox
+_LEASE_SECONDS = 60.0  # added to the tool's own deadline; after that another worker checks instead of a dead one
 _POLL_SECONDS = 1.0
 _PATIENCE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A tool whose turn it is."""
+    """A due health check of a tool."""
 
     org_id: str
     tool: str
@@ -46,7 +47,7 @@ class HealthVerdict:
 
 
 Ask = Callable[[Check], Awaitable[HealthVerdict | None]]
-"""Runs the tool's `health`; None if it could not be asked, which says nothing about the tool. Raises nothing."""
+"""Runs the tool's `health`; None if it could not run, which says nothing about the tool. Raises nothing."""
 
 
 class ToolHealth:
@@ -58,13 +59,13 @@ class ToolHealth:
 
     def check(self, org_id: str, tool: str, bundle: str) -> None:
         """Raises:
-        ToolUnhealthy: this tool's last two checks were bad; at once and for good, so that a fallback can take over.
+        ToolUnhealthy: the last two checks of this tool were bad; not retried, so that a fallback is used at once.
         """
         detail = self._unhealthy.get((org_id, tool, bundle))
         if detail is not None:
             why = f" ({detail})" if detail else ""
             raise ToolUnhealthy(
-                f'tool "{tool}" is unhealthy by its own account{why}; it is called again when its health check succeeds',
+                f'tool "{tool}" failed its own health check{why}; it is called again when the check succeeds',
                 kind=FailureKind.PERMANENT,
             )
 
@@ -75,7 +76,7 @@ class ToolHealth:
 
 
 class Poller:
-    """Asks tools how they are. Every worker runs one; the database gives each tool to one of them at a time."""
+    """Runs the health checks. Every worker has a poller; the database assigns each tool to one worker at a time."""
 
     def __init__(self, database: Database, ask: Ask, *, poll_seconds: float = _POLL_SECONDS) -> None:
         self._database = database
@@ -98,13 +99,13 @@ class Poller:
             check.add_done_callback(_complain)
 
     async def poll(self) -> int:
-        """Asks the tools whose turn it is, and waits for their answers; returns how many."""
+        """Runs the due checks and waits for their answers; returns their number."""
         checks = await self._begin(_AT_ONCE)
         await asyncio.gather(*checks)
         return len(checks)
 
     async def _begin(self, wanted: int) -> list[asyncio.Task[None]]:
-        """One that takes its time keeps no other waiting."""
+        """Starts the due checks as separate tasks, so that a slow check does not delay the others."""
         rows = await self._database.rows("claim_tool_checks", wanted, _LEASE_SECONDS) if wanted > 0 else []
         checks = [asyncio.create_task(self._check(row)) for row in rows]
         for check in checks:

@@ -10,7 +10,7 @@ from fastapi.security import HTTPBearer
 from interlock.identity.principal import Principal
 from interlock.services.use_cases import Services
 
-# For the document only: it would refuse what `authenticate` refuses, in a shape of its own.
+# For the document only: `authenticate` refuses invalid keys with our own error body.
 _SCHEME = HTTPBearer(
     scheme_name="apiKey", bearerFormat="il_<id>_<secret>", description="An API key of Interlock.", auto_error=False
 )
@@ -29,7 +29,7 @@ def presented_key(request: Request) -> str | None:
 
 
 async def principal_of(request: Request, _scheme: Annotated[object, Depends(_SCHEME)]) -> Principal:
-    """Raises Unauthenticated unless a valid key was sent."""
+    """The principal of the request's key. Raises Unauthenticated without a valid key."""
     return await services_of(request).access.authenticate(presented_key(request))
 
 

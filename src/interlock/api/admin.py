@@ -16,7 +16,7 @@ from interlock.api.body import Body, Limit, Name, PathId, QueryId, StrictRoute
 from interlock.api.errors import documented
 from interlock.identity.auth import key_id_of
 from interlock.identity.principal import Role
-from interlock.services.views.audit import AuditKeys, AuditPage, AuditRow, AuditVerdict
+from interlock.services.views.audit import AuditEntryView, AuditKeys, AuditPage, AuditVerdict
 from interlock.services.views.deployments import VersionList, WorkflowList
 from interlock.services.views.installation import IssuedKey, KeyList, PrincipalView, QuotaList
 
@@ -31,7 +31,7 @@ class NewKey(Body):
 
 
 class NewQuota(Body):
-    """A quota to set; scope `org` has no name."""
+    """Request to set a quota; scope `org` has no name."""
 
     scope: QuotaScope
     name: Name = Field(default="", max_length=200)
@@ -42,7 +42,7 @@ class NewQuota(Body):
 
 @router.get("/workflows", operation_id="list_workflows", responses=documented())
 async def workflows(caller: Caller, services: UseCases) -> WorkflowList:
-    """List deployed workflows and the versions that new runs get."""
+    """List deployed workflows and their head versions, which new runs use."""
     return WorkflowList(workflows=await services.administration.workflows(caller))
 
 
@@ -50,7 +50,7 @@ async def workflows(caller: Caller, services: UseCases) -> WorkflowList:
 async def versions(workflow: PathId, caller: Caller, services: UseCases, limit: Limit = 50) -> VersionList:
     """List a workflow's versions.
 
-    Newest first, with what they consist of and how many runs are on them.
+    Newest first, with the digests of their parts and the number of their runs.
     """
     return VersionList(versions=await services.administration.versions(caller, workflow, limit=limit))
 
@@ -130,7 +130,7 @@ async def audit_key(caller: Caller, services: UseCases) -> AuditKeys:
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "One AuditRow as JSON on each line, as the stand-alone verifier reads them.",
+            "description": "One AuditRow as JSON on each line, in the form that the stand-alone verifier reads.",
             "content": {"application/jsonl": {"schema": {"type": "string"}}},
         },
         **documented(),
@@ -142,6 +142,6 @@ async def export(caller: Caller, services: UseCases) -> StreamingResponse:
     return StreamingResponse(_lines(rows), media_type="application/jsonl")
 
 
-async def _lines(rows: AsyncIterator[AuditRow]) -> AsyncIterator[str]:
+async def _lines(rows: AsyncIterator[AuditEntryView]) -> AsyncIterator[str]:
     async for row in rows:
         yield json.dumps(row.to_json()) + "\n"

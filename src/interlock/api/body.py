@@ -1,4 +1,4 @@
-"""Request bodies and parameters: text that can be stored, numbers that are numbers, no type taken for another."""
+"""Request bodies and parameters: storable text, finite numbers, no conversion between types."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Body(BaseModel):
 
 
 class StrictRoute(APIRoute):
-    """A route whose JSON body may not name a key twice in one object (RFC 7493 §2.3): parsers differ in which they take."""
+    """A route whose JSON body may not name a key twice in one object (RFC 7493 §2.3): parsers differ in the one they keep."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -71,7 +71,7 @@ Name = Annotated[str, AfterValidator(_printable)]
 """A short text that names something: no control characters, so it can go into a database, a log and a terminal."""
 
 PathId = Annotated[str, Path(max_length=_MAX_ID)]
-"""A segment of the path that names something; of no use to anyone if it is longer than what Interlock makes."""
+"""A path segment with a name or id; limited to the maximum length of Interlock's own ids and names."""
 
 QueryId = Annotated[str | None, Query(max_length=_MAX_ID)]
 Limit = Annotated[int, Query(ge=1, le=200)]

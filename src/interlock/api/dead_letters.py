@@ -1,4 +1,4 @@
-"""Dead letters: what failed for good and waits for a person."""
+"""Dead letters: list, show, requeue, discard."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"], route_class
 
 
 class RequeueBody(Body):
-    """Try it again; `input` replaces the step's arguments, the prompt's slots or the run's input."""
+    """Requeue a dead letter; `input` replaces the step's arguments, the prompt's slots or the run's input."""
 
     note: Note = ""
     input: dict[str, Any] | None = None
 
 
 class DiscardBody(Body):
-    """Give it up."""
+    """Discard a dead letter."""
 
     note: Note = ""
 
@@ -38,7 +38,7 @@ async def page(
 ) -> DeadLetterPage:
     """List dead letters.
 
-    Oldest first, without values; `after` is the last id of the page before.
+    Oldest first, without values; `after` is the last id of the previous page.
     """
     wanted = None if status == "all" else status
     found = await services.dead_letters.page(caller, status=wanted, run_id=run_id, after=after, limit=limit)
@@ -47,17 +47,17 @@ async def page(
 
 @router.get("/{dead_letter_id}", operation_id="get_dead_letter", responses=documented(404))
 async def get(dead_letter_id: PathId, caller: Caller, services: UseCases) -> DeadLetterDetail:
-    """Get a dead letter with what a requeue would try again with."""
+    """Get a dead letter with the input that a requeue would use."""
     return await services.dead_letters.get(caller, dead_letter_id)
 
 
 @router.post("/{dead_letter_id}/requeue", operation_id="requeue_dead_letter", responses=documented(404, 409, 410, 413))
 async def requeue(dead_letter_id: PathId, body: RequeueBody, caller: Caller, services: UseCases) -> DeadLetterView:
-    """Requeue a dead letter: try again, at once."""
+    """Requeue a dead letter; its work is retried at once."""
     return await services.dead_letters.requeue(caller, dead_letter_id, body.note, body.input)
 
 
 @router.post("/{dead_letter_id}/discard", operation_id="discard_dead_letter", responses=documented(404, 409, 413))
 async def discard(dead_letter_id: PathId, body: DiscardBody, caller: Caller, services: UseCases) -> DeadLetterView:
-    """Discard a dead letter: give it up."""
+    """Discard a dead letter; its work is not retried."""
     return await services.dead_letters.discard(caller, dead_letter_id, body.note)

@@ -12,10 +12,10 @@ from pydantic.json_schema import models_json_schema
 
 from interlock.api.events import event_models
 from interlock.base.errors import NotFound
-from interlock.services.views.audit import AuditRow
+from interlock.services.views.audit import AuditEntryView
 
 _DESCRIPTION = (
-    "Run AI agents in production: observable, bounded, recoverable, provable. "
+    "Run AI agents in production: durable workflows with budgets, policies, reviews and an audit log. "
     "Send an API key as `Authorization: Bearer il_…`. Every error has the shape `{error: {code, message}}`."
 )
 _FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
@@ -43,10 +43,10 @@ _START = """SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLi
 
 
 def document(api: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of the API, with the models of streams, which no response model names."""
+    """The OpenAPI document of the API, including the models of streams, which no response model contains."""
     if api.openapi_schema is None:
         made = get_openapi(title=api.title, version=api.version, description=_DESCRIPTION, routes=api.routes)
-        models = [(model, "serialization") for model in (*event_models(), AuditRow)]
+        models = [(model, "serialization") for model in (*event_models(), AuditEntryView)]
         _, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
         for name, schema in schemas["$defs"].items():
             made["components"]["schemas"].setdefault(name, schema)

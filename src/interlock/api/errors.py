@@ -19,7 +19,7 @@ from interlock.services.views.base import View
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
-# What the framework itself refuses.
+# Refusals by the framework itself.
 _CODES = {
     400: "invalid_input",
     404: "not_found",
@@ -32,25 +32,25 @@ _MAX_MESSAGE = 1000
 _MEANINGS = {
     401: "No API key, or not a valid one.",
     403: "The key's roles do not allow this, or the content is refused.",
-    404: "There is no such thing in the key's organisation.",
-    409: "The state of the thing, or an earlier request with this Idempotency-Key, does not allow this.",
-    410: "The person whom the value is about was erased; it can never be read again.",
+    404: "The key's organisation has no such object.",
+    409: "The object's state, or an earlier request with this Idempotency-Key, does not allow this.",
+    410: "The person whom the value is about was erased; the value is unreadable.",
     413: "The request body is over the limit of the installation (limits.payload_bytes).",
-    422: "The request does not fit; the message names the place.",
-    429: "A bound on what may be held at once is reached.",
-    503: "A part that is needed, such as the database, is down.",
+    422: "The request is not valid; the message names the place.",
+    429: "A limit of concurrent use is reached.",
+    503: "A required component, such as the database, is down.",
 }
 
 
 class ErrorDetail(View):
-    """What is wrong: a stable code for programs, and one sentence for people."""
+    """Error: a stable code for programs, and one sentence for people."""
 
     code: str = Field(examples=["not_found"])
     message: str = Field(examples=['no run "run_0" in this organisation'])
 
 
 class ErrorBody(View):
-    """The body of every error answer."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
@@ -59,10 +59,10 @@ Responses = dict[int | str, dict[str, Any]]
 
 
 def documented(*statuses: int, key: bool = True) -> Responses:
-    """The error statuses of an operation, for its document.
+    """The error statuses of an operation, for the OpenAPI document.
 
     Args:
-        key: whether it wants an API key, so that it may answer 401, 403 and 422 as well. Every operation may answer 503.
+        key: True if the operation requires an API key; it may then also answer 401, 403 and 422. All may answer 503.
     """
     every = {*statuses, 503} | ({401, 403, 422} if key else set())
     return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in sorted(every)}
@@ -99,7 +99,7 @@ def install(api: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         status, headers = error.status_code, dict(error.headers or {})
-        if status == 400:  # a body that is no text: as malformed as one that is no JSON
+        if status == 400:  # a body that is not text is treated like one that is not JSON
             status = 422
         if status == 405:
             headers["Allow"] = ", ".join(_methods(request))
@@ -113,7 +113,7 @@ def install(api: FastAPI) -> None:
 
 
 def _methods(request: Request) -> list[str]:
-    """All methods of a path, by the document; the router's own answer names those of its first route only."""
+    """All methods of a path, from the document; the router's own answer has only those of its first route."""
     api: FastAPI = request.app
     found = {
         method.upper()
@@ -121,4 +121,4 @@ def _methods(request: Request) -> list[str]:
         if compile_path(template)[0].match(request.url.path)
         for method in item
     }
-    return sorted(found or {"GET"})  # outside of the document there is only its page
+    return sorted(found or {"GET"})  # only the documentation page is not in the document

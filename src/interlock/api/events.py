@@ -44,13 +44,13 @@ _MODELS: dict[str, type[BaseModel]] = {"*": JournalEntry} | {kind: model for mod
 _STREAM: dict[str, Any] = {
     "description": (
         "Server-sent events. Each has a name (`event`) and a JSON object (`data`) of one of these models; journal entries have "
-        "their number as `id`, and their type as name."
+        "their number as `id` and their type as name."
     ),
     "content": {
         "text/event-stream": {
             "schema": {
                 "type": "string",
-                "description": "Events; x-event-models has the model of each name, and under * that of journal entries.",
+                "description": "Events; x-event-models has the model of each name, and under * the model of journal entries.",
             }
         }
     },
@@ -80,8 +80,8 @@ async def events(
     """Follow a run.
 
     Server-sent events: every journal entry after `after` (or Last-Event-ID) once and in order, named by its type; and the state of
-    the run as it changes: `status`, `waiting`, `review_opened`, `review_closed`. `end` comes when the run is over, `error` when the
-    stream ends for another reason, such as a revoked key. A stream that breaks off without either is resumed with Last-Event-ID.
+    the run as it changes: `status`, `waiting`, `review_opened`, `review_closed`. `end` follows when the run has ended, `error` when
+    the stream ends for another reason, such as a revoked key. A stream interrupted without either is resumed with Last-Event-ID.
     """
     if last_event_id is not None:
         # isdigit alone accepts ², which int does not
@@ -105,7 +105,7 @@ async def _frames(found: AsyncIterator[StreamEvent | None]) -> AsyncIterator[str
             yield ": still here\n\n" if event is None else _frame(event)
     except InterlockError as error:
         yield _frame(StreamFailed(code=error.code, message=error.message))
-    except Exception as error:  # noqa: BLE001  the answer has begun: it cannot turn into a 500 any more
+    except Exception as error:  # noqa: BLE001  the response has started, so it cannot become a 500
         log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
         yield _frame(StreamFailed(code="internal", message="an internal error; the server's log has the details"))
 

@@ -1,4 +1,4 @@
-"""Limits at the door: a body that is too large, and an address with a NUL in it, are refused before anyone parses them."""
+"""Limits on requests: too large bodies and addresses with a NUL are refused before they are parsed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from interlock.api.errors import problem
 
 
 class PayloadLimit:
-    """ASGI middleware: 413 by Content-Length, and by counting where there is none or it lies."""
+    """ASGI middleware: 413 by Content-Length, and by counting if it is missing or wrong."""
 
     def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
         self._app = app
@@ -32,7 +32,7 @@ class PayloadLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._limit:
-                # FastAPI turns whatever else is raised while it reads a body into a 400.
+                # FastAPI turns any other exception raised while it reads a body into a 400.
                 raise HTTPException(413, self._message)
             return message
 
@@ -40,9 +40,9 @@ class PayloadLimit:
 
 
 class Framing:
-    """ASGI middleware: a request with both Content-Length and Transfer-Encoding is refused and its connection closed.
+    """ASGI middleware: refuses a request with both Content-Length and Transfer-Encoding, and closes its connection.
 
-    Two servers in a row may differ in which of them they take, and so in where the next request begins (RFC 9112 §6.1).
+    Two servers in a chain may use different ones, and then differ about the start of the next request (RFC 9112 §6.1).
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -58,7 +58,7 @@ class Framing:
 
 
 class NoNul:
-    """ASGI middleware: a NUL in the path or the query is refused; PostgreSQL has no text that could hold it."""
+    """ASGI middleware: refuses a NUL in the path or the query, which PostgreSQL cannot store in a text."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

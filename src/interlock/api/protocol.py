@@ -1,4 +1,4 @@
-"""HTTP/1.1 with a bound on how long a request's head may take to arrive."""
+"""HTTP/1.1 protocol with a time limit for the arrival of a request's head."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ HEAD_SECONDS = 10.0
 
 
 class BoundedHead(H11Protocol):
-    """uvicorn's protocol; it closes a connection whose next request has begun and whose head is not complete in time.
+    """uvicorn's protocol; closes a connection if the head of a started request is not complete in time.
 
-    uvicorn bounds only how long a connection may stay silent between two requests.
+    uvicorn limits only the idle time between two requests.
     """
 
     _head_timer: asyncio.TimerHandle | None = None

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/reviews", tags=["reviews"], route_class=StrictRou
 
 
 class DecisionBody(Body):
-    """A person's decision. `output` only for a `confirm` review that is approved: what the tool gave."""
+    """A person's decision. `output`: the tool's result, only for an approved `confirm` review."""
 
     decision: Literal["approve", "reject"]
     note: Note = ""
@@ -33,7 +33,7 @@ async def page(
 ) -> ReviewPage:
     """List reviews.
 
-    Oldest first; `after` is the last id of the page before.
+    Oldest first; `after` is the last id of the previous page.
     """
     wanted = None if status == "all" else status
     found = await services.reviews.page(caller, status=wanted, run_id=run_id, after=after, limit=limit)
@@ -42,11 +42,17 @@ async def page(
 
 @router.get("/{review_id}", operation_id="get_review", responses=documented(404))
 async def get(review_id: PathId, caller: Caller, services: UseCases) -> ReviewView:
-    """Get a review with what the reviewer is to see."""
+    """Get a review with the values to show to the reviewer."""
     return await services.reviews.get(caller, review_id)
 
 
 @router.post("/{review_id}/decision", operation_id="decide_review", responses=documented(404, 409, 410, 413))
 async def decide(review_id: PathId, body: DecisionBody, caller: Caller, services: UseCases) -> ReviewView:
-    """Decide a review; the run goes on at once."""
+    """Decide a review; the run continues at once."""
     return await services.reviews.decide(caller, review_id, body.decision, body.note, body.output)
+
+
+@router.post("/{review_id}/revocation", operation_id="revoke_approval", responses=documented(404, 409))
+async def revoke(review_id: PathId, caller: Caller, services: UseCases) -> ReviewView:
+    """Take back the approval of a call that has not been made yet."""
+    return await services.reviews.revoke(caller, review_id)

@@ -12,11 +12,11 @@ from interlock.api.body import Body, Flag, Limit, Name, PathId, QueryId, StrictR
 from interlock.api.errors import documented
 from interlock.machine.events import RunStatus
 from interlock.services.views.runs import (
-    Run,
     RunPage,
     RunRef,
     RunResult,
     RunValues,
+    RunView,
     SentSignal,
     StartedRun,
     Trace,
@@ -43,19 +43,19 @@ class NewRun(Body):
 
 
 class Cancellation(Body):
-    """Why the run is to stop; goes on record."""
+    """Reason of a cancellation; recorded in the audit log."""
 
     reason: str = Field(default="", max_length=500)
 
 
 class Pause(Body):
-    """Why the run is to pause; goes on record."""
+    """Reason of a pause; recorded in the audit log."""
 
     reason: str = Field(default="", max_length=500)
 
 
 class SignalBody(Body):
-    """What comes with a signal."""
+    """Payload of a signal."""
 
     payload: Any = Field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class SignalBody(Body):
     operation_id="start_run",
     response_model=StartedRun,
     responses={
-        200: {"model": StartedRun, "description": "The run that this Idempotency-Key started before."},
+        200: {"model": StartedRun, "description": "The run started by an earlier request with this Idempotency-Key."},
         **documented(404, 409, 413),
     },
 )
@@ -95,14 +95,14 @@ async def page(
 ) -> RunPage:
     """List runs.
 
-    Newest first; `before` is the last id of the page before.
+    Newest first; `before` is the last id of the previous page.
     """
     found = await services.runs.page(caller, status=status, workflow=workflow, before=before, limit=limit)
     return RunPage(runs=found)
 
 
 @router.get("/{run_id}", operation_id="get_run", responses=documented(404))
-async def get(run_id: PathId, caller: Caller, services: UseCases) -> Run:
+async def get(run_id: PathId, caller: Caller, services: UseCases) -> RunView:
     """Get a run with its steps and effects."""
     return await services.runs.get(caller, run_id)
 
@@ -111,7 +111,7 @@ async def get(run_id: PathId, caller: Caller, services: UseCases) -> Run:
 async def result(run_id: PathId, caller: Caller, services: UseCases, reveal: Flag = False) -> RunResult:
     """Get a run's output.
 
-    Redacted; `reveal=true` (role operator, goes on record) puts personal data back. 409 until the run is over.
+    Redacted; `reveal=true` (role operator, recorded in the audit log) restores personal data. 409 until the run has ended.
     """
     return RunResult(output=await services.runs.result(caller, run_id, revealed=reveal))
 
@@ -130,7 +130,7 @@ async def trace(run_id: PathId, caller: Caller, services: UseCases) -> Trace:
 
 @router.post("/{run_id}/cancel", status_code=202, operation_id="cancel_run", responses=documented(404, 409, 410, 413))
 async def cancel(run_id: PathId, body: Cancellation, caller: Caller, services: UseCases) -> RunRef:
-    """Ask a run to stop."""
+    """Cancel a run."""
     await services.signals.cancel(caller, run_id, body.reason)
     return RunRef(run_id=run_id)
 
@@ -155,7 +155,7 @@ async def signal(
 
 @router.post("/{run_id}/pause", status_code=202, operation_id="pause_run", responses=documented(404, 409, 413))
 async def pause(run_id: PathId, body: Pause, caller: Caller, services: UseCases) -> RunRef:
-    """Pause a run: finish what is under way and begin nothing new."""
+    """Pause a run: work under way is finished, no new work starts."""
     await services.signals.pause(caller, run_id, body.reason)
     return RunRef(run_id=run_id)
 

@@ -24,18 +24,18 @@ from interlock.services.views.installation import Alive, Ready
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
-_MALFORMED_SECONDS = 10.0  # between two log entries about malformed requests
+_MALFORMED_SECONDS = 10.0  # minimum interval of log entries about malformed requests
 
 
 class AsciiJSON(JSONResponse):
-    """JSON in ASCII: a model or a tool may have said half of a surrogate pair, which has no UTF-8."""
+    """JSON in ASCII, because output of a model or a tool may contain a lone surrogate, which has no UTF-8 form."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 def create_api(services: Services | None, *, payload_bytes: int) -> FastAPI:
-    """The ASGI application over the use cases of an open process; None makes one that only documents itself.
+    """The ASGI application over the use cases of an open process; None creates one for the OpenAPI document only.
 
     Args:
         payload_bytes: largest request body.
@@ -60,14 +60,14 @@ def create_api(services: Services | None, *, payload_bytes: int) -> FastAPI:
 
     @api.get("/healthz", tags=["health"], operation_id="get_alive")
     async def alive() -> Alive:
-        """Ask whether the process answers."""
+        """Check that the process answers."""
         return Alive()
 
     @api.get("/readyz", tags=["health"], operation_id="get_ready", responses=documented(key=False))
     async def ready(services: UseCases) -> Ready:
-        """Ask whether the process can do its work.
+        """Check that the process can work.
 
-        503 while the database is away.
+        503 while the database does not answer.
         """
         return await services.health.ready()
 
@@ -92,7 +92,7 @@ class Server:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        # The signals are the command line's to handle: it must also stop the worker and the database.
+        # The command line handles the signals, because it must also stop the worker and the database.
         self._server.capture_signals = _leave_signals_alone  # type: ignore[method-assign, assignment]
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http server")
         while not self._server.started and not self._task.done():  # noqa: ASYNC110  uvicorn has no event for it
@@ -101,7 +101,7 @@ class Server:
             self._task.result()
 
     async def stop(self) -> None:
-        self._api.state.stopping.set()  # followers of events would otherwise use up the whole grace
+        self._api.state.stopping.set()  # otherwise followers of events would use the whole grace period
         self._services.followers.wake()
         self._server.should_exit = True
         if self._task is not None:
@@ -109,9 +109,9 @@ class Server:
 
 
 class _ToLog(logging.Handler):
-    """uvicorn's records, for our log; by itself it would print stack traces to the terminal.
+    """Log handler that writes uvicorn's messages to our log; by default it prints stack traces to the terminal.
 
-    Malformed requests are counted: anybody who reaches the port can send as many as they like.
+    Malformed requests are only counted, because any client of the port can send an unlimited number.
     """
 
     def __init__(self, level: int) -> None:
@@ -131,7 +131,7 @@ class _ToLog(logging.Handler):
         log(names.LOG_INTERNAL, message, level=record.levelname.lower(), exc_info=error)
 
 
-class _leave_signals_alone:  # noqa: N801  stands in for a context manager function
+class _leave_signals_alone:  # noqa: N801  replaces a context manager function
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...

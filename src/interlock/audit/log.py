@@ -1,4 +1,4 @@
-"""The audit log: who did what to what, decided how, chained by hash and signed."""
+"""Audit log: actor, action, resource and decision of every call, chained by hash and signed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interlock.store.rows import AuditRow
 
 
 class AuditLog:
-    """Turns entries into chained, signed rows. The chain's head is the caller's: it commits rows and head together."""
+    """Makes chained, signed rows of entries. The caller keeps the chain's head: it commits rows and head together."""
 
     def __init__(self, private_key: bytes) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(private_key)
@@ -24,7 +24,7 @@ class AuditLog:
         self.key_id = hashlib.sha256(self.public_key).hexdigest()[:16]
 
     def seal(self, entries: list[Entry], seq: int, head: str) -> tuple[list[AuditRow], int, str]:
-        """Rows for entries of one organisation that follow the entry number `seq` with hash `head`; the new head."""
+        """Rows for entries of one organisation after entry number `seq` with hash `head`; also returns the new head."""
         rows = []
         for entry in entries:
             seq += 1
@@ -64,13 +64,14 @@ def _body(entry: Entry) -> dict[str, Any]:
 
 
 def _exact(value: Any) -> Any:
-    """The value in a form that comes back from the database letter for letter, or it would not fit its hash any more.
+    """The value in a form that the database returns unchanged; otherwise it would no longer match its hash.
 
-    A float may come back in another notation, and a key that is no string in another place; no text may hold a NUL.
+    A float may come back in another notation, and a key that is not a string at another position; a text may not
+    contain NUL.
     """
     kind = type(value)
     if value is None or kind is bool or kind is int or (kind is str and value.isascii() and "\0" not in value):
-        return value  # nearly all of them
+        return value  # nearly all values
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, str):

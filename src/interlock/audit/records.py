@@ -13,7 +13,7 @@ _PAGE = 1000
 
 
 class AuditRecords:
-    """`public_keys` are the keys this installation trusts, by id; nothing in the database can add one."""
+    """The stored log. `public_keys` are the keys this installation trusts, by id; no row of the database can add one."""
 
     def __init__(self, database: Database, public_keys: dict[str, bytes]) -> None:
         self._database = database
@@ -27,7 +27,7 @@ class AuditRecords:
         return [{"org_id": org_id, **dict(row)} for row in rows]
 
     async def all(self, org_id: str) -> AsyncIterator[dict[str, Any]]:
-        """Every row, in order; as `verify.py` reads them."""
+        """Every row, in order, in the form that `verify.py` reads."""
         after = 0
         while rows := await self.page(org_id, after=after, limit=_PAGE):
             for row in rows:
@@ -35,6 +35,6 @@ class AuditRecords:
             after = rows[-1]["seq"]
 
     async def verify(self, org_id: str) -> Verification:
-        """Checks the whole log; in a thread, because a long one takes a while."""
+        """Verifies the whole log, in a thread, because a long log takes some time."""
         rows = [row async for row in self.all(org_id)]
         return await asyncio.to_thread(verify, rows, self.public_keys, org_id=org_id)

@@ -2,9 +2,9 @@
 
     python verify.py audit.jsonl --public-key KEY_ID=HEX
 
-What an entry promises: `hash` covers the entry, its place (`org_id`, `seq`) and the hash before it; `signature` is
-Ed25519 (RFC 8032) over `hash`. So a changed, removed, inserted or moved entry is found, and the first bad place named.
-Not detectable from the log alone: entries cut off its end; compare `seq` with a copy kept elsewhere.
+Guarantees of an entry: `hash` covers the entry, its position (`org_id`, `seq`) and the previous hash; `signature` is
+Ed25519 (RFC 8032) over `hash`. So a changed, removed, inserted or moved entry is detected, and the first bad position named.
+Not detectable from the log alone: missing entries at its end; compare `seq` with a copy stored elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 @dataclass(frozen=True)
 class Verification:
-    """How many entries are good, and what is wrong first (None if nothing is)."""
+    """Number of valid entries, and the first problem (None if there is none)."""
 
     verified: int
     problem: str | None = None
@@ -81,7 +81,7 @@ def _row_problem(
         key.verify(signature, bytes.fromhex(row["hash"]))
     except InvalidSignature:
         return "has a signature that does not fit"
-    # One entry, one spelling: otherwise two copies of an intact log could differ.
+    # One spelling for each signature: otherwise two copies of an intact log could differ.
     return None if signature.hex() == row["signature"] else "has a signature in another spelling"
 
 

@@ -1,1 +1,1 @@
-"""Types every package uses: errors, ids, clock, labels, refs, settings."""
+"""Types used by every package: errors, ids, clock, labels, refs, settings."""

@@ -1,4 +1,4 @@
-"""The mark with which the guard gate, and nothing else, makes an `Accepted`."""
+"""Mark required by the constructor of `Accepted`; only the guard gate imports it."""
 
 from __future__ import annotations
 

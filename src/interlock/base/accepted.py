@@ -7,10 +7,10 @@ from interlock.base.json import Json
 
 
 class Accepted:
-    """A value that `guard/gate.py` has looked at, or that is put together from such values.
+    """A value that `guard/gate.py` has inspected, or that consists of such values.
 
-    `Artifacts.seal` takes nothing else, so no text of a person, a model or a tool is stored or sent on unseen. The gate alone
-    can make one: the constructor asks for a mark that no other module may import (`.importlinter`).
+    `Artifacts.seal` accepts no other type, so no text of a person, a model or a tool is stored or forwarded without inspection.
+    Only the gate can create one: the constructor requires a mark that no other module may import (`.importlinter`).
     """
 
     __slots__ = ("value",)

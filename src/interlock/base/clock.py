@@ -1,23 +1,23 @@
-"""Time, as something handed in: the machine gets it inside events, everything else through a `Clock`."""
+"""Clocks. The state machine gets the time inside events; all other code gets it through a `Clock`."""
 
 from __future__ import annotations
 
 import time
 from typing import Protocol
 
-# Goes on while the machine sleeps, where there is such a clock: what others wait for does, too.
+# Also counts the time for which the host is suspended, if the system has such a clock: remote systems do not stop either.
 _SINCE_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def since_boot() -> float:
-    """Seconds on a clock that never steps and does not stop while this process, or the machine, is stopped."""
+    """Seconds on a clock that never steps and keeps counting while this process, or the host, is stopped."""
     return time.clock_gettime(_SINCE_BOOT)
 
 
 class Clock(Protocol):
-    """`now` is seconds since the Unix epoch, the platform's or a machine's; `monotonic` is for measuring durations.
+    """`now` is seconds since the Unix epoch, the database's or the host's; `monotonic` is for measuring durations.
 
-    Where a database is shared, `now` is that database's: `store.clock.DatabaseClock`.
+    With a shared database, `now` is the database's time: `store.clock.DatabaseClock`.
     """
 
     def now(self) -> float: ...
@@ -26,7 +26,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clock, which may step: for what has no database to agree with."""
+    """The host's own clock, which may step; for code without a database."""
 
     def now(self) -> float:
         return time.time()
@@ -36,7 +36,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that moves only when told to; for simulations and tests."""
+    """A clock that changes only when it is set; for simulations and tests."""
 
     def __init__(self, start: float = 1_000_000.0) -> None:
         self._now = start

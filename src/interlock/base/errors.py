@@ -1,32 +1,35 @@
-"""Every error Interlock raises, in one tree.
+"""Errors of Interlock: one tree.
 
     InterlockError
-    ├── InvalidInput            what came from outside does not fit; the message names the place and the mend
-    │   ├── InvalidSpec         a workflow, prompt, tool or settings file (file:line: field: mend)
-    │   ├── PayloadTooLarge     over the configured limit, refused at the door
+    ├── InvalidInput            external input is not valid; the message names the place and the correction
+    │   ├── InvalidSpec         a workflow, prompt, tool or settings file (file:line: field: correction)
+    │   ├── PayloadTooLarge     over the configured limit, refused on arrival
     │   └── ContractViolation   a value does not fit a step's or a tool's schema
     ├── NotFound                no such run, workflow, tool, review, key
-    ├── Conflict                the thing exists, or is in a state that does not allow this move
+    ├── Conflict                the object exists already, or its state does not allow this operation
     ├── Unauthenticated         no key, or an unknown key
-    ├── Denied                  known, and not allowed (role, allowlist, policy)
-    ├── TooManyRequests         a bound on what one organisation or process may hold at once
+    ├── Denied                  a known principal or tool that is not allowed (role, allowlist, policy)
+    │   ├── SelfApproval        the requester of a run must not approve its acts
+    │   ├── ApprovalRejected    a person rejected this act
+    │   └── ApprovalInvalid     the approval is used, revoked, expired, or belongs to another act
+    ├── TooManyRequests         a limit of concurrent use by one organisation or process
     ├── BudgetExceeded          the run's tokens, money or retries are used up
-    ├── StepError               a step's work failed; `kind` says whether trying again can help
-    │   ├── ProviderError       a model provider refused, broke off or answered nonsense
-    │   ├── ToolError           a tool crashed, hung or answered garbage
+    ├── StepError               a step's work failed; `kind` tells whether a retry can help
+    │   ├── ProviderError       a model provider refused, disconnected or sent an invalid answer
+    │   ├── ToolError           a tool crashed, hung or returned an invalid answer
     │   │   └── NothingHappened a tool failed and declares that it changed nothing
     │   ├── SandboxError        the isolation itself could not be set up
-    │   ├── Unpriced            a budget in USD, and a model without a known price; it was not called
+    │   ├── Unpriced            a model without a known price in a run with a budget in USD; it was not called
     │   ├── TargetDown          a breaker is open: the tool or provider failed too often and was not called
-    │   ├── ToolUnhealthy       the tool's own health check says that it cannot work; it was not called
-    │   └── Deferred            no room now, or no answer yet: later again, and no attempt is counted
-    ├── Unavailable             a part Interlock needs is down (database, provider, sandbox)
-    ├── LeaseLost               another worker owns the run now; local state is void
-    ├── IntegrityError          stored data is not what was stored (audit chain, artifact, weights)
+    │   ├── ToolUnhealthy       the tool's own health check failed; it was not called
+    │   └── Deferred            no capacity now, or no answer yet: the call is repeated later, and no attempt is counted
+    ├── Unavailable             a required component is down (database, provider, sandbox)
+    ├── LeaseLost               another worker drives the run now; local state is invalid
+    ├── IntegrityError          stored data was changed (audit chain, artifact, weights)
     └── Erased                  the key of the value's subject was destroyed; the value is unreadable
 
-Lower floors know neither HTTP nor exit codes beyond the two numbers each class carries; `api/errors.py`
-and `cli/main.py` are the only readers of those.
+Lower layers use neither HTTP nor exit codes, except the two numbers of each class; only `api/errors.py` and
+`cli/main.py` read them.
 """
 
 from __future__ import annotations
@@ -36,21 +39,21 @@ from typing import ClassVar
 
 
 class FailureKind(StrEnum):
-    """Why a step failed, as far as the machine must know to decide what comes next."""
+    """Reason of a failure, as far as the state machine needs it to choose the next step."""
 
-    TRANSIENT = "transient"  # try again with backoff
-    RATE_LIMITED = "rate_limited"  # try again, not before `retry_after`
+    TRANSIENT = "transient"  # retry with backoff
+    RATE_LIMITED = "rate_limited"  # retry, not before `retry_after`
     PERMANENT = "permanent"  # the same call would fail again
     INVALID = "invalid"  # output not valid against its schema after all corrections
     DENIED = "denied"  # allowlist, policy or label check
-    BUDGET = "budget"  # tokens or money used up: finish partially
+    BUDGET = "budget"  # tokens or money used up: the run ends as partial
 
 
 class InterlockError(Exception):
-    """Base of all. `str(error)` is one sentence fit for the user.
+    """Base class. `str(error)` is one sentence for the user.
 
     Args:
-        message: one sentence naming the place, what is wrong and the mend.
+        message: one sentence with the place, the fault and the correction.
         detail: for the log only; never shown to a client.
     """
 
@@ -96,6 +99,18 @@ class Denied(InterlockError):
     code, http_status, exit_code = "denied", 403, 5
 
 
+class SelfApproval(Denied):
+    code = "self_approval"
+
+
+class ApprovalRejected(Denied):
+    code = "approval_rejected"
+
+
+class ApprovalInvalid(Denied):
+    code = "approval_invalid"
+
+
 class TooManyRequests(InterlockError):
     code, http_status, exit_code = "too_many_requests", 429, 8
 
@@ -108,13 +123,14 @@ class StepError(InterlockError):
     """A step's work failed.
 
     Args:
-        kind: what the machine may do about it.
-        retry_after: seconds the far side asked us to wait, if it did.
-        words: what the far side itself said. It may hold anybody's data, so it is kept as a value is: encrypted, and in no
-            journal, audit entry or log.
+        kind: reason, from which the state machine chooses the next step.
+        retry_after: seconds to wait, if the remote side asked for a pause.
+        error_detail: the remote side's own message. It may contain personal data, so it is stored like a value: encrypted,
+            and never in a journal, audit entry or log.
 
     Attributes:
-        counts_against_breaker: whether it says how the tool or provider is now; not if it was kept, or made by us.
+        counts_against_breaker: True if the failure shows the present state of the tool or provider; False for a stored answer
+            and for a failure on our side.
     """
 
     code, http_status, exit_code = "step_failed", 502, 7
@@ -152,13 +168,13 @@ class SandboxError(StepError):
 
 
 class Unpriced(StepError):
-    """The run has a budget in USD, and the price of the model is not known; the model was not called."""
+    """A model without a known price in a run with a budget in USD; the model was not called."""
 
     code = "unpriced"
 
 
 class TargetDown(StepError):
-    """A breaker is open; `retry_after` is the seconds until it lets calls through on trial."""
+    """An open circuit breaker; `retry_after` is the seconds until it admits trial calls."""
 
     code = "target_down"
 
@@ -168,10 +184,10 @@ class ToolUnhealthy(StepError):
 
 
 class Deferred(StepError):
-    """A limit has no room for the call, or its answer is not there yet. It is no attempt; `retry_after` says when to ask again.
+    """A call without capacity under a limit, or without an answer yet. It counts as no attempt; `retry_after` is the delay.
 
     Args:
-        pending: the call was dispatched and will cost what was reserved for it.
+        pending: the call was dispatched, so its reservation must be kept.
     """
 
     code = "deferred"

@@ -1,17 +1,17 @@
-"""JSON from outside: what a client, a model, a tool or a provider sends is held against one set of bounds before it is used.
+"""JSON from outside: one set of bounds for every value from a client, a model, a tool or a provider.
 
-Python's parser accepts more than RFC 8259 and more than the parts behind it can take: NaN and infinity, half of a surrogate
-pair, integers of thousands of digits, a thousand levels. PostgreSQL's jsonb refuses NUL, pydantic refuses to serialise more
-than 255 levels, and CEL converts integers of 64 bits only. A value that passes `accept_json` is taken by all of them.
+Python's parser accepts more than RFC 8259 and more than later components can process: NaN and infinity, lone surrogates,
+integers of thousands of digits, a thousand levels. PostgreSQL's jsonb refuses NUL, pydantic refuses to serialise more
+than 255 levels, and CEL converts integers of 64 bits only. All of them can process a value that passes `accept_json`.
 
 ::
 
-    depth      at most 100 levels of lists and objects (RFC 8259 section 9 lets a receiver bound it)
+    depth      at most 100 levels of lists and objects (RFC 8259 section 9 permits a limit)
     integers   -2^63 to 2^63 - 1, the range of CEL's `int` and of `bigint`
     floats     finite
     texts      Unicode without lone surrogates and without NUL; keys as well as values
-    objects    no name twice (RFC 8259 section 4: receivers differ in which they keep)
-    size       as the caller says, in bytes
+    objects    no duplicate name (RFC 8259 section 4: receivers differ in the one they keep)
+    size       given by the caller, in bytes
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from typing import Any, TypeAlias
 
 from interlock.base.errors import InvalidInput
 
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 """A JSON value to be read; `Mapping` and `Sequence`, so that a `dict[str, int]` is one too."""
 
 MAX_DEPTH = 100
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 MAX_PLACE = 60
-"""Characters of a place in a message."""
+"""Maximum characters of a place in a message."""
 
 _HALF = "a text holds half of a surrogate pair, which is no Unicode character; remove it"
 _NOT_FINITE = "NaN and infinity are not JSON numbers; send null or a text"
 
 
 class InvalidJson(InvalidInput):
-    """A value from outside is not JSON, or breaks a bound. The message repeats nothing of the value."""
+    """A value from outside is not JSON or exceeds a bound. The message contains no part of the value."""
 
     code = "invalid_json"
 
 
 def parse_json(text: str | bytes) -> Json:
-    """Parses and accepts a text from outside; bytes must be UTF-8, with or without a byte order mark.
+    """Parses a text from outside and checks its bounds; bytes must be UTF-8, with or without a byte order mark.
 
     Raises:
-        InvalidJson: not JSON, or over a bound.
+        InvalidJson: not JSON, or outside a bound.
     """
     return accept_json(decode_json(text))
 
 
 def decode_json(text: str | bytes) -> Any:
-    """As `parse_json` without the bounds of depth, integers and NUL: for an envelope whose content is accepted by itself.
+    """Like `parse_json` without the bounds of depth, integers and NUL: for an envelope whose content is checked separately.
 
     Raises:
         InvalidJson: not JSON.
@@ -65,10 +65,10 @@ def decode_json(text: str | bytes) -> Any:
     except RecursionError:
         raise InvalidJson(f"nested more than {MAX_DEPTH} levels deep; send a flatter value") from None
     except ValueError as error:
-        # The parser's own text names line and column, and repeats nothing of the document.
+        # The parser's message has line and column, and no part of the document.
         raise InvalidJson(str(error)) from None
     if "\\u" in text if isinstance(text, str) else b"\\u" in text:
-        # An escaped half of a surrogate pair passes the decoder, and nothing behind it could encode it.
+        # An escaped lone surrogate passes the decoder, but cannot be encoded again.
         try:
             json.dumps(decoded, ensure_ascii=False).encode()
         except (UnicodeEncodeError, RecursionError):
@@ -77,13 +77,13 @@ def decode_json(text: str | bytes) -> Any:
 
 
 def accept_json(value: object, *, limit_bytes: int | None = None) -> Json:
-    """The value itself, if it is within the bounds. Walks it level by level, so a deep value cannot exhaust the stack.
+    """Returns the value if it is within the bounds. Checks it level by level, so a deep value cannot exhaust the stack.
 
     Args:
-        limit_bytes: of the value as compact JSON; None where the caller has bounded the text already.
+        limit_bytes: maximum size as compact JSON; None if the caller has limited the text already.
 
     Raises:
-        InvalidJson: naming the bound and the mend.
+        InvalidJson: names the bound and the correction.
     """
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
@@ -127,7 +127,7 @@ def _check_scalar(value: object) -> None:
 
 
 def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An `object_pairs_hook` that refuses an object with one name twice."""
+    """An `object_pairs_hook` that refuses an object with a duplicate name."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise InvalidJson("an object names the same key twice; name it once")
@@ -135,10 +135,10 @@ def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def place(path: Iterable[str | int], declared: Collection[str], value: object = None) -> str:
-    """A place inside a value from outside, fit for messages, journals and logs: "" for the value itself, else "/items/3/name".
+    """A place inside a value from outside, safe for messages, journals and logs: "" for the value itself, else "/items/3/name".
 
-    A property's name is data of the sender (objects keyed by person are ordinary), so it stands only if the schema declares
-    it and it can be printed; any other is given as its number in its object, from 0, or `*` if that is not known.
+    A property's name is data of the sender (an object may be keyed by person), so it is shown only if the schema declares it
+    and it is printable. Another name is replaced by its number in its object, from 0, or by `*` if that is not known.
 
     Args:
         path: names and list indices, from the outermost in.

@@ -1,4 +1,4 @@
-"""Labels: what is known about a value's trustworthiness, sensitivity and provenance. They join as values combine."""
+"""Labels: trust, sensitivity and provenance of a value. A combined value has the join of the labels."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Labels:
         trust: see `Trust`.
         sensitivity: see `Sensitivity`.
         subjects: pseudonyms of the people the value is about; destroying one of their keys erases the value.
-        origins: where it came from, such as `input` or `tool:lookup_customer`.
+        origins: sources, such as `input` or `tool:lookup_customer`.
         as_of: seconds since the epoch at which the oldest part was true; None if it does not age.
     """
 

@@ -1,8 +1,8 @@
 """Money: one integer type, nano-USD (1e-9 USD).
 
-A single token of a cheap model costs 20 nano-USD, so micro-USD would misprice short calls, and a float cannot be added exactly.
-Sums of integers are exact in any order and grouping: what the journal says of every call adds up to what the run's row, the
-audit log and the reservations say, to the last nano-USD.
+A single token of a cheap model costs 20 nano-USD, so micro-USD would misprice short calls, and floats cannot be added
+exactly. Sums of integers are exact in any order and grouping: the amounts of a run's calls in the journal add up exactly
+to those of the run's row, the audit log and the reservations.
 
 Rounding happens in one place and once per call of a provider: `rounded` turns the exact decimal price of that call into
 nano-USD, half up. Nothing is rounded after that.
@@ -24,11 +24,11 @@ NanoUsd = NewType("NanoUsd", int)
 FREE = NanoUsd(0)
 NANO_PER_USD = 10**9
 MAX_USD = 1_000_000
-"""The largest limit of a definition, USD. Up to here a float still tells neighbouring nano-USD apart, and so does the text it
-is read from; and no sum of limits comes near what a `bigint` holds."""
+"""The largest limit of a definition, USD. Up to this amount a float still distinguishes adjacent nano-USD, as does the
+text from which it is read; and no sum of limits comes near the maximum of a `bigint`."""
 
 _DECIMALS = 9
-# Wide enough for a price of 20 digits times a billion tokens; the default of 28 digits would round before `rounded` does.
+# Sufficient for a price of 20 digits times a billion tokens; the default of 28 digits would round before `rounded`.
 _EXACT = Context(prec=60)
 
 
@@ -54,7 +54,7 @@ def read_usd(value: Any) -> NanoUsd:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError('is an amount in USD; write a decimal number such as 0.5 or "0.5"')
     try:
-        # The shortest text of a float is the decimal it was read from, for as many digits as MAX_USD leaves it.
+        # The shortest text of a float is the decimal from which it was read, for all amounts up to MAX_USD.
         usd = Decimal(value if isinstance(value, int) else str(value).strip())
     except InvalidOperation:
         raise ValueError('is an amount in USD; write a decimal number such as 0.5 or "0.5"') from None

@@ -1,4 +1,4 @@
-"""A `Ref` stands for a stored value. Histories, journals, buses and traces carry refs, never the value."""
+"""References to stored values. Histories, journals, messages and traces carry a `Ref`, never the value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Self, TypedDict
 
 from interlock.base.labels import Labels, LabelsJson
 
-# Made once: `json.dumps` makes one for every call.
+# Created once, because `json.dumps` creates one for every call.
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -23,7 +23,7 @@ class RefJson(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A stored JSON value.
+    """Reference to a stored JSON value.
 
     Attributes:
         digest: 64 hexadecimal digits, an HMAC of the value under a key of its organisation and subjects, so that
@@ -47,11 +47,11 @@ class Ref:
 def canonical_json(value: Any) -> bytes:
     """Sorted keys, no spaces, ASCII only, no NaN: one value, one byte string.
 
-    Equal to RFC 8785 for what we hash (ASCII keys, integers, strings, booleans, null), and needs only the
-    standard library, which the stand-alone audit verifier must make do with.
+    Equal to RFC 8785 for the values hashed here (ASCII keys, integers, strings, booleans, null). It needs only the
+    standard library, because the stand-alone audit verifier has no other dependency.
 
     Raises:
         ValueError: for NaN and infinity.
-        TypeError: for what is not JSON.
+        TypeError: for values that are not JSON.
     """
     return _CANONICAL.encode(value).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -19,7 +20,7 @@ class _Section(BaseModel):
 
 
 class DatabaseSettings(_Section):
-    """Where PostgreSQL is. Without a URL, one is started in the project's data directory.
+    """Connection to PostgreSQL. Without a URL, a server is started in the project's data directory.
 
     Attributes:
         url: `postgresql://user:password@host/name`. If that user owns the schema or is a superuser, Interlock migrates with
@@ -46,10 +47,10 @@ class ServerSettings(_Section):
 
 
 class LimitSettings(_Section):
-    """Bounds at the door.
+    """Limits on input.
 
     Attributes:
-        payload_bytes: largest request body and largest single value; more is refused (10 MiB).
+        payload_bytes: largest request body and largest single value, in bytes; larger ones are refused (10 MiB).
     """
 
     payload_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
@@ -59,8 +60,8 @@ class WorkerSettings(_Section):
     """One worker process.
 
     Attributes:
-        concurrency: runs driven at once.
-        lease_seconds: how long a silent worker keeps its runs before another takes them over.
+        concurrency: runs driven concurrently.
+        lease_seconds: time after which other workers take over the runs of a silent worker.
     """
 
     concurrency: int = Field(default=16, ge=1, le=1000)
@@ -69,7 +70,7 @@ class WorkerSettings(_Section):
 
 class TelemetrySettings(_Section):
     """Attributes:
-    otlp_endpoint: base URL of an OTLP/HTTP collector; spans are kept in PostgreSQL either way.
+    otlp_endpoint: base URL of an OTLP/HTTP collector; spans are stored in PostgreSQL in any case.
     log_level: of the JSON log.
     """
 
@@ -79,7 +80,7 @@ class TelemetrySettings(_Section):
 
 class GuardSettings(_Section):
     """Attributes:
-    on_injection: what happens to an input in which the scanner finds an injected order.
+    on_injection: reaction to an input in which the scanner finds a prompt injection.
     """
 
     on_injection: Literal["flag", "block"] = "flag"
@@ -95,20 +96,20 @@ class EventSettings(_Section):
 
 class SandboxSettings(_Section):
     """Attributes:
-    warm: sandboxes kept started ahead of use.
+    warm: sandboxes started in advance for each recently used tool.
     """
 
     warm: int = Field(default=2, ge=0, le=64)
 
 
 class BreakerSettings(_Section):
-    """When a tool or provider that fails is left alone.
+    """Circuit breakers of tools and providers.
 
     Attributes:
-        failures: in a row that open its breaker.
-        window_seconds: within which those failures must fall.
-        open_seconds: nothing is called for so long.
-        probes: calls then let through on trial, by all workers together; all must succeed.
+        failures: consecutive failures that open a breaker.
+        window_seconds: time within which those failures must happen.
+        open_seconds: time without calls.
+        probes: trial calls admitted afterwards, for all workers together; all must succeed.
     """
 
     failures: int = Field(default=5, ge=1, le=1000)
@@ -122,17 +123,17 @@ class TemporalSettings(_Section):
 
     Attributes:
         address: host:port of its frontend.
-        tls: whether to speak TLS to it; if so, never anything else.
-        tls_ca: PEM file with the authority that signed its certificate; without one, those the system trusts.
-        tls_cert, tls_key: PEM files of the client certificate that it wants (mTLS) and its key, without a password.
-        tls_server_name: the name in its certificate, if that is not the address's host.
+        tls: use TLS, and never an unencrypted connection.
+        tls_ca: PEM file with the authority that signed the server's certificate; without one, the system's authorities.
+        tls_cert, tls_key: PEM files of the client certificate (mTLS) and its key, without a password.
+        tls_server_name: the name in the server's certificate, if it differs from the address's host.
             Files are named relative to the project.
-        versioned: pins runs to the worker version they began on; needs a server that knows worker deployments (1.29.1). New
-            runs go to the build that `temporal worker deployment set-current-version` named; workers log theirs.
-        cached_runs: runs whose state a worker keeps between their steps; with 0 each step replays its run's history, for a
-            server that does not take such a run from a worker that is gone (the test server).
-        history_events, history_bytes: a run's history is begun anew once it is this long; the server's own bounds are
-            51,200 events and 50 MiB.
+        versioned: pins runs to the worker version on which they started; needs a server with worker deployments (1.29.1). New
+            runs go to the build set by `temporal worker deployment set-current-version`; workers log their build.
+        cached_runs: runs whose state a worker keeps between steps. With 0 each step replays its run's history; needed for a
+            server that does not move such a run away from a worker that has ended (the test server).
+        history_events, history_bytes: length at which a run's history is restarted (continue-as-new); the server's own
+            limits are 51,200 events and 50 MiB.
     """
 
     address: str = "127.0.0.1:7233"
@@ -149,12 +150,27 @@ class TemporalSettings(_Section):
     history_bytes: int = Field(default=2 * 1024 * 1024, ge=64 * 1024, le=40 * 1024 * 1024)
 
 
+class ReviewSettings(_Section):
+    """Decisions of people.
+
+    Attributes:
+        self_approval: whether a person may approve what that same person asked for: a run they started, or whose dead letter
+            they requeued. `interlock dev`, `interlock demo` and commands that open a project without a server switch it on if
+            the database is on the same machine, unless it is set.
+        approval_ttl: seconds for which an approval may be used.
+    """
+
+    self_approval: bool = False
+    approval_ttl: int = Field(default=86400, ge=1, le=366 * 86400)
+
+
 class BatchSettings(_Section):
     """Model calls that go through a batch API.
 
     Attributes:
-        gather_seconds: for which a call waits for others to go with it.
-        check_seconds, max_check_seconds: between two looks at a batch: a quarter of its age, but at least and at most so long.
+        gather_seconds: time for which a call waits for others to be submitted with it.
+        check_seconds, max_check_seconds: bounds of the interval between two status checks of a batch; the interval is a
+            quarter of the batch's age.
     """
 
     gather_seconds: float = Field(default=30.0, gt=0, le=86400)
@@ -163,14 +179,14 @@ class BatchSettings(_Section):
 
 
 class Settings(BaseSettings):
-    """Everything that can be configured. Unknown keys are refused.
+    """Configuration. Unknown keys are refused.
 
     Attributes:
         models: alias → `local:NAME`, `openai:MODEL`, `openai:MODEL@BASE_URL` or `anthropic:MODEL`. The steps of a
             workflow name aliases; keys come from `OPENAI_API_KEY` and `ANTHROPIC_API_KEY`.
-        engine: what drives new runs, and which runs a worker drives; a run ends on the engine it began on.
+        engine: engine of new runs, and of the runs that a worker drives; a run ends on the engine on which it started.
         data_dir: state of this installation, relative to the project.
-        variables: what `${name}` stands for in definitions; differs between installations, such as a host and port.
+        variables: values of `${name}` in definitions, for what differs between installations, such as a host and port.
     """
 
     model_config = SettingsConfigDict(
@@ -197,6 +213,7 @@ class Settings(BaseSettings):
     temporal: TemporalSettings = TemporalSettings()
     breaker: BreakerSettings = BreakerSettings()
     batch: BatchSettings = BatchSettings()
+    review: ReviewSettings = ReviewSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -207,15 +224,27 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The environment beats the file: a deployment overrides what the repository says.
+        # The environment overrides the file, so a deployment can override the repository.
         return (env_settings, init_settings)
+
+
+def on_own_machine(settings: Settings) -> Settings:
+    """The settings of a process that serves one person: on a database of their own machine they may approve what they asked for.
+
+    What `review.self_approval` is set to stays.
+    """
+    url = settings.database.url
+    local = url is None or urlsplit(url).hostname in {None, "localhost", "127.0.0.1", "::1"}
+    if not local or "self_approval" in settings.review.model_fields_set:
+        return settings
+    return settings.model_copy(update={"review": settings.review.model_copy(update={"self_approval": True})})
 
 
 def load_settings(project: Path) -> Settings:
     """Reads `interlock.toml` of a project directory (absent is fine) and the environment.
 
     Raises:
-        InvalidSpec: the file is not TOML, or a key or value is not known; names file, key and mend.
+        InvalidSpec: the file is not TOML, or a key or value is not known; names file, key and correction.
     """
     path = project / SETTINGS_FILE
     values: dict[str, Any] = {}
@@ -227,7 +256,7 @@ def load_settings(project: Path) -> Settings:
         except OSError as error:
             raise InvalidSpec(f"{path}: cannot be read: {error.strerror}") from error
         for key in values:
-            if key.startswith("_"):  # pydantic-settings would take it for an option of its own
+            if key.startswith("_"):  # pydantic-settings would interpret it as one of its own options
                 raise InvalidSpec(f'{path}: setting "{key}" is not accepted: remove it or check the spelling')
     try:
         settings = Settings(**values)

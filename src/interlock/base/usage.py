@@ -1,4 +1,4 @@
-"""`Usage`: what calls of models used, as the journal, budgets, audit log and views have it."""
+"""`Usage`: tokens and cost of model calls, in journal, budgets, audit log and views."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from interlock.base.money import FREE, NanoUsd, usd_text
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one call of a model used, or several calls together.
+    """Usage of one model call, or of several calls together.
 
-    Usages add up: counts and costs are integers, so the sum does not depend on order or grouping. A sum carries provider and
-    model of the last part that names them.
+    Usages can be added: counts and costs are integers, so the sum does not depend on order or grouping. A sum has the
+    provider and model of the last part that names them.
 
     Attributes:
-        provider: who was called, by its configured name.
-        model: the name that the answering model gave itself; "" if nothing answered.
-        input_tokens: all of them, those read from and written to a cache included.
-        output_tokens: all of them, those of the reasoning included.
+        provider: configured name of the provider.
+        model: name reported by the answering model; "" without an answer.
+        input_tokens: all input tokens, those read from and written to a cache included.
+        output_tokens: all output tokens, those of the reasoning included.
         cached_tokens: input tokens read from the provider's cache.
-        cache_write_tokens: input tokens written to it.
+        cache_write_tokens: input tokens written to that cache.
         reasoning_tokens: output tokens that are not in the answer.
-        attempts: calls made: corrections, and calls that failed, included.
+        attempts: calls made, corrections and failed calls included.
         known_cost: nano-USD of the calls whose price is known.
-        unpriced: calls that were charged for at a price that is not known; `known_cost` says nothing about them.
+        unpriced: number of charged calls whose price is not known; `known_cost` does not include them.
     """
 
     provider: str = ""
@@ -55,12 +55,12 @@ class Usage:
 
     @property
     def tokens(self) -> int:
-        """Input and output."""
+        """Input and output tokens."""
         return self.input_tokens + self.output_tokens
 
     @property
     def cost(self) -> NanoUsd | None:
-        """Nano-USD of all of it; None if the price of any part is not known."""
+        """Total cost in nano-USD; None if the price of any part is not known."""
         return None if self.unpriced else self.known_cost
 
     def anonymous(self) -> Usage:
@@ -72,10 +72,10 @@ class Usage:
 
 
 def cost_json(known_cost: NanoUsd, unpriced: int) -> dict[str, Any]:
-    """Cost as people read it, in views and the audit log: decimal strings of USD.
+    """Cost for views and the audit log: decimal strings of USD.
 
-    `usd` is None as soon as the price of one call is not known, so no reader takes an unknown price for 0; `usd_priced` is the
-    sum over the other calls.
+    `usd` is None if the price of any call is not known, so that an unknown price cannot be read as 0; `usd_priced` is the sum
+    over the other calls.
     """
     text = usd_text(known_cost)
     return {"usd": None if unpriced else text, "usd_priced": text, "unpriced_calls": unpriced}

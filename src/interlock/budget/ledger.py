@@ -1,4 +1,4 @@
-"""A run's budget: reserved before a call, settled after it. The run's worker is the only spender, so its state is the ledger."""
+"""Budget of a run: reserved before a call, settled after it. Only the run's worker spends, so the ledger is in its memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Amount:
 
     @classmethod
     def of(cls, usage: Usage) -> Amount:
-        """What a usage takes from a budget. A budget in USD admits priced calls only, so no part of it is unpriced there."""
+        """The amount that a usage takes from a budget. A budget in USD admits priced calls only, so it has no unpriced part."""
         return cls(usage.tokens, usage.known_cost)
 
     def __add__(self, other: Amount) -> Amount:
@@ -29,9 +29,9 @@ NOTHING = Amount()
 
 
 class RunLedger:
-    """Reservations of the calls one run has under way on this worker.
+    """Reservations of the calls that one run has under way on this worker.
 
-    A limit that is None is no limit. Reserve-then-settle keeps parallel steps from overspending together. Amounts are integers:
+    A limit of None means no limit. Parallel steps reserve before they spend, so they cannot exceed the budget together. Integers:
     a call that uses a limit up to its last nano-USD fits, and one nano-USD more does not.
 
     Args:
@@ -82,19 +82,19 @@ class RunLedger:
 
     @property
     def held(self) -> list[str]:
-        """The keys for which something is held."""
+        """Keys of held reservations."""
         return list(self._held)
 
     def use(self, key: str, used: Amount) -> None:
-        """The call is over and used this much, more or less than was set aside; it counts here until `settle`."""
+        """Replaces a reservation by the actual usage of a finished call, which may be more or less; it counts until `settle`."""
         self._held.pop(key, None)
         self._reserved[key] = used
 
     def settle(self, key: str) -> None:
-        """Releases a reservation; the true usage is in the run's state by then. What is held stays."""
+        """Releases a reservation, because the actual usage is in the run's state by then. Held reservations stay."""
         self._reserved.pop(key, None)
 
     def release(self, key: str) -> None:
-        """Releases all of it: the call is over, or no step waits for it."""
+        """Releases a reservation, held or not: the call is over, or no step waits for it."""
         self._reserved.pop(key, None)
         self._held.pop(key, None)

@@ -17,21 +17,21 @@ from interlock.base.usage import Usage
 _MANY = 1_000_000  # tokens, the unit of list prices
 
 BATCH_PRICE = Decimal("0.5")
-"""What a token costs through a batch API, as a share of its list price, at OpenAI and Anthropic alike.
+"""Price of a token through a batch API, as a fraction of its list price, at both OpenAI and Anthropic.
 
 Sources: https://platform.openai.com/docs/guides/batch and https://platform.claude.com/docs/en/build-with-claude/batch-processing.
 """
 
 
 def priced(usage: Usage, provider: str, model: str, *, batch: bool = False) -> Usage:
-    """One call's usage with its cost: at the list prices that `genai-prices` ships, in a batch at half of them.
+    """The usage of one call with its cost: at the list prices that `genai-prices` ships, in a batch at half of them.
 
-    Tokens read from or written to a cache have their own prices where the library knows them. Local models cost nothing; a call
+    Tokens read from or written to a cache have their own prices if the library has them. Local models cost nothing; a call
     at a price that is not known counts as unpriced. The exact price of the call is rounded once (`base.money.rounded`).
 
     Args:
-        usage: of one call; the names it lacks, and its `attempts`, are filled in.
-        model: the one that was asked for, at whose price the call was reserved.
+        usage: usage of one call; missing names and `attempts` are filled in.
+        model: the requested model, at whose price the call was reserved.
     """
     named = replace(usage, provider=usage.provider or provider, model=usage.model or model, attempts=1)
     cost = cost_of(
@@ -76,7 +76,7 @@ def cost_of(
 
 
 def is_priced(provider: str, model: str) -> bool:
-    """Whether a price is known; a run with a USD budget may only use models that have one."""
+    """True if a price is known; a run with a USD budget may only use priced models."""
     return provider == "local" or _find(provider, model) is not None
 
 
@@ -116,19 +116,19 @@ def _rates(provider: str, model: str) -> _Rates | None:
 def _list_price(
     found: tuple[Provider, ModelInfo], input_tokens: int, output_tokens: int, cached: int, written: int
 ) -> Decimal:
-    company, info = found
+    vendor, info = found
     counted = PricedUsage(
         input_tokens=input_tokens, output_tokens=output_tokens, cache_read_tokens=cached, cache_write_tokens=written
     )
-    return info.calc_price(counted, company).total_price
+    return info.calc_price(counted, vendor).total_price
 
 
 @lru_cache(maxsize=256)
 def _find(provider: str, model: str) -> tuple[Provider, ModelInfo] | None:
     """The price list's entry of a model; None if it has none, or none for input and output."""
     try:
-        company, info = get_snapshot().find_provider_model(model, None, provider, None)
+        vendor, info = get_snapshot().find_provider_model(model, None, provider, None)
     except LookupError:
         return None
     prices = info.get_prices(datetime.now(UTC))
-    return (company, info) if prices.input_mtok is not None and prices.output_mtok is not None else None
+    return (vendor, info) if prices.input_mtok is not None and prices.output_mtok is not None else None

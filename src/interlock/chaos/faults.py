@@ -1,4 +1,4 @@
-"""The faults. Each strikes once when asked to, while work is under way, and says whom it hit; or says that it did not strike."""
+"""Faults. Each call injects a fault once, while work is in progress, and returns what it hit, or None if it hit nothing."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from interlock.chaos.watch import RunWatch
 from interlock.chaos.worker import BOUNDARIES
 from interlock.store.embedded import EmbeddedPostgres
 
-ARMED_SECONDS = 5.0  # how long a worker may take to reach a boundary
-SPELL_SECONDS = 1.5  # how long a partition lasts
-# Seconds; an hour is longer than a run may stand still. Timers follow the database's time, so a step changes nothing.
+ARMED_SECONDS = 5.0  # maximum time for a worker to reach a boundary
+SPELL_SECONDS = 1.5  # duration of a partition
+# Seconds; an hour exceeds the stall limit of a run. Timers follow the database's time, so a step has no effect.
 CLOCK_STEPS = (-3600.0, -30.0, 4.0, 3600.0)
 
 # Boundaries at which it is unknown whether the effect happened or was recorded.
-_DEAREST = frozenset({"during call", "after call", "after probe", "after undo"})
-# Boundaries that hardly any run would reach by itself: a call that takes its time, an effect in doubt.
+_PREFERRED = frozenset({"during call", "after call", "after probe", "after compensation"})
+# Boundaries that runs rarely reach without help: a slow call, an effect with unknown outcome.
 _NEEDED = {"during call": "slow", "after probe": "drop"}
 
 
 @dataclass(slots=True)
 class Strike:
-    """A fault that struck while work was under way.
+    """A fault that hit work in progress.
 
     Attributes:
-        at: `time.monotonic()`; for a fault that lasts, its end.
-        runs: whose worker it hit; empty for what strikes requests.
-        hits: runs or requests it hit.
+        at: `time.monotonic()`; for a lasting fault, its end.
+        runs: runs whose worker it hit; empty for faults of requests.
+        hits: number of runs or requests hit.
     """
 
     fault: str
@@ -48,9 +48,9 @@ class Scene:
     """Targets of faults.
 
     Attributes:
-        burst: starts more runs at once than the workers can take.
-        calm: while it is not set, no new runs are started: a fault is being prepared, and shall not come too late for them.
-        held: seconds for which it was not set so far.
+        burst: starts more runs at once than the workers can drive.
+        calm: while it is not set, no new runs are started, because a fault is being prepared that must not miss them.
+        held: total seconds for which `calm` was not set.
     """
 
     fleet: Fleet
@@ -68,7 +68,7 @@ class Scene:
     held: float = 0.0
 
     async def prepare(self, preparation: Awaitable[None]) -> None:
-        """Makes a fault ready while no new runs are started."""
+        """Prepares a fault while no new runs are started."""
         began = time.monotonic()
         self.calm.clear()
         try:
@@ -78,17 +78,17 @@ class Scene:
             self.calm.set()
 
     def next_boundary(self, act: str) -> str:
-        """The boundary struck least often by this fault; those around the call itself come first and are repeated if missed."""
-        order = sorted(self.boundaries, key=lambda one: (one not in _DEAREST, self.boundaries.index(one)))
+        """The boundary with the fewest hits of this fault; those around the call itself come first and are repeated if missed."""
+        order = sorted(self.boundaries, key=lambda one: (one not in _PREFERRED, self.boundaries.index(one)))
         return min(order, key=lambda one: self.met.get((act, one), 0.0))
 
     def note(self, act: str, boundary: str, *, struck: bool) -> None:
-        """Result of a fault."""
+        """Records the result of a fault."""
         self.met[act, boundary] = self.met.get((act, boundary), 0.0) + (1.0 if struck else 0.4)
 
 
 async def _at_boundary(scene: Scene, act: str, *, seconds: float = 0.0) -> tuple[list[Worker], Strike] | None:
-    """Arms every free worker; the first to get there is struck, the others are spared, unless they are as quick."""
+    """Arms every free worker; the first to reach the boundary is hit, and the others are disarmed unless they arrive as early."""
     workers = scene.fleet.free
     if not workers:
         await asyncio.sleep(0.5)
@@ -124,7 +124,7 @@ async def kill(scene: Scene) -> Strike | None:
 
 
 async def stop(scene: Scene) -> Strike | None:
-    """SIGSTOP at a boundary; it continues when its lease has expired and another worker has its runs."""
+    """SIGSTOP at a boundary; the worker continues when its lease has expired and another worker drives its runs."""
     found = await _at_boundary(scene, "stop")
     if found is None:
         return None
@@ -137,7 +137,7 @@ async def stop(scene: Scene) -> Strike | None:
 
 
 async def drain(scene: Scene) -> Strike | None:
-    """SIGTERM in the middle of work, while the successor is at work already, as in a rolling deployment."""
+    """SIGTERM during work, while the worker's replacement is already running, as in a rolling deployment."""
     await scene.prepare(scene.fleet.add_successor())
     found = await _at_boundary(scene, "drain")
     if found is None:
@@ -148,7 +148,7 @@ async def drain(scene: Scene) -> Strike | None:
 
 
 async def clock(scene: Scene) -> Strike | None:
-    """A worker's wall clock steps in the middle of work, and steps back after two seconds."""
+    """Step of a worker's wall clock during work, and back after two seconds."""
     seconds = scene.random.choice(CLOCK_STEPS)
     found = await _at_boundary(scene, "clock", seconds=seconds)
     if found is None:
@@ -162,9 +162,9 @@ async def clock(scene: Scene) -> Strike | None:
 
 
 async def postgres(scene: Scene) -> Strike | None:
-    """A crash of PostgreSQL in the middle of work, and half the time another one in the middle of its recovery."""
+    """Crash of PostgreSQL during work, and in half of the cases another one during its recovery."""
     server = scene.postgres
-    assert server is not None, "skipped where the server is not ours"
+    assert server is not None, "skipped on a shared server"
     found = await _at_boundary(scene, "tell")
     if found is None:
         return None
@@ -187,7 +187,7 @@ def _start(server: EmbeddedPostgres) -> None:
     for attempt in range(5):
         try:
             server.start()
-        except Exception:  # any error of a start that was struck while starting
+        except Exception:  # any error of a start that was crashed
             if attempt == 4:
                 raise
         else:
@@ -195,17 +195,17 @@ def _start(server: EmbeddedPostgres) -> None:
 
 
 async def _spell(hits: Callable[[], Awaitable[int]]) -> int:
-    """Lets a partition last until it has hit something, or nothing comes; the number of hits."""
+    """Waits until a partition has hit a request or its time is over; returns the number of hits."""
     before = await hits()
     deadline = time.monotonic() + ARMED_SECONDS
-    while await hits() == before and time.monotonic() < deadline:  # noqa: ASYNC110  another process counts
+    while await hits() == before and time.monotonic() < deadline:  # noqa: ASYNC110  the count is in another process
         await asyncio.sleep(0.1)
     await asyncio.sleep(SPELL_SECONDS)
     return await hits() - before
 
 
 async def provider(scene: Scene) -> Strike | None:
-    """The model provider refuses connections, hangs or fails, for a while."""
+    """Failure of the model provider for some time: it refuses connections, hangs or answers errors."""
 
     async def hits() -> int:
         return scene.provider.struck
@@ -218,12 +218,12 @@ async def provider(scene: Scene) -> Strike | None:
 
 
 async def tool(scene: Scene) -> Strike | None:
-    """The service behind the tools refuses connections or hangs, for a while. Nothing happens behind it."""
+    """Failure of the service behind the tools for some time: it refuses connections or hangs, without performing effects."""
     return await _partition(scene, "tool", scene.random.choice(("refuse", "hang")), requests=6)
 
 
 async def timeout(scene: Scene) -> Strike | None:
-    """Execute-and-timeout: the work is done, the caller sees a broken connection or waits in vain."""
+    """Execute-and-timeout: the effect is performed, but the caller gets a closed connection or no answer."""
     return await _partition(scene, "timeout", scene.random.choice(("drop", "drop", "late")), requests=3)
 
 
@@ -235,7 +235,7 @@ async def _partition(scene: Scene, fault: str, mode: str, *, requests: int) -> S
 
 
 async def signals(scene: Scene) -> Strike | None:
-    """For a while people answer out of order, and everything they say arrives twice more."""
+    """For some time people answer out of order, and every decision is delivered two more times."""
 
     async def hits() -> int:
         return scene.people.repeated
@@ -247,9 +247,9 @@ async def signals(scene: Scene) -> Strike | None:
 
 
 async def spike(scene: Scene) -> Strike | None:
-    """A burst of runs, more than all workers together can take: the rest must wait its turn, and get it."""
+    """Load spike: more runs than all workers together can drive, so that some must wait."""
     await scene.burst()
-    await asyncio.sleep(1)  # what can be taken up has been
+    await asyncio.sleep(1)  # by now the workers have claimed all runs they can drive
     waiting = scene.watch.waiting
     return Strike("spike", f"{waiting} runs had to wait", time.monotonic(), hits=waiting) if waiting else None
 
@@ -259,4 +259,4 @@ FAULTS: dict[str, Callable[[Scene], Awaitable[Strike | None]]] = {
 }
 
 TURNS = {"spike": 3, "kill": 0.4, "stop": 0.7}
-"""For how many turns of another fault one counts: a spike's runs have to be finished, too; workers are struck at many places."""
+"""Weight of a fault's turn: a spike's runs must also be finished; faults of workers have many boundaries."""

@@ -1,4 +1,4 @@
-"""The workers of a chaos run as their parent sees them: started, told to fail, replaced."""
+"""Worker processes of a chaos run, controlled by their parent: start, fault injection, replacement."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ START_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Struck:
-    """Last report of a worker before it was struck.
+    """Last report of a worker before a fault hit it.
 
     Attributes:
-        at: `time.monotonic()` when we heard of it.
-        runs: what it was driving.
+        at: `time.monotonic()` of the report.
+        runs: runs that it drove.
     """
 
     boundary: str
@@ -45,7 +45,7 @@ class Worker:
 
     @property
     def free(self) -> bool:
-        """True if the worker runs and no fault holds it."""
+        """True if the worker runs and is under no fault."""
         return self.process.returncode is None and not self.stopped and not self.leaving
 
     async def order(self, do: str, **values: Any) -> None:
@@ -56,7 +56,7 @@ class Worker:
             await stdin.drain()
 
     async def received(self, kind: str, seconds: float) -> dict[str, Any] | None:
-        """The next thing of this kind that it says; None if it does not, or ends."""
+        """The worker's next message of this kind; None after a time-out or its end."""
         queue = self._said.setdefault(kind, asyncio.Queue())
         getting, ended = asyncio.ensure_future(queue.get()), asyncio.ensure_future(self._ended.wait())
         try:
@@ -69,12 +69,12 @@ class Worker:
         return queue.get_nowait() if not queue.empty() else None
 
     async def struck(self, boundary: str, act: str, patience: float, seconds: float = 0.0) -> Struck | None:
-        """Arms it and waits until it has reached the boundary; None if it did not in that time (`patience`, seconds)."""
+        """Arms the worker and waits until it reaches the boundary; None if it does not within `patience` seconds."""
         await self.order("arm", boundary=boundary, act=act, seconds=seconds)
         said = await self.received("struck", patience)
         if said is None:
             await self.order("disarm")
-            said = await self.received("struck", 0.2)  # it may have been on its way
+            said = await self.received("struck", 0.2)  # the message may have been in transit
         return Struck(said["boundary"], time.monotonic(), said["runs"]) if said else None
 
     async def listen(self) -> None:
@@ -89,10 +89,10 @@ class Worker:
 
 
 class Fleet:
-    """Keeps a number of workers alive and replaces those that ended.
+    """Keeps a fixed number of workers running and replaces those that have ended.
 
     Args:
-        config: what a worker process is given, without its log.
+        config: configuration of a worker process, without its log.
     """
 
     def __init__(self, home: Path, config: dict[str, Any], size: int) -> None:
@@ -106,7 +106,7 @@ class Fleet:
 
     @property
     def free(self) -> list[Worker]:
-        """Workers that work and that no fault holds."""
+        """Running workers that are under no fault."""
         return [worker for worker in self._workers if worker.free]
 
     async def start(self) -> None:
@@ -116,12 +116,12 @@ class Fleet:
         self._keeper = asyncio.create_task(self._keep())
 
     async def add_successor(self) -> None:
-        """One more than there ought to be, for one that is about to leave; ready when this returns."""
+        """Starts one more worker, as the replacement of one that is about to drain; it is ready on return."""
         if self._staying <= self._size:
             await self._until_ready(await self._spawn())
 
     def wake_later(self, seconds: float, workers: list[Worker]) -> None:
-        """Lets stopped ones go on after some seconds, or when the fleet ends, whichever comes first."""
+        """Continues stopped workers after some seconds, or when the fleet ends, if that is earlier."""
 
         async def wait() -> None:
             try:
@@ -135,13 +135,13 @@ class Fleet:
         task.add_done_callback(self._tasks.discard)
 
     def wake(self, worker: Worker) -> None:
-        """Lets a stopped one go on."""
+        """Continues a stopped worker."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.process.pid, signal.SIGCONT)
         worker.stopped = False
 
     async def heal(self) -> None:
-        """Wakes what is stopped and waits until the fleet is whole."""
+        """Continues stopped workers and waits until the fleet is complete."""
         for worker in self._workers:
             if worker.stopped:
                 self.wake(worker)
@@ -153,7 +153,7 @@ class Fleet:
             raise Unavailable(f"only {len(self.free)} of {self._size} workers came back after the faults") from None
 
     async def close(self) -> None:
-        """Ends all of them, politely first."""
+        """Ends all workers, first by SIGTERM."""
         if self._keeper is not None:
             self._keeper.cancel()
         for task in list(self._tasks):
@@ -173,7 +173,7 @@ class Fleet:
 
     @property
     def _staying(self) -> int:
-        # A stopped one counts: it will be back. One that leaves does not: its successor is there already, or is due.
+        # A stopped worker counts, because it will continue. A leaving one does not, because it has a successor.
         return sum(one.process.returncode is None and not one.leaving for one in self._workers)
 
     async def _keep(self) -> None:
@@ -210,4 +210,4 @@ class Fleet:
     async def _until_ready(self, worker: Worker) -> None:
         if await worker.received("ready", START_SECONDS) is None:
             error = (self._home / "log" / f"worker{worker.number}.err").read_text()[-500:]
-            raise Unavailable(f"a worker of the chaos run did not start: {error.strip() or 'it says nothing'}")
+            raise Unavailable(f"a worker of the chaos run did not start: {error.strip() or 'no output'}")

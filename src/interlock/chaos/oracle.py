@@ -1,4 +1,4 @@
-"""The counter's process and a model provider, controlled by the chaos run."""
+"""Counter process and model provider, controlled by the chaos run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START_SECONDS = 20.0
 
 
 class Oracle:
-    """The counter service in a process of its own."""
+    """The counter service in a separate process."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -54,31 +54,31 @@ class Oracle:
         return list(answer.json()["effects"])
 
     async def settled(self) -> None:
-        """Returns when no request is on its way any more: a doubled effect may come long after its run has ended."""
+        """Returns when no request is in progress: a duplicated effect may arrive long after its run has ended."""
         async with asyncio.timeout(2 * counter.HANG_SECONDS):
             while (await self._client.get(f"http://{self.address}/struck")).json()["busy"]:  # noqa: ASYNC110  as above
                 await asyncio.sleep(0.1)
 
     async def book(self) -> dict[str, list[dict[str, Any]]]:
-        """Everything it did."""
+        """All records of the counter."""
         answer = await self._client.get(f"http://{self.address}/book")
         return dict(answer.json())
 
     async def fault(self, mode: str, *, seconds: float, requests: int) -> None:
-        """The next requests meet a fault; see `counter`."""
+        """Sets a fault for the next requests; see `counter`."""
         body = {"mode": mode, "seconds": seconds, "requests": requests}
         await self._client.post(f"http://{self.address}/faults", json=body)
 
     async def struck(self) -> int:
-        """Requests that met a fault so far."""
+        """Number of requests hit by a fault so far."""
         return int((await self._client.get(f"http://{self.address}/struck")).json()["struck"])
 
 
 class ChaosProvider(FakeProvider):
-    """A model provider that can be cut off.
+    """A model provider whose connections can be interrupted.
 
     Attributes:
-        struck: requests that met a fault so far.
+        struck: number of requests hit by a fault so far.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The people of a chaos run: they answer reviews, look at the counter when asked, and are sometimes heard twice or out of order."""
+"""Simulated people of a chaos run: they decide reviews, ask the counter, and some decisions arrive twice or out of order."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from interlock.services.views.reviews import ReviewView
 from interlock.store.commit import Commit
 from interlock.store.rows import NewSignal
 
-_PAUSE = 0.2  # seconds between two looks at the queue
+_PAUSE = 0.2  # seconds between two reads of the queue
 
 
 class People:
-    """Answers every review of the organisation during a chaos run.
+    """Decides every review of the organisation during a chaos run.
 
     Args:
-        orders: run id → (kind of run, order); what the answers depend on.
+        orders: run id → (kind of run, order); the answers depend on it.
 
     Attributes:
-        confirmed: `confirm` questions answered, after asking the counter.
-        repeated: signals that were delivered again to a run that was not over.
-        twice: reviews that took a second decision, which none may.
+        confirmed: number of `confirm` questions answered after asking the counter.
+        repeated: number of signals delivered again to a run that had not ended.
+        twice: reviews that accepted a second decision, which is a violation.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class People:
             except Unavailable:
                 continue
             if self.disorderly:
-                self._random.shuffle(waiting)  # the last question may be answered first
+                self._random.shuffle(waiting)  # so the last question may be answered first
             for review in waiting:
                 if review.run_id in self._orders:
                     await self._answer(review)
@@ -92,7 +92,7 @@ class People:
         except Conflict:
             return  # closed meanwhile
         except Unavailable:
-            return  # asked again at the next look, if it is still open
+            return  # read again at the next turn, if it is still open
         self.answered += 1
         self.confirmed += review.purpose == "confirm"
         if self.disorderly:
@@ -101,7 +101,7 @@ class People:
             echo.add_done_callback(self._echoes.discard)
 
     async def _decide(self, review: ReviewView, decision: Any, output: Any) -> list[NewSignal]:
-        """Decides; gives the signals that went out with the decision."""
+        """Decides a review; returns the signals that were sent with the decision."""
         sent: list[NewSignal] = []
         committer = self._app.committer
 
@@ -110,12 +110,13 @@ class People:
                 sent.extend(commit.new_signals)
                 await committer.submit(commit)
 
-        overheard: Any = Overheard()  # all that the queue asks of a committer
+        overheard: Any = Overheard()  # implements everything that the queue needs of a committer
         reviews = ReviewQueue(
             self._app.database,
             overheard,
             self._app.artifacts,
             self._app.clock,
+            approving=self._app.approving,
             redaction=self._app.redaction,
             answers=ToolAnswers(self._app.database, self._app.versions),
         )
@@ -123,7 +124,7 @@ class People:
         return sent
 
     async def _echo(self, review: ReviewView, decision: Any, output: Any, signals: list[NewSignal]) -> None:
-        """The same signal again, at once and late, and the opposite decision on a review that is decided."""
+        """Sends the same signal again, at once and later, and the opposite decision on the decided review."""
         other: Any = "reject" if decision == "approve" else "approve"
         for wait in (0.0, self._random.uniform(0.1, 2.0)):
             await asyncio.sleep(wait)

@@ -1,7 +1,7 @@
 """Workflows of a chaos run around three tools with different contracts, and their expected results.
 
-The expectations here are the second, simpler model: per kind of run the end it must reach, and per item of its work
-whether the counter must show it once, or once and taken back.
+The expectations here are a second, simpler model: for each kind of run its final status, and for each of its items
+whether the counter must show one effect, or one effect and its reversal.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-TOOL_TIMEOUT = 5.0  # seconds; also how long a call that lost its worker may still be under way
+TOOL_TIMEOUT = 5.0  # seconds; also the maximum remaining duration of a call whose worker died
 
 _CODE = '''\
-"""Does one piece of work at the counter. What went wrong on the way may pass, so it is a Retry."""
+"""Performs one effect at the counter. Connection failures are transient, so they raise Retry."""
 
 import http.client
 import json
@@ -119,8 +119,8 @@ class Kind:
     """A kind of run.
 
     Attributes:
-        items: what the counter must show of it, exactly once.
-        reject: the review that is rejected, after which everything must have been taken back.
+        items: effects that the counter must show exactly once.
+        reject: the review that is rejected, after which all effects must be reversed.
     """
 
     name: str
@@ -131,7 +131,7 @@ class Kind:
 
     @property
     def end(self) -> str:
-        """The status it must end with."""
+        """The required final status."""
         return "failed" if self.reject else "succeeded"
 
 
@@ -170,7 +170,7 @@ def write_project(directory: Path, *, lying: bool = False) -> None:
     """Writes the project that a chaos run deploys.
 
     Args:
-        lying: the tool `honours` claims to honour keys and does not; the control that the verdict must catch.
+        lying: the tool `honours` claims to honour keys and does not; the verdict must detect this control.
     """
     files = {"prompts/think.yaml": _PROMPT, "policies/main.cedar": "permit(principal, action, resource);\n"}
     for name, (manner, promises) in _TOOLS.items():

@@ -1,4 +1,4 @@
-"""The verdict of a chaos run: what the counter saw against what must be, and what the record says of itself."""
+"""Verdict of a chaos run: the counter's records against the expectations, and the consistency of journal and ledger."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _HIT = {"provider": "requests", "tool": "requests", "timeout": "requests", "sign
 
 @dataclass(slots=True)
 class FaultOutcome:
-    """One run: what it was, and where it and its effects ended.
+    """One run: its kind, and the final status of the run and its effects.
 
     Attributes:
         ledger: status of every row of the effect ledger, by step.
         journal: its events in order.
-        gaps: whether a number is missing in its journal.
+        gaps: True if a number is missing in its journal.
     """
 
     run_id: str
@@ -42,14 +42,14 @@ class ChaosReport:
     """Report of `interlock chaos`.
 
     Attributes:
-        strikes: by fault: how often it struck while work was under way.
-        hits: by fault: runs whose worker it struck, or requests.
+        strikes: by fault: how often it hit work in progress.
+        hits: by fault: number of runs whose worker it hit, or of requests.
         recovery_p50: seconds from the last fault that hit a run's worker to that run's next journal entry.
-        resolved: effects that were in doubt and were settled: by repeating the `key`, by `probe`, by a `person`.
-        violations: one sentence each; none may be there.
-        missing: faults that were asked for and struck too seldom.
-        spared: boundaries at which no worker was killed; a longer run meets more of them.
-        skipped: faults that cannot be had here, with the reason.
+        resolved: unknown outcomes that were resolved: by a repeated `key`, by `probe`, by a `person`.
+        violations: one sentence each; must be empty.
+        missing: requested faults with too few hits.
+        spared: boundaries at which no worker was killed; a longer run covers more of them.
+        skipped: faults that are not possible here, with the reason.
     """
 
     runs_started: int
@@ -75,7 +75,7 @@ class ChaosReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if everything held and every fault really struck."""
+        """0 if there is no violation and every fault had enough hits."""
         if self.violations:
             return VIOLATED
         return TOO_FEW if self.missing else OK
@@ -84,7 +84,7 @@ class ChaosReport:
         return {"ok": self.exit_code == OK, "exit_code": self.exit_code, **asdict(self)}
 
     def table(self) -> Table:
-        """For a terminal."""
+        """Table for a terminal."""
         table = Table("", "", box=None, pad_edge=False, show_header=False)
         table.add_row("runs", f"{self.runs_finished} of {self.runs_started} finished in {self.seconds:.0f} s")
         for fault, count in self.strikes.items():
@@ -96,11 +96,11 @@ class ChaosReport:
             table.add_row("boundaries", met)
         if self.spared:
             table.add_row("never killed at", ", ".join(self.spared))
-        table.add_row("effects", f"{self.effects} at the counter, {self.reversals} taken back")
+        table.add_row("effects", f"{self.effects} at the counter, {self.reversals} reversed")
         table.add_row("duplicate effects", str(self.duplicate_effects))
         table.add_row("lost effects", str(self.lost_effects))
         resolved = ", ".join(f"{count} by {name}" for name, count in self.resolved.items())
-        table.add_row("in doubt, resolved", resolved)
+        table.add_row("unknown outcomes resolved", resolved)
         table.add_row(
             "recovery",
             f"p50 {self.recovery_p50:.1f} s, p99 {self.recovery_p99:.1f} s after a fault ({self.recoveries} measured)",
@@ -116,7 +116,7 @@ class ChaosReport:
 
 @dataclass(slots=True)
 class ChaosVerdict:
-    """Verdict of the counter about the runs."""
+    """Result of the comparison of the runs with the counter."""
 
     duplicates: int = 0
     lost: int = 0
@@ -124,7 +124,7 @@ class ChaosVerdict:
 
 
 def judge(outcomes: list[FaultOutcome], book: dict[str, list[dict[str, Any]]]) -> ChaosVerdict:
-    """Compares every run with what its kind says must be, and with the counter's book."""
+    """Compares every run with the expectations of its kind and with the counter's book."""
     verdict = ChaosVerdict()
     business = {effect["effect"]: effect["business"] for effect in book["effects"]}
     done = Counter(business.values())
@@ -157,10 +157,10 @@ def _judge_item(verdict: ChaosVerdict, name: str, done: int, compensated: int, *
     wanted = done if reversed_ else 0
     if compensated > wanted:
         verdict.duplicates += compensated - wanted
-        verdict.violations.append(f"effect {name} was taken back {compensated} times, not {wanted}")
+        verdict.violations.append(f"effect {name} was reversed {compensated} times, not {wanted}")
     if compensated < wanted:
         verdict.lost += wanted - compensated
-        verdict.violations.append(f"effect {name} was taken back {compensated} times, not {wanted}")
+        verdict.violations.append(f"effect {name} was reversed {compensated} times, not {wanted}")
 
 
 def _order(outcome: FaultOutcome, book: dict[str, list[dict[str, Any]]], business: dict[Any, str]) -> list[str]:
@@ -170,18 +170,18 @@ def _order(outcome: FaultOutcome, book: dict[str, list[dict[str, Any]]], busines
     compensated = [one["effect"] for one in book["reversals"] if one["effect"] in mine]
     if len(set(compensated)) == len(compensated) == len(done) and compensated != done[::-1]:
         names = ", ".join(business[number] for number in compensated)
-        return [f"{outcome.run_id} ({outcome.kind}): taken back in the order {names}"]
+        return [f"{outcome.run_id} ({outcome.kind}): reversed in the order {names}"]
     return []
 
 
 def _story(outcome: FaultOutcome) -> list[str]:
-    """A journal judged by rules of its own: no gap, one beginning, no attempt that ends twice, no step done twice."""
+    """Checks a journal by separate rules: no gap, one start, no attempt that ends twice, no step completed twice."""
     problems = []
     if outcome.gaps:
         problems.append("a number is missing in its journal")
     kinds = Counter(event["type"] for event in outcome.journal)
     if kinds["run_started"] != 1:
-        problems.append(f"it began {kinds['run_started']} times")
+        problems.append(f"it started {kinds['run_started']} times")
     ends = Counter(
         (event["step"], event["attempt"], event["type"].startswith("comp"))
         for event in outcome.journal
@@ -196,16 +196,16 @@ def _story(outcome: FaultOutcome) -> list[str]:
     promised = KINDS[outcome.kind]
     if outcome.status == promised.end:
         if open_:
-            problems.append(f"it is over and its ledger still says {open_}")
+            problems.append(f"it has ended and its ledger still says {open_}")
         wanted = "succeeded" if promised.reject is None else "compensated"
         wrong = [item for item in promised.items if outcome.ledger.get(item) not in {wanted, *open_.values()}]
         if wrong:
-            problems.append(f"it is over and its ledger does not say that {', '.join(wrong)} {wanted}")
+            problems.append(f"it has ended and its ledger does not say that {', '.join(wrong)} {wanted}")
     return [f"{outcome.run_id} ({outcome.kind}): {problem}" for problem in problems]
 
 
 def resolved_of(book: dict[str, list[dict[str, Any]]], confirmed: int) -> dict[str, int]:
-    """How effects in doubt were settled; keys and probes as the counter heard them."""
+    """How unknown outcomes were resolved; keys and probes as recorded by the counter."""
     work = [one for one in book["requests"] if one["method"] == "POST" and one["path"].endswith("/effects")]
     honoured = Counter(one["key"] for one in work if one["path"].startswith("/honours/"))
     probes = [one for one in book["requests"] if one["method"] == "GET" and one["struck"] is None]
@@ -217,7 +217,7 @@ def resolved_of(book: dict[str, list[dict[str, Any]]], confirmed: int) -> dict[s
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Nearest rank; 0 if there is nothing."""
+    """Percentile by nearest rank; 0 for no values."""
     if not values:
         return 0.0
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

@@ -1,7 +1,7 @@
-"""Looks on from outside while faults strike: how long runs stand still, and whether everything does.
+"""Observation of progress during faults: how long single runs, and all runs together, make no progress.
 
-Reads the tables with statements of its own, and measures with its own monotonic clock, at intervals of 0.15 s; what it says
-of recovery is therefore too long rather than too short.
+Reads the tables with its own statements and measures with its own monotonic clock, at intervals of 0.15 s; so its recovery
+times are rather too long than too short.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Seen:
 
 
 class RunWatch:
-    """Follows the runs of one chaos run.
+    """Observes the runs of one chaos run.
 
     Attributes:
         recoveries: seconds from the last fault that hit a run's worker to that run's next entry in the journal.
@@ -60,7 +60,7 @@ class RunWatch:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def expect(self, run_id: str) -> None:
-        """From now on this run is to make progress."""
+        """Adds a run, which must make progress from now on."""
         if not self.unfinished:
             self._moved_at = time.monotonic()
         self._seen[run_id] = _Seen()
@@ -75,21 +75,21 @@ class RunWatch:
 
     @property
     def driven(self) -> list[str]:
-        """Runs that a worker held when we looked last."""
+        """Runs that a worker drove at the last observation."""
         return [run_id for run_id, seen in self._seen.items() if seen.driven and seen.status not in TERMINAL]
 
     @property
     def waiting(self) -> int:
-        """Runs that no worker had taken up yet when we looked last."""
+        """Number of runs that no worker had claimed at the last observation."""
         return sum(seen.status == "queued" and not seen.driven for seen in self._seen.values())
 
     @property
     def still(self) -> float:
-        """Seconds since anything moved; 0 while nothing is to move."""
+        """Seconds since the last progress of any run; 0 while no run is unfinished."""
         return time.monotonic() - self._moved_at if self.unfinished else 0.0
 
     def hit(self, runs: list[str], at: float) -> None:
-        """A fault struck the worker of these runs at this moment of `time.monotonic()`."""
+        """Records a fault that hit the worker of these runs at this moment of `time.monotonic()`."""
         for run_id in runs:
             seen = self._seen.get(run_id)
             if seen is not None and seen.status not in TERMINAL:
@@ -98,11 +98,11 @@ class RunWatch:
     async def _look_forever(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            with contextlib.suppress(Unavailable):  # it stayed away for long: the stall goes on
+            with contextlib.suppress(Unavailable):  # the database is still unavailable: the stall continues
                 await self.look()
 
     async def look(self) -> None:
-        """Reads how far every unfinished run is."""
+        """Reads the progress of every unfinished run."""
         runs = self.unfinished
         asked_at = time.monotonic()
 
@@ -113,7 +113,7 @@ class RunWatch:
         rows = await self._database.retrying(read) if runs else []
         now = time.monotonic()
         if rows and now > asked_at + 1:
-            asked_at = now  # the database was away; this is when it answered
+            asked_at = now  # after an outage of the database this is the time of its answer
         moved = False
         for row in rows:
             seen = self._seen[row["run_id"]]
@@ -129,7 +129,7 @@ class RunWatch:
         if seen.hit_at is None or asked_at < seen.hit_at:
             return
         if seen.seq_when_hit is None:
-            seen.seq_when_hit = row["seq"]  # what it had written before it was hit
+            seen.seq_when_hit = row["seq"]  # last entry written before the hit
         if row["seq"] > seen.seq_when_hit or row["status"] in TERMINAL:
             self.recoveries.append(now - seen.hit_at)
             seen.hit_at = seen.seq_when_hit = None

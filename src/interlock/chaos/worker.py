@@ -1,11 +1,11 @@
-"""A worker process of a chaos run: the real application with a real worker, and faults that strike it from its own inside.
+"""Worker process of a chaos run: the real application with a real worker, and faults injected inside the process.
 
     python -m interlock.chaos.worker '{"project": …, "settings": {…}, "log": …}'
 
-Only from inside can a fault hit exactly a boundary of the effect ledger. The boundaries are wrapped around ledger,
-committer and executors from here; the code under test knows nothing of them. Orders come as JSON lines on standard
-input (`arm`, `disarm`, `clock`), what happened goes out as JSON lines on standard output; when the input ends, because
-the controlling process is gone, this process ends too.
+Only inside the process can a fault hit exactly a boundary of the effect ledger. This module wraps the boundaries around
+ledger, committer and executors; the code under test has no hooks. Commands arrive as JSON lines on standard input (`arm`,
+`disarm`, `clock`), and reports are written as JSON lines to standard output. When the input ends, because the controlling
+process has ended, this process ends too.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ BOUNDARIES = (
     "after call",
     "after commit",
     "after probe",
-    "after undo",
-    "after undo commit",
+    "after compensation",
+    "after compensation commit",
 )
 
 # Only the chaos organisation's runs: against a shared database, runs of other organisations must not be claimed.
@@ -53,14 +53,14 @@ update queue set worker = $1, fence = queue.fence + 1, lease_until = now() + mak
 """
 
 
-# After so long a call has reached the counter, if that is slow enough to be found at it.
+# Seconds after which a call has reached the counter, if the counter is slow.
 _INSIDE_SECONDS = 1.0
 
 
 class WallClock:
-    """This process's wall clock, set wrong as by an operator or a broken NTP: every reading of the `time` module is off.
+    """Wrong wall clock of this process, as if set by an operator or a broken NTP: shifts every reading of the `time` module.
 
-    Durations stay true, as they do where a real clock is stepped.
+    Durations stay correct, as after a step of a real clock.
     """
 
     def __init__(self) -> None:
@@ -77,18 +77,18 @@ class WallClock:
         }
 
     def step(self, seconds: float) -> None:
-        """Sets it forward, or back, by so much more."""
+        """Shifts the clock forward or back by these further seconds."""
         self._off_ns += int(seconds * 1e9)
         for name, strike in self._strikes.items():
             setattr(time, name, strike)
 
 
 Act = Literal["kill", "stop", "drain", "clock", "tell"]
-"""What happens at a boundary; `tell` leaves it to the parent, which has a database to crash."""
+"""Action at a boundary; `tell` only informs the parent, which crashes the database."""
 
 
 class Saboteur:
-    """Waits, armed, for the worker to reach a boundary, and strikes there."""
+    """Fault injector: when armed, it acts at the boundary that the worker reaches."""
 
     def __init__(self, runs: Callable[[], list[str]], clock: WallClock) -> None:
         self._runs = runs
@@ -99,7 +99,7 @@ class Saboteur:
 
     def arm(self, boundary: str, act: Act, seconds: float) -> None:
         """Args:
-        seconds: for `clock`, by how much it steps.
+        seconds: step of `clock`.
         """
         self._boundary, self._act, self._seconds = boundary, act, seconds
 
@@ -107,7 +107,7 @@ class Saboteur:
         self._boundary = None
 
     async def reached(self, boundary: str) -> None:
-        """Called by the wraps, before the code under test goes on."""
+        """Called by the wrappers, before the code under test continues."""
         if boundary != self._boundary:
             return
         self._boundary = None
@@ -121,20 +121,20 @@ class Saboteur:
                 self._clock.step(self._seconds)
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
-                # Awake again. A stop from outside finds a process nearly always where its event loop waits, so that timers
-                # come due before the code under test goes on; without this, every stop would strike between two statements.
+                # Continued. A stop from outside nearly always hits a process whose event loop waits, so timers become due before
+                # the code under test continues; without this sleep, every stop would act between two statements.
                 await asyncio.sleep(0.02)
 
     def wrap(self) -> None:
-        """Puts the boundaries around what writes the ledger and what calls the tools."""
+        """Wraps the boundaries around the code that writes the ledger and calls the tools."""
         self._around(EffectLedger, "intend", "before intend", "after intend", _always)
         self._around(EffectLedger, "executing", "before executing", "after executing", _always)
         self._inside(ToolExecutor, "execute", "during call")
         self._around(ToolExecutor, "execute", None, "after call", _mutating)
         self._around(ToolExecutor, "probe", None, "after probe", _always)
-        self._around(ToolExecutor, "compensate", None, "after undo", _always)
+        self._around(ToolExecutor, "compensate", None, "after compensation", _always)
         self._around(Committer, "submit", None, "after commit", _settles("succeeded"))
-        self._around(Committer, "submit", None, "after undo commit", _settles("compensated"))
+        self._around(Committer, "submit", None, "after compensation commit", _settles("compensated"))
 
     def _around(
         self, owner: type[Any], method: str, before: str | None, after: str, concerns: Callable[[Any], bool]
@@ -187,7 +187,7 @@ def say(kind: str, **values: Any) -> None:
 
 
 def claim_only(app: App, org_id: str) -> None:
-    """Makes this process's worker claim runs of one organisation only."""
+    """Restricts this process's worker to runs of one organisation."""
     original = app.database.rows
 
     async def rows(query: str, *args: Any, org: str = "") -> list[Any]:
@@ -196,11 +196,11 @@ def claim_only(app: App, org_id: str) -> None:
 
         async def claim() -> list[Any]:
             async with app.database.connection(org_id) as connection:
-                return list(await connection.fetch(_CLAIM, *args[:3]))  # the fourth says which engine
+                return list(await connection.fetch(_CLAIM, *args[:3]))  # the fourth argument is the engine
 
         return list(await app.database.retrying(claim))
 
-    setattr(app.database, "rows", rows)  # noqa: B010  a plain assignment is what mypy refuses
+    setattr(app.database, "rows", rows)  # noqa: B010  mypy refuses a plain assignment
 
 
 async def main(config: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ async def main(config: dict[str, Any]) -> None:
     app = App(Path(config["project"]), Settings(**config["settings"]))
 
     def runs() -> list[str]:
-        # The worker's own book of what it drives right now.
+        # The worker's own record of the runs that it drives now.
         return list(getattr(app._worker, "_drivers", ()))  # noqa: SLF001
 
     saboteur = Saboteur(runs, clock)

@@ -12,14 +12,14 @@ from rich.table import Table
 from interlock.base.errors import IntegrityError, InvalidInput
 from interlock.cli.connection import connect
 from interlock.cli.console import out, print_json, status
-from interlock.services.views.audit import AuditKeys, AuditPage, AuditRow, AuditVerdict
+from interlock.services.views.audit import AuditEntryView, AuditKeys, AuditPage, AuditVerdict
 
-group = typer.Typer(help="The record: who did what, chained and signed.", no_args_is_help=True)
+group = typer.Typer(help="The audit log: every action, hash-chained and signed.", no_args_is_help=True)
 
 
 @group.command("verify")
 def verify() -> None:
-    """Check every entry: its hash, its place in the chain, its signature."""
+    """Verify every entry: its hash, its position in the chain, its signature."""
 
     async def main() -> AuditVerdict:
         async with connect() as api:
@@ -27,7 +27,7 @@ def verify() -> None:
 
     verdict = asyncio.run(main())
     if not verdict.ok:
-        raise IntegrityError(f"audit: TAMPERED: {verdict.problem}; {verdict.verified} entries before it are good")
+        raise IntegrityError(f"audit: TAMPERED: {verdict.problem}; {verdict.verified} entries before it are valid")
     out.print(f"audit: {verdict.verified} entries verified")
 
 
@@ -40,7 +40,7 @@ def list_entries(
 ) -> None:
     """Entries in order."""
 
-    async def main() -> list[AuditRow]:
+    async def main() -> list[AuditEntryView]:
         async with connect() as api:
             return (await api.get(AuditPage, "/v1/audit", run_id=run_id, after=after, limit=limit)).entries
 
@@ -63,7 +63,7 @@ def export(file: Path) -> None:
     """Write the whole log as JSON lines, for the stand-alone verifier or another archive."""
 
     async def main() -> int:
-        partial = file.with_name(f"{file.name}.part")  # the final name appears only when the file is complete
+        partial = file.with_name(f"{file.name}.part")  # the file gets its final name only when it is complete
         async with connect() as api:
             count = 0
             with partial.open("w", encoding="utf-8") as target:
@@ -86,7 +86,7 @@ def export(file: Path) -> None:
 
 @group.command("key")
 def key() -> None:
-    """The public keys that verify this installation's entries; keep a copy where the log's keepers cannot reach it."""
+    """Print the public keys that verify this installation's entries; keep a copy where the log's operators cannot change it."""
 
     async def main() -> dict[str, str]:
         async with connect() as api:

@@ -1,4 +1,4 @@
-"""chaos: fault injection against a deployment, with a counter outside that says what really happened."""
+"""chaos: fault injection into a deployment, checked by a counter outside it."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ def register(cli: typer.Typer) -> None:
 
 
 def chaos(
-    runs: Annotated[int, typer.Option(min=1, max=100_000, help="How many runs to start while faults strike.")] = 200,
+    runs: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Number of runs to start while faults are injected.")
+    ] = 200,
     workers: Annotated[int, typer.Option(min=1, max=32, help="Worker processes.")] = 3,
     seconds: Annotated[
-        float, typer.Option(min=1, max=86_400, help="How long faults strike; finishing comes on top.")
+        float, typer.Option(min=1, max=86_400, help="Seconds of faults; the time to finish is additional.")
     ] = 120,
-    seed: Annotated[int | None, typer.Option(help="Of the order of faults; a new one each time unless given.")] = None,
-    faults: Annotated[str, typer.Option(help=f"Out of {','.join(FAULTS)}.")] = ",".join(FAULTS),
+    seed: Annotated[int | None, typer.Option(help="Seed of the order of faults; random if not given.")] = None,
+    faults: Annotated[str, typer.Option(help=f"Some of {','.join(FAULTS)}.")] = ",".join(FAULTS),
     database: Annotated[
-        str | None, typer.Option(help="A database to run against, instead of database.url of the settings.")
+        str | None, typer.Option(help="Database to use instead of database.url of the settings.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
 ) -> None:
-    """Kill, stop and partition everything while runs are under way, and count what really happened."""
+    """Inject faults while runs are in progress, and compare the effects with a counter outside."""
     chosen = _faults(faults)
     if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise InvalidInput(f"--json: {json_file.parent} is no directory; make it first")
+        raise InvalidInput(f"--json: {json_file.parent} is not a directory; create it first")
     problems = asyncio.run(probe_sandbox())
     if problems:
         raise Unavailable(" ".join(problems))
@@ -80,9 +82,9 @@ def _faults(text: str) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in chosen:
         if name not in FAULTS:
-            raise InvalidInput(f'--faults: "{name}" is no fault; choose out of {",".join(FAULTS)}')
+            raise InvalidInput(f'--faults: "{name}" is not a fault; choose from {",".join(FAULTS)}')
     if not chosen:
-        raise InvalidInput(f"--faults: name at least one out of {','.join(FAULTS)}")
+        raise InvalidInput(f"--faults: name at least one of {','.join(FAULTS)}")
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""How a command reaches the API: a server that runs, or the same application opened inside this process."""
+"""Connection of a command to the API: a running server, or the same application opened inside this process."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ from interlock.api.server import create_api
 from interlock.app import App
 from interlock.base import errors
 from interlock.base.errors import InterlockError, InvalidInput, Unavailable
-from interlock.base.settings import Settings, load_settings
+from interlock.base.settings import Settings, load_settings, on_own_machine
 from interlock.definitions.project import read_project
 from interlock.services.administration import write_private
 from interlock.services.views.base import View
 from interlock.telemetry import logs
 
+SELF_APPROVAL = (
+    "on this machine you may approve what you asked for yourself (review.self_approval); a server refuses that"
+)
+
 V = TypeVar("V", bound=View)
 
-_ANSWER_SECONDS = 30.0  # for a server whose process is known to live; on a machine in distress it takes some
+_ANSWER_SECONDS = 30.0  # for a server whose process is alive; an overloaded host needs some time
 
 _CODES: dict[str, type[InterlockError]] = {
     kind.code: kind
@@ -37,12 +41,12 @@ _CODES: dict[str, type[InterlockError]] = {
 
 
 class Api:
-    """A thin client: methods give the view that the operation answers with, or raise the error the server named."""
+    """Client of the API: methods return the operation's view or raise the error named by the server."""
 
     def __init__(self, client: httpx.AsyncClient, *, url: str | None) -> None:
         self.client = client
         self.url = url
-        """Where the server is; None when it is this process."""
+        """Address of the server; None for this process."""
 
     async def get(self, view: type[V], path: str, **params: str | int | bool | None) -> V:
         given = {key: _text(value) for key, value in params.items() if value is not None}
@@ -70,7 +74,7 @@ class Api:
         return response
 
     async def lines(self, path: str) -> AsyncIterator[str]:
-        """The lines of an answer that may be long; raises if it breaks off."""
+        """The lines of a long answer; raises if it is interrupted."""
         try:
             async with self.client.stream("GET", path) as response:
                 if not response.is_success:
@@ -88,7 +92,7 @@ class Api:
 
 
 def segment(text: str) -> str:
-    """A name from the command line, escaped as one segment of a path."""
+    """A name from the command line, escaped as one path segment."""
     return quote(text, safe="", errors="surrogateescape") or "%20"
 
 
@@ -105,7 +109,7 @@ def _parsed(view: type[V], response: httpx.Response) -> V:
 
 def _foreign(response: httpx.Response) -> Unavailable:
     return Unavailable(
-        f"the server answered {response.status_code} with something that is not Interlock's; check INTERLOCK_URL"
+        f"the server answered {response.status_code} with a response that is not Interlock's; check INTERLOCK_URL"
     )
 
 
@@ -127,7 +131,7 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
     """The API: at INTERLOCK_URL, else at the server running in this directory, else opened in this process.
 
     Args:
-        worker: when opened in this process, also drive runs and deploy the project first.
+        worker: if opened in this process, deploy the project first and also drive runs.
     """
     remote = os.environ.get("INTERLOCK_URL")
     if remote:
@@ -143,10 +147,10 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
         return
     if settings.database.url is None and not worker and not (settings.data_dir / "pg").exists():
         raise errors.NotFound("nothing has run in this directory yet; start with `interlock dev` or `interlock run`")
-    # Read before anything is opened: in a directory that is no project, nothing may be left behind.
+    # Read before anything is opened, so that no files are created in a directory without a project.
     project = read_project(Path.cwd(), settings) if worker else None
     logs.configure(level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl")
-    async with App(Path.cwd(), settings) as app:
+    async with App(Path.cwd(), on_own_machine(settings)) as app:
         principal, key = await app.admin.local_principal()
         if project is not None:
             await app.admin.deploy(principal, project)
@@ -160,7 +164,7 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
 
 @contextlib.contextmanager
 def announced(settings: Settings, url: str) -> Iterator[None]:
-    """Says in the data directory where this process serves, for as long as it does and lives."""
+    """Publishes this process's address in the data directory while it serves."""
     state = settings.data_dir / "server.json"
     write_private(state, json.dumps({"url": url}))
     with state.open("rb") as file:
@@ -181,7 +185,7 @@ async def find_server(settings: Settings) -> tuple[str, str] | None:
         with (settings.data_dir / "server.json").open("rb") as file:
             url = str(json.load(file)["url"])
             if _is_free(file):
-                return None  # left by a dead server: the process that answers there now must not receive the key
+                return None  # left by a dead server: another process at this address must not receive the key
         key = str(json.loads((settings.data_dir / "client.json").read_text())["api_key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -193,7 +197,10 @@ async def find_server(settings: Settings) -> tuple[str, str] | None:
         raise Unavailable(
             f"the server of this project at {url} did not answer within {_ANSWER_SECONDS:g} s; try again, or stop it"
         ) from error
-    except (httpx.HTTPError, InvalidInput):  # not there, or not an address: it is only starting, or left by a dead one
+    except (
+        httpx.HTTPError,
+        InvalidInput,
+    ):  # no server, or not an address: it is still starting, or the file was left by a dead server
         pass
     return None
 
@@ -208,7 +215,7 @@ def _is_free(file: BinaryIO) -> bool:
 
 def _client(url: str, key: str) -> httpx.AsyncClient:
     if not (key.isascii() and key.isprintable()):
-        raise InvalidInput("INTERLOCK_API_KEY is not an API key; it looks like il_… and has ASCII characters only")
+        raise InvalidInput("INTERLOCK_API_KEY is not an API key; a key begins with il_ and has ASCII characters only")
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:

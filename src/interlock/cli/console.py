@@ -1,4 +1,4 @@
-"""Where commands print, and how the same things always look."""
+"""Output of commands: consoles and common formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from rich.text import Text
 
 from interlock.services.views.base import Cost, View
 
-# Written by models, tools and strangers: ESC and its eight-bit kin could command the terminal, bidi marks turn lines round.
+# Output may come from models, tools and unknown people: control characters could control the terminal, and bidi marks
+# could reverse lines.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -22,7 +23,7 @@ _PIPE_COLUMNS = 240
 
 
 class _Plain(Console):
-    """Prints strings as they are: no markup, no emoji codes, and nothing that a terminal would obey.
+    """Console that prints strings unchanged: no markup, no emoji codes, and no control characters.
 
     Without a terminal the width is not limited to 80 columns: a table in a pipe or a log is not wrapped.
     """
@@ -48,7 +49,7 @@ _STYLES = {
 
 
 def visible(text: str) -> str:
-    """The text with every character that commands a terminal written out."""
+    """The text with every control character escaped."""
     return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
@@ -58,7 +59,7 @@ def status(name: str) -> Text:
 
 
 def seconds(start: datetime | None, end: datetime | None) -> str:
-    """Seconds between two moments; empty while either is missing."""
+    """Seconds between two moments; empty if one is missing."""
     return f"{(end - start).total_seconds():.1f}" if start and end else ""
 
 
@@ -68,7 +69,7 @@ def moment(at: datetime | None) -> str:
 
 
 def short(path: Path) -> str:
-    """A path as a person would type it here: relative to where they are, or to their home."""
+    """A short path: relative to the working directory or to the home directory."""
     for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
         if path.is_relative_to(base) and path != base:
             return prefix + path.relative_to(base).as_posix()
@@ -76,7 +77,7 @@ def short(path: Path) -> str:
 
 
 def usd(cost: Cost) -> str:
-    """What a run or a step cost, in USD; calls at a price that is not known are counted beside the sum of the others."""
+    """Cost of a run or a step in USD: the sum of the priced calls, and the number of unpriced calls."""
     if not cost.unpriced_calls:
         return str(cost.usd)
     calls = "1 unpriced call" if cost.unpriced_calls == 1 else f"{cost.unpriced_calls} unpriced calls"
@@ -90,5 +91,5 @@ def _plain(value: Any) -> Any:
 def print_json(value: Any) -> None:
     """Machine-readable output: indented JSON on standard output, never wrapped."""
     shown = [_plain(one) for one in value] if isinstance(value, list) else _plain(value)
-    # What `visible` writes out is JSON's own way of writing it, so the value stays the same.
+    # The escapes of `visible` are JSON escapes, so the value stays the same.
     out.print(json.dumps(shown, indent=2, ensure_ascii=False, default=str), soft_wrap=True)

@@ -13,20 +13,20 @@ from interlock.cli.console import out, print_json, status
 from interlock.cli.runs import read_json
 from interlock.services.views.dead_letters import DeadLetterDetail, DeadLetterPage, DeadLetterView
 
-group = typer.Typer(help="The dead-letter queue: what failed for good and waits for a person.", no_args_is_help=True)
+group = typer.Typer(help="The dead-letter queue: finally failed work that waits for an operator.", no_args_is_help=True)
 
-Note = Annotated[str, typer.Option(help="Why; goes on record.")]
+Note = Annotated[str, typer.Option(help="Reason; recorded in the audit log.")]
 
 
 @group.command("list")
 def list_dead_letters(
-    every: Annotated[bool, typer.Option("--all", help="Decided and closed ones too.")] = False,
-    run: Annotated[str | None, typer.Option(help="Only letters of this run.")] = None,
-    after: Annotated[str | None, typer.Option(help="The last dead letter of the page before.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Also decided and closed ones.")] = False,
+    run: Annotated[str | None, typer.Option(help="Only dead letters of this run.")] = None,
+    after: Annotated[str | None, typer.Option(help="The last dead letter of the previous page.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Open dead letters, oldest first."""
+    """List open dead letters, oldest first."""
 
     async def main() -> list[DeadLetterView]:
         async with connect() as api:
@@ -63,7 +63,7 @@ def list_dead_letters(
 
 @group.command("show")
 def show(dead_letter_id: str) -> None:
-    """One letter as JSON. Its `input` can be edited and given to `requeue --input`."""
+    """Print one dead letter as JSON. Its `input` can be edited and passed to `requeue --input`."""
 
     async def main() -> DeadLetterDetail:
         async with connect() as api:
@@ -81,11 +81,11 @@ def requeue(
         typer.Option(
             "--input",
             "-i",
-            help="FILE, or - for standard input: other arguments as a JSON object, or what `show` printed, edited.",
+            help="FILE, or - for standard input: other arguments as a JSON object, or the edited output of `show`.",
         ),
     ] = None,
 ) -> None:
-    """Try it again: the step, its undoing, or the whole run."""
+    """Retry the step, its compensation, or the whole run."""
     arguments = None
     if value is not None:
         arguments = read_json("-" if value == "-" else f"@{value.removeprefix('@')}", option="--input")
@@ -101,7 +101,7 @@ def requeue(
 
 @group.command("discard")
 def discard(dead_letter_id: str, note: Note = "") -> None:
-    """Give it up: a step fails its run, an effect stays as it is, a run stays failed."""
+    """Give up: a held step fails its run, an effect that was not compensated stays, a failed run stays failed."""
     decided, url = _post(dead_letter_id, "discard", {"note": note})
     out.print(f"discarded: {decided.step or 'the run'} (run {decided.run_id})")
     _hint(url)
@@ -117,4 +117,4 @@ def _post(dead_letter_id: str, what: str, body: dict[str, Any]) -> tuple[DeadLet
 
 def _hint(url: str | None) -> None:
     if url is None:
-        out.print("no server runs here; the run goes on with the next `interlock dev` or `interlock worker`")
+        out.print("no server runs here; the run continues with the next `interlock dev` or `interlock worker`")

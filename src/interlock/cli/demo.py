@@ -35,7 +35,7 @@ from interlock.sandbox.check import probe_sandbox
 from interlock.services.runs import is_over
 from interlock.services.views.audit import AuditVerdict
 from interlock.services.views.reviews import ReviewPage, ReviewView
-from interlock.services.views.runs import Run, RunPage, RunResult, RunSummary, StartedRun
+from interlock.services.views.runs import RunPage, RunResult, RunSummary, RunView, StartedRun
 from interlock.telemetry import logs
 
 WORKFLOW = "support_triage"
@@ -45,7 +45,7 @@ _BANK_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Demo:
-    """One demo: where it lives, and the tickets it runs."""
+    """One demo: its directory and its tickets."""
 
     example: Path
     home: Path
@@ -61,11 +61,11 @@ def register(cli: typer.Typer) -> None:
 
 
 def demo(
-    tickets: Annotated[int, typer.Option(min=1, help="How many customer messages to run.")] = 24,
-    resume: Annotated[bool, typer.Option(help="Finish a demo that was interrupted, or killed.")] = False,
-    home: Annotated[Path | None, typer.Option(help="Where the demo keeps its state.")] = None,
+    tickets: Annotated[int, typer.Option(min=1, help="Number of customer messages.")] = 24,
+    resume: Annotated[bool, typer.Option(help="Finish an interrupted or killed demo.")] = False,
+    home: Annotated[Path | None, typer.Option(help="Directory of the demo's state.")] = None,
 ) -> None:
-    """Run the support-triage example end to end; nothing keeps running afterwards."""
+    """Run the support-triage example end to end; all processes end afterwards."""
     began = time.monotonic()
     place = (home or _default_home()).resolve()
     try:
@@ -76,7 +76,7 @@ def demo(
             _fetch_weights()
         ok = loop.run(_run(prepared, settings))
     except KeyboardInterrupt:
-        errors.print("\ninterrupted; `interlock demo --resume` finishes what was begun")
+        errors.print("\ninterrupted; `interlock demo --resume` finishes the demo")
         raise
     except OSError as error:
         raise Unavailable(f"{place}: {error.strerror or error}; choose another place with --home") from error
@@ -134,11 +134,14 @@ def _settings(prepared: Demo) -> Settings:
     port_file = prepared.home / "bank.port"
     port = _start_port(port_file)
     settings = load_settings(prepared.example)
-    return settings.model_copy(update={"data_dir": prepared.home / "data", "variables": {"bank": f"127.0.0.1:{port}"}})
+    review = settings.review.model_copy(update={"self_approval": True})
+    return settings.model_copy(
+        update={"data_dir": prepared.home / "data", "review": review, "variables": {"bank": f"127.0.0.1:{port}"}}
+    )
 
 
 def _start_port(port_file: Path) -> int:
-    """The bank's port: kept over a resume, because the deployed tool may reach this address and no other."""
+    """The bank's port: the same after a resume, because the deployed tool may reach only this address."""
     if port_file.exists():
         return int(port_file.read_text())
     with socket.socket() as probe:
@@ -159,7 +162,7 @@ def _fetch_weights() -> None:
 
 @asynccontextmanager
 async def _bank(prepared: Demo, port: int) -> AsyncIterator[str]:
-    """The outside world: a process of its own with its own database, which counts every refund."""
+    """The external service: a separate process with its own database, which counts every refund."""
     ready = prepared.home / "bank.ready"
     ready.unlink(missing_ok=True)
     command = [sys.executable, str(prepared.example / "bank.py"), "--db", str(prepared.home / "bank.sqlite")]
@@ -204,6 +207,7 @@ async def _run(prepared: Demo, settings: Settings) -> bool:
         )
         api = Api(client, url=server.url)
         out.print(f"API at {server.url}, bank at {bank}, model {settings.models['default']}")
+        out.print("the demo decides the reviews of runs that it started itself (review.self_approval)", style="dim")
         out.print(f"{len(prepared.tickets)} real customer messages, all at once:")
         runs = await _submit(api, prepared)
         await _follow(api, prepared, runs)
@@ -211,7 +215,7 @@ async def _run(prepared: Demo, settings: Settings) -> bool:
 
 
 async def _submit(api: Api, prepared: Demo) -> dict[str, str]:
-    """Starts every ticket as a run, all at once; the ticket's id is the idempotency key. Ticket id → run id."""
+    """Starts a run for every ticket, all at once, with the ticket's id as idempotency key; returns ticket id → run id."""
 
     async def submit(ticket: dict[str, Any]) -> tuple[str, str]:
         value = {"ticket_id": ticket["id"], "customer_id": ticket["customer_id"], "text": ticket["text"]}
@@ -223,7 +227,7 @@ async def _submit(api: Api, prepared: Demo) -> dict[str, str]:
 
 
 async def _follow(api: Api, prepared: Demo, runs: dict[str, str]) -> None:
-    """Shows the runs live and decides their reviews, until all are over."""
+    """Shows the runs live and decides their reviews, until all have ended."""
     seen: set[str] = set()
     with Live(console=out, refresh_per_second=5, transient=True) as live:
         while True:
@@ -243,7 +247,7 @@ async def _follow(api: Api, prepared: Demo, runs: dict[str, str]) -> None:
 async def _decide(api: Api, runs: dict[str, str]) -> list[str]:
     """Decides open reviews as a person would, through the API: every other refund is rejected, the first is approved.
 
-    Which ones depends on the tickets' order only, so a resumed demo decides as the killed one would have.
+    The decision depends only on the tickets' order, so a resumed demo decides like the killed one.
     """
     said = []
     order = {run_id: number for number, run_id in enumerate(runs.values())}
@@ -297,7 +301,7 @@ async def _report(api: Api, prepared: Demo, runs: dict[str, str], bank: str) -> 
     )
     right, refunds_right, failed = 0, 0, 0
     for ticket in prepared.tickets:
-        run = await api.get(Run, f"/v1/runs/{runs[ticket['id']]}")
+        run = await api.get(RunView, f"/v1/runs/{runs[ticket['id']]}")
         output = (await api.get(RunResult, f"/v1/runs/{runs[ticket['id']]}/result")).output
         right += output["category"] == ticket["label"]
         refunds_right += output["wants_refund"] == ticket["wants_refund"]
@@ -331,7 +335,7 @@ async def _report(api: Api, prepared: Demo, runs: dict[str, str], bank: str) -> 
     return failed == 0 and not doubled
 
 
-def _outcome(run: Run, output: dict[str, Any]) -> str:
+def _outcome(run: RunView, output: dict[str, Any]) -> str:
     if run.status != "succeeded":
         return f"{run.status}: {run.reason}"
     if output["refund_id"]:
@@ -345,7 +349,7 @@ async def _count(bank: str) -> int:
         async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
             counted = (await client.get(f"{bank}/count")).json()
     except (httpx.HTTPError, ValueError) as error:
-        raise InterlockError("the demo's bank does not say what it counted") from error
+        raise InterlockError("the demo's bank does not report its count") from error
     doubled = int(counted["tickets_with_more_than_one_refund"])
     out.print(f"bank: {counted['refunds']} refunds issued, {doubled} tickets refunded twice")
     return doubled

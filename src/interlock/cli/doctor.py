@@ -1,4 +1,4 @@
-"""doctor: what this machine has, what it lacks, and the mend."""
+"""doctor: check of this host, with corrections."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FREE_BYTES = 1024**3
 
 @dataclass(frozen=True, slots=True)
 class DoctorFinding:
-    """One thing looked at. `problem` is a sentence with the mend, None if all is well; `fatal` if Interlock cannot run."""
+    """Result of one check. `problem` is a sentence with the correction, None if there is none; `fatal` if Interlock cannot run."""
 
     what: str
     problem: str | None = None
@@ -42,7 +42,7 @@ def register(cli: typer.Typer) -> None:
 
 
 def doctor() -> None:
-    """Check this machine and say what is missing."""
+    """Check this host and report what is missing."""
     settings = settings_here()
     fatal = False
     for finding in _look(settings):
@@ -88,7 +88,9 @@ def _disk(settings: Settings) -> DoctorFinding:
     what = f"{free // 2**20} MiB free at {place}"
     if not os.access(place, os.W_OK):
         return DoctorFinding(what, f"{place} cannot be written; change its owner or set INTERLOCK_DATA_DIR")
-    return DoctorFinding(what, None if free > _FREE_BYTES else "1 GiB is needed; make room or set INTERLOCK_DATA_DIR")
+    return DoctorFinding(
+        what, None if free > _FREE_BYTES else "1 GiB is needed; free some space or set INTERLOCK_DATA_DIR"
+    )
 
 
 def _models(settings: Settings) -> Iterator[DoctorFinding]:

@@ -39,7 +39,7 @@ def register(cli: typer.Typer) -> None:
 
 
 def versions(workflow: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
-    """List a workflow's versions, newest first, with what they consist of; without a name, what new runs get."""
+    """List a workflow's versions, newest first, with their parts; without a name, the head version of every workflow."""
 
     async def main() -> dict[str, list[VersionView]]:
         async with connect() as api:
@@ -64,10 +64,10 @@ async def _deployed(api: Api) -> list[str]:
 
 
 def _print_version(name: str, one: VersionView) -> None:
-    head = ("  head: new runs get it", "green") if one.head else ""
+    head = ("  head: used by new runs", "green") if one.head else ""
     out.print(Text.assemble((f"{name}@{one.version}", "bold"), head))
-    flying = f"{one.running} runs in flight" if one.running != 1 else "1 run in flight"
-    out.print(f"  deployed {moment(one.deployed_at)} by {one.deployed_by}; {flying}")
+    running = f"{one.running} runs in progress" if one.running != 1 else "1 run in progress"
+    out.print(f"  deployed {moment(one.deployed_at)} by {one.deployed_by}; {running}")
     for what, digests in (("models", one.models), ("prompts", one.prompts), ("tools", one.tools)):
         if digests:
             pins = ", ".join(f"{key} {value if what == 'models' else value[:12]}" for key, value in digests.items())
@@ -93,18 +93,20 @@ def workers(as_json: Json = False) -> None:
         started = one.started_at.isoformat(sep=" ", timespec="seconds")
         row = (one.worker_id, one.host, one.pid, one.engine, one.version, one.runs, started, state)
         table.add_row(*(str(part) for part in row))
-    out.print(table if found else "no worker is there")
+    out.print(table if found else "no workers")
 
 
 def drain(
-    worker: Annotated[str | None, typer.Option(help="Only this one; `interlock workers` lists them.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All that are there now; later ones work on.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when they are gone.")] = False,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait at most; exit code 8 after that.")] = 900,
+    worker: Annotated[str | None, typer.Option(help="Only this worker; `interlock workers` lists them.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All present workers; workers started later are not affected.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when they have ended.")] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Maximum seconds to wait; exit code 8 after that.")] = 900,
 ) -> None:
-    """Ask workers to finish the steps under way, hand everything else over and end."""
+    """Ask workers to finish the steps under way, release their runs and exit."""
     if (worker is None) != every:
-        raise InvalidInput("say which: --worker ID, or --all")
+        raise InvalidInput("name the workers: --worker ID, or --all")
 
     async def ask(services: Services) -> tuple[list[str], list[str]]:
         asked = await services.administration.ask_to_drain(worker, login=login())
@@ -112,15 +114,15 @@ def drain(
 
     asked, left = opened(ask)
     if left:
-        raise Unavailable(f"still at work after {timeout:g} s: {', '.join(left)}")
+        raise Unavailable(f"still running after {timeout:g} s: {', '.join(left)}")
     if not asked:
-        out.print("no worker is there")
+        out.print("no workers")
     for one in asked:
         out.print(f"{one} has drained" if wait else f"asked {one} to drain")
 
 
 async def _left(services: Services, asked: set[str], deadline: float) -> list[str]:
-    """Those of the workers that are still there at the deadline."""
+    """The workers that are still present at the deadline."""
     while True:
         there = [one for one in await services.administration.workers() if one.worker_id in asked]
         left = [one.worker_id for one in there if one.silent <= SILENT_SECONDS]
@@ -130,10 +132,10 @@ async def _left(services: Services, asked: set[str], deadline: float) -> list[st
 
 
 def login() -> str:
-    """Login and host of the operator from the system; environment variables could be forged."""
+    """Login and host of the operator, from the system, because environment variables could be forged."""
     try:
         name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container's user without a name
+    except KeyError:  # a user without a name, as in some containers
         name = f"uid {os.getuid()}"
     return f"{name}@{socket.gethostname()}"
 

@@ -20,7 +20,7 @@ def create(
     user: str,
     role: Annotated[list[str], typer.Option(help="admin, developer, operator, reviewer or viewer; may be repeated.")],
 ) -> None:
-    """Make a key; it is shown once."""
+    """Issue a key; it is shown once."""
 
     async def main() -> IssuedKey:
         async with connect() as api:
@@ -32,7 +32,7 @@ def create(
 
 @group.command("list")
 def list_keys() -> None:
-    """Keys, without their secrets."""
+    """List keys, without their secrets."""
 
     async def main() -> list[KeyView]:
         async with connect() as api:
@@ -52,7 +52,7 @@ def list_keys() -> None:
 
 @group.command("revoke")
 def revoke(key_id: str) -> None:
-    """Make a key useless, within two seconds everywhere."""
+    """Revoke a key; all processes refuse it within two seconds."""
 
     async def main() -> None:
         async with connect() as api:

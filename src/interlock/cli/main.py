@@ -30,7 +30,7 @@ from interlock.cli.console import errors as console
 
 cli = typer.Typer(
     name="interlock",
-    help="Run AI agents in production: observable, bounded, recoverable, provable.",
+    help="Run AI agents in production: durable workflows with budgets, policies, reviews and an audit log.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,7 +48,7 @@ cli.add_typer(quotas.group, name="quota")
 
 def main() -> None:
     """Entry point of the console script."""
-    # SIGTERM does the same as Ctrl-C: steps are released, PostgreSQL is stopped.
+    # SIGTERM has the same effect as Ctrl-C: runs are released, PostgreSQL is stopped.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         cli()
@@ -59,7 +59,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # `interlock runs | head`: the reader has seen enough.
+        # `interlock runs | head`: the reader has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:

@@ -21,7 +21,7 @@ from interlock.cli.waiting import needs_a_person
 from interlock.definitions.project import read_project
 from interlock.evals.suite import EvalReport, read_suites, run_case
 from interlock.services.runs import is_over
-from interlock.services.views.runs import Run, RunResult, StartedRun
+from interlock.services.views.runs import RunResult, RunView, StartedRun
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import PromptSpec
 from interlock.workflows.spec import Workflow
@@ -35,7 +35,7 @@ def register(cli: typer.Typer) -> None:
 
 
 def init(directory: Path) -> None:
-    """Write a small working project: workflow, prompt, tool, policy, eval case."""
+    """Create a small working project: workflow, prompt, tool, policy, eval case."""
     name = directory.resolve().name
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,62}", name):
         raise InvalidInput(
@@ -47,17 +47,19 @@ def init(directory: Path) -> None:
     try:
         _copy(template, directory, name)
     except OSError as error:
-        raise InvalidInput(f"{directory}: cannot be made: {error.strerror}") from error
-    out.print(f"made {directory}; next:\n  cd {directory}")
+        raise InvalidInput(f"{directory}: cannot be created: {error.strerror}") from error
+    out.print(f"created {directory}; next:\n  cd {directory}")
     out.print("""  interlock run answer --input '{"question": "How do I get my money back?"}'""")
     out.print("  interlock dev")
 
 
 def check() -> None:
-    """Check the project in this directory: every file, and how they fit each other."""
+    """Check the project in this directory: every file, and the references between them."""
     project = read_project(Path.cwd(), settings_here())
     for definition in project.definitions.values():
         out.print(f"{definition.name}@{definition.version}  ok")
+    for note in project.notes:
+        out.print(f"note: {note}", style="dim", soft_wrap=True)
 
 
 def schema(kind: Annotated[Literal["workflow", "tool", "prompt", "openapi"], typer.Argument()] = "workflow") -> None:
@@ -71,7 +73,7 @@ def schema(kind: Annotated[Literal["workflow", "tool", "prompt", "openapi"], typ
 
 
 def evaluate() -> None:
-    """Run the cases in evals/ and compare; exit code 7 if any fails."""
+    """Run the cases in evals/ and compare the results; exit code 7 if any fails."""
     suites = read_suites(Path.cwd() / "evals")
 
     async def main() -> list[EvalReport]:
@@ -98,7 +100,7 @@ def evaluate() -> None:
 async def _run(api: Api, workflow: str, value: Any) -> dict[str, Any]:
     started = await api.post(StartedRun, "/v1/runs", {"workflow": workflow, "input": value})
     while True:
-        run = await api.get(Run, f"/v1/runs/{started.run_id}")
+        run = await api.get(RunView, f"/v1/runs/{started.run_id}")
         if is_over(run.status):
             result = await api.get(RunResult, f"/v1/runs/{started.run_id}/result")
             return {**run.to_json(), "output": result.output}

@@ -14,16 +14,16 @@ from interlock.cli.console import out
 from interlock.services.views.installation import QuotaList, QuotaView
 
 group = typer.Typer(
-    help="Limits of your organisation, its workflows and tools: how much at once, how much in a time.",
+    help="Limits of your organisation, its workflows and tools: concurrency and rate.",
     no_args_is_help=True,
 )
 ScopeArgument = Annotated[str, typer.Argument(help="org, workflow or tool.")]
-Name = Annotated[str, typer.Argument(help="Of the workflow or tool; the organisation needs none.")]
+Name = Annotated[str, typer.Argument(help="Name of the workflow or tool; the organisation needs none.")]
 
 
 @group.command("list")
 def list_quotas() -> None:
-    """Quotas in force."""
+    """List the quotas in force."""
 
     async def main() -> list[QuotaView]:
         async with connect() as api:
@@ -34,18 +34,18 @@ def list_quotas() -> None:
     for one in found:
         rate = "" if one.rate is None else f"{one.rate} in {one.per_seconds:g} s"
         table.add_row(one.scope, one.name, "" if one.concurrency is None else str(one.concurrency), rate)
-    out.print(table if found else "nothing is limited")
+    out.print(table if found else "no quotas")
 
 
 @group.command("set")
 def set_quota(
     scope: ScopeArgument,
     name: Name = "",
-    concurrency: Annotated[int | None, typer.Option(help="Runs or calls at once; 0 is a standstill.")] = None,
-    rate: Annotated[int | None, typer.Option(help="Runs begun, or calls made, in the time of --per.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Concurrent runs or calls; 0 admits none.")] = None,
+    rate: Annotated[int | None, typer.Option(help="Runs started, or calls made, in the time of --per.")] = None,
     per: Annotated[float, typer.Option(help="Seconds.")] = 60.0,
 ) -> None:
-    """Set a quota, or replace it; what is not given is not limited."""
+    """Set or replace a quota; an option that is not given is not limited."""
     body = {"scope": scope, "name": name, "concurrency": concurrency, "rate": rate, "per_seconds": per}
 
     async def main() -> None:

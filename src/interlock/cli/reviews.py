@@ -1,4 +1,4 @@
-"""review list, show, approve, reject."""
+"""review list, show, approve, reject, revoke."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import typer
 from rich.table import Column, Table
 
 from interlock.base.errors import InvalidInput
-from interlock.cli.connection import connect, segment
-from interlock.cli.console import out, print_json, status
+from interlock.cli.connection import SELF_APPROVAL, connect, segment, settings_here
+from interlock.cli.console import errors, out, print_json, status
 from interlock.services.views.reviews import ReviewPage, ReviewView
 
-group = typer.Typer(help="Decide what waits for a person.", no_args_is_help=True)
+group = typer.Typer(help="Reviews: questions that wait for a person's decision.", no_args_is_help=True)
 
-Note = Annotated[str, typer.Option(help="Why; goes on record.")]
+Note = Annotated[str, typer.Option(help="Reason; recorded in the audit log.")]
 
 
 @group.command("list")
 def list_reviews(
-    every: Annotated[bool, typer.Option("--all", help="Decided ones too.")] = False,
-    after: Annotated[str | None, typer.Option(help="The last review of the page before.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Also decided ones.")] = False,
+    after: Annotated[str | None, typer.Option(help="The last review of the previous page.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Open reviews, oldest first."""
+    """List open reviews, oldest first."""
 
     async def main() -> list[ReviewView]:
         async with connect() as api:
@@ -47,7 +47,7 @@ def list_reviews(
 
 @group.command("show")
 def show(review_id: str) -> None:
-    """One review, with everything the reviewer is to see."""
+    """Print one review, with all values for the reviewer."""
 
     async def main() -> ReviewView:
         async with connect() as api:
@@ -61,10 +61,10 @@ def approve(
     review_id: str,
     note: Note = "",
     output: Annotated[
-        str | None, typer.Option(help="For a cut-off tool that did its work: what it gave, as JSON.")
+        str | None, typer.Option(help="For an interrupted tool call that took effect: its output, as JSON.")
     ] = None,
 ) -> None:
-    """Approve; the run goes on."""
+    """Approve a review; the run continues."""
     try:
         value = json.loads(output) if output is not None else None
     except ValueError as error:
@@ -74,8 +74,20 @@ def approve(
 
 @group.command("reject")
 def reject(review_id: str, note: Note = "") -> None:
-    """Reject; the run takes its other way, or fails and undoes what it did."""
+    """Reject a review; the run takes the other branch, or fails and its effects are compensated."""
     _decide(review_id, "reject", note, None)
+
+
+@group.command("revoke")
+def revoke(review_id: str) -> None:
+    """Take an approval back, before the tool was called with it."""
+
+    async def main() -> ReviewView:
+        async with connect() as api:
+            return await api.post(ReviewView, f"/v1/reviews/{segment(review_id)}/revocation", {})
+
+    review = asyncio.run(main())
+    out.print(f"revoked: {review.title} (run {review.run_id})")
 
 
 def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, output: Any) -> None:
@@ -87,5 +99,7 @@ def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, o
 
     review, url = asyncio.run(main())
     out.print(f"{review.status}: {review.title} (run {review.run_id})")
+    if url is None and decision == "approve" and settings_here().review.self_approval is False:
+        errors.print(SELF_APPROVAL, style="dim")
     if url is None:
-        out.print("no server runs here; the run goes on with the next `interlock dev` or `interlock worker`")
+        out.print("no server runs here; the run continues with the next `interlock dev` or `interlock worker`")

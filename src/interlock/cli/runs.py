@@ -20,12 +20,12 @@ from interlock.services.runs import is_over
 from interlock.services.views.reviews import ReviewPage
 from interlock.services.views.runs import (
     ReviewWait,
-    Run,
     RunPage,
     RunRef,
     RunResult,
     RunSummary,
     RunValues,
+    RunView,
     SentSignal,
     SpanView,
     StartedRun,
@@ -51,19 +51,21 @@ def register(cli: typer.Typer) -> None:
 def run(
     workflow: str,
     value: Annotated[str, typer.Option("--input", "-i", help="JSON, @FILE, or - for standard input.")] = "{}",
-    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key and input is the same run.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Idempotency key: the same key with the same input is the same run.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Start a run and follow it until it is over or waits for a person."""
+    """Start a run and follow it until it ends or waits for a person."""
     parsed = read_json(value)
 
-    async def main() -> tuple[Run, RunResult | ReviewPage]:
+    async def main() -> tuple[RunView, RunResult | ReviewPage]:
         async with connect(worker=True) as api:
             headers = {"Idempotency-Key": _header(key)} if key else None
             body = {"workflow": workflow, "input": parsed}
             started = await api.post(StartedRun, "/v1/runs", body, headers=headers)
             if not as_json:
-                again = "" if started.new else " (it was there already)"
+                again = "" if started.new else " (an existing run)"
                 out.print(Text.assemble("run ", (started.run_id, "bold"), again))
             found = await _follow(api, started.run_id, quiet=as_json)
             if is_over(found.status):
@@ -125,14 +127,14 @@ def runs(
 
 def show(
     run_id: str,
-    reveal: Annotated[bool, typer.Option(help="Put personal data back into the output; goes on record.")] = False,
+    reveal: Annotated[bool, typer.Option(help="Show personal data in the output; recorded in the audit log.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a run: its steps, its values, its effects, its result."""
+    """Show a run: its steps, values, effects and result."""
 
-    async def main() -> tuple[Run, RunValues, RunResult | None]:
+    async def main() -> tuple[RunView, RunValues, RunResult | None]:
         async with connect() as api:
-            found = await api.get(Run, f"/v1/runs/{segment(run_id)}")
+            found = await api.get(RunView, f"/v1/runs/{segment(run_id)}")
             values = await api.get(RunValues, f"/v1/runs/{found.run_id}/values")
             if not is_over(found.status):
                 return found, values, None
@@ -145,7 +147,7 @@ def show(
         _print_run(found, values.values, result)
 
 
-def _print_run(found: Run, values: dict[str, Any], result: RunResult | None) -> None:
+def _print_run(found: RunView, values: dict[str, Any], result: RunResult | None) -> None:
     out.print(Text.assemble(found.run_id, "  ", status(found.status), f"  {found.workflow}@{found.version}"))
     if found.reason:
         out.print(f"  {found.reason}")
@@ -184,8 +186,8 @@ def trace(run_id: str, as_json: Json = False) -> None:
         out.print(waterfall(spans))
 
 
-def cancel(run_id: str, reason: Annotated[str, typer.Option(help="Goes on record.")] = "") -> None:
-    """Ask a run to stop; what it did is undone where its tools can."""
+def cancel(run_id: str, reason: Annotated[str, typer.Option(help="Recorded in the audit log.")] = "") -> None:
+    """Cancel a run; its effects are compensated if their tools can."""
 
     async def main() -> None:
         async with connect() as api:
@@ -201,7 +203,7 @@ def signal(
     payload: Annotated[str, typer.Option("--payload", "-p", help="JSON, @FILE, or - for standard input.")] = "{}",
     key: Annotated[str | None, typer.Option(help="The same key counts once, however often it is sent.")] = None,
 ) -> None:
-    """Send a run a signal that its workflow waits for, now or later."""
+    """Send a signal to a run, whose workflow waits for it now or later."""
     body = {"payload": read_json(payload, option="--payload")}
     headers = {"Idempotency-Key": _header(key)} if key else None
     sent = _tell(SentSignal, f"/v1/runs/{segment(run_id)}/signals/{segment(name)}", body, headers)
@@ -209,15 +211,15 @@ def signal(
 
 
 def pause(run_id: str, reason: Annotated[str, typer.Option(help="Goes on record.")] = "") -> None:
-    """Let a run finish what is under way and begin nothing new until `interlock resume`."""
+    """Pause a run: work under way is finished, and no new work starts until `interlock resume`."""
     _tell(RunRef, f"/v1/runs/{segment(run_id)}/pause", {"reason": reason})
     out.print(f"asked {run_id} to pause")
 
 
 def resume(run_id: str) -> None:
-    """Let a paused run go on."""
+    """Resume a paused run."""
     _tell(RunRef, f"/v1/runs/{segment(run_id)}/resume", {})
-    out.print(f"asked {run_id} to go on")
+    out.print(f"asked {run_id} to resume")
 
 
 def _tell(view: type[V], path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> V:
@@ -256,10 +258,10 @@ def waterfall(spans: list[SpanView], width: int = 40) -> Table:
     return table
 
 
-async def _follow(api: Api, run_id: str, *, quiet: bool) -> Run:
+async def _follow(api: Api, run_id: str, *, quiet: bool) -> RunView:
     shown: dict[str, tuple[str, int]] = {}
     while True:
-        found = await api.get(Run, f"/v1/runs/{run_id}")
+        found = await api.get(RunView, f"/v1/runs/{run_id}")
         for step in found.steps:
             now = (str(step.status), step.attempt)
             if shown.get(step.id) != now and not quiet:
@@ -271,7 +273,7 @@ async def _follow(api: Api, run_id: str, *, quiet: bool) -> Run:
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _print_outcome(found: Run, more: RunResult | ReviewPage) -> None:
+def _print_outcome(found: RunView, more: RunResult | ReviewPage) -> None:
     if isinstance(more, RunResult):
         out.print(Text.assemble("", status(found.status), f"  {visible(found.reason or '')}"))
         print_json(more.output)
@@ -286,7 +288,7 @@ def _print_outcome(found: Run, more: RunResult | ReviewPage) -> None:
 
 
 def read_json(value: str, *, option: str = "--input") -> Any:
-    """JSON from the command line: itself, @FILE, or - for standard input."""
+    """Reads JSON from the command line: the text itself, @FILE, or - for standard input."""
     if value == "-":
         place = "standard input"
         try:

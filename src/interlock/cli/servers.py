@@ -16,8 +16,8 @@ from interlock.api.server import Server
 from interlock.app import App
 from interlock.base import loop
 from interlock.base.errors import Conflict, InterlockError, InvalidInput
-from interlock.base.settings import Settings
-from interlock.cli.connection import announced, find_server, settings_here
+from interlock.base.settings import Settings, on_own_machine
+from interlock.cli.connection import SELF_APPROVAL, announced, find_server, settings_here
 from interlock.cli.console import errors, out
 from interlock.definitions.project import read_project, require_project
 from interlock.identity.principal import Principal
@@ -37,37 +37,41 @@ def register(cli: typer.Typer) -> None:
 
 def dev(
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Instead of server.port; 0 takes a free one.")
+        int | None, typer.Option(min=0, max=65535, help="Overrides server.port; 0 selects a free port.")
     ] = None,
 ) -> None:
     """Run everything in one process: API, worker, database. Definitions are reloaded when their files change."""
-    _run(_serve(settings_here(), port=port, worker=True, reload=True))
+    settings = on_own_machine(settings_here())
+    if settings.review.self_approval:
+        errors.print(SELF_APPROVAL, style="dim")
+    _run(_serve(settings, port=port, worker=True, reload=True))
 
 
-def serve(port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of server.port.")] = None) -> None:
+def serve(port: Annotated[int | None, typer.Option(min=0, max=65535, help="Overrides server.port.")] = None) -> None:
     """Run the API only; workers run elsewhere on the same database."""
     _run(_serve(settings_here(), port=port, worker=False, reload=False))
 
 
 def worker(
     engine: Annotated[
-        str | None, typer.Option(help="postgres or temporal, instead of the setting: which runs it drives.")
+        str | None,
+        typer.Option(help="Engine whose runs the worker drives: postgres or temporal; overrides the setting."),
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Instead of temporal.address: the server's host:port.")] = None,
+    address: Annotated[str | None, typer.Option(help="Overrides temporal.address: host:port of the server.")] = None,
     unversioned: Annotated[
         bool, typer.Option("--unversioned", help="For a Temporal server that cannot pin runs to worker versions.")
     ] = False,
 ) -> None:
-    """Run a worker only. Start as many as you like on one database."""
+    """Run a worker only. Any number of workers can share one database."""
 
     async def main(settings: Settings) -> None:
         stop = _Stop()
         logs.configure(level=settings.telemetry.log_level)
         async with App(Path.cwd(), settings) as app:
             await app.start_worker()
-            errors.print("worker runs; Ctrl-C finishes the steps under way and hands the rest back")
+            errors.print("worker runs; Ctrl-C finishes the steps under way and releases the other runs")
             await stop.wait(app.worker_registry.asked)
-            errors.print("stopping: steps under way are finished …; Ctrl-C once more breaks them off")
+            errors.print("stopping: finishing the steps under way …; press Ctrl-C again to interrupt them")
 
     _run(main(_for_engine(settings_here(), engine, address, unversioned=unversioned)))
 
@@ -87,9 +91,9 @@ def _for_engine(settings: Settings, engine: str | None, address: str | None, *, 
 
 def deploy(
     workflow: Annotated[str | None, typer.Argument(help="With --to: the workflow to roll back.")] = None,
-    to: Annotated[str | None, typer.Option(help="A version it had before; `interlock versions` lists them.")] = None,
+    to: Annotated[str | None, typer.Option(help="An earlier version; `interlock versions` lists them.")] = None,
 ) -> None:
-    """Make the project in this directory what new runs get. Runs under way keep the version they began with."""
+    """Deploy the project in this directory as the version for new runs. Existing runs keep their version."""
     if (workflow is None) != (to is None):
         raise InvalidInput("to roll back give both, --to VERSION and WORKFLOW; to deploy the project neither")
     settings = settings_here()
@@ -105,7 +109,7 @@ def deploy(
             return await app.admin.deploy(principal, project)
 
     deployed = asyncio.run(main())
-    out.print("\n".join(f"deployed {name}" for name in deployed) or "nothing to do: this is what is deployed")
+    out.print("\n".join(f"deployed {name}" for name in deployed) or "nothing to do: this version is deployed already")
 
 
 def _roll_back(settings: Settings, workflow: str, to: str) -> None:
@@ -121,7 +125,7 @@ def _roll_back(settings: Settings, workflow: str, to: str) -> None:
 
 
 def migrate() -> None:
-    """Bring the database to this version's schema."""
+    """Migrate the database to this version's schema."""
     settings = settings_here()
     logs.configure(level="warning")
 
@@ -165,7 +169,7 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
                 errors.print(f"Interlock runs at {server.url} (API documentation at /docs); Ctrl-C stops it")
                 await stop.wait()
         finally:
-            errors.print("stopping: steps under way are finished …")
+            errors.print("stopping: finishing the steps under way …")
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
@@ -177,15 +181,15 @@ async def _deploy(app: App, principal: Principal) -> None:
         for name in await app.admin.deploy(principal, app.read_project()):
             errors.print(f"deployed {name}", style="green")
     except InterlockError as error:
-        # Runs keep the version they have; the author sees what to mend.
+        # Runs keep their version; the author sees the fault.
         errors.print(error.message, style="red", soft_wrap=True)
-    except Exception as error:  # noqa: BLE001  a file that vanished while it was read, a bug: neither may end the reloading
+    except Exception as error:  # noqa: BLE001  a file deleted while it was read, or a bug, must not end the reloading
         errors.print(f"not deployed: {type(error).__name__}: {error}", style="red", soft_wrap=True)
 
 
 async def _drain_when_asked(app: App) -> None:
     await app.worker_registry.asked.wait()
-    errors.print("asked to drain: runs are handed over, the API stays")
+    errors.print("asked to drain: runs are released, the API continues")
     await app.drain_worker()
 
 
@@ -196,7 +200,7 @@ async def _watch(app: App, principal: Principal) -> None:
 
 
 class _Stop:
-    """SIGINT and SIGTERM: they break off a start, and end the waiting of a process that is up; the second breaks that end off."""
+    """SIGINT and SIGTERM: the first interrupts a start or ends a running process in order; the second interrupts that end."""
 
     def __init__(self) -> None:
         self._stop_requested = asyncio.Event()
@@ -214,7 +218,7 @@ class _Stop:
             self._main.cancel()
 
     async def wait(self, *others: asyncio.Event) -> None:
-        """Until told to stop, or until another of these events; what is under way then ends in its own time."""
+        """Waits for a stop signal or another of these events; work under way is then finished in order."""
         self._starting = False
         waiting = [asyncio.create_task(event.wait()) for event in (self._stop_requested, *others)]
         try:
@@ -229,4 +233,4 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
     try:
         loop.run(main)
     except asyncio.CancelledError:
-        raise KeyboardInterrupt from None  # told to stop before it was up
+        raise KeyboardInterrupt from None  # stop signal during the start

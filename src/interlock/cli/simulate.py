@@ -1,4 +1,4 @@
-"""simulate: random programs against a hostile world, in memory, thousands a second."""
+"""simulate: random programs with random faults, in memory, thousands per second."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ def register(cli: typer.Typer) -> None:
 
 
 def simulate(
-    seed: Annotated[int, typer.Option(min=0, help="Of the first program; the next has the next number.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first program; the next program has the next seed.")
+    ] = 0,
     programs: Annotated[int, typer.Option(min=1, help="How many.")] = 2000,
-    seconds: Annotated[float | None, typer.Option(min=0.0, help="As many as this time allows, instead.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.0, help="Run for this time instead of a number of programs.")
+    ] = None,
 ) -> None:
-    """Run random workflows through random faults and check that the engine's promises hold.
+    """Run random workflows with random faults and check the invariants of the state machine.
 
-    Nothing is stored and nothing outside is touched. A failing seed fails again on every machine.
+    Nothing is stored, and there are no effects outside. A failing seed fails again on every host.
     """
     started = time.perf_counter()
     faults: Counter[str] = Counter()
@@ -42,7 +46,7 @@ def simulate(
         faults += simulated.faults
         endings[simulated.state.status] += 1
     took = time.perf_counter() - started
-    out.print(f"{done} programs, {events} events, {took:.1f} s: {done / took:.0f} programs/s. Every promise held.")
+    out.print(f"{done} programs, {events} events, {took:.1f} s: {done / took:.0f} programs/s. All invariants hold.")
     out.print(", ".join(f"{count} {status}" for status, count in sorted(endings.items())))
     table = Table(Column("fault"), Column("times", justify="right"), box=None)
     for name, count in sorted(faults.items()):
@@ -59,4 +63,4 @@ def _show(simulated: Simulated) -> None:
         out.print(f"subworkflow {name}: {json.dumps(dumped)}", soft_wrap=True)
     for number, event in enumerate(simulated.journal, start=1):
         out.print(f"{number:>4} {json.dumps(event_to_json(event))}", soft_wrap=True)
-    out.print(f"Again with: interlock simulate --seed {simulated.seed} --programs 1")
+    out.print(f"Repeat with: interlock simulate --seed {simulated.seed} --programs 1")

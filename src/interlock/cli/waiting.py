@@ -1,4 +1,4 @@
-"""How a run's steps and waits look in a terminal: every step of a small run, counts and exceptions of a large one."""
+"""Terminal output of a run's steps and waits: every step of a small run, counts and exceptions of a large one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from interlock.services.views.runs import (
     DeadLetterWait,
     PausedWait,
     ReviewWait,
-    Run,
+    RunView,
     SignalWait,
     StepView,
     TimedWait,
@@ -23,11 +23,11 @@ from interlock.services.views.runs import (
 )
 
 MAX_LINES = 40
-_DONE = {"succeeded", "open", "undone"}
+_DONE = {"succeeded", "open", "compensated"}
 
 
 def print_steps(steps: list[StepView], values: dict[str, Any]) -> None:
-    """All steps with their values; of more than `MAX_LINES` how many there are, and those that are not simply done."""
+    """Prints all steps with their values; for more than `MAX_LINES` only counts, and the steps that are not simply completed."""
     if len(steps) <= MAX_LINES:
         for step in steps:
             out.print(Text.assemble("\n", _line(step)))
@@ -75,7 +75,7 @@ def _line(step: StepView) -> Text:
 
 
 def _used(step: StepView) -> str:
-    """How long the last attempt took, and what the models that were asked used and cost."""
+    """Duration of the last attempt, and usage and cost of its model calls."""
     took = f"  {step.seconds:.3g} s" if step.seconds is not None else ""
     if (usage := step.usage) is None:
         return took
@@ -83,10 +83,10 @@ def _used(step: StepView) -> str:
     return f"{took}  {visible(usage.model or usage.provider)}, {tokens} tokens, USD {usd(usage)}"
 
 
-def print_waits(run: Run) -> None:
+def print_waits(run: RunView) -> None:
     """Prints what the run waits for with the command that answers it, and why its result is only partial."""
     if run.degraded:
-        out.print(f"  goes on without: {run.degraded}", style="yellow")
+        out.print(f"  continues without: {run.degraded}", style="yellow")
     for one in run.waits_for[:5]:
         out.print(f"  waits for {wait_text(run.run_id, one)}", style="yellow", soft_wrap=True)
     if len(run.waits_for) > 5:

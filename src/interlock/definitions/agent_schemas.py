@@ -1,8 +1,8 @@
 """Schemas and messages of an agent's model calls: its tools, its turns so far, and the results of its calls.
 
-A turn is one model call whose answer is JSON that names tools to call, or gives the answer; so an agent works with every
-provider that does structured output, and its turns are checked like any other answer. The conversation is stored as its pieces
-(each turn, each result, by reference) and put together again for every call.
+A turn is one model call whose answer is JSON that either names tools to call or gives the final answer. So an agent works
+with every provider that supports structured output, and its turns are validated like any other answer. The conversation
+is stored in parts (each turn and each result, by reference) and assembled again for every call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Schema = Mapping[str, Any]
 
 
 def answer_schema(node: Node, contracts: Mapping[str, ToolContract]) -> Schema:
-    """The schema that the answer to a model step, or to an agent's turn, must fit: what the provider is told."""
+    """Schema of a model step's answer or of an agent's turn, as sent to the provider."""
     if node.agent is None:
         assert isinstance(node.step, ModelStep)
         return node.step.output
@@ -39,7 +39,7 @@ def answer_schema(node: Node, contracts: Mapping[str, ToolContract]) -> Schema:
 
 
 def checked_schema(node: Node, contracts: Mapping[str, ToolContract]) -> Schema:
-    """The same with what providers' dialects cannot say: a turn either calls tools or answers."""
+    """The same schema with a rule that provider dialects cannot express: a turn either calls tools or answers."""
     schema = answer_schema(node, contracts)
     if node.agent is None:
         return schema
@@ -50,7 +50,7 @@ def checked_schema(node: Node, contracts: Mapping[str, ToolContract]) -> Schema:
 
 
 def _put_at(place: str, schema: Any) -> Any:
-    """A schema of its own as part of another one: what it refers to in itself (`#/$defs/…`) is below `place` there."""
+    """Moves a schema to `place` in another one: its internal references (`#/$defs/…`) are changed accordingly."""
     if isinstance(schema, Mapping):
         return {
             key: f"#{place}{value[1:]}"
@@ -83,10 +83,10 @@ def instructions(program: Program, agent: AgentStep) -> str:
 
 
 def results_message(results: list[dict[str, Any]]) -> str:
-    """The message with which the model learns what became of its calls, in the order in which it made them."""
+    """Message with the results of the model's calls, in the order in which the model made them."""
     return json.dumps({"results": results}, ensure_ascii=False, separators=(",", ":"))
 
 
 def said(turn: Any) -> str:
-    """A turn of the model's as its own message in the conversation."""
+    """A turn of the model as its message in the conversation."""
     return json.dumps(turn, ensure_ascii=False, separators=(",", ":"))

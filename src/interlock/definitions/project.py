@@ -1,4 +1,4 @@
-"""A project directory, read and checked: workflows, prompts, tools, policies → definitions ready to deploy.
+"""Reading and checking a project directory: workflows, prompts, tools, policies → definitions ready to deploy.
 
 workflows/*.yaml   prompts/*.yaml   tools/<name>/{tool.yaml,main.py}   policies/*.cedar   interlock.toml
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from interlock.base.errors import InvalidSpec
 from interlock.base.settings import SETTINGS_FILE, Settings
+from interlock.definitions.approvals import needs_approval
 from interlock.definitions.versions import Definition
 from interlock.gateway.catalog import has_batches, parse_pin
 from interlock.identity.principal import ROLES
@@ -21,6 +22,7 @@ from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
 from interlock.sandbox.destinations import parse_authority
 from interlock.tools.bundles import missing_functions, pack
 from interlock.workflows.check import check_workflow
+from interlock.workflows.check_approvals import ApprovalCheck
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
 from interlock.workflows.source import Source, parse_yaml, validate
@@ -35,17 +37,19 @@ class Project:
 
     Attributes:
         bundles: digest → archive of every tool's code.
+        notes: what an author may want to know, each with its place; none of it is a fault.
     """
 
     definitions: Mapping[str, Definition]
     bundles: Mapping[str, bytes]
+    notes: Sequence[str] = ()
 
 
 def read_project(directory: Path, settings: Settings) -> Project:
-    """Reads and checks everything; nothing is half-accepted.
+    """Reads and checks the whole project; it is accepted or refused as a whole.
 
     Raises:
-        InvalidSpec: one line per fault, each `file:line: field: what is wrong; the mend`.
+        InvalidSpec: one line per fault, each `file:line: field: fault; correction`.
     """
     require_project(directory)
     faults: list[str] = []
@@ -59,19 +63,19 @@ def read_project(directory: Path, settings: Settings) -> Project:
         except InvalidSpec as error:
             faults.append(f"{SETTINGS_FILE}: {error.message}")
     if faults:
-        raise InvalidSpec(
-            "\n".join(faults)
-        )  # whether the parts fit each other is no question while one of them is broken
+        raise InvalidSpec("\n".join(faults))  # cross-references are not checked while a part is faulty
     known = {workflow.name: workflow for _, workflow in sources}
+    tools, engine = {name: contract for name, (contract, _) in contracts.items()}, CedarPolicy(policy)
     for source, workflow in sources:
         problems = check_workflow(
             workflow,
             prompts=prompts,
-            tools={name: contract for name, (contract, _) in contracts.items()},
+            tools=tools,
             models=settings.models,
             workflows=known,
             roles=ROLES,
             unbatched=[alias for alias, pin in settings.models.items() if not has_batches(pin)],
+            needs_approval=needs_approval(engine, workflow, tools),
         )
         faults += [source.complaint(problem.path, problem.message) for problem in problems]
     if faults:
@@ -87,13 +91,18 @@ def read_project(directory: Path, settings: Settings) -> Project:
         )
         for _, workflow in sources
     }
+    notes = [
+        source.complaint(note.path, note.message)
+        for source, workflow in sources
+        for note in ApprovalCheck(workflow, tools, needs_approval(engine, workflow, tools)).notes()
+    ]
     used = {digest for definition in definitions.values() for digest in definition.bundles}
-    return Project(definitions, {digest: content for digest, content in bundles.items() if digest in used})
+    return Project(definitions, {digest: content for digest, content in bundles.items() if digest in used}, notes)
 
 
 def require_project(directory: Path) -> None:
     """Raises:
-    InvalidSpec: the directory is no project.
+    InvalidSpec: the directory is not a project.
     """
     if not (directory / "workflows").is_dir():
         raise InvalidSpec(f"{directory}: has no workflows directory; run `interlock init` or change to a project")
@@ -132,7 +141,7 @@ def _prompts(directory: Path, faults: list[str]) -> dict[str, Prompt]:
         try:
             prompts[path.stem] = compile_prompt(path.stem, spec)
         except InvalidSpec as error:
-            # It has no file before it, so it names the turn or speaks of the slots.
+            # The message has no file name; it names the turn, or else is about the slots.
             turn = re.search(r": messages\.(\d+): ", error.message)
             place: list[str | int] = ["messages", int(turn[1]), "content"] if turn else ["slots"]
             faults.append(f"{source.name}:{source.line(place)}: {error.message}")
@@ -198,24 +207,24 @@ def _policy(directory: Path, faults: list[str]) -> str:
         return DEFAULT_POLICY
     text = "\n".join(texts)
     if not faults:
-        CedarPolicy(text, source="policies")  # two files may disagree, on an id for instance
+        CedarPolicy(text, source="policies")  # two files may conflict, for instance in an id
     return text
 
 
 def _cedar_line(text: str) -> int:
-    """Where a policy text goes wrong; Cedar's parser says what, but not where."""
+    """Line of the fault in a policy text; Cedar's parser reports the fault without its line."""
     lines = text.splitlines()
     for number in range(1, len(lines) + 1):
         try:
             CedarPolicy("\n".join(lines[:number]))
         except InvalidSpec as error:
-            if "unexpected end of input" not in error.message:  # which is what every policy says half-way
+            if "unexpected end of input" not in error.message:  # every incomplete policy gives this message
                 return number
     return max(len(lines), 1)
 
 
 def _files(directory: Path, pattern: str) -> list[Path]:
-    """Files of a kind in order, without hidden ones: editors keep their locks and drafts as those."""
+    """Sorted files of a kind, without hidden ones, which are locks and drafts of editors."""
     return sorted(path for path in directory.glob(pattern) if not path.name.startswith("."))
 
 
@@ -273,7 +282,7 @@ def _with_files(source: Source, directory: Path) -> Source:
 
 
 def _storable(source: Source) -> Source:
-    """The source, if the database can hold every text in it; an escape such as "\\ud800" or "\\0" makes one it cannot."""
+    """The source, if the database can store every text in it; an escape such as "\\ud800" or "\\0" makes a text invalid."""
 
     def look(node: Any, path: list[str | int]) -> None:
         if isinstance(node, dict):

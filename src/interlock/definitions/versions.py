@@ -1,4 +1,4 @@
-"""Workflow versions: immutable, named by the hash of everything they consist of. Runs in flight stay on theirs."""
+"""Workflow versions: immutable, named by the hash of all their parts. A run keeps its version."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from interlock.store.database import Database, Row
 from interlock.store.objects import Objects
 from interlock.tools.bundles import unpack
 from interlock.tools.registry import Tool
+from interlock.workflows.approvals import covered_acts
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
 from interlock.workflows.schemas import validator_for
-from interlock.workflows.spec import ModelStep, WaitStep, Workflow
+from interlock.workflows.spec import LoopStep, MapStep, ModelStep, SubworkflowStep, WaitStep, Workflow
 
 _CACHED = 256
 _NO_WORKFLOWS: Mapping[str, Workflow] = {}
@@ -30,7 +31,7 @@ _NO_WORKFLOWS: Mapping[str, Workflow] = {}
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A version as data: what is hashed, stored and deployed."""
+    """A version as data, which is hashed, stored and deployed."""
 
     data: Mapping[str, Any]
     version: str
@@ -87,13 +88,14 @@ class SignalSpec:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version ready to run: everything compiled once.
+    """A version ready to execute: all parts are compiled once.
 
     Attributes:
         answer_schemas: path of a model step, or of an agent's turn, → the schema its answers must fit.
         output_validators: the same, compiled; `subworkflow_validators` by path of the subworkflow step.
-        signals: name → what may come with it.
-        batches: whether a step of it goes through a batch API.
+        signals: name → schema of its payload.
+        covered: path of a review step → path of the tool step whose call it approves.
+        batches: True if a step uses a batch API.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Version:
     signals: Mapping[str, SignalSpec]
     tool_input_validators: Mapping[str, Any]
     tool_output_validators: Mapping[str, Any]
+    covered: Mapping[str, str]
     batches: bool
 
     @classmethod
@@ -146,6 +149,7 @@ class Version:
             },
             tool_input_validators={name: validator_for(tool.contract.input) for name, tool in tools.items()},
             tool_output_validators={name: validator_for(tool.contract.output) for name, tool in tools.items()},
+            covered=_covered(program),
             batches=any(isinstance(node.step, ModelStep) and node.step.batch for node in asking.values()),
         )
 
@@ -163,6 +167,22 @@ def _described(row: Row) -> dict[str, Any]:
         "tools": {name: tool["bundle"] for name, tool in data["tools"].items()},
         "models": data["models"],
         "policy": hashlib.sha256(data["policy"].encode()).hexdigest()[:16],
+    }
+
+
+def _covered(program: Program) -> dict[str, str]:
+    """Path of every review step that approves a call → path of the tool step that makes it."""
+    bodies = [("", program.workflow.steps)]
+    for path, node in program.nodes.items():
+        if isinstance(node.step, MapStep | LoopStep):
+            bodies.append((f"{path}/", node.step.steps))
+        elif isinstance(node.step, SubworkflowStep):
+            bodies.append((f"{path}/", program.subworkflows[path].steps))
+    return {
+        space + review.id: space + act.id
+        for space, steps in bodies
+        for review, act in covered_acts(steps, program.mutates)
+        if act is not None
     }
 
 
@@ -190,7 +210,7 @@ class Versions:
         return moved
 
     async def roll_back(self, org_id: str, name: str, version: str) -> tuple[str, bool]:
-        """(version, whether it is news): makes a version that was deployed before what new runs get.
+        """Makes an earlier deployed version the head again; returns (version, True if this is a change).
 
         Args:
             version: its hash, or an unambiguous prefix of it.
@@ -209,7 +229,7 @@ class Versions:
         return whole, moved
 
     async def history(self, org_id: str, name: str, *, limit: int = 50) -> list[dict[str, Any]]:
-        """A workflow's versions, newest first: when and by whom deployed, what they consist of, runs in flight.
+        """A workflow's versions, newest first: when and by whom deployed, digests of their parts, runs in progress.
 
         Raises:
             NotFound: no such workflow.
@@ -220,10 +240,10 @@ class Versions:
         return [_described(row) for row in rows]
 
     async def head(self, org_id: str, name: str) -> Version:
-        """The version new runs get.
+        """The head: the version for new runs.
 
         Raises:
-            NotFound: naming what is deployed.
+            NotFound: the workflow is not deployed; names the deployed ones.
         """
         row = await self._database.row("get_head", org_id, name, org=org_id)
         if row is None:

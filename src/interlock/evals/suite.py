@@ -1,4 +1,4 @@
-"""Eval cases: an input, and what the run must end with. `evals/*.yaml` in a project."""
+"""Eval cases: an input and the expected result of the run. `evals/*.yaml` in a project."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[[str, Any], Awaitable[dict[str, Any]]]
 
 
 class Expectation(Part):
-    """Expected values; fields that are not named are not compared."""
+    """Expected values; only named fields are compared."""
 
     status: RunStatus = RunStatus.SUCCEEDED
     output: dict[str, Any] = Field(default_factory=dict, description="fields the output must have, with these values")
@@ -41,7 +41,7 @@ class Suite(Part):
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """How one case went."""
+    """Result of one case."""
 
     case: str
     workflow: str
@@ -54,7 +54,7 @@ class EvalReport:
 
 def read_suites(directory: Path) -> list[Suite]:
     """Raises:
-    InvalidSpec: no cases there, or a file that does not fit, with file and line.
+    InvalidSpec: there are no cases, or a file is not valid; names file and line.
     """
     paths = sorted(path for path in directory.glob("*.y*ml") if not path.name.startswith("."))
     if not paths:
@@ -74,7 +74,7 @@ def read_suites(directory: Path) -> list[Suite]:
 
 
 async def run_case(run: Run, suite: Suite, case: EvalCase) -> EvalReport:
-    """Runs one case and compares."""
+    """Runs one case and compares its result."""
     result = await run(suite.workflow, case.input)
     expect = case.expect
     problems = []
@@ -96,7 +96,7 @@ def _differences(place: str, wanted: dict[str, Any], got: dict[str, Any]) -> lis
 
 
 def _same(wanted: Any, got: Any) -> bool:
-    """Equality of JSON values: 1 is 1.0 and is not true, as Python has it."""
+    """Equality of JSON values: 1 equals 1.0, but unlike in Python 1 does not equal true."""
     if isinstance(wanted, bool) or isinstance(got, bool):
         return wanted is got
     if isinstance(wanted, dict) and isinstance(got, dict):

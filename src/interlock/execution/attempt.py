@@ -21,6 +21,7 @@ from interlock.base.errors import (
 from interlock.base.json import sentence
 from interlock.base.refs import Ref
 from interlock.base.usage import Usage, cost_json
+from interlock.execution.approvals import NO_STANDING, Standing
 from interlock.execution.effects import Effect
 from interlock.execution.executors import CORRECTIONS, CallRequest, CallResult
 from interlock.execution.steps import StepExecution, StepOutcome
@@ -38,13 +39,15 @@ MAX_MESSAGE = 500
 
 @dataclass(slots=True)
 class Attempt:
-    """What failed is recorded with what was known by then.
+    """An attempt at a call, with everything known so far, so that a failure is recorded with it.
 
     Attributes:
         began: when the kernel began with it, seconds since the epoch by the database's clock.
         called: the far side was asked, or is being asked.
         in_doubt: an earlier attempt may have done its work.
         dispatched: the tool may have got the call.
+        standing: the approvals of the call, as they stood when the policy was asked.
+        arguments: of the call of a mutating tool, once they are sealed.
         reused: the answer was not asked for but found: in the cache, or by a fallback.
     """
 
@@ -61,22 +64,24 @@ class Attempt:
     reused: str | None = None
     done: CallResult | None = None
     sealed: Sealed | None = None
+    arguments: Sealed | None = None
+    standing: Standing = NO_STANDING
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
 def mutates(execution: StepExecution) -> bool:
-    """Whether the work may change something outside."""
+    """True if the step may change something outside."""
     tool = execution.run.version.tools.get(execution.step.tool) if isinstance(execution.step, ToolStep) else None
     return tool is not None and tool.contract.mutating and not is_found(execution)
 
 
 def is_found(execution: StepExecution) -> bool:
-    """Whether the work is a fallback that asks nobody: a fixed answer, or the newest good one."""
+    """True if the step is a fallback without a call: a fixed answer, or the newest good one."""
     return execution.fallback is not None and (execution.fallback.last_good or execution.fallback.value is not None)
 
 
 def target_of(execution: StepExecution) -> tuple[str, tuple[str, str] | None]:
-    """What a breaker guards, and for a tool its name and bundle."""
+    """The breaker's target, and for a tool its name and bundle."""
     if isinstance(execution.step, ModelStep):
         return f"provider:{execution.run.version.models[execution.step.model]}", None
     assert isinstance(execution.step, ToolStep)
@@ -113,7 +118,7 @@ def failure_of(attempt: Attempt, error: Exception, error_detail: Ref | None) -> 
 
 
 def unrecordable(outcome: StepOutcome) -> StepOutcome | None:
-    """What is recorded instead of a step's outcome that the store refused: a failure, made of nothing that came from outside.
+    """Replacement of an outcome that the store refused: a failure without any text from outside.
 
     It keeps what the step cost. If the effect may have happened, the ledger's row stays as it was before the outcome, and the
     failure is ambiguous. None for an event that is no outcome of work; nothing can stand for that.
@@ -155,7 +160,7 @@ def _kind_of(execution: StepExecution, error: Exception) -> FailureKind:
 
 
 def _knowable(execution: StepExecution) -> bool:
-    """Whether the tool can tell, or does not care, if its work was done before."""
+    """True if the tool honours idempotency keys or has a probe."""
     assert isinstance(execution.step, ToolStep)
     contract = execution.run.version.tools[execution.step.tool].contract
     return contract.honours_idempotency or contract.probe
@@ -196,7 +201,7 @@ def entry_of(attempt: Attempt, detail: dict[str, Any], now: float, event_type: E
 
 
 def usage_detail(usage: Usage | None) -> dict[str, Any]:
-    """What an audit entry says about usage and cost; nothing if no model was asked."""
+    """Usage and cost for an audit entry; empty if no model was called."""
     if usage is None:
         return {}
     return {

@@ -2,7 +2,7 @@
 
     intended → executing → succeeded | failed | unknown → … → compensated
 
-After a crash nobody can know whether an effect in `executing` happened. Then: the same key again if the tool
+After a crash it is unknown whether an effect in `executing` happened. Then: the same key again if the tool
 honours it, its probe if it has one, and otherwise a person. Never a guess.
 """
 
@@ -18,7 +18,8 @@ from interlock.execution.steps import StepExecution
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
 from interlock.store.database import Database
-from interlock.store.rows import EffectRow, EffectStatus
+from interlock.store.entries import Entry
+from interlock.store.rows import ConsumedApproval, EffectRow, EffectStatus
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.spec import ToolStep
 
@@ -70,7 +71,7 @@ class EffectLedger:
     async def status(self, execution: StepExecution) -> EffectStatus | None:
         """Where the effect of this step stands; None if it was never intended.
 
-        If somebody else was in the middle of this very attempt, their call may still be under way, at a worker that lost
+        If another worker was in the middle of this very attempt, its call may still be under way, at a worker that lost
         the run or on the network, and neither a probe nor a person could see it. So this waits until the tool's own
         deadline for that call has passed. Of an earlier attempt that has ended, only what was on its way may still arrive: the
         far side may be slow to do what its caller gave up on. Only a tool that honours its key has no need to wait.
@@ -90,14 +91,28 @@ class EffectLedger:
                 )
         return status
 
-    async def intend(self, execution: StepExecution, effect: Effect, arguments: Sealed) -> None:
-        """Durable before anything else happens: what will be done, with which key.
+    async def intend(
+        self,
+        execution: StepExecution,
+        effect: Effect,
+        arguments: Sealed,
+        consumed: list[ConsumedApproval] | None = None,
+        audit: list[Entry] | None = None,
+    ) -> None:
+        """Durable before anything else happens: what will be done, with which key, and which approvals that uses up.
+
+        Args:
+            consumed: rows of `approvals.consumed_rows`; none for a call that needs no approval.
 
         Raises:
             LeaseLost: the run was taken over; nothing may be done.
+            ApprovalInvalid: an approval is used, revoked or expired by now; nothing was written, and nothing may be done.
         """
         commit = execution.run.commit()
         commit.artifacts.append(arguments.row)
+        if consumed:
+            commit.consumed_approvals += consumed
+            commit.audit += audit or []
         commit.effects.append(effect.row("intended"))
         await self._committer.submit(commit)
 
@@ -115,6 +130,6 @@ class EffectLedger:
 def call_ends(contract: ToolContract) -> float:
     """The moment (`since_boot`) after which a call that is about to be marked as executing sends nothing any more.
 
-    Taken before the mark, so that whoever reads the mark and waits as `status` does cannot be overtaken by the call.
+    Taken before the mark, so that a worker that reads the mark and waits as `status` does cannot be overtaken by the call.
     """
     return since_boot() + contract.call_seconds + _START_SECONDS

@@ -1,4 +1,4 @@
-"""The port of an engine: who drives the machine, durably. `engines/` holds the drivers, `simulator.py` one without I/O."""
+"""Port of the engines, which drive the state machine durably. `engines/` contains them; `engines/simulator` has no I/O."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Engine(Protocol):
     async def drain(self) -> None: ...
 
 
-class Services:
-    """What a driver needs of its process."""
+class EngineServices:
+    """Services that a driver needs of its process."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""How each kind of work is prepared and done. The kernel calls these between its phases; nobody else does."""
+"""Executors: preparation and execution of model and tool calls. Called by the kernel between its phases only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from interlock.execution.steps import StepExecution
 from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider
 from interlock.gateway.structured import complete_structured
-from interlock.policy.decision import Question
+from interlock.policy.decision import NO_APPROVAL, Question
 from interlock.sandbox.environment import SandboxResult
 from interlock.telemetry import names
 from interlock.tools.registry import Function, Tools, error_of
@@ -35,7 +35,7 @@ from interlock.workflows.spec import ModelStep, ToolStep
 # Characters a token stands for at least, in the scripts and tokenizers we know; for reservations only.
 _CHARACTERS_PER_TOKEN = 2.5
 _CLOCKS_APART = 60.0  # seconds by which the clock of a far side may be ahead
-CORRECTIONS = 2  # the seed document's number (R8)
+CORRECTIONS = 2  # further calls to correct an invalid answer
 
 
 class Models(Protocol):
@@ -55,7 +55,7 @@ class CallRequest:
         labels: of everything that goes in.
         worst: what the call may use, reserved from the budget.
         stale: steps whose values are older than their tools allow, and may be used all the same.
-        answered: the answer is in the store; nobody outside is asked.
+        answered: the answer is in the store; no call is made.
     """
 
     question: Question
@@ -173,7 +173,7 @@ class ModelExecutor:
         return await self._batched.answer(execution, provider, request, labels=prepared.labels, reserved=prepared.worst)
 
     def usage_in(self, error: Exception, prepared: CallRequest) -> Usage | None:
-        """What a failed call used all the same; None if the failure is not the provider's."""
+        """Usage of a failed call; None if the failure is not the provider's."""
         if isinstance(error, BilledError):
             return error.usage
         provider, _ = prepared.payload
@@ -210,7 +210,7 @@ class ToolExecutor:
         await self._tools.fetch(execution.run.version.tools[execution.step.tool])
 
     async def plan(self, execution: StepExecution, prepared: CallRequest) -> Any:
-        """What a tool with an explicit commit means to do: its `run`, which changes nothing."""
+        """Plan of a tool with an explicit commit: the result of its `run`, which changes nothing."""
         result = await self._call(execution, "run", prepared.payload, key=None)
         return result.output
 
@@ -324,7 +324,7 @@ def _question(
             "step": execution.path,
             "trust": labels.trust.name.lower(),
             "sensitivity": labels.sensitivity.name.lower(),
-            "reviewed": execution.reviewed,
+            "approval": NO_APPROVAL.to_json(),
         },
     )
 

@@ -34,6 +34,7 @@ from interlock.base.errors import (
 from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.usage import Usage
 from interlock.budget.ledger import Amount
+from interlock.execution.approvals import consumed_rows
 from interlock.execution.attempt import (
     Attempt,
     entry_of,
@@ -47,6 +48,7 @@ from interlock.execution.attempt import (
 from interlock.execution.batch.reservations import is_batched
 from interlock.execution.effects import Effect, EffectLedger, call_ends, idempotency_key
 from interlock.execution.executors import CallRequest, CallResult, ModelExecutor, ToolExecutor
+from interlock.execution.judge import Judge, LacksApproval, arguments_for
 from interlock.execution.lookups import Lookups
 from interlock.execution.steps import StepExecution, StepOutcome
 from interlock.guard.gate import Stage, composed, inspect
@@ -81,7 +83,9 @@ class Kernel:
         quotas: CallQuotas,
         tracing: Tracing,
         clock: Clock,
+        judge: Judge,
     ) -> None:
+        self._judge = judge
         self._models = models
         self._tools = tools
         self._lookups = lookups
@@ -117,7 +121,9 @@ class Kernel:
                 times = (attempt.began, self._clock.now())
                 event = StepDeferred(execution.name, execution.attempt, *times, delay, attempt.in_doubt)
                 outcome, pending = StepOutcome(event), error.pending
-            except Exception as error:  # noqa: BLE001  whatever a step's work can raise becomes an event; a bug must not kill the worker
+            except LacksApproval as lack:
+                outcome = self._judge.lacking(attempt, lack)
+            except Exception as error:  # noqa: BLE001  every exception of a step becomes an event; a bug must not kill the worker
                 mark_failed(span, error)
                 outcome = await self._failed(attempt, error)
             finally:
@@ -132,7 +138,7 @@ class Kernel:
         return outcome
 
     async def _look_back(self, attempt: Attempt) -> None:
-        """Whether an earlier attempt left the effect in doubt: known before anything of this one can fail."""
+        """Finds out whether an earlier attempt left the outcome unknown, before anything of this attempt can fail."""
         execution = attempt.execution
         if mutates(execution) and (execution.attempt > 1 or execution.run.resumed or execution.here.deferrals):
             attempt.in_doubt = await self._effects.status(execution) == "executing"
@@ -149,20 +155,10 @@ class Kernel:
             if execution.fallback is None or execution.fallback.value is None:
                 raise
             attempt.done, attempt.reused = self._lookups.fixed(execution, execution.fallback.value), "value"
-            return  # a fixed answer needs no arguments, whatever is wrong with them
+            return  # a fixed answer needs no arguments, so wrong ones do not matter
         if prepared.stale:
             attempt.attributes[names.STALE_STEPS] = list(prepared.stale)
-        attempt.answer = execution.run.version.policy.decide(prepared.question)
-        attempt.attributes |= {
-            names.POLICY_DECISION: "allow" if attempt.answer.allowed else "deny",
-            names.POLICY_VERSION: attempt.answer.version,
-            names.POLICY_REASONS: list(attempt.answer.reasons),
-        }
-        if not attempt.answer.allowed:
-            question = prepared.question
-            raise Denied(
-                f"policy {attempt.answer.version} denies {question.action} {question.resource}: {attempt.answer.reasons[0]}"
-            )
+        await self._judge.judge(attempt, prepared)
         await self._find(attempt, prepared)
         if attempt.done is None and not prepared.answered:
             try:
@@ -176,7 +172,7 @@ class Kernel:
                 raise Deferred(error.message, retry_after=error.retry_after, pending=True) from None
 
     async def _find(self, attempt: Attempt, prepared: CallRequest) -> None:
-        """An answer that is there already: allowed like the call it saves, but nobody is called."""
+        """Looks up a stored answer: admitted like the call it replaces, but no call is made."""
         execution = attempt.execution
         if execution.fallback is not None and is_found(execution):
             attempt.done = await self._lookups.found(execution, execution.fallback, prepared)
@@ -204,15 +200,16 @@ class Kernel:
     async def _intend(self, attempt: Attempt, step: ToolStep, prepared: CallRequest) -> None:
         """Writes the intent down. If an earlier attempt may have been carried out, finds out first."""
         execution = attempt.execution
-        arguments = await execution.run.artifacts.seal(
-            execution.run.org_id, composed(prepared.payload), prepared.labels
-        )
-        effect = attempt.effect = self._effect(execution, step, arguments)
+        arguments = await arguments_for(attempt, prepared)
+        effect = self._effect(execution, step, arguments)
         attempt.attributes[names.IDEMPOTENCY_KEY] = effect.idempotency_key
         if attempt.in_doubt:
+            attempt.effect = effect
             await self._recover(attempt, step, prepared, effect.idempotency_key)
         else:
-            await self._effects.intend(execution, effect, arguments)
+            consumed = consumed_rows(attempt.standing.unused, effect.idempotency_key)
+            await self._effects.intend(execution, effect, arguments, consumed, self._judge.consumptions(attempt))
+            attempt.effect = effect
 
     def _effect(self, execution: StepExecution, step: ToolStep, arguments: Sealed) -> Effect:
         key = idempotency_key(execution.run.run_id, execution.effect_name, arguments.ref.digest)
@@ -232,7 +229,7 @@ class Kernel:
             return  # the same key again is harmless
         if not contract.probe:
             raise StepError(
-                f'nobody can say whether tool "{step.tool}" did its work before it was cut off',
+                f'it is unknown whether tool "{step.tool}" did its work before it was cut off',
                 kind=FailureKind.PERMANENT,
             )
         probing = self._tools.probe(attempt.execution, prepared, key)
@@ -334,12 +331,14 @@ class Kernel:
             "ambiguous": failure.ambiguous,
             **usage_detail(usage),
         }
+        if isinstance(error, Denied):
+            outcome.audit += self._judge.refusals(attempt)
         if isinstance(execution.step, ModelStep | ToolStep):
             outcome.audit.append(entry_of(attempt, detail, self._clock.now()))
         return outcome
 
     async def _words(self, attempt: Attempt, error: Exception) -> Sealed | None:
-        """What the far side said about its failure, as a value about the same people as what it was given."""
+        """Seals the far side's error detail, with the labels of the call's input."""
         if not isinstance(error, StepError) or not error.error_detail or attempt.prepared is None:
             return None
         labels = attempt.prepared.labels.join(Labels(trust=Trust.TOOL))

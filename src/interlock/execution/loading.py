@@ -12,7 +12,7 @@ from interlock.base.errors import Erased
 from interlock.base.refs import Ref
 from interlock.budget.ledger import RunLedger
 from interlock.definitions.versions import Version, Versions
-from interlock.execution.engine import Services
+from interlock.execution.engine import EngineServices
 from interlock.execution.steps import Run, StepExecution
 from interlock.identity.principal import Principal
 from interlock.machine.events import Event, event_from_json
@@ -32,7 +32,7 @@ Page = list[dict[str, Any]]
 """Events as JSON, in order."""
 
 
-async def load_run(services: Services, row: Row, *, fence: int) -> Run:
+async def load_run(services: EngineServices, row: Row, *, fence: int) -> Run:
     """The run of a row of `runs`, with its version compiled.
 
     Raises:
@@ -43,7 +43,7 @@ async def load_run(services: Services, row: Row, *, fence: int) -> Run:
 
 
 def run_of(row: Row, version: Version, artifacts: Artifacts, *, fence: int) -> Run:
-    """The run of a row and its version; with a fence that nobody holds it is good for reading only."""
+    """The run of a row and its version; with a fencing token that no worker holds it is for reading only."""
     budget = version.workflow.budget
     return Run(
         run_id=row["run_id"],
@@ -59,7 +59,7 @@ def run_of(row: Row, version: Version, artifacts: Artifacts, *, fence: int) -> R
 
 
 async def input_facts(run: Run) -> Facts:
-    """What control flow may see of the run's input."""
+    """Facts of the run's input."""
     try:
         value = await run.value(run.input)
     except Erased:
@@ -123,12 +123,12 @@ async def journal_of(database: Database, row: Row) -> list[Event]:
 
 
 def seed_of(run_id: str) -> int:
-    """What the machine's jitter derives from: 48 bits, the same on every engine."""
+    """Seed of the machine's jitter: 48 bits, the same on every engine."""
     return int.from_bytes(hashlib.blake2b(run_id.encode(), digest_size=6).digest())
 
 
 def work_of(run: Run, state: RunState, name: str, attempt: int) -> StepExecution:
-    """What the machine commanded when it named this step and attempt."""
+    """The execution that the machine commanded for this step and attempt."""
     program, step = run.version.program, state.steps[name]
     return StepExecution(
         run,

@@ -1,4 +1,4 @@
-"""Work that asks nobody outside: a map's items, a subworkflow's input, a fixed answer, an answer that is known already."""
+"""Steps without a call outside: a map's items, a subworkflow's input, a fixed answer, a stored answer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Lookups:
     # -- answers known already ---------------------------------------------------------------------------------
 
     async def found(self, execution: StepExecution, fallback: Fallback, prepared: CallRequest) -> CallResult:
-        """The answer of a fallback that asks nobody.
+        """The answer of a fallback without a call.
 
         Raises:
             StepError: there is none, or none young enough.
@@ -70,7 +70,7 @@ class Lookups:
         return done
 
     def fixed(self, execution: StepExecution, value: dict[str, Any]) -> CallResult:
-        """An answer that was declared; it asks nobody and needs nothing."""
+        """The declared answer of a fallback; no call is made."""
         return CallResult(value, schema_of(execution), Labels())
 
     async def cached(self, execution: StepExecution, prepared: CallRequest) -> CallResult | None:
@@ -99,14 +99,14 @@ class Lookups:
             return None
 
     async def row(self, execution: StepExecution, prepared: CallRequest, output: Ref) -> KeptResult | None:
-        """What is to be committed with a result so that it can serve again; None if nothing asks for that."""
+        """Row that lets a result serve again (cache, last good answer); None if neither is declared."""
         if not _is_kept(execution):
             return None
         key = await self._key(execution, prepared)
         return KeptResult(org_id=execution.run.org_id, key=key, output=output.to_json())
 
     async def _key(self, execution: StepExecution, prepared: CallRequest) -> str:
-        """What makes a call the very same: code or model, and all it is given. Keyed like every digest, so it tells nothing."""
+        """Keyed digest of a call's identity: code or model, and all its input."""
         version, step = execution.run.version, execution.step
         if isinstance(step, ToolStep):
             what = {"tool": version.tools[step.tool].bundle, "arguments": prepared.payload}

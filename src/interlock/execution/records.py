@@ -10,6 +10,7 @@ from interlock.base.ids import new_id
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.usage import cost_json
+from interlock.execution.approvals import Act, act_of, covered_act
 from interlock.execution.effects import Effect
 from interlock.execution.executors import cost_attributes
 from interlock.execution.inputs.arguments import arguments_of
@@ -108,6 +109,10 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
     name, program = command.step, run.version.program
     here = state.steps[name]
     step = program.work(name, here.variant, here.tool)
+    if command.purpose == "approve_act":
+        _ask_for_act(commit, run, name, here, now)
+        return
+    act = None
     if command.purpose == "confirm":
         assert isinstance(step, ToolStep)
         title = f'Did "{step.tool}" do its work? It was cut off in the middle; look it up where it acts.'
@@ -117,11 +122,33 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
         assert isinstance(step, ReviewStep)
         title, role = step.title, step.role
         shown, labels = await _bound(run, step.show, state, name)
+        covered = await covered_act(run, state, name)
+        if covered is not None:
+            act, arguments = covered
+            commit.artifacts.append(arguments.row)
     sealed = await run.artifacts.seal(run.org_id, composed(shown), labels)
     if isinstance(step, ToolStep):
         commit.effects.append(_moved(run, name, step, here, sealed.ref).row("unknown"))
-    review_id = new_id("rev")
     commit.artifacts.append(sealed.row)
+    _review(commit, run, command, title, role, sealed.ref, act, now)
+
+
+def _ask_for_act(commit: Commit, run: Run, name: str, here: StepState, now: float) -> None:
+    """The question whether one call of a mutating tool may be made; what it is made with came with the event that asks."""
+    step, request = run.version.program.work(name, here.variant, here.tool), here.request
+    assert isinstance(step, ToolStep)
+    assert request is not None
+    act = act_of(run, str(EffectName(name, here.variant)), step.tool, request.input)
+    if act.digest != request.digest:
+        return  # the same commit has closed it again, and gone on to a fallback
+    title = f'May tool "{step.tool}" be called with these arguments?'
+    _review(commit, run, ev.OpenReview(name, "approve_act"), title, request.role, request.input, act, now)
+
+
+def _review(
+    commit: Commit, run: Run, command: ev.OpenReview, title: str, role: str, show: Ref, act: Act | None, now: float
+) -> None:
+    review_id = new_id("rev")
     commit.new_reviews.append(
         NewReview(
             review_id=review_id,
@@ -131,10 +158,13 @@ async def open_review(commit: Commit, run: Run, state: RunState, command: ev.Ope
             purpose=command.purpose,
             title=title,
             role=role,
-            show=sealed.ref.to_json(),
+            show=show.to_json(),
+            act=act.to_json() if act is not None else None,
         )
     )
     detail = {"step": command.step, "purpose": command.purpose, "review": review_id}
+    if act is not None:
+        detail |= {"act": act.digest, "tool": act.tool}
     commit.audit.append(_entry(run, "review.opened", "open_review", f"review:{review_id}", now, detail))
     payload = {"run_id": run.run_id, **detail, "title": title}
     commit.outbox.append(OutboxRow(org_id=run.org_id, topic="review.opened", payload=payload))
@@ -191,7 +221,7 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
     commit.runs[0] = replace(commit.runs[0], output=sealed.ref.to_json())
     commit.finished.append(FinishedRun(run_id=run.run_id))
     if command.status is ev.RunStatus.FAILED:
-        # Whatever it did is undone; what is left is the question whether to try the whole of it again.
+        # Its effects are compensated; what is left is the question whether to try the whole run again.
         _dead_letter(commit, run.org_id, run.run_id, "", "run", "run_failed", command.reason or "")
     detail = {
         "status": command.status.value,
@@ -212,7 +242,7 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
 
 
 async def _bound(run: Run, tree: Any, state: RunState, near: str | None) -> tuple[Any, Labels]:
-    """What a binding tree shows; nothing if it is about a person who was erased meanwhile: the run must go on to its end."""
+    """Value of a binding tree; empty if a subject was erased meanwhile, because the run must go on to its end."""
     try:
         bound = await bind(run, tree, state, near, lenient=True)
         return bound.value, bound.labels
@@ -221,7 +251,7 @@ async def _bound(run: Run, tree: Any, state: RunState, near: str | None) -> tupl
 
 
 async def _given(execution: StepExecution) -> tuple[Any, Labels]:
-    """What the call in question was made with, in the same way."""
+    """Arguments of the call in question, in the same way."""
     try:
         given = await arguments_of(execution, lenient=True)
         return given.value, given.labels

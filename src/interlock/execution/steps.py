@@ -1,4 +1,4 @@
-"""What travels through the kernel: the run, one piece of its work, and the outcome."""
+"""The run, one execution of a step, and its outcome."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Run:
     _values: dict[str, Any] = field(default_factory=dict)
 
     def commit(self) -> Commit:
-        """An empty commit that is refused if the lease, or the claim, has gone to somebody else."""
+        """An empty commit that is refused if the lease, or the claim, belongs to another worker."""
         if self.claim is None:
             return Commit(self.org_id, fence=(self.run_id, self.fence))
         return Commit(self.org_id, claim=(self.run_id, self.claim, self.fence))
 
     def forget(self) -> None:
-        """Drops the values at hand: what is erased while nobody drives the run must not live on here."""
+        """Drops the values at hand: values erased while the run is not driven must not stay in memory."""
         self._values.clear()
 
     def remember(self, ref: Ref, value: Any) -> None:
@@ -114,18 +114,13 @@ class StepExecution:
 
     @property
     def effect_name(self) -> str:
-        """What the effect ledger calls it: another variant is another effect."""
+        """Name in the effect ledger: another variant is another effect."""
         return str(EffectName(self.name, self.here.variant))
-
-    @property
-    def reviewed(self) -> bool:
-        """Whether a person approved a review in this run before this step."""
-        return self.state.approvals > 0
 
 
 @dataclass(slots=True)
 class StepOutcome:
-    """What came of it: the machine's event, and the rows that must be committed together with it.
+    """Outcome of a step: the machine's event, and the rows that must be committed together with it.
 
     Attributes:
         signal: the row of `signals` that the event came with; it goes when the event is on record, or stale.

@@ -17,11 +17,11 @@ from interlock.telemetry.logs import log
 
 CHANNEL = "interlock_workers"
 SILENT_SECONDS = 60.0
-"""A worker that said nothing for so long is taken for dead; it says something every third of its lease."""
+"""Seconds without a heartbeat after which a worker counts as dead; it sends one every third of its lease."""
 
 
 class WorkerRegistry:
-    """One worker's place in the table of workers.
+    """The row of one worker in the table of workers.
 
     Attributes:
         asked: set when this worker is asked to drain.
@@ -41,7 +41,7 @@ class WorkerRegistry:
         self._listener.start()
 
     async def close(self) -> None:
-        """Leaves the table; to be called when the worker has drained."""
+        """Deletes the row; called when the worker has drained."""
         await self._loop.close()
         await self._listener.close()
         await self._database.rows("worker_gone", self._worker_id)
@@ -60,14 +60,14 @@ def _down(error: Exception) -> None:
 
 
 async def workers(database: Database) -> list[dict[str, Any]]:
-    """All workers of the database, those that fell silent too; `silent` is in seconds, `runs` how many they hold."""
+    """All workers of the database, silent ones included; `silent` is in seconds, `runs` is the number of their runs."""
     return [dict(row) for row in await database.rows("list_workers")]
 
 
 async def drain(database: Database, worker_id: str | None) -> list[str]:
-    """Asks one worker, or all that are there, to finish the steps under way and go; the ids of those asked.
+    """Asks one worker, or all present ones, to finish the steps under way and exit; returns their ids.
 
-    `App.ask_to_drain` does this on record.
+    `Administration.ask_to_drain` does this with an audit entry.
 
     Raises:
         NotFound: no such worker.

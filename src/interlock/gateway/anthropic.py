@@ -1,4 +1,4 @@
-"""The Anthropic dialect: the Messages API, with structured output through a forced tool call.
+"""Anthropic dialect: the Messages API, with structured output through a forced tool call.
 
 Source: https://docs.anthropic.com/en/api/messages and https://docs.anthropic.com/en/api/errors.
 """
@@ -28,7 +28,7 @@ _FINISH: Mapping[str, FinishReason] = {
     "tool_use": "tool_calls",
 }
 
-# The one property of the object that a schema of another type is wrapped in: a tool's input is always an object.
+# Name of the only property of the object that wraps a schema of another type: a tool's input is always an object.
 _WRAPPED = "value"
 
 
@@ -38,13 +38,13 @@ class AnthropicProvider:
     The API takes no seed, so `ModelRequest.seed` is dropped; temperature is capped at its maximum, 1.
 
     Args:
-        name: how messages and records call this provider.
+        name: name of the provider in messages and records.
         api_key: sent as `x-api-key`.
-        base_url: the address `/v1/messages` is appended to.
-        max_body: bytes of an answer to accept.
+        base_url: the address to which `/v1/messages` is appended.
+        max_body: maximum bytes of an answer.
 
     Attributes:
-        batches: the same calls through its batch API.
+        batches: the batch API for the same calls.
 
     Raises:
         InvalidInput: the address or the key cannot be used.
@@ -57,7 +57,7 @@ class AnthropicProvider:
         self.batches = AnthropicBatches(self._endpoint, _body, self._read)
 
     async def complete(self, request: ModelRequest) -> ModelResponse:
-        """One call, no retries. Raises as `Provider` promises; a refusal is a `BilledError`, kind PERMANENT."""
+        """Makes one call, without retries. Raises as documented at `Provider`; a refusal is a `BilledError`, kind PERMANENT."""
         reply = await self._endpoint.post("/v1/messages", _body(request), timeout=request.timeout)
         return self._read(request, reply.body, request_id=reply.headers.get("request-id"))
 
@@ -73,7 +73,7 @@ def _body(request: ModelRequest) -> dict[str, Any]:
     system = "\n\n".join(turn.content for turn in request.messages if turn.role in {"system", "developer"})
     turns = _turns(request.messages)
     if not turns:
-        # The API demands a user turn, OpenAI's does not: a lone instruction means the same as one.
+        # The API requires a user turn, OpenAI's does not; a single system message is sent as a user turn.
         turns, system = [{"role": "user", "content": system}], ""
     body: dict[str, Any] = {
         "model": request.model,
@@ -92,7 +92,7 @@ def _body(request: ModelRequest) -> dict[str, Any]:
 
 
 def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """User and assistant turns in strict alternation: neighbours of the same side become one turn."""
+    """User and assistant turns in strict alternation: consecutive turns of one role are joined."""
     turns: list[dict[str, str]] = []
     for message in messages:
         if message.role in {"system", "developer"}:
@@ -115,7 +115,7 @@ def _input_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     inner = dict(schema)
     wrapper: dict[str, Any] = {"type": "object", "required": [_WRAPPED], "additionalProperties": False}
     for key in ("$defs", "definitions"):
-        # References start at the root, so the definitions must stay there.
+        # References start at the root, so the definitions must stay at the root.
         if key in inner:
             wrapper[key] = inner.pop(key)
     return {**wrapper, "properties": {_WRAPPED: inner}}
@@ -137,7 +137,7 @@ def _read(name: str, request: ModelRequest, body: Mapping[str, Any], request_id:
             raise refused(name, f"no content (stop_reason {finish})", usage)
         text = ""
     if request.schema is not None and finish == "tool_calls":
-        finish = "stop"  # the forced call is the answer itself, not a wish to call something
+        finish = "stop"  # the forced call is the answer itself, not a request for a tool call
     return ModelResponse(
         text=text,
         model=model,
@@ -149,7 +149,7 @@ def _read(name: str, request: ModelRequest, body: Mapping[str, Any], request_id:
 
 
 def _text(request: ModelRequest, content: list[Any]) -> str | None:
-    """The answer out of the content blocks: the forced call's input as JSON, else the text; None if neither."""
+    """The answer in the content blocks: the forced call's input as JSON, else the text; None if there is neither."""
     blocks = [block for block in content if isinstance(block, dict)]
     if request.schema is not None:
         for block in blocks:
@@ -161,7 +161,7 @@ def _text(request: ModelRequest, content: list[Any]) -> str | None:
 
 
 def _usage(name: str, reported: Any) -> Usage:
-    """Counts as `Usage` has them: the API's `input_tokens` are those beside the cache, ours are all. It reports no reasoning."""
+    """Token counts as `Usage`: the API's `input_tokens` exclude the cache, ours include it. The API reports no reasoning."""
     reported = reported if isinstance(reported, dict) else {}
     incoming, outgoing = count(reported.get("input_tokens")), count(reported.get("output_tokens"))
     if incoming is None or outgoing is None:

@@ -1,7 +1,7 @@
-"""Batch APIs of model providers: many calls handed in at once, answered within a day, at half the price.
+"""Batch APIs of model providers: many calls submitted together, answered within a day, at half the price.
 
-Both dialects name calls by ids of ours, answer in any order, and may leave some unanswered. Lines of a provider are parsed
-here; a line outside the protocol, or one about an unknown call, is skipped.
+Both dialects identify calls by our ids, answer in any order, and may leave some calls without an answer. The result lines
+are parsed here; a line outside the protocol, or about an unknown call, is skipped.
 
 Sources: https://platform.openai.com/docs/api-reference/batch and https://platform.claude.com/docs/en/api/messages/batches.
 """
@@ -25,14 +25,14 @@ Body = Callable[[ModelRequest], Mapping[str, Any]]
 Read = Callable[[ModelRequest, Mapping[str, Any]], ModelResponse]
 
 SUBMIT_SECONDS = 180.0
-"""What handing in takes at most, all its requests together."""
+"""Maximum seconds of a submission, all its requests together."""
 
 _UPLOAD_SECONDS, _CREATE_SECONDS, _LOOK_SECONDS, _FETCH_SECONDS = 120.0, 60.0, 30.0, 90.0
-_MAX_RESULTS = 128 * 1024 * 1024  # bytes; see `execution/batch/calls.py` for how much a batch asks for
+_MAX_RESULTS = 128 * 1024 * 1024  # bytes; `execution/batch/calls.py` limits the size of a batch
 _PAGES = 10  # of a hundred batches, newest first
-_FULL_SECONDS = 900.0  # until a provider whose queue is full for us is asked again; it does not say when that helps
-_SLACK_SECONDS = 60.0  # by which the provider's clock and ours may differ
-# An id goes into a path, with our key in the headers: nothing in it may lead anywhere else.
+_FULL_SECONDS = 900.0  # until a provider with a full queue is asked again; it does not report a better time
+_SLACK_SECONDS = 60.0  # maximum difference of the provider's clock and ours
+# An id becomes part of a path of a request with our key, so it must not change the address.
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 # https://platform.claude.com/docs/en/api/errors
 _ANTHROPIC_STATUS = {
@@ -45,11 +45,11 @@ _ANTHROPIC_STATUS = {
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A batch that nothing more is done about.
+    """A batch on which the provider has stopped working.
 
     Attributes:
         results: paths of its results, below the provider's address.
-        error: what became of the calls without a result.
+        error: error of the calls without a result.
     """
 
     results: tuple[str, ...]
@@ -57,33 +57,33 @@ class Ended:
 
 
 class ModelBatches(Protocol):
-    """A provider's batch API. All of it raises `ProviderError` and nothing else, with the kinds that `Provider` promises."""
+    """A provider's batch API. All methods raise only `ProviderError`, with the kinds documented at `Provider`."""
 
     async def submit(self, name: str, calls: Mapping[str, ModelRequest]) -> str:
-        """Hands calls in, by their ids; the provider's id of the batch. `name` is ours.
+        """Submits calls, by their ids, and returns the provider's id of the batch. `name` is our name of it.
 
-        After kind PERMANENT or RATE_LIMITED nothing was submitted; after TRANSIENT that is unknown.
+        After an error of kind PERMANENT or RATE_LIMITED nothing was submitted; after TRANSIENT that is unknown.
         """
         ...
 
     async def find(self, name: str, ids: Collection[str], size: int, since: float, until: float) -> str | None:
-        """The provider's id of a batch that may have been handed in between two moments (Unix time); None if it was not.
+        """The provider's id of a batch that may have been submitted between two moments (Unix time); None if it was not.
 
         Args:
-            ids: of some of its calls.
-            size: how many it had.
+            ids: ids of some of its calls.
+            size: number of its calls.
 
         Raises:
-            ProviderError: kind TRANSIENT, too, while that cannot be told.
+            ProviderError: kind TRANSIENT also while the provider cannot answer this.
         """
         ...
 
     async def look(self, batch: str) -> Ended | None:
-        """None while calls are still being worked on."""
+        """The end of a batch; None while the provider still works on its calls."""
         ...
 
     async def fetch(self, ended: Ended, calls: Mapping[str, ModelRequest]) -> dict[str, BatchAnswer]:
-        """The answers that are there, by the ids of their calls."""
+        """The available answers, by the ids of their calls."""
         ...
 
 
@@ -94,7 +94,7 @@ def batches_of(provider: Provider) -> ModelBatches | None:
 
 
 class OpenAIBatches:
-    """OpenAI's: a file of calls goes up, a batch is made of it, files of answers and errors come down."""
+    """OpenAI's batch API: upload of a file of calls, creation of a batch, download of files of answers and errors."""
 
     def __init__(self, endpoint: Endpoint, body: Body, read: Read) -> None:
         self._endpoint = endpoint
@@ -152,7 +152,7 @@ class OpenAIBatches:
             errors = body.get("errors")
             found = _objects(errors.get("data") if isinstance(errors, dict) else None)
             error_detail = self._endpoint.clean(provider_words(found[0])) if found else "it does not say why"
-            # Not the calls' fault: what is queued at the provider already is as much as the account may queue.
+            # Not a fault of the calls: the account's limit of queued tokens at the provider is reached.
             full = any(one.get("code") == "token_limit_exceeded" for one in found)
             kind, wait = (FailureKind.RATE_LIMITED, _FULL_SECONDS) if full else (FailureKind.PERMANENT, None)
             return ProviderError(f'provider "{name}" refused the batch: {error_detail}', kind=kind, retry_after=wait)
@@ -163,7 +163,7 @@ class OpenAIBatches:
         if isinstance(response, dict):
             status, body = response.get("status_code"), response.get("body")
             if isinstance(status, int) and not 200 <= status < 300:
-                # Not a redirect to be mended in the settings, for every status.
+                # Statuses below 400 are reported as 500, because this is not a redirect that a setting could correct.
                 raise status_error(name, status if status >= 400 else 500, {}, _cleaned(self._endpoint, body), None)
             if isinstance(body, dict):
                 return self._read(request, body)
@@ -176,19 +176,19 @@ class OpenAIBatches:
 
 
 class AnthropicBatches:
-    """Anthropic's: the calls go up in one request, the results come down as lines."""
+    """Anthropic's batch API: one request submits the calls, the results are downloaded as lines."""
 
     def __init__(self, endpoint: Endpoint, body: Body, read: Read) -> None:
         self._endpoint = endpoint
         self._body = body
         self._read = read
 
-    async def submit(self, name: str, calls: Mapping[str, ModelRequest]) -> str:  # noqa: ARG002  it takes no names
+    async def submit(self, name: str, calls: Mapping[str, ModelRequest]) -> str:  # noqa: ARG002  the API has no names
         requests = [{"custom_id": one, "params": self._body(request)} for one, request in calls.items()]
         return await _create(self._endpoint, "/v1/messages/batches", {"requests": requests}, SUBMIT_SECONDS)
 
     async def find(self, name: str, ids: Collection[str], size: int, since: float, until: float) -> str | None:  # noqa: ARG002
-        """A batch has no name here, so it is known by its results only: one that is not over may be ours, and is waited for."""
+        """Batches have no names here and are identified by their results only; while one is in progress, it may be ours."""
         cursor, undecided = "", False
         for _ in range(_PAGES):
             page = (await self._endpoint.get(f"/v1/messages/batches?limit=100{cursor}", timeout=_LOOK_SECONDS)).body
@@ -221,7 +221,7 @@ class AnthropicBatches:
             return None
         if status != "ended":
             raise not_the_protocol(self._endpoint.name, "a batch without a status")
-        # Not `results_url`, which names the same: the key goes to the configured address only.
+        # Not `results_url`, which names the same file: the key is sent to the configured address only.
         return Ended((_results(batch),), _unanswered(self._endpoint.name, "ended"))
 
     async def fetch(self, ended: Ended, calls: Mapping[str, ModelRequest]) -> dict[str, BatchAnswer]:
@@ -240,7 +240,7 @@ class AnthropicBatches:
         if kind != "errored":
             raise _unanswered(name, "cancelled" if kind == "canceled" else "expired")
         error = result.get("error")
-        # An error response around the error, as the documents have it; without, as some compatible servers send it.
+        # The documented form has an error response around the error; some compatible servers send only the error.
         inner = error.get("error") if isinstance(error, dict) else None
         said = inner if isinstance(inner, dict) else error if isinstance(error, dict) else {}
         error_detail = self._endpoint.clean(provider_words(said))
@@ -249,7 +249,7 @@ class AnthropicBatches:
 
 
 async def _create(endpoint: Endpoint, path: str, body: Mapping[str, Any], seconds: float) -> str:
-    """The id of the batch that is made. Where a success cannot be read, it may have been made all the same."""
+    """Creates a batch and returns its id. After an unreadable success response the batch may exist nevertheless."""
     try:
         return _id(endpoint, (await endpoint.post(path, body, timeout=seconds)).body)
     except NotTheProtocol as error:
@@ -262,7 +262,7 @@ async def _collect(
     calls: Mapping[str, ModelRequest],
     read: Callable[[Mapping[str, Any], ModelRequest], ModelResponse],
 ) -> dict[str, BatchAnswer]:
-    """Answers by call id; of two lines about one call the first counts."""
+    """Answers by call id; of two lines for one call the first counts."""
     answers: dict[str, BatchAnswer] = {}
     for path in ended.results:
         raw = await endpoint.download(path, timeout=_FETCH_SECONDS, limit=_MAX_RESULTS)
@@ -278,7 +278,7 @@ async def _collect(
 
 
 def _lines(raw: bytes) -> list[dict[str, Any]]:
-    """The JSON objects among the lines."""
+    """The lines that are JSON objects."""
     found = []
     for line in raw.splitlines():
         try:
@@ -322,7 +322,7 @@ def _cleaned(endpoint: Endpoint, body: Any) -> dict[str, str]:
 
 
 def _unanswered(name: str, how: str) -> ProviderError:
-    """A call that was never made, or whose answer is lost: worth another try, unless the batch was cancelled."""
+    """The error of a call that was never made or whose answer is lost: transient, unless the batch was cancelled."""
     kind = FailureKind.PERMANENT if how == "cancelled" else FailureKind.TRANSIENT
     return ProviderError(f'provider "{name}": the batch {_HOW[how]} without an answer to this call', kind=kind)
 

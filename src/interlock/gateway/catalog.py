@@ -1,8 +1,8 @@
-"""Which provider stands behind a model pin.
+"""Model pins and their providers.
 
-A pin is one line of configuration, and part of a workflow version, so a run in flight keeps its model:
+A pin is one line of configuration and part of a workflow version, so a run keeps its model:
 
-    local:smollm2-135m-instruct-q4_1         weights on this machine, no key
+    local:smollm2-135m-instruct-q4_1         weights on this host, no key
     openai:gpt-4o-2024-08-06             api.openai.com, key in OPENAI_API_KEY
     openai:llama3.1@http://host:11434/v1 any OpenAI-compatible endpoint
     anthropic:claude-sonnet-4-5-20250929 key in ANTHROPIC_API_KEY
@@ -23,7 +23,7 @@ from interlock.gateway.provider import Provider
 
 _OPENAI = "https://api.openai.com/v1"
 _KINDS = ("local", "openai", "anthropic")
-# Names a provider may point elsewhere tomorrow: a pin must mean the same model for as long as a run lives.
+# Names that a provider may assign to another model; a pin must mean the same model for the whole life of a run.
 _ALIASES = ("latest", "gpt-4o", "gpt-4", "gpt-4o-mini", "gpt-5", "gpt-5-mini", "chatgpt-4o")
 
 
@@ -38,7 +38,7 @@ class Pin:
 
 def parse_pin(text: str) -> Pin:
     """Raises:
-    InvalidSpec: not a pin, or a name that its provider moves from model to model.
+    InvalidSpec: not a pin, or a name that its provider assigns to changing models.
     """
     kind, _, rest = text.partition(":")
     model, _, base_url = rest.partition("@")
@@ -58,12 +58,12 @@ def parse_pin(text: str) -> Pin:
 
 
 def has_batches(pin: str) -> bool:
-    """True if the provider of a pin may have a batch API; for a custom address that is known only after a request."""
+    """True if the provider of a pin may have a batch API; for a custom address only a request can tell."""
     return parse_pin(pin).kind != "local"
 
 
 class ModelCatalog:
-    """Providers by pin, made on first use and shared by every run of the process."""
+    """Providers by pin, created on first use and shared by all runs of the process."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment

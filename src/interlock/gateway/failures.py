@@ -1,6 +1,6 @@
 """Failures of providers: status codes, Retry-After, and messages safe to show.
 
-Pure functions, no I/O. Both HTTP dialects use them through `http.py`; nothing else decides what a status means.
+Pure functions, no I/O. Both HTTP dialects use them through `http.py`; no other code interprets a status.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from interlock.base.errors import FailureKind, ProviderError
 from interlock.base.usage import Usage
 
 MESSAGE_LIMIT = 300
-"""Characters of a provider's own words that reach a message: enough for any real one, too few to leak a prompt."""
+"""Maximum characters of a provider's own message in ours: enough for real messages, too few to leak a prompt."""
 
-_LONGEST_PAUSE = 24 * 3600.0  # seconds; a longer Retry-After is taken for an error
+_LONGEST_PAUSE = 24 * 3600.0  # seconds; a longer Retry-After counts as a mistake
 
-# No call has more; a sum of what a broken server reports must still fit into the database's integers.
+# No call has more tokens; a sum of wrong reports must still fit into the database's integers.
 _MOST_TOKENS = 10**9
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class BilledError(ProviderError):
-    """The provider answered and charges for it, but the answer is of no use (refused, or invalid to the end).
+    """A charged call without a usable answer (refused, or still invalid after all corrections).
 
     Attributes:
-        usage: of all calls made, to be settled like a success.
+        usage: total usage of all calls, settled as for a success.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class BilledError(ProviderError):
 
 
 def kind_of(status: int) -> FailureKind:
-    """Failure kind of an HTTP status (anything but 2xx)."""
-    # 529 is Anthropic's "overloaded": documented as a reason to wait, not as a fault of the server.
+    """Failure kind of an HTTP status other than 2xx."""
+    # 529 is Anthropic's "overloaded", documented as a reason to wait, not as a server error.
     if status in {429, 529}:
         return FailureKind.RATE_LIMITED
-    # 409 is how several gateways say "the same request is still being worked on".
+    # Several gateways answer 409 while they still process the same request.
     if status in {408, 409} or status >= 500:
         return FailureKind.TRANSIENT
     return FailureKind.PERMANENT
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds the far side asked us to wait, at most a day: `retry-after-ms`, else `retry-after` (seconds or an HTTP date).
+    """Requested wait in seconds, at most a day: `retry-after-ms`, else `retry-after` (seconds or an HTTP date).
 
     Source: RFC 9110, 10.2.3; `retry-after-ms` is sent by Azure OpenAI and OpenAI.
     """
@@ -74,7 +74,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     until = _date(value)
     if until is None:
         return None
-    # The sender's own clock, where it shows it: ours may be off by more than the wait itself.
+    # The sender's own clock if it is given: ours may differ by more than the wait itself.
     now = _date(headers.get("date", "")) or datetime.now(UTC)
     return min(max(0.0, (until - now).total_seconds()), _LONGEST_PAUSE)
 
@@ -98,9 +98,9 @@ def _date(value: str) -> datetime | None:
 def scrub(text: str, secret: str | None) -> str:
     """The text without the key, in one line, at most `MESSAGE_LIMIT` characters.
 
-    Scrubbed before it is cut, so that a cut can never leave the first half of a key standing.
+    The key is removed before the text is cut, so that a cut cannot leave the first half of a key.
     """
-    text = text.encode(errors="replace").decode()  # half a surrogate pair, which no database takes
+    text = text.encode(errors="replace").decode()  # a lone surrogate, which no database accepts
     if secret:
         text = text.replace(secret, "[key]")
     text = scrub_keys(_CONTROL.sub(" ", text), "[key]")
@@ -109,9 +109,9 @@ def scrub(text: str, secret: str | None) -> str:
 
 
 def provider_words(body: Any) -> str:
-    """The provider's own sentence out of an error body, or "" when there is none.
+    """The provider's own message in an error body, or "" if there is none.
 
-    Knows OpenAI's and Anthropic's `{"error": {"message": …}}` and what compatible servers send instead
+    Reads OpenAI's and Anthropic's `{"error": {"message": …}}` and the forms of compatible servers
     (`{"error": "…"}`, `{"message": "…"}`, `{"detail": "…"}`).
     """
     if not isinstance(body, dict):
@@ -126,11 +126,11 @@ def provider_words(body: Any) -> str:
 
 
 def status_error(name: str, status: int, headers: Mapping[str, str], body: Any, secret: str | None) -> ProviderError:
-    """The error for an answer that is not 2xx."""
+    """The error for a status other than 2xx."""
     error_detail = scrub(provider_words(body), secret)
     said = f": {error_detail}" if error_detail else ""
     if 300 <= status < 400:
-        # Following one would carry the key to an address that was not configured.
+        # Following a redirect would send the key to an address that is not configured.
         said = "; redirects are not followed, so set base_url to the final address"
     return ProviderError(
         f'provider "{name}" answered {status}{said}',
@@ -140,11 +140,11 @@ def status_error(name: str, status: int, headers: Mapping[str, str], body: Any, 
 
 
 class NotTheProtocol(ProviderError):
-    """A complete answer that does not speak the dialect: asking again would get the same."""
+    """A complete answer outside the protocol; a retry would get the same."""
 
 
 def not_the_protocol(name: str, what: str) -> NotTheProtocol:
-    """The error for such an answer; `what` is wrong with it."""
+    """The error for such an answer; `what` names the fault."""
     return NotTheProtocol(
         f'provider "{name}" sent an answer that is not its protocol ({what}); check base_url and the dialect',
         kind=FailureKind.PERMANENT,
@@ -152,5 +152,5 @@ def not_the_protocol(name: str, what: str) -> NotTheProtocol:
 
 
 def count(value: Any) -> int | None:
-    """A token count as a provider may send it, or None for anything that is not one."""
+    """A token count sent by a provider, or None for an invalid one."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS else None

@@ -1,7 +1,7 @@
-"""The one way to a provider over HTTP: a shared session, one deadline, a bounded body, failures told apart.
+"""HTTP access to providers: a shared session, one deadline, a bounded body, distinct failures.
 
 One `Endpoint` belongs to one provider object and one event loop. It never retries (the machine does), never follows a
-redirect, and never reads proxy settings from the environment: the egress proxy is configured, not inherited.
+redirect, and never reads proxy settings from the environment, because the egress proxy is configured explicitly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from interlock.base.errors import FailureKind, InvalidInput, ProviderError
 from interlock.gateway.failures import not_the_protocol, scrub, status_error
 
 MAX_BODY = 20 * 1024 * 1024
-"""Bytes of an answer we are willing to hold, after decompression."""
+"""Maximum bytes of an answer after decompression."""
 
 _MAX_ERROR_BODY = 64 * 1024
 
@@ -39,11 +39,11 @@ class Endpoint:
         name: the provider's name, for messages.
         base_url: http(s) address without query; a trailing slash does not matter.
         headers: sent with every request (authentication, version).
-        secret: the key; it is cut out of everything that reaches a message.
-        max_body: bytes of an answer to accept.
+        secret: the key; it is removed from every text that becomes part of a message.
+        max_body: maximum bytes of an answer.
 
     Raises:
-        InvalidInput: `base_url` is not an address we can call, or the key cannot be a header.
+        InvalidInput: `base_url` is not a usable address, or the key cannot be a header.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Endpoint:
         """Send one JSON request and read the whole answer within `timeout` seconds.
 
         Raises:
-            ProviderError: any failure of the far side, with the kinds documented at `Provider`; so for all below.
+            ProviderError: any failure of the provider, with the kinds documented at `Provider`; the same for the methods below.
         """
         return self._reply(await self._call("POST", path, timeout=timeout, limit=self._max_body, json=body))
 
@@ -111,14 +111,14 @@ class Endpoint:
             raise self._transient(f"did not answer within {timeout:g} s") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise ProviderError(
-                f'provider "{self.name}" has a TLS certificate we do not trust; check base_url and the trust store',
+                f'provider "{self.name}" has a TLS certificate that is not trusted; check base_url and the trust store',
                 kind=FailureKind.PERMANENT,
                 detail=self.clean(str(error)),
             ) from None
         except aiohttp.ClientPayloadError as error:
-            raise self._transient("broke off in the middle of its answer", error) from None
+            raise self._transient("closed the connection during its answer", error) from None
         except aiohttp.ClientResponseError as error:
-            # `from None` here and below: these exceptions hold the request with its headers, key included.
+            # `from None` here and below: these exceptions contain the request with its headers and key.
             raise not_the_protocol(self.name, f"unreadable HTTP, {type(error).__name__}") from None
         except aiohttp.ServerDisconnectedError as error:
             raise self._transient("closed the connection without an answer", error) from None
@@ -133,7 +133,7 @@ class Endpoint:
             await session.close()
 
     def clean(self, text: str) -> str:
-        """The text, fit for a message: no key, one line, bounded."""
+        """The text in a form for messages: no key, one line, bounded."""
         return scrub(text, self._secret)
 
     def _open(self) -> aiohttp.ClientSession:
@@ -142,10 +142,10 @@ class Endpoint:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 headers={"User-Agent": "interlock", **self._headers},
-                # The kernel bounds concurrency. A second bound here would queue calls silently and count
-                # the queueing against the provider's deadline.
+                # The kernel limits concurrency. A second limit here would queue calls silently, and the waiting time
+                # would count against the provider's deadline.
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-                timeout=aiohttp.ClientTimeout(total=None),  # `_call` holds the one deadline
+                timeout=aiohttp.ClientTimeout(total=None),  # `_call` enforces the only deadline
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
             )
@@ -166,14 +166,14 @@ class Endpoint:
         return Reply(self._parse(raw, response), response.headers)
 
     async def _read(self, response: aiohttp.ClientResponse, limit: int, *, cut: bool) -> bytes:
-        """The body, at most `limit` bytes: longer is cut (errors, where the status says it all) or refused."""
+        """The body, at most `limit` bytes: a longer one is cut (errors, where the status is sufficient) or refused."""
         chunks: list[bytes] = []
         size = 0
         async for chunk in response.content.iter_any():
             size += len(chunk)
             chunks.append(chunk)
             if size > limit:
-                # The rest stays unread, so this connection cannot serve another call.
+                # The rest is not read, so this connection cannot be reused.
                 response.close()
                 if cut:
                     return b"".join(chunks)[:limit]
@@ -182,13 +182,13 @@ class Endpoint:
 
     def _parse(self, raw: bytes, response: aiohttp.ClientResponse) -> dict[str, Any]:
         try:
-            # Only decoded: the bounds are for the answer in it, which is held against them where it can be corrected.
+            # Only decoded: the bounds are checked for the answer inside it, where a correction is possible.
             parsed = json.loads(raw)
         except (ValueError, RecursionError):
-            # Without a length or chunks, a body ends where the connection does: cut and complete look alike,
-            # so half a JSON is taken for a cut.
+            # Without a length or chunks, a body ends with the connection: a cut body cannot be distinguished from a
+            # complete one, so incomplete JSON is treated as a cut.
             if "content-length" not in response.headers and "transfer-encoding" not in response.headers:
-                raise self._transient("broke off in the middle of its answer") from None
+                raise self._transient("closed the connection during its answer") from None
             raise not_the_protocol(self.name, f"no JSON, {response.content_type}") from None
         if not isinstance(parsed, dict):
             raise not_the_protocol(self.name, "no JSON object")
@@ -200,7 +200,7 @@ class Endpoint:
 
 
 def _lenient_json(raw: bytes) -> Any:
-    """An error body, parsed if it is JSON; its status already says what happened."""
+    """An error body, parsed if it is JSON; otherwise the status is sufficient."""
     try:
         return json.loads(raw)  # nothing of it is used but words, which are scrubbed
     except (ValueError, RecursionError):

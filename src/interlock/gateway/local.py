@@ -1,12 +1,12 @@
-"""A small model in this process: no key, no network, no hub. For first steps, tests and air-gapped work.
+"""Local provider: a small model in this process, without key, network or hub. For first steps, tests and offline use.
 
-llama.cpp (through xllamacpp) runs inside a C++ server object that insists on listening somewhere. It gets a Unix
-socket in a private directory that is removed as soon as it listens, and a random key on top, so no other process can connect;
-calls reach the model by function, in threads, with the GIL released. Without Unix sockets it is loopback and the key.
+llama.cpp (through xllamacpp) runs inside a C++ server object that must listen on an address. It gets a Unix socket in a
+private directory, which is removed as soon as it listens, and a random key, so that no other process can connect. Calls
+reach the model as function calls, in threads, with the GIL released. Without Unix sockets it is loopback and the key.
 
-What decided the defaults stands at `DEFAULT_THREADS`, `DEFAULT_PARALLEL` and `_grammar`, measured on 2 shared cores
-(EPYC) with short requests of 394 prompt tokens, 359 of them a shared prefix. Flash attention, an 8-bit KV cache and
-smaller batches changed nothing beyond noise, so they stay the library's.
+The reasons for the defaults are documented at `DEFAULT_THREADS`, `DEFAULT_PARALLEL` and `_grammar`, measured on 2 shared
+cores (EPYC) with short requests of 394 prompt tokens, 359 of them a shared prefix. Flash attention, an 8-bit KV cache and
+smaller batches had no effect beyond noise, so they keep the library's defaults.
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ from interlock.gateway.weights import SMOLLM2_135M, Weights, ensure_weights, ver
 _CORES = os.cpu_count() or 1
 
 DEFAULT_PARALLEL = min(4, _CORES)
-"""Copies of the model at work at once; the weights are mapped, so copies share them. Each has one slot: on a CPU, slots
-of one copy gain nothing side by side (measured, 16 calls: 0.98 requests/s with one slot, 0.89 with two, 0.56 with
-four), and a batch that never mixes calls makes greedy answers repeat exactly."""
+"""Concurrent copies of the model; the weights are mapped, so copies share them. Each has one slot: on a CPU, several slots
+of one copy give no gain (measured, 16 calls: 0.98 requests/s with one slot, 0.89 with two, 0.56 with four), and if calls
+are never mixed in one batch, greedy answers repeat exactly."""
 
 DEFAULT_THREADS = max(1, _CORES // (2 * DEFAULT_PARALLEL))
-"""Threads of one copy. llama.cpp's threads meet at spinning barriers: with as many threads as cores, any other load on
-the machine makes them wait for each other on full power (measured on 2 busy cores: 0.1 requests/s and 7 s of CPU a
+"""Threads of one copy. llama.cpp's threads synchronise by spinning barriers: with as many threads as cores, any other load on
+the host makes them wait for each other at full CPU load (measured on 2 busy cores: 0.1 requests/s and 7 s of CPU per
 request with two threads, 0.7 requests/s and 1.0 s with one). Copies of one thread each have no barrier."""
 
-# Largest integer every JSON reader keeps exact (RFC 8259, 6). A small model without a bound writes digits to the end.
+# Largest integer that every JSON reader keeps exact (RFC 8259, 6). Without a bound a small model writes endless digits.
 _SAFE_INTEGER = 2**53 - 1
-# The prompts kept beside the slots, so that a new slot finds the shared prefix: 23 KiB a token, about 11,000 tokens.
+# Cache of prompts, so that a new slot finds the shared prefix: 23 KiB per token, about 11,000 tokens.
 _PROMPT_CACHE_MIB = 256
-# Look-around and back-references: llguidance cannot compile them, and then drops the whole grammar.
+# Look-around and back-references: llguidance cannot compile them, and would drop the whole grammar.
 _UNGRAMMATICAL = re.compile(r"\(\?<?[=!]|\\[1-9]|\\k<|\(\?P=")
 
 
 class LocalProvider:
-    """A `Provider` over local weights.
+    """`Provider` for local weights.
 
-    The model is loaded on the first call (about 1 s a copy, in a thread, digest verified). Greedy calls repeat exactly as
-    far as llama.cpp's prompt cache allows: a prompt read in other pieces may move a sum's last bit.
+    The model is loaded on the first call (about 1 s per copy, in a thread, digest verified). Greedy calls repeat exactly
+    except for effects of llama.cpp's prompt cache: a prompt read in other parts may change the last bit of a sum.
 
-    Cancelling a call ends its generation at the next token; a prompt already being read is read to its end first.
+    Cancelling a call ends its generation at the next token; if the prompt is being read, it is read to its end first.
 
     Args:
-        name: how messages and records call this provider.
-        weights: which model.
-        directory: where its file lies; None for the user's cache.
-        fetch: download the file on first use if it is not there. Off by default: a first call
-            should not hide 93 MB.
+        name: name of the provider in messages and records.
+        weights: the model.
+        directory: directory of its file; None for the user's cache.
+        fetch: download a missing file on first use. Off by default, so that a first call does not download 93 MB
+            unexpectedly.
         parallel: copies of the model, each answering one call at a time; further calls queue.
-        context: tokens a call may hold, prompt and answer together.
+        context: maximum tokens of a call, prompt and answer together.
         threads: CPU threads of each copy.
-        repeat_penalty: above 1 discourages tokens of the last 64; 1 is off. Grammar and `maxLength` bound
-            repetition better; a penalty also punishes the quotes and commas of JSON.
+        repeat_penalty: above 1 discourages tokens of the last 64; 1 is off. Grammar and `maxLength` limit
+            repetition better, because a penalty also affects the quotes and commas of JSON.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class LocalProvider:
         self._context = context
         self._threads = threads
         self._repeat_penalty = repeat_penalty
-        # Last in, first out: while there is little to do, the copy that has read the prompts answers.
+        # Last in, first out: under low load the copy that has cached the prompts answers.
         self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
         self._pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix=f"interlock-{name}")
         self._loading: asyncio.Task[Any] | None = None
@@ -104,7 +104,7 @@ class LocalProvider:
         """Load the model now instead of at the first call.
 
         Raises:
-            NotFound: the weights are not there and `fetch` is off.
+            NotFound: the weights are missing and `fetch` is off.
             Unavailable: they cannot be fetched or read.
             IntegrityError: they are not the pinned file.
             ProviderError: llama.cpp cannot load them.
@@ -112,7 +112,7 @@ class LocalProvider:
         await self._ready()
 
     async def complete(self, request: ModelRequest) -> ModelResponse:
-        """One call. Raises as `Provider` promises, and as `load` on first use."""
+        """Makes one call. Raises as documented at `Provider`, and as `load` on first use."""
         if request.model != self._weights.name:
             raise self._permanent(f'serves only the model "{self._weights.name}", not "{request.model}"')
         try:
@@ -135,7 +135,7 @@ class LocalProvider:
         if loading is not None:
             await asyncio.wait([loading])
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
-        # The last references: the destructors join llama.cpp's own threads, which must not block the loop.
+        # Drops the last references: the destructors join llama.cpp's threads, which must not block the loop.
         await asyncio.to_thread(self._idle.queue.clear)
 
     async def _ready(self) -> None:
@@ -152,7 +152,7 @@ class LocalProvider:
         else:
             path = weights_path(self._weights, self._directory)
             verify(path, self._weights)
-        # 105 MB of shared library: only those who run a local model pay for it.
+        # Imported here: 105 MB of shared library, needed only for local models.
         import xllamacpp  # noqa: PLC0415
 
         for _ in range(self._parallel):
@@ -193,7 +193,7 @@ class LocalProvider:
             self._stops.discard(stop)
 
     def _call(self, body: dict[str, Any], stop: threading.Event) -> dict[str, Any]:
-        """One blocking generation, in a pool thread. Streamed, since only a stream can be ended early."""
+        """One blocking generation, in a pool thread. Streamed, because only a stream can be ended early."""
         pieces: list[str] = []
         last: dict[str, Any] = {}
         finish: str | None = None
@@ -208,7 +208,7 @@ class LocalProvider:
 
         if stop.is_set():
             raise self._permanent("was cancelled before it began")
-        server = self._idle.get()  # never waits: there are as many threads as copies
+        server = self._idle.get()  # does not block: there are as many threads as copies
         try:
             server.handle_chat_completions(body, receive)
         except (RuntimeError, ValueError) as error:
@@ -219,7 +219,7 @@ class LocalProvider:
         if "error" in last:
             raise self._far_error(last["error"])
         if finish is None:
-            # Only `close` gets here with someone still waiting: half an answer must not pass for one.
+            # Only `close` leads here while a call waits: an incomplete answer must not be returned.
             raise ProviderError(f'provider "{self.name}" was closed while it answered', kind=FailureKind.TRANSIENT)
         message = {"role": "assistant", "content": "".join(pieces)}
         return {**last, "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
@@ -260,17 +260,17 @@ def _body(request: ModelRequest, repeat_penalty: float) -> dict[str, Any]:
 def _grammar(schema: str) -> str:
     """An llguidance grammar of exactly the schema's JSON, without white space.
 
-    Handed over as a grammar rather than as `response_format`, whose converter in this library ignores bounds of
-    numbers, `multipleOf` and escapes in patterns, and allows free white space, in which small models lose themselves:
-    of 24 answers bounded to 80 tokens 9 were complete JSON that way, all of them this way, at 42 tokens instead of 74.
-    What a grammar cannot say (`uniqueItems`, `not`, `if`) is left to the validator, which reads every answer anyway.
+    Passed as a grammar instead of `response_format`, whose converter in this library ignores bounds of numbers,
+    `multipleOf` and escapes in patterns, and allows free white space, which small models repeat endlessly: of 24 answers
+    limited to 80 tokens 9 were complete JSON with `response_format`, all 24 with the grammar, at 42 tokens instead of 74.
+    Rules that a grammar cannot express (`uniqueItems`, `not`, `if`) are checked by the validator, as for every answer.
     """
     options = {"whitespace_flexible": False, "lenient": True}
     return f"%llguidance {{}}\nstart: %json {json.dumps({**_sayable(json.loads(schema)), 'x-guidance': options})}"
 
 
 def _sayable(schema: Any) -> Any:
-    """The schema without what would void the grammar, and with integers bounded to those JSON keeps exact."""
+    """The schema without keywords that invalidate the grammar, and with integers limited to those that JSON keeps exact."""
     if isinstance(schema, list):
         return [_sayable(item) for item in schema]
     if not isinstance(schema, dict):

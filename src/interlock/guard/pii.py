@@ -1,4 +1,4 @@
-"""Finds personal data and secrets by pattern and checksum, and replaces them with random tokens.
+"""Detection of personal data and secrets by pattern and checksum, and their replacement by random tokens.
 
 Patterns only: e-mail, phone, payment card (Luhn), IBAN (mod 97), US SSN, IPv4, API keys. Names and addresses
 need a model and are not found here.
@@ -24,7 +24,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,8}\.[A-Za-z]{2,24}\b"),
     ),
     ("iban", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")),
-    # Takes in numbers that stand beside it; `_spans` tells them apart.
+    # Also matches adjacent numbers; `_spans` separates them.
     ("card", re.compile(r"(?<![\d-])\d(?:[ -]?\d){12,}(?![\d-])")),
     ("ssn", re.compile(r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b")),
     ("ip", re.compile(r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b")),
@@ -48,7 +48,7 @@ _DOUBLED = tuple(digit * 2 - 9 * (digit > 4) for digit in range(10))
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A span of text and what it is."""
+    """A span of text and its kind."""
 
     start: int
     end: int
@@ -71,7 +71,7 @@ def find(text: str) -> list[Finding]:
 
 
 def _spans(kind: str, match: re.Match[str]) -> Iterator[tuple[int, int]]:
-    """What in a match is plausible. Number patterns are greedy: a date or a currency may stick to a card or an IBAN."""
+    """Plausible parts of a match. Number patterns are greedy: a match may include a date or currency beside a card or IBAN."""
     start, end = match.span()
     if _plausible(kind, match[0]):
         yield start, end
@@ -88,9 +88,9 @@ def _spans(kind: str, match: re.Match[str]) -> Iterator[tuple[int, int]]:
 
 
 def _cards(text: str) -> Iterator[tuple[int, int]]:
-    """Card numbers among other numbers: whole groups, and a first digit that issuers have (ISO/IEC 7812-1: 2 to 6)."""
+    """Card numbers among other numbers: whole groups, with a first digit used by issuers (ISO/IEC 7812-1: 2 to 6)."""
     groups = [match.span() for match in re.finditer(r"\d+", text)]
-    # The sum of a slice of digits is a difference of two of these, so each candidate costs the same, however long the text.
+    # The sum of a slice of digits is a difference of two prefix sums, so the cost of a candidate does not depend on its length.
     digits = [int(character) for character in text if character.isdigit()]
     sums = [
         [0, *accumulate(digit if place % 2 == parity else _DOUBLED[digit] for place, digit in enumerate(digits))]
@@ -117,10 +117,10 @@ def _cards(text: str) -> Iterator[tuple[int, int]]:
 class Redactor:
     """Replaces findings with random tokens; one value gets one token within a redactor.
 
-    Tokens are random, so they tell nothing about the value and keep no structure an attacker could use.
+    Tokens are random, so they reveal neither the value nor its structure.
 
     Attributes:
-        vault: token → value; secret, kept encrypted, the only way back.
+        vault: token → value; secret, stored encrypted, and the only way to restore values.
         counts: findings by kind.
     """
 
@@ -136,7 +136,7 @@ class Redactor:
         return cls({}, {})
 
     def redact(self, value: Any) -> Any:
-        """A JSON value with every string redacted; keys stay."""
+        """A JSON value with every string redacted; keys are unchanged."""
         if isinstance(value, str):
             return self._text(value)
         if isinstance(value, dict):
@@ -162,7 +162,7 @@ class Redactor:
 
 
 def reveal(value: Any, vault: dict[str, str]) -> Any:
-    """A JSON value with the vault's tokens replaced by what they stand for."""
+    """A JSON value with the vault's tokens replaced by their values."""
     kinds = "|".join(sorted({re.escape(token[: -_TOKEN_CHARACTERS - 1]) for token in vault}, key=len, reverse=True))
     pattern = re.compile(f"(?:{kinds})_[0-9a-z]{{{_TOKEN_CHARACTERS}}}")
 
@@ -179,7 +179,7 @@ def reveal(value: Any, vault: dict[str, str]) -> Any:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string in a JSON value, keys included: an order can hide in a key as well."""
+    """Every string in a JSON value, keys included, because a key can contain an injection too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -198,14 +198,14 @@ def _plausible(kind: str, text: str) -> bool:
     if kind == "iban":
         return _mod97(text)
     if kind == "ip":
-        return _is_global(text) is True  # loopback and private addresses are nobody's
+        return _is_global(text) is True  # loopback and private addresses identify no person
     if kind == "phone":
         return 7 <= sum(character.isdigit() for character in text) <= 15 and _is_global(text) is None
     return True
 
 
 def _is_global(text: str) -> bool | None:
-    """Whether an IPv4 address is one of the public network's; None if it is none (a leading zero, another script)."""
+    """True if an IPv4 address is public; None if the text is no address (a leading zero, another script)."""
     try:
         return ipaddress.IPv4Address(text).is_global
     except ValueError:

@@ -1,4 +1,4 @@
-"""Organisations and their API keys. A key is shown once; only its hash is kept."""
+"""Organisations and their API keys. A key is shown once; only its hash is stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from interlock.store.database import Database
 
 _KEY = re.compile(r"il_([0-9a-z]{16})_([0-9a-z]{40})")
 _ORG = re.compile(r"[a-z][a-z0-9-]{0,62}")
-_CACHE_SECONDS = 2.0  # how long a revoked key may still work in a process that just saw it
+_CACHE_SECONDS = 2.0  # a revoked key may still work for so long in a process that has cached it
 
 
 class Authenticator:
@@ -25,14 +25,14 @@ class Authenticator:
         self._cache: dict[str, tuple[float, bytes, Principal]] = {}
 
     async def ensure_org(self, org_id: str, name: str) -> None:
-        """Makes an organisation if it is not there."""
+        """Creates an organisation unless it exists."""
         if not _ORG.fullmatch(org_id):
             raise InvalidInput(f'organisation id "{org_id}" must be lower-case letters, digits and hyphens')
         await self._database.execute("create_org", org_id, name, org=org_id)
         await self._database.execute("create_audit_head", org_id, org=org_id)
 
     async def issue(self, org_id: str, user_id: str, roles: frozenset[str]) -> str:
-        """A new key; the only moment at which anybody can read it.
+        """Issues a key. The key can be read only from this return value.
 
         Raises:
             InvalidInput: an unknown role, or no user.
@@ -62,7 +62,7 @@ class Authenticator:
         """The principal behind a key.
 
         Raises:
-            Unauthenticated: none given, or not one of ours. The message never says which part was wrong.
+            Unauthenticated: no key, or an unknown one. The message never tells which part was wrong.
         """
         match = _KEY.fullmatch(presented or "")
         if match is None:
@@ -81,10 +81,10 @@ class Authenticator:
 
 
 def key_id_of(key: str) -> str:
-    """The public part of a key, for lists and records."""
+    """The public part of a key, for lists and audit entries."""
     return key.split("_")[1]
 
 
 def _hash(secret: str) -> bytes:
-    # 200 random bits need no slow hash.
+    # A secret of 200 random bits needs no slow hash.
     return hashlib.sha256(secret.encode()).digest()

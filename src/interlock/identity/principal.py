@@ -29,7 +29,7 @@ Permission = Literal[
 ]
 """Every permission that a use case may require."""
 
-# The roles that have each permission; `admin` has all of them, and alone those with an empty set.
+# Roles with each permission; `admin` has all permissions, and is the only role for those with an empty set.
 _GRANTS: dict[Permission, frozenset[Role]] = {
     "run.start": frozenset({"developer", "operator"}),
     "run.read": frozenset({"developer", "operator", "reviewer", "viewer"}),
@@ -51,7 +51,7 @@ _GRANTS: dict[Permission, frozenset[Role]] = {
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is acting. Every row they cause carries `org_id`; every record of it carries `user_id`."""
+    """The acting user. Every row they cause carries `org_id`; every audit entry about it carries `user_id`."""
 
     user_id: str
     org_id: str
@@ -62,7 +62,7 @@ class Principal:
 
     def require(self, action: Permission) -> None:
         """Raises:
-        Denied: naming the action and the roles that have it.
+        Denied: the principal has no role for the action; names the action and its roles.
         """
         if not self.may(action):
             allowed = ", ".join(sorted(_GRANTS[action] | {"admin"}))

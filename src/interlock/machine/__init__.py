@@ -9,6 +9,7 @@
 - `transition`  one event's changes on a private copy of the state
 - `machine`     event handlers, `advance`, `fold`
 - `flow`        entering and leaving steps and containers
+- `approvals`   acts of mutating tools that a person has to approve
 - `failures`    retries, fallbacks, compensation, endings
 - `retry`       backoff
 """

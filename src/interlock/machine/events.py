@@ -1,4 +1,4 @@
-"""What goes into the machine and what comes out. Events are the journal: folding them gives the state again."""
+"""Events (input) and commands (output) of the state machine. The journal is the list of events; its fold is the state."""
 
 from __future__ import annotations
 
@@ -33,13 +33,12 @@ class RunStatus(StrEnum):
 
 TERMINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.PARTIAL, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD})
 
-_ENDINGS = frozenset({RunStatus.SUCCEEDED, RunStatus.PARTIAL, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.DEAD})
 RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
-    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
-    RunStatus.RUNNING: frozenset({RunStatus.WAITING, RunStatus.COMPENSATING}) | _ENDINGS,
-    RunStatus.WAITING: frozenset({RunStatus.RUNNING, RunStatus.COMPENSATING}) | _ENDINGS,
+    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.WAITING, RunStatus.COMPENSATING}) | TERMINAL,
+    RunStatus.RUNNING: frozenset({RunStatus.WAITING, RunStatus.COMPENSATING}) | TERMINAL,
+    RunStatus.WAITING: frozenset({RunStatus.RUNNING, RunStatus.COMPENSATING}) | TERMINAL,
     RunStatus.COMPENSATING: frozenset({RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PARTIAL, RunStatus.DEAD}),
-    **{ending: frozenset() for ending in _ENDINGS},
+    **{ending: frozenset() for ending in TERMINAL},
     # What could not be undone can be tried again by a person, out of the dead-letter queue.
     RunStatus.DEAD: frozenset({RunStatus.COMPENSATING, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PARTIAL}),
 }
@@ -129,14 +128,39 @@ class StepDeferred:
 
 
 @dataclass(frozen=True, slots=True)
+class ApprovalNeeded:
+    """Nothing was tried: policy would allow the call of a mutating tool if a person approved exactly this call.
+
+    Attributes:
+        digest: of the act, see `execution.approvals`.
+        input: the arguments of the call.
+        role: what a person needs to decide.
+    """
+
+    step: str
+    attempt: int
+    began: float
+    at: float
+    digest: str
+    input: Ref
+    role: str = "reviewer"
+    type: Literal["approval_needed"] = "approval_needed"
+
+
+@dataclass(frozen=True, slots=True)
 class ReviewDecided:
-    """A person decided. For a `confirm` review, approved means: yes, the effect happened, and `output` is what it gave."""
+    """A person decided. For a `confirm` review, approved means: yes, the effect happened, and `output` is what it gave.
+
+    Attributes:
+        digest: of the act that an `approve_act` review asked about; the decision is of no meaning for another one.
+    """
 
     step: str
     at: float
     approved: bool
     output: Ref
     facts: Facts = field(default_factory=dict)
+    digest: str = ""
     type: Literal["review_decided"] = "review_decided"
 
 
@@ -175,7 +199,7 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class SignalReceived:
-    """Somebody told the run something. A signal nobody waits for yet is kept; one id counts once."""
+    """A signal was received. It is kept until a step waits for it; one id counts once."""
 
     name: str
     signal_id: str
@@ -187,7 +211,7 @@ class SignalReceived:
 
 @dataclass(frozen=True, slots=True)
 class PauseRequested:
-    """What is under way is finished, nothing new is performed until ResumeRequested."""
+    """Pause: work under way is finished, nothing new is performed until ResumeRequested."""
 
     at: float
     reason: str = ""
@@ -202,7 +226,7 @@ class ResumeRequested:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterRequeued:
-    """A dead letter is to be tried again. `input` replaces the step's arguments, if somebody edited them."""
+    """A dead letter is to be tried again. `input` replaces the step's arguments, if an operator edited them."""
 
     step: str
     at: float
@@ -224,6 +248,7 @@ Event = Annotated[
     | StepSucceeded
     | StepFailed
     | StepDeferred
+    | ApprovalNeeded
     | ReviewDecided
     | TimerFired
     | CompensationSucceeded
@@ -264,10 +289,13 @@ class StartTimer:
 
 @dataclass(frozen=True, slots=True)
 class OpenReview:
-    """Ask a person; answer with ReviewDecided. `confirm` asks whether an unknown effect happened."""
+    """Ask a person; answer with ReviewDecided.
+
+    `approve` is a review step, `approve_act` asks for one call of a mutating tool, `confirm` whether an unknown effect happened.
+    """
 
     step: str
-    purpose: Literal["approve", "confirm"]
+    purpose: Literal["approve", "approve_act", "confirm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +315,7 @@ class OpenDeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class CloseDeadLetter:
-    """The dead letter of this step needs nobody any more."""
+    """The dead letter of this step needs no decision any more."""
 
     step: str
 

@@ -1,4 +1,4 @@
-"""What happens when something fails: retries, fallbacks, asking a person, letting go, undoing, ending."""
+"""Handling of failures: retries, fallbacks, confirmation by a person, abandoning, compensation, ending."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ REJECTED = "rejected"
 _ONCE = RetryPolicy(max_attempts=1)
 # What only waits, and can be let go of at any moment: nothing outside depends on it.
 _IDLE = frozenset(
-    {StepStatus.RETRYING, StepStatus.PAUSED, StepStatus.WAITING, StepStatus.OPEN, StepStatus.REVIEWING, StepStatus.HELD}
+    {
+        StepStatus.RETRYING,
+        StepStatus.PAUSED,
+        StepStatus.WAITING,
+        StepStatus.OPEN,
+        StepStatus.REVIEWING,
+        StepStatus.APPROVING,
+        StepStatus.HELD,
+    }
 )
 
 
@@ -56,6 +64,7 @@ def give_up(transition: Transition, name: str, step: StepState, failure: Failure
             tries=1,
             deferrals=0,
             failure=failure,
+            asked=0,  # another tool's call is another act
             expired=False,
             # What a person put in the place of the step's arguments is not for a tool that is given its own.
             override=None if ladder[step.variant].input is not None else step.override,
@@ -116,7 +125,7 @@ def _retry_later(transition: Transition, name: str, step: StepState, failure: Fa
 
 
 def failed(transition: Transition, name: str, failure: Failure) -> None:
-    """A step failed for good: whoever tolerates that goes on without it; else a person looks at it, or the run ends."""
+    """Handles a final failure: a tolerant container continues without the step; else a dead letter opens or the run ends."""
     if transition.blocked(name):
         return
     spec = transition.program.node(name).step
@@ -182,7 +191,7 @@ def _abandon(transition: Transition, names: Iterable[str]) -> None:
         if waits and step.failure is not None and step.failure.ambiguous:
             confirm(transition, name, step)
             continue
-        if step.status is StepStatus.REVIEWING:
+        if step.status in {StepStatus.REVIEWING, StepStatus.APPROVING}:
             transition.commands.append(ev.CloseReview(name))
         elif step.status is StepStatus.HELD:
             transition.commands.append(ev.CloseDeadLetter(name))

@@ -305,7 +305,7 @@ def next_calls(transition: Transition, frame: str) -> None:
 
 
 def wrong_calls(transition: Transition, name: str, calls: Iterable[str]) -> Failure | None:
-    """Whether a turn names tools the agent does not have, or too many; the kernel should have refused that already."""
+    """Failure of a turn that names tools the agent does not have, or too many; normally the kernel has refused it."""
     step = transition.program.node(name).agent
     wanted = list(calls)
     if not wanted or (step is not None and set(wanted) <= set(step.tools) and len(wanted) <= step.max_calls):

@@ -2,7 +2,7 @@
 
 Every run behaves as the machine version did under which it was submitted (`version`).
 
-Total: an event that does not fit the state (a stale attempt, a decision nobody asked for, anything after the
+Total: an event that does not fit the state (a stale attempt, a decision without a review, anything after the
 end) gives back the very same state and no commands. So duplicated and reordered deliveries are harmless.
 """
 
@@ -14,6 +14,7 @@ from typing import Never, cast
 
 from interlock.base.errors import FailureKind
 from interlock.machine import events as ev
+from interlock.machine.approvals import act_decided, approval_needed
 from interlock.machine.events import Command, Event, Failure, RunStatus
 from interlock.machine.failures import (
     REJECTED,
@@ -72,7 +73,7 @@ def fold(program: Program, journal: Iterable[Event], state: RunState | None = No
 
 
 def pending(state: RunState) -> list[Command]:
-    """What a driver that takes a run over must do again: work without an outcome, timers not yet fired."""
+    """Commands that a driver must issue again after a takeover: work without an outcome, timers not yet fired."""
     if state.over:
         return []
     commands: list[Command] = []
@@ -189,13 +190,17 @@ def _compensation_failed(transition: Transition, event: ev.CompensationFailed) -
 def _review_decided(transition: Transition, event: ev.ReviewDecided) -> bool:
     name = event.step
     step = transition.steps.get(name)
-    if step is None or step.status not in {StepStatus.REVIEWING, StepStatus.CONFIRMING}:
+    if step is None or event.at in step.decisions:
         return False
+    if step.status is StepStatus.APPROVING:
+        return act_decided(transition, event, step)
     if step.status is StepStatus.CONFIRMING:
-        return _doubt_settled(transition, event, step)
+        _doubt_settled(transition, event, step)
+        return True
+    if step.status is not StepStatus.REVIEWING:
+        return False
     spec = transition.program.node(name).step
     step = replace(step, output=event.output, facts={**event.facts, "approved": event.approved})
-    transition.approvals += event.approved
     if event.approved or (isinstance(spec, ReviewStep) and spec.on_reject == "continue"):
         transition.succeed(name, step)
     else:
@@ -203,13 +208,11 @@ def _review_decided(transition: Transition, event: ev.ReviewDecided) -> bool:
     return True
 
 
-def _doubt_settled(transition: Transition, event: ev.ReviewDecided, step: StepState) -> bool:
-    if event.at in step.denials:
-        return False  # the answer to an earlier question, delivered again
+def _doubt_settled(transition: Transition, event: ev.ReviewDecided, step: StepState) -> None:
     if event.approved:
         transition.succeed(event.step, replace(step, output=event.output, facts=event.facts, failure=None))
-        return True
-    step = replace(step, failure=None, facts={}, denials=(*step.denials, event.at))
+        return
+    step = replace(step, failure=None, facts={}, decisions=(*step.decisions, event.at))
     if transition.blocked(event.step):
         transition.put(event.step, replace(step, status=StepStatus.FAILED))
         transition.unlimit(event.step)
@@ -217,7 +220,6 @@ def _doubt_settled(transition: Transition, event: ev.ReviewDecided, step: StepSt
         out_of_time(transition, event.step, step)
     else:
         transition.perform(event.step, replace(step, attempt=step.attempt + 1, tries=step.tries + 1))
-    return True
 
 
 def _cancel_requested(transition: Transition, event: ev.CancelRequested) -> bool:
@@ -254,6 +256,7 @@ def _dead_letter_requeued(transition: Transition, event: ev.DeadLetterRequeued) 
             tries=1,
             deferrals=0,
             failure=None,
+            asked=0,
             override=event.input if event.input is not None else step.override,
             expired=False,
             begun=step.attempt + 1,
@@ -349,6 +352,9 @@ def _limit_passed(transition: Transition, name: str, step: StepState) -> None:
         case StepStatus.RETRYING | StepStatus.PAUSED:
             forget_attempt_timers(transition, name, step)
             out_of_time(transition, name, step)
+        case StepStatus.APPROVING:
+            transition.commands.append(ev.CloseReview(name))
+            out_of_time(transition, name, step)
         case StepStatus.REVIEWING:
             transition.commands.append(ev.CloseReview(name))
             transition.fail(name, step, deadline_passed(transition, name))
@@ -363,6 +369,7 @@ _HANDLERS: dict[type[Event], Callable[[Transition, Never], bool]] = {
     ev.StepSucceeded: _step_succeeded,
     ev.StepFailed: _step_failed,
     ev.StepDeferred: _step_deferred,
+    ev.ApprovalNeeded: approval_needed,
     ev.ReviewDecided: _review_decided,
     ev.TimerFired: _timer_fired,
     ev.CompensationSucceeded: _compensation_succeeded,

@@ -41,12 +41,12 @@ def path_of(name: str) -> str:
 
 
 def space_of(name: str) -> str:
-    """What an instance's siblings are named behind: `each#3/charge` → `each#3/`."""
+    """Prefix of an instance's siblings: `each#3/charge` → `each#3/`."""
     return name[: name.rfind("/") + 1]
 
 
 def body_of(name: str) -> str:
-    """What the steps in an instance's body are named behind: `each#3` → `each#3/`."""
+    """Prefix of the steps in an instance's body: `each#3` → `each#3/`."""
     return f"{name}/"
 
 
@@ -76,12 +76,12 @@ def frame_of(name: str, number: int) -> str:
 
 
 def is_numbered(name: str) -> bool:
-    """Whether an instance is an item, a round, a turn or a call."""
+    """True if an instance is an item, a round, a turn or a call."""
     return name.rfind("#") > name.rfind("/")
 
 
 def unnumbered(name: str) -> str:
-    """What an item, round or turn is one of: `each#3` → `each`."""
+    """Container of an item, round or turn: `each#3` → `each`."""
     return name[: name.rfind("#")]
 
 
@@ -246,7 +246,7 @@ class CommandKey:
 
 @dataclass(frozen=True, slots=True)
 class EffectName:
-    """What the effect ledger and the jitter call an instance's work: another variant is another effect."""
+    """Name of an instance's work in the effect ledger and the jitter: another variant is another effect."""
 
     instance: str
     variant: int = 0

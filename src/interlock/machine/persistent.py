@@ -24,21 +24,21 @@ class _Mark(Enum):
 
 _ABSENT: Final = _Mark.ABSENT
 
-_Undo = dict[str, tuple[int, V] | _Mark]
+_Revert = dict[str, tuple[int, V] | _Mark]
 """What a version had where the next one has something else: (position among the keys, value)."""
 
 
 class PersistentMap(Mapping[str, V]):
     """Immutable; `edit` makes the next version of it. Equal to any mapping of the same items."""
 
-    __slots__ = ("_content", "_newer", "_next", "_places", "_undo")
+    __slots__ = ("_content", "_newer", "_next", "_places", "_revert")
 
     # Positions stand apart from the values: a dict of numbers is nothing to the garbage collector, whose pauses grow with
     # what it has to look at.
     _content: dict[str, V] | None
     _places: dict[str, int]
     _newer: PersistentMap[V] | None
-    _undo: _Undo[V]
+    _revert: _Revert[V]
     _next: int
 
     def __init__(self, items: Mapping[str, V] | None = None) -> None:
@@ -58,10 +58,10 @@ class PersistentMap(Mapping[str, V]):
     def _apply(self, changes: Mapping[str, V | _Mark]) -> PersistentMap[V]:
         """The next version, which takes the dicts over; this one keeps the way back."""
         content, places, place = self._own(), self._places, self._next
-        undo: _Undo[V] = {}
+        revert: _Revert[V] = {}
         for key, value in changes.items():
             before = places.get(key)
-            undo[key] = _ABSENT if before is None else (before, content[key])
+            revert[key] = _ABSENT if before is None else (before, content[key])
             if value is _ABSENT:
                 if before is not None:
                     del content[key], places[key]
@@ -72,22 +72,22 @@ class PersistentMap(Mapping[str, V]):
                 place += 1
         newer: PersistentMap[V] = PersistentMap.__new__(PersistentMap)
         newer._content, newer._places, newer._newer, newer._next = content, places, None, place
-        self._content, self._newer, self._undo, self._places = None, newer, undo, {}
+        self._content, self._newer, self._revert, self._places = None, newer, revert, {}
         return newer
 
     def _own(self) -> dict[str, V]:
         """The content as a dict; an older version makes its own from the newest one's and stands alone from then on."""
         if self._content is not None:
             return self._content
-        undone: list[_Undo[V]] = []
+        reverts: list[_Revert[V]] = []
         one = self
         while one._content is None:
-            undone.append(one._undo)
+            reverts.append(one._revert)
             assert one._newer is not None
             one = one._newer
         content, places, back = dict(one._content), dict(one._places), False  # noqa: SLF001  of the same class
-        for undo in reversed(undone):
-            for key, held in undo.items():
+        for revert in reversed(reverts):
+            for key, held in revert.items():
                 if held is _ABSENT:
                     content.pop(key, None)
                     places.pop(key, None)
@@ -96,13 +96,13 @@ class PersistentMap(Mapping[str, V]):
                     places[key], content[key] = held
         if back:  # what was removed since stands at the end now
             content = {key: content[key] for key in sorted(content, key=places.__getitem__)}
-        self._content, self._places, self._newer, self._undo = content, places, None, {}
+        self._content, self._places, self._newer, self._revert = content, places, None, {}
         return content
 
     def _find(self, key: str) -> V | _Mark:
         one = self
         while (content := one._content) is None:
-            if (held := one._undo.get(key)) is not None:
+            if (held := one._revert.get(key)) is not None:
                 return held if held is _ABSENT else held[1]
             assert one._newer is not None
             one = one._newer
@@ -121,7 +121,7 @@ class PersistentMap(Mapping[str, V]):
             if one._newer is None:  # of another line
                 keys = self._own().keys() | later._own().keys()
                 return {key for key in keys if self._find(key) != later._find(key)}
-            changed.update(one._undo)
+            changed.update(one._revert)
             one = one._newer
         return changed
 

@@ -89,7 +89,7 @@ class Node:
 
 
 class CompiledCondition(Protocol):
-    """What the CEL library compiles a condition to; `facts.holds` evaluates it."""
+    """A condition compiled by the CEL library; `facts.holds` evaluates it."""
 
     def variables(self) -> Iterable[str]: ...
 
@@ -104,7 +104,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What the machine needs of a workflow version; built by `compile_program`.
+    """A workflow version as the machine needs it; built by `compile_program`.
 
     Attributes:
         scopes: child scopes of a container, in the order of its branches or cases (`otherwise` last); one for a body.
@@ -139,7 +139,7 @@ class Program:
         return enclosing(name) if node.scope.body else beside(name, id_of(owner))
 
     def work(self, name: str, variant: int, tool: str | None) -> Step:
-        """What is performed for an instance: the step, its fallback, or the tool that an agent's model named."""
+        """The step performed for an instance: itself, its fallback, or the tool that an agent's model named."""
         path = path_of(name)
         if tool is not None:
             return self.calls[path, tool]
@@ -157,7 +157,7 @@ class Program:
         return tool in self.contracts and self.contracts[tool].mutating
 
     def undoable(self, name: str, variant: int, tool: str | None) -> bool:
-        """Whether success of this instance is something that can be taken back."""
+        """True if success of this instance can be compensated."""
         step = self.work(name, variant, tool)
         fallback = self.fallback(name, variant)
         if not isinstance(step, ToolStep) or (fallback is not None and fallback.tool is None):

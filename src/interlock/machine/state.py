@@ -24,16 +24,17 @@ class StepStatus(StrEnum):
     PAUSED = "paused"  # to be performed once the run is resumed
     RETRYING = "retrying"  # waits for its backoff timer, or for a slot
     REVIEWING = "reviewing"  # a person is asked for a decision
+    APPROVING = "approving"  # a person is asked to approve one call of a mutating tool
     CONFIRMING = "confirming"  # a person is asked whether an unknown effect happened
     WAITING = "waiting"  # for time or a signal
     HELD = "held"  # failed for good, in the dead-letter queue
     OPEN = "open"  # a container whose inside is under way
-    ENDING = "ending"  # a container that failed and whose inside is being finished and undone
+    ENDING = "ending"  # a container that failed and whose inside is being finished and compensated
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    COMPENSATING = "undoing"  # its compensation is being performed
+    COMPENSATING = "compensating"  # its compensation is being performed
     COMPENSATION_RETRYING = "compensation_retrying"
-    COMPENSATED = "undone"
+    COMPENSATED = "compensated"
     COMPENSATION_FAILED = "compensation_failed"  # in the dead-letter queue
     COMPENSATION_ABANDONED = "compensation_abandoned"  # a person decided that the effect stays
 
@@ -61,6 +62,15 @@ SETTLED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class ApprovalRequest:
+    """Approval that an instance in `APPROVING` waits for; the fields are those of `ApprovalNeeded`."""
+
+    digest: str
+    input: Ref
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepState:
     """One instance of a step, or one item or round of a container.
 
@@ -70,7 +80,8 @@ class StepState:
         deferrals: how often the current attempt was put off.
         failure: of the last attempt.
         compensation_attempt: counts its compensations.
-        denials: the times at which a person said that the effect in doubt had not happened.
+        decisions: the times of the decisions about this instance after which it went on: a second delivery of one is ignored.
+        asked: how often an approval was asked for, at this variant; `request` is what is being asked for.
         tool: of an agent's call, the tool that the model named.
         calls: of an agent's turn, the tools it wants called.
         entry: of a map, its items; of a subworkflow, its input. `facts` are then theirs while it is open.
@@ -89,7 +100,9 @@ class StepState:
     facts: Facts = field(default_factory=dict)
     failure: Failure | None = None
     compensation_attempt: int = 0
-    denials: tuple[float, ...] = ()
+    decisions: tuple[float, ...] = ()
+    asked: int = 0
+    request: ApprovalRequest | None = None
     tool: str | None = None
     calls: tuple[str, ...] = ()
     entry: Ref | None = None
@@ -100,7 +113,7 @@ class StepState:
 
 
 def is_settled(step: StepState, *, opens_body: bool) -> bool:
-    """Whether the result of a step may be read: not that of one that was taken back.
+    """True if the result of a step may be read; a compensated one may not.
 
     Args:
         opens_body: of a map or a subworkflow, which while it is open keeps its items' counts, or its input's facts, there.
@@ -157,13 +170,13 @@ class RunState:
         completed: undoable instances that succeeded and were not compensated, in the order of their success.
         timers: key → due, seconds since the epoch.
         working, busy: how many instances are in `WORKING` and `BUSY`.
-        done: steps that succeeded, containers aside; `approvals`: reviews that were approved.
+        done: steps that succeeded, containers aside.
         ending: set when the run can no longer succeed; then nothing new starts.
         failing: containers that failed and are not finished yet.
         usage: of all calls together, without provider and model.
         degraded: why the run will end as partial although it goes on.
         paused: nothing new is performed.
-        signals: name → signals nobody has waited for yet; `heard`: ids of all signals taken.
+        signals: name → signals that no step has waited for yet; `received`: ids of all signals taken.
     """
 
     status: RunStatus = RunStatus.QUEUED
@@ -177,7 +190,6 @@ class RunState:
     working: int = 0
     busy: int = 0
     done: int = 0
-    approvals: int = 0
     retries: int = 0
     usage: Usage = field(default_factory=Usage)
     ending: Ending | None = None

@@ -59,7 +59,7 @@ class Transition:
         self.timers = PersistentMap.of(state.timers).edit()
         self.completed = PersistentMap.of(state.completed).edit()
         self.working, self.busy = state.working, state.busy
-        self.done, self.approvals = state.done, state.approvals
+        self.done = state.done
         self.retries = state.retries
         self.usage = state.usage
         self.ending: Ending | None = state.ending
@@ -127,7 +127,7 @@ class Transition:
     # -- where a step stands -----------------------------------------------------------------------------------
 
     def ancestors(self, name: str) -> Iterator[str]:
-        """What an instance stands in, from the inside out."""
+        """Containers around an instance, from the inside out."""
         parent = self.program.parent(name)
         while parent is not None:
             yield parent
@@ -164,7 +164,7 @@ class Transition:
         return unnumbered(enclosing(name))
 
     def blocked(self, name: str) -> bool:
-        """Whether nothing new may start at this place, because the run or something around it is ending."""
+        """True if nothing new may start at this place, because the run or a container around it is ending."""
         if self.ending is not None:
             return True
         return bool(self.failing) and any(one in self.failing for one in self.ancestors(name))
@@ -212,7 +212,6 @@ class Transition:
             working=self.working,
             busy=self.busy,
             done=self.done,
-            approvals=self.approvals,
             retries=self.retries,
             usage=self.usage,
             ending=self.ending,

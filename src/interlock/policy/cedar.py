@@ -1,12 +1,10 @@
-"""Cedar, embedded. A policy that cannot be evaluated denies: an error must never open a door."""
+"""Embedded Cedar policy engine. An evaluation that fails denies the call: an error must never permit anything."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 import cedarpy
 
@@ -21,16 +19,14 @@ permit(principal, action == Action::"call_model", resource);
 @id("pure-tools")
 permit(principal, action == Action::"call_tool", resource) when { resource.effect == "pure" };
 
-// A tool that changes the world needs a person's approval in the same run. A project's policies/*.cedar replace this set.
-@id("reviewed-mutations")
+// A tool with an external effect needs a person's approval of exactly this call. A project's policies/*.cedar replace this set.
+@id("approved-mutations")
 permit(principal, action == Action::"call_tool", resource)
-    when { resource.effect == "mutating" && context.reviewed };
+    when { resource.effect == "mutating" && context.approval.present && context.approval.digest_matches };
 """
 
 
 _MAX_TEXT = 200_000  # characters of all policies of a project
-
-_Frozen = tuple[tuple[str, type, Any], ...]
 
 
 class CedarPolicy:
@@ -38,7 +34,7 @@ class CedarPolicy:
 
     def __init__(self, text: str = DEFAULT_POLICY, *, source: str = "the built-in policy") -> None:
         if len(text) > _MAX_TEXT or nesting(text) > MAX_NESTING:
-            # Cedar recurses in native code, where too deep a policy ends the process.
+            # Cedar recurses in native code, where a deeply nested policy ends the process.
             raise InvalidSpec(
                 f"{source}: has more than {_MAX_TEXT} characters or is nested more than {MAX_NESTING} levels deep; split it up"
             )
@@ -51,23 +47,17 @@ class CedarPolicy:
         self.text = text
         self._ids = {key: one.get("annotations", {}).get("id", key) for key, one in parsed["staticPolicies"].items()}
         self.version = hashlib.sha256(text.encode()).hexdigest()[:16]
-        # Decisions are pure, so they are remembered; parsing the policies costs more than everything else.
+        # Decisions are pure, so they are cached; parsing the policies is the largest part of an evaluation.
         self._decide = lru_cache(maxsize=4096)(self._evaluate)
 
     def decide(self, question: Question) -> Decision:
-        asked = (
-            question.user_id,
-            question.org_id,
-            tuple(sorted(question.roles)),
-            question.action,
-            question.resource,
-            _frozen(question.attributes),
-            _frozen(question.context),
-        )
         try:
-            return self._decide(*asked)
-        except TypeError:  # a list in the context cannot be remembered
-            return self._evaluate(*asked)
+            # As text, which tells 1 from true, as a remembered answer must.
+            given = json.dumps([dict(question.attributes), dict(question.context)], sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            return self._unaskable(error)
+        roles = tuple(sorted(question.roles))
+        return self._decide(question.user_id, question.org_id, roles, question.action, question.resource, given)
 
     def _evaluate(
         self,
@@ -76,33 +66,31 @@ class CedarPolicy:
         roles: tuple[str, ...],
         action: Action,
         resource: str,
-        attributes: _Frozen,
-        context: _Frozen,
+        given: str,
     ) -> Decision:
-        # As data, not as Cedar text: that has escapes of its own, and O'Brien or José would be refused everything.
+        attributes, context = json.loads(given)
+        # As data, not as Cedar text: the text has its own escapes, and every call of O'Brien or José would be refused.
         user = {"type": "User", "id": user_id}
         thing = {"type": "Tool" if action == "call_tool" else "Model", "id": resource}
         request = {
             "principal": user,
             "action": {"type": "Action", "id": action},
             "resource": thing,
-            "context": {name: value for name, _, value in context},
+            "context": context,
         }
         entities = [
             {"uid": user, "attrs": {"org": org_id, "roles": list(roles)}, "parents": []},
-            {"uid": thing, "attrs": {name: value for name, _, value in attributes}, "parents": []},
+            {"uid": thing, "attrs": attributes, "parents": []},
         ]
         try:
             result = cedarpy.is_authorized(request, self.text, entities)
         except (TypeError, ValueError) as error:
-            return Decision(False, (f"the question is not one that Cedar can be asked: {error}",), self.version)
+            return self._unaskable(error)
         errors = tuple(str(error) for error in result.diagnostics.errors)
         if errors:
             return Decision(False, errors, self.version)
         reasons = tuple(sorted(self._ids.get(str(reason), str(reason)) for reason in result.diagnostics.reasons))
         return Decision(bool(result.allowed), reasons or ("no policy permits it",), self.version)
 
-
-def _frozen(values: Mapping[str, Any]) -> _Frozen:
-    # With the type: Python takes 1 for true, and a remembered answer must not.
-    return tuple(sorted(((name, type(value), value) for name, value in values.items()), key=lambda one: one[0]))
+    def _unaskable(self, error: Exception) -> Decision:
+        return Decision(False, (f"Cedar cannot evaluate this request: {error}",), self.version)

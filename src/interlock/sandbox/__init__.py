@@ -1,1 +1,1 @@
-"""Isolation of tools: one protocol, one file a back end. Called by `tools` only."""
+"""Isolation of tools: one protocol, one file for each back end. Called by `tools` only."""

@@ -1,7 +1,7 @@
-"""Reading the answer of a sandbox, which may be anything: its bytes come from code we do not trust.
+"""Parsing of a sandbox's answer, whose bytes come from untrusted code.
 
-A tool shares its process with the runner, so it can write anything to the channel. The worst it can
-achieve is a wrong answer to its own job; here every field is checked for type and size before it is believed.
+A tool shares its process with the runner, so it can write anything to the channel. Every field is checked here for type
+and size before it is used, so a hostile tool can only give a wrong answer to its own job.
 Its output is only decoded here: `execution/executors.py` holds it against the bounds and the contract of the tool.
 """
 
@@ -16,8 +16,8 @@ from interlock.base.errors import Denied
 from interlock.base.json import InvalidJson, decode_json, sentence
 from interlock.sandbox.environment import Ending, Job, SandboxResult
 
-ENVELOPE_BYTES = 16 * 1024  # around the output: ending, error text
-_MAX_ERROR = 1000  # characters; an error is a sentence
+ENVELOPE_BYTES = 16 * 1024  # in addition to the output: ending, error text
+_MAX_ERROR = 1000  # characters; an error is one sentence
 _MAX_PAUSE = 24 * 3600.0  # seconds
 _FROM_RUNNER: Mapping[str, Ending] = {
     "ok": "ok",
@@ -31,7 +31,7 @@ _FROM_RUNNER: Mapping[str, Ending] = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Observations of the host, which the answer cannot forge."""
+    """Measurements made by the host, which the answer cannot forge."""
 
     stderr: str
     seconds: float
@@ -39,7 +39,7 @@ class Measured:
 
 
 def read_answer(line: bytes, job: Job, measured: Measured) -> SandboxResult:
-    """The result that a complete answer line stands for.
+    """The result encoded in a complete answer line.
 
     Raises:
         Denied: the runner found the tool outside the job's allowlist.
@@ -50,7 +50,7 @@ def read_answer(line: bytes, job: Job, measured: Measured) -> SandboxResult:
         return ended("garbage", measured, f"the tool's answer is not JSON: {fault.message}")
     if not isinstance(answer, dict):
         return ended("garbage", measured, "the tool's answer is not a JSON object")
-    # Believed only where it is true: otherwise a tool could fill the audit log with denials that never happened.
+    # Accepted only if it is true: otherwise a tool could fill the audit log with denials that never happened.
     if answer.get("ending") == "denied" and job.tool not in job.allowed_tools:
         raise Denied(f'tool "{job.tool}" is not in the workflow\'s allow list; the sandbox refused it')
     ending = _FROM_RUNNER.get(str(answer.get("ending")))

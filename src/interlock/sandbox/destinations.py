@@ -1,8 +1,8 @@
-"""Which places a tool may reach: the allowlist, and the addresses that no name may lead to.
+"""Destinations of a tool: the allowlist, and the addresses that are always refused.
 
-Two questions, both answered before a byte leaves the host. Is this exact `host:port` granted? And is the address that
-the name resolves to a public one? The second is asked because a name is under its owner's control: `cdn.example.com`
-may point to the database next door, or to the cloud's metadata service that hands out credentials.
+Two checks, both made before a byte leaves the host: this exact `host:port` must be in the allowlist, and its name must
+resolve to a public address. The second is needed because the owner of a name controls its address: `cdn.example.com`
+may point to a database in the local network, or to the cloud's metadata service, which returns credentials.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _RESOLVE_TIMEOUT = 10.0  # seconds
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-# Refused even if a contract lists them: every address here serves a machine's own credentials or configuration.
+# Refused even if a contract lists them: these addresses serve the host's own credentials or configuration.
 _NEVER = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -27,19 +27,19 @@ _NEVER = tuple(
         "fe80::/10",  # link-local
         "fd00:ec2::254/128",  # AWS metadata over IPv6
         "100.100.100.200/32",  # Alibaba Cloud metadata
-        "168.63.129.16/32",  # Azure's host agent, a public address by its number
+        "168.63.129.16/32",  # Azure's host agent; numerically a public address
     )
 )
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 
 
-class Refused(Exception):
+class DestinationRefused(Exception):
     """The destination is not allowed; the text is one sentence for the tool."""
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A host as the tool named it, in lower case and without brackets, and a port."""
+    """A host as named by the tool, in lower case and without brackets, and a port."""
 
     host: str
     port: int
@@ -53,7 +53,7 @@ def parse_authority(text: str, default_port: int | None = None) -> Destination:
 
     Raises:
         ValueError: anything else. User information, zone ids, signs, spaces and leading zeros are refused, because
-            two parsers that read them differently are how allowlists are passed.
+            parsers interpret them differently, which can be used to bypass allowlists.
     """
     match = _AUTHORITY.fullmatch(text)
     if match is None:
@@ -71,7 +71,7 @@ def parse_authority(text: str, default_port: int | None = None) -> Destination:
 
 
 class Allowlist:
-    """The exact `host:port` pairs one tool may reach. There are no wildcards.
+    """The exact `host:port` pairs that one tool may reach, without wildcards.
 
     Raises:
         ValueError: an entry is not `host:port`.
@@ -81,14 +81,14 @@ class Allowlist:
         self._granted = frozenset(parse_authority(entry) for entry in entries)
 
     async def resolve(self, destination: Destination) -> list[str]:
-        """The addresses to connect to, in order. The caller connects to these and never asks the name again.
+        """The addresses to connect to, in order. The caller connects to these and never resolves the name again.
 
         Raises:
-            Refused: the pair is not granted, or an address behind it is none a tool may reach.
+            DestinationRefused: the pair is not in the allowlist, or it resolves to an address that no tool may reach.
             OSError: the name does not resolve.
         """
         if destination not in self._granted:
-            raise Refused(f"{destination} is not in this tool's egress list")
+            raise DestinationRefused(f"{destination} is not in this tool's egress list")
         literal = _literal(destination.host)
         if literal is not None:
             _vet(literal, destination, explicit=True)
@@ -97,7 +97,7 @@ class Allowlist:
         async with asyncio.timeout(_RESOLVE_TIMEOUT):
             found = await loop.getaddrinfo(destination.host, destination.port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        # One bad address condemns the name: a mixed answer is what a rebinding attack looks like.
+        # One refused address refuses the name: a mixed answer is typical of a DNS rebinding attack.
         for address in addresses:
             ip = ipaddress.ip_address(address)
             _vet(ip, destination, explicit=destination.host == "localhost" and ip.is_loopback)
@@ -112,18 +112,18 @@ def _literal(host: str) -> Address | None:
 
 
 def _vet(address: Address, destination: Destination, *, explicit: bool) -> None:
-    """Refuse what must not be reached; `explicit` grants all but the never-list."""
+    """Check an address; `explicit` permits all addresses except those of `_NEVER`."""
     effective = _unwrapped(address)
     if any(effective in network for network in _NEVER):
-        raise Refused(f"{destination} is a link-local or metadata address, which no tool may reach")
+        raise DestinationRefused(f"{destination} is a link-local or metadata address, which no tool may reach")
     if explicit:
         return
     if not effective.is_global or effective.is_multicast or effective.is_reserved:
-        raise Refused(f"{destination} resolves to an address that is not public")
+        raise DestinationRefused(f"{destination} resolves to an address that is not public")
 
 
 def _unwrapped(address: Address) -> Address:
-    """The IPv4 address that some IPv6 addresses only carry."""
+    """The IPv4 address embedded in some IPv6 addresses."""
     if isinstance(address, ipaddress.IPv6Address):
         if address in _NAT64:
             return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)

@@ -1,9 +1,9 @@
-"""The only way out of a sandbox: a forward proxy on a UNIX socket that knows which `host:port` a tool may reach.
+"""Egress proxy: the only network access of a sandbox, a forward proxy on a UNIX socket with the tool's allowlist.
 
-A sandbox has no network. If its job has an egress list, this proxy's socket is bound into it, and the runner leads
-the tool's HTTP clients there. Two forms are served: `CONNECT host:port` (a blind tunnel, for TLS) and plain requests in
-absolute form (`GET http://host/path`), each on a connection of its own. Every decision is reported before it takes
-effect; if it cannot be put on record, the answer is no.
+A sandbox has no network. If its job has an egress list, this proxy's socket is bound into it, and the runner directs
+the tool's HTTP clients to it. Two forms are served: `CONNECT host:port` (a blind tunnel, for TLS) and plain requests in
+absolute form (`GET http://host/path`), each on a separate connection. Every decision is reported before it takes
+effect; if it cannot be recorded, the connection is refused.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interlock.base.clock import since_boot
-from interlock.sandbox.destinations import Allowlist, Destination, Refused, parse_authority
+from interlock.sandbox.destinations import Allowlist, Destination, DestinationRefused, parse_authority
 
 OnEvent = Callable[[str, str, int, bool], None]
 """Called with the tool's name, host, port and whether the connection was allowed."""
 
 _HEAD_BYTES = 32 * 1024
-_HEAD_TIMEOUT = 10.0  # seconds for the whole head, so that a trickle cannot hold a connection
+_HEAD_TIMEOUT = 10.0  # seconds for the whole head, so that a slow sender cannot occupy a connection
 _CONNECT_TIMEOUT = 10.0  # seconds
 _IDLE_TIMEOUT = 60.0  # seconds without a byte in either direction
-_LINGER = 2.0  # seconds for a client to notice that it was answered
+_LINGER = 2.0  # seconds for a client to read the answer
 _CONNECTIONS = 64  # of one sandbox at once
 _CHUNK = 65536
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _TARGET = re.compile(r"http://(?P<authority>[^/?#]*)(?P<path>[/?][!-~]*)?", re.IGNORECASE)
-# RFC 9110, section 7.6.1; Host is set from the target, which alone was checked.
+# RFC 9110, section 7.6.1; Host is set from the target, because only the target was checked.
 _NOT_FORWARDED = frozenset(
     "connection proxy-connection keep-alive proxy-authorization te trailer upgrade host".split()  # noqa: SIM905
 )
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Answer(Exception):
-    """The request ends here with this status and sentence."""
+    """Ends the request with this status and sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -68,8 +68,8 @@ class EgressProxy:
         on_event: see `OnEvent`; an exception from it refuses the connection.
 
     Attributes:
-        until: nothing goes out after this moment of `base.clock.since_boot`. Looked at before every byte, because this
-            process may be stopped at any point and continued after another worker has taken over.
+        until: send deadline, in seconds of `base.clock.since_boot`; no byte is sent later. Checked before every byte,
+            because this process may be stopped at any point and continue after another worker has taken over.
 
     Raises:
         ValueError: an entry is not `host:port`.
@@ -86,8 +86,8 @@ class EgressProxy:
     async def start(self, path: Path) -> None:
         """Listen at `path`, in a directory that only the sandbox's owner can enter."""
         self._server = await asyncio.start_unix_server(self._accept, path, limit=_HEAD_BYTES)
-        # The sandbox may run as another user; who can come this far is decided by the directory.
-        path.chmod(0o666)  # noqa: ASYNC240 - no disk waits behind it
+        # The sandbox may run as another user; the directory's permissions restrict the access.
+        path.chmod(0o666)  # noqa: ASYNC240 - does not wait for a disk
 
     async def close(self) -> None:
         if self._server is not None:
@@ -114,7 +114,7 @@ class EgressProxy:
             writer.write(_response(answer.status, str(answer)))
             await _linger(reader, writer)
         except (OSError, EOFError):
-            pass  # either side went away, which ends the connection and nothing else
+            pass  # a disconnect of either side ends only this connection
         finally:
             writer.close()
 
@@ -138,7 +138,7 @@ class EgressProxy:
             if not self._in_time():
                 raise _Answer(504, "the call's deadline has passed")
             far_writer.write(_forwarded_head(request, target["path"] or "/", destination))
-            # Exactly the announced body goes out: what follows would be a second, unchecked request.
+            # Exactly the announced body is sent: later bytes would be a second, unchecked request.
             await _Relay(self._in_time).request(reader, writer, far_reader, far_writer, length)
         finally:
             far_writer.close()
@@ -147,14 +147,14 @@ class EgressProxy:
     async def _connect(self, destination: Destination) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
             addresses = await self._allowlist.resolve(destination)
-        except Refused as refusal:
+        except DestinationRefused as refusal:
             self._report(destination, allowed=False)
             raise _Answer(403, str(refusal)) from None
         except (OSError, UnicodeError):
             raise _Answer(502, f"{destination} does not resolve") from None
         self._report(destination, allowed=True)
         for address in addresses:
-            with contextlib.suppress(OSError):  # TimeoutError is one, too
+            with contextlib.suppress(OSError):  # TimeoutError is an OSError too
                 async with asyncio.timeout(_CONNECT_TIMEOUT):
                     return await asyncio.open_connection(address, destination.port)
         raise _Answer(502, f"{destination} does not accept connections")
@@ -173,7 +173,7 @@ class EgressProxy:
 
 
 class _Relay:
-    """Carries bytes until both sides are done, or nothing moves for `_IDLE_TIMEOUT`, or it is too late."""
+    """Copies bytes until both sides have finished, or no byte arrives for `_IDLE_TIMEOUT`, or the send deadline has passed."""
 
     def __init__(self, in_time: Callable[[], bool]) -> None:
         self._in_time = in_time
@@ -199,7 +199,7 @@ class _Relay:
         far_writer: asyncio.StreamWriter,
         length: int,
     ) -> None:
-        """Body one way, response the other; a server may answer before it has read the body."""
+        """Copies the body and the response at the same time; a server may answer before it has read the body."""
         body = self._loop.create_task(self._pump(reader, far_writer, length))
         try:
             await self._pump(far_reader, writer)
@@ -210,7 +210,7 @@ class _Relay:
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int | None = None
     ) -> None:
-        """Copy to the end, or exactly `length` bytes; only an end is passed on as one."""
+        """Copy to the end of the stream, or exactly `length` bytes; only a real end closes the other side."""
         try:
             while length is None or length > 0:
                 data = await self._read(reader, _CHUNK if length is None else min(length, _CHUNK))
@@ -218,7 +218,7 @@ class _Relay:
                     break
                 length = None if length is None else length - len(data)
                 if not self._in_time():
-                    writer.transport.abort()  # half a request: the far side must not take it for a whole one
+                    writer.transport.abort()  # an incomplete request: the remote side must not take it for a complete one
                     return
                 writer.write(data)
                 await writer.drain()
@@ -234,14 +234,14 @@ class _Relay:
                     data = await reader.read(most)
             except TimeoutError:
                 if self._loop.time() < self._moved + _IDLE_TIMEOUT:
-                    continue  # the other direction is alive
+                    continue  # the other direction is active
                 raise
             self._moved = self._loop.time()
             return data
 
 
 async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """End our side, then drop what still comes: closing over unread bytes resets the connection, answer and all."""
+    """End our side, then discard later bytes: closing with unread bytes would reset the connection and lose the answer."""
     with contextlib.suppress(OSError):
         await writer.drain()
         writer.write_eof()

@@ -1,4 +1,4 @@
-"""The port every sandbox back end fulfils, and the plain data that crosses it."""
+"""Port of the sandbox back ends, and its data types."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class SandboxLimits:
     """Resource limits of one invocation.
 
     Attributes:
-        timeout: wall seconds, from the moment the job is handed over (30 is the seed document's default).
+        timeout: wall seconds, from the moment at which the sandbox gets the job (default 30).
         cpu_seconds: processor seconds.
         memory_bytes: address space of each process.
         disk_bytes: size of the private temporary directory, which is the only writable place.
-        processes: processes and threads at once.
-        output_bytes: bytes of the answer; more is refused.
+        processes: concurrent processes and threads.
+        output_bytes: maximum bytes of the answer.
     """
 
     timeout: float = 30.0
@@ -38,12 +38,13 @@ class Job:
         tool: the tool's name, for messages and for the allowlist.
         function: name of the function in `main.py` (`run`, `run_batch`, `commit`, `compensate`, `probe`, `health`).
         arguments: JSON object, passed as keyword arguments.
-        context: JSON object handed to the tool as `context` (idempotency key, run id, attempt, deadline).
+        context: JSON object passed to the tool as `context` (idempotency key, run id, attempt, deadline).
         allowed_tools: the workflow's allowlist; a back end refuses a job whose tool is not in it.
         egress: `host:port` pairs the tool may reach; empty means no network at all.
-        limits: see `Limits`.
-        until: nothing of it leaves this machine after this moment of `base.clock.since_boot`, however late the job begins or
-            this process is woken up; None does not say. Who takes over waits for it, and then may ask what happened.
+        limits: see `SandboxLimits`.
+        until: send deadline, in seconds of `base.clock.since_boot`; None for none. No byte of the job leaves this host
+            later, even if the job starts late or this process is stopped and continues. A worker that takes over waits
+            for this deadline before it determines the outcome.
     """
 
     bundle: Path
@@ -62,17 +63,17 @@ Ending = Literal["ok", "raised", "crashed", "timeout", "out_of_memory", "garbage
 
 @dataclass(frozen=True, slots=True)
 class SandboxResult:
-    """How an invocation ended.
+    """Result of an invocation.
 
     Attributes:
-        ending: `ok` if the function returned JSON; `raised` if it raised (then `error` says what, and
-            `retryable` whether the tool itself called the failure temporary, and `nothing_happened` whether it
-            declared that it changed nothing); `crashed` if the process died
-            (signal, rlimit, exit); `timeout` if it was killed at its deadline; `garbage` if the answer was not JSON.
+        ending: `ok` if the function returned JSON; `raised` if it raised (then `error` has the exception,
+            `retryable` is True if the tool called the failure temporary, and `nothing_happened` is True if it
+            declared that it changed nothing); `crashed` if the process died (signal, rlimit, exit);
+            `timeout` if it was killed at its deadline; `garbage` if the answer was not JSON.
         output: the function's return value, for `ok`.
-        error: one sentence, without the tool's private data beyond its own exception text.
+        error: one sentence; of the tool's data it contains only the exception text.
         retry_after: seconds, if the tool asked for a pause.
-        stderr: the last 4 KiB the tool wrote to stdout and stderr; for the log and the trace, never for the model.
+        stderr: the last 4 KiB of the tool's stdout and stderr; for the log and the trace, never for the model.
         seconds: wall time of the function, without sandbox start.
         start_seconds: time until the sandbox was ready for this job; near 0 if it was warm.
     """
@@ -91,10 +92,10 @@ class SandboxResult:
 class Sandbox(Protocol):
     """A sandbox back end.
 
-    `run` gives every job a fresh sandbox that no job used before and none will use after, and returns a `Result`
-    for everything the tool can do wrong. It raises `SandboxError` (kind TRANSIENT or PERMANENT) only if the
+    `run` gives every job a fresh sandbox, which no other job uses before or after it, and returns a `SandboxResult`
+    for every failure of the tool. It raises `SandboxError` (kind TRANSIENT or PERMANENT) only if the
     isolation could not be set up, and `Denied` if the tool is not in `allowed_tools`; it never falls back to
-    weaker isolation. Cancelling the task kills the sandbox and everything in it. `close` kills what is left.
+    weaker isolation. Cancelling the task kills the sandbox and everything in it. `close` kills all remaining sandboxes.
     """
 
     name: str

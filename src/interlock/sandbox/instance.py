@@ -1,4 +1,4 @@
-"""One started sandbox: it waits for one job, answers it, and dies with everything that runs inside."""
+"""One started sandbox: it waits for one job, answers it, and ends together with all its processes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from interlock.sandbox.environment import Job, SandboxResult
 from interlock.sandbox.layout import ROOT_MAP, SandboxPlan, arguments
 from interlock.sandbox.pipes import Tail, read_all, readable
 
-_START_TIMEOUT = 20.0  # seconds; a start takes 0.03 s, so this is for a host in distress
+_START_TIMEOUT = 20.0  # seconds; a start takes 0.03 s, so this allows for an overloaded host
 _EXIT_GRACE = 1.0  # seconds between a closed channel and the exit status
-_SIGNAL_BYTES = 100  # of a line that only says "ready" or "started"
+_SIGNAL_BYTES = 100  # maximum of a "ready" or "started" line
 
 
 class StaleInstance(Exception):
-    """The sandbox was gone before the tool's code ran, so the job may safely be given to another."""
+    """The sandbox died before the tool's code ran, so another sandbox can execute the job safely."""
 
 
 class Instance:
-    """Made by `start`, used by one `perform`, always finished by `close`."""
+    """A sandbox: created by `start`, used by one `perform`, always ended by `close`."""
 
     def __init__(self, plan: SandboxPlan) -> None:
         self.plan = plan
@@ -55,7 +55,7 @@ class Instance:
         """A sandbox that waits for its job.
 
         Raises:
-            SandboxError: (TRANSIENT) it did not come up; `detail` holds what bubblewrap said.
+            SandboxError: (TRANSIENT) it did not start; `detail` has bubblewrap's message.
         """
         self = cls(plan)
         try:
@@ -66,7 +66,7 @@ class Instance:
         except (OSError, StaleInstance, TimeoutError, ValueError) as error:
             await self.close()
             said = self.said.strip() or repr(error)
-            message = f"the sandbox did not start: {said.splitlines()[-1]}; `interlock doctor` names the mend"
+            message = f"the sandbox did not start: {said.splitlines()[-1]}; `interlock doctor` names the correction"
             raise SandboxError(message, kind=FailureKind.TRANSIENT, detail=said) from error
         except BaseException:
             await self.close()
@@ -78,10 +78,10 @@ class Instance:
         return not self._killed and self._reaping is not None and not self._reaping.done() and not self._reader.at_eof()
 
     async def perform(self, job: Job, start_seconds: float) -> SandboxResult:
-        """Dispatches the job and waits for its end. Leaves nothing running.
+        """Dispatches the job and waits for its end. No process is left running.
 
         Raises:
-            Stale: this sandbox had died while it waited; the tool's code has not run.
+            StaleInstance: this sandbox died while it waited; the tool's code has not run.
         """
         began = time.perf_counter()
         line: bytes | None = None
@@ -108,20 +108,20 @@ class Instance:
         if not line.endswith(b"\n"):
             if len(line) > job.limits.output_bytes:
                 return ended("too_large", measured, f"the tool answered more than {job.limits.output_bytes} bytes")
-            return ended("garbage", measured, "the tool's answer broke off")
+            return ended("garbage", measured, "the tool's answer is incomplete")
         return read_answer(line, job, measured)
 
     def kill(self) -> None:
         """Kill at once, without waiting. Safe to call at any time."""
         self._killed = True
-        # Process 1 of the namespace, if we know it yet: the kernel ends all others with it, and bubblewrap reaps it and
+        # Process 1 of the namespace, if it is known: the kernel ends all others with it, and bubblewrap reaps it and
         # exits. Killing bubblewrap instead would orphan it, and a container may have no init process that reaps orphans.
         for pidfd in self._pidfds[-1:]:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     async def close(self) -> None:
-        """Kill, and return when no process of the sandbox is left and nothing of it is on the host."""
+        """Kill, and return when no process and no file of the sandbox is left on the host."""
         self.kill()
         if self._reaping is not None:
             await asyncio.shield(self._reaping)
@@ -138,7 +138,7 @@ class Instance:
     async def _launch(self, bwrap: Path) -> None:
         with contextlib.ExitStack() as ours:
             near, info_read, block_write = self._spawn(bwrap, ours)
-            # To the end even if cancelled: bubblewrap killed before process 1 is known would leave that one behind.
+            # Completed even if cancelled: if bubblewrap is killed before process 1 is known, process 1 would remain.
             admitting = self._loop.create_task(self._admit(info_read, block_write))
             try:
                 await asyncio.shield(admitting)
@@ -152,10 +152,10 @@ class Instance:
         self._reader, self._writer = await asyncio.open_unix_connection(sock=near)
 
     def _spawn(self, bwrap: Path, ours: contextlib.ExitStack) -> tuple[socket.socket, int, int]:
-        """Start bubblewrap. `ours` gets the descriptors this process holds until the sandbox is up.
+        """Start bubblewrap. `ours` gets the descriptors that this process holds until the sandbox has started.
 
         Returns:
-            This end of the channel, the end to read process information from, the end that lets bubblewrap go on.
+            Our end of the channel, the end from which process information is read, and the end that lets bubblewrap continue.
         """
         with contextlib.ExitStack() as theirs:
 
@@ -185,7 +185,7 @@ class Instance:
                 block_fd=block_read,
                 egress_socket=self._directory / "s" if self._directory else None,
             )
-            # Not in a thread: "die with parent" means the parent *thread*. A session of its own, because Ctrl-C at a
+            # Not in a thread: "die with parent" means the parent *thread*. In a new session, because Ctrl-C at a
             # terminal goes to the whole group, and a worker that drains must keep its jobs.
             self._process = subprocess.Popen(
                 line,
@@ -193,7 +193,7 @@ class Instance:
                 stdout=out_write,
                 stderr=out_write,
                 pass_fds=(far.fileno(), info_write, block_read, filter_read),
-                env={},  # what bubblewrap is started with, the tool can read in /proc/1/environ
+                env={},  # the tool can read bubblewrap's environment in /proc/1/environ
                 start_new_session=True,
             )
         self._pidfds.append(os.pidfd_open(self._process.pid))
@@ -201,14 +201,14 @@ class Instance:
         return near, info_read, block_write
 
     async def _admit(self, info_read: int, block_write: int) -> None:
-        """Learn process 1 of the sandbox and, as root, write its user map before bubblewrap goes on."""
+        """Get process 1 of the sandbox and, as root, write its user map before bubblewrap continues."""
         assert self._process is not None
         info = await read_all(self._loop, info_read)
         if not info:
             raise StaleInstance
         child = int(json.loads(info)["child-pid"])
         pidfd = os.pidfd_open(child)
-        # The number may be another process's by now. Bubblewrap we have not reaped yet, so its number is still its own,
+        # The number may have been reused for another process. Bubblewrap has not been reaped, so its own number is valid,
         # and it has one child.
         if _parent_of(child) != self._process.pid:
             os.close(pidfd)
@@ -244,7 +244,7 @@ class Instance:
             raise StaleInstance
 
     async def _read_line(self, most: int) -> bytes | None:
-        """One line; without its newline if it is longer than `most` or breaks off; None if the channel is closed."""
+        """One line; without its newline if it is longer than `most` or incomplete; None if the channel is closed."""
         parts: list[bytes] = []
         size = 0
         while size <= most:
@@ -277,7 +277,7 @@ class Instance:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             await readable(self._loop, pidfd)
-            with contextlib.suppress(ChildProcessError):  # if we are the container's init, orphans come to us
+            with contextlib.suppress(ChildProcessError):  # if this process is the container's init, it inherits orphans
                 os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - WNOHANG
         self._process.wait()
         await self._clean()
@@ -303,7 +303,7 @@ class Instance:
 
 def _parent_of(pid: int) -> int:
     stat = Path(f"/proc/{pid}/stat").read_text()
-    return int(stat.rpartition(")")[2].split()[1])  # the name before it may contain spaces and brackets
+    return int(stat.rpartition(")")[2].split()[1])  # the process name before it may contain spaces and brackets
 
 
 def _map_users(pid: int) -> None:
@@ -312,7 +312,7 @@ def _map_users(pid: int) -> None:
 
 
 def _patience(job: Job) -> float:
-    """Seconds the job may take."""
+    """Maximum seconds of the job."""
     if job.until is None:
         return job.limits.timeout
     return max(0.0, min(job.limits.timeout, job.until - since_boot()))

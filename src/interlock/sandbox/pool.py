@@ -1,8 +1,8 @@
-"""Sandboxes started ahead. Each serves one job and is thrown away; only the waiting is shared, never the sandbox.
+"""Pool of sandboxes started in advance. Each executes one job and is discarded; a sandbox is never shared.
 
-A bundle is mounted when its sandbox starts, so a sandbox cannot wait for just any tool. The pool therefore learns:
-after a job it starts spares for the same plan (bundle, egress, limits), and keeps them for the tools used last. A spare
-has imported slow parts of the standard library and none of the tool's code.
+A bundle is mounted when its sandbox starts, so a sandbox cannot wait for an arbitrary tool. Therefore the pool
+starts spares after a job, for the same plan (bundle, egress, limits), and keeps those of the most recently used plans. A
+spare has imported slow parts of the standard library and none of the tool's code.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class _Spare:
 
 
 class WarmPool:
-    """Keeps spares ready.
+    """Pool of spare sandboxes.
 
     Args:
         start: starts one sandbox.
         per_plan: spares for one plan; 0 turns the pool off.
-        total: spares at once over all plans; the plan used longest ago gives way.
+        total: spares of all plans together; those of the least recently used plan are removed first.
         idle_seconds: how long a spare may wait for its job.
     """
 
@@ -51,17 +51,17 @@ class WarmPool:
         self._spares: OrderedDict[SandboxPlan, deque[_Spare]] = OrderedDict()
         self._refilling: dict[SandboxPlan, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        # One start at a time: filling up must not take the processors from the jobs.
+        # One start at a time, so that starting spares does not slow down the jobs.
         self._turn = asyncio.Semaphore(1)
         self._closed = False
 
     @property
     def waiting(self) -> int:
-        """Spares ready now."""
+        """Number of ready spares."""
         return sum(len(spares) for spares in self._spares.values())
 
     def take(self, plan: SandboxPlan) -> Instance | None:
-        """A waiting sandbox for this plan, which now belongs to the caller; None if there is none alive."""
+        """A ready sandbox for this plan, now owned by the caller; None if there is none."""
         spares = self._spares.get(plan)
         while spares:
             spare = spares.popleft()
@@ -72,7 +72,7 @@ class WarmPool:
         return None
 
     def refill(self, plan: SandboxPlan) -> None:
-        """Start, in the background, what is missing for this plan."""
+        """Start the missing spares of this plan, in the background."""
         if self._closed or self._per_plan == 0 or self._total == 0 or plan in self._refilling:
             return
         task = asyncio.get_running_loop().create_task(self._fill(plan))
@@ -100,13 +100,13 @@ class WarmPool:
     async def _fill(self, plan: SandboxPlan) -> None:
         self._spares.setdefault(plan, deque())
         self._spares.move_to_end(plan)
-        # Counted once: where plans compete for room, a loop "until full" would never end.
+        # Counted once: when plans compete for the total, a loop "until full" would never end.
         for _ in range(min(self._per_plan, self._total) - len(self._spares[plan])):
             async with self._turn:
                 try:
                     instance = await self._start(plan)
                 except SandboxError as error:
-                    # The next job starts its own and reports what is wrong; here no call waits for an answer.
+                    # No call waits here. The next job starts its own sandbox and reports the failure.
                     _log.warning("a spare sandbox for tool %s did not start: %s", plan.tool, error.detail)
                     return
             loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
-"""The program inside the sandbox: it takes one job, calls one function, sends one answer, and is gone.
+"""Program inside the sandbox: it receives one job, calls one function, sends one answer, and ends.
 
 It is mounted into the sandbox as a single file and run by a bare interpreter, so it imports the standard library only.
-It is trusted until it loads the tool; from then on nothing it says can be believed, and the host treats its
-answer as hostile bytes. That is why everything that protects the host is done before the load: limits, user id, path.
+It is trusted until it loads the tool; after that the host treats its answer as hostile bytes. Therefore everything that
+protects the host is done before the load: limits, user id, path.
 
 The channel is a socket inherited under a number given at start. Lines of JSON, in this order::
 
@@ -12,7 +12,7 @@ The channel is a socket inherited under a number given at start. Lines of JSON, 
     runner -> host   {"ending", "output" | "error", "retryable", "nothing_happened", "retry_after"}
 """
 
-# pathlib would delay every cold start, hence the plain functions of os:
+# The functions of os are used because importing pathlib would delay every cold start:
 # ruff: noqa: PTH101, PTH102, PTH113, PTH115, PTH123, PTH211
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from typing import Any, NoReturn
 TOOL_DIRECTORY = "/tool"
 BUNDLE_COPY_SOURCE = "/interlock/bundle"
 EGRESS_SOCKET = "/interlock/egress.sock"
-NOBODY = 65534
+UNPRIVILEGED = 65534  # user and group id that own no files
 OPEN_FILES = 256
-# Slow to import and common in tools: loaded while a warm sandbox waits, so that a job does not pay for them.
+# Slow to import and common in tools: imported while a warm sandbox waits, so that they do not delay a job.
 PRELOAD = (
     "inspect",
     "asyncio",
@@ -51,7 +51,7 @@ PRELOAD = (
 
 
 class Retry(Exception):
-    """A tool raises this for a failure that may pass; `retry_after` asks for a pause in seconds."""
+    """Raised by a tool for a transient failure; `retry_after` requests a pause in seconds."""
 
     retryable = True
 
@@ -61,14 +61,14 @@ class Retry(Exception):
 
 
 class Fail(Exception):
-    """A tool raises this for a failure that would come again, and in which it changed nothing."""
+    """Raised by a tool for a permanent failure in which it changed nothing."""
 
     retryable = False
     nothing_happened = True
 
 
 class Refusal(Exception):
-    """The job cannot be done as asked; the text is the answer's sentence."""
+    """The job cannot be executed; the text is the sentence of the answer."""
 
     def __init__(self, sentence: str, ending: str = "raised") -> None:
         super().__init__(sentence)
@@ -78,8 +78,11 @@ class Refusal(Exception):
 def main() -> NoReturn:
     setup = json.loads(sys.argv[1])
     channel: int = setup["channel"]
-    os.set_inheritable(channel, False)  # programs the tool starts have no business on the channel
-    sys.path += [TOOL_DIRECTORY, *setup["sites"]]  # behind the standard library, so that warm and cold see the same
+    os.set_inheritable(channel, False)  # programs started by the tool must not inherit the channel
+    sys.path += [
+        TOOL_DIRECTORY,
+        *setup["sites"],
+    ]  # after the standard library, so that warm and cold sandboxes import the same modules
     offer_tool_module()
     if setup["egress"]:
         start_relay(channel)
@@ -97,7 +100,9 @@ def main() -> NoReturn:
         except Exception:  # noqa: BLE001, S112 - the tool may have replaced the stream by anything
             continue
     send(channel, answer)
-    while True:  # to be killed; an exit would run the tool's hooks, and leave process 1 to the host's init to bury
+    while (
+        True
+    ):  # wait to be killed; an exit would run the tool's hooks, and the host's init would have to reap process 1
         signal.pause()
 
 
@@ -114,18 +119,18 @@ def limit(setup: dict[str, Any]) -> None:
         resource.setrlimit(kind, (value, value))
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = math.ceil(used.ru_utime + used.ru_stime) + setup["cpu_seconds"]
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU first: it tells this end from a plain kill
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU first, to distinguish this end from another kill
 
 
 def drop_identity() -> None:
-    """Started by root, the sandbox maps two users; the tool runs as the one that owns nothing on the host."""
+    """Switches to the user that owns no files on the host; needed if root started the sandbox, which then maps two users."""
     os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
+    os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
+    os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
 
 
 def copy_tree(source: str, target: str) -> None:
-    """Copies the bundle, readable by uid 65534: root's files are often closed to others (0700, 0600)."""
+    """Copies the bundle, readable by uid 65534, because root's files are often unreadable for others (0700, 0600)."""
     with os.scandir(source) as entries:
         for entry in entries:
             copy = f"{target}/{entry.name}"
@@ -142,7 +147,7 @@ def copy_tree(source: str, target: str) -> None:
 
 
 def offer_tool_module() -> None:
-    module = types.ModuleType("interlock_tool", "What a tool may raise to say how it failed.")
+    module = types.ModuleType("interlock_tool", "Exceptions with which a tool reports how it failed.")
     for exception in (Retry, Fail):
         exception.__module__ = module.__name__
         setattr(module, exception.__name__, exception)
@@ -158,7 +163,7 @@ def start_relay(channel: int) -> None:
     proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
     for name in ("http_proxy", "https_proxy"):
         os.environ[name] = os.environ[name.upper()] = proxy
-    # The relay goes when the last copy of `held` does: a runner that was killed must not leave it behind.
+    # The relay ends when the last copy of `held` is closed, so a killed runner leaves no relay behind.
     alive, held = os.pipe()
     if os.fork():
         listener.close()
@@ -170,13 +175,13 @@ def start_relay(channel: int) -> None:
         if os.getuid() == 0:
             drop_identity()
         serve_relay(listener, alive)
-    except BaseException:  # noqa: BLE001 - falling through would run the job a second time
+    except BaseException:  # noqa: BLE001 - continuing would execute the job a second time
         sys.excepthook(*sys.exc_info())
     os._exit(1)
 
 
 def serve_relay(listener: socket.socket, alive: int) -> None:
-    import asyncio  # noqa: PLC0415 - costs tens of milliseconds, which the job must not wait for
+    import asyncio  # noqa: PLC0415 - takes tens of milliseconds, which must not delay the job
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -211,13 +216,13 @@ def wait_for_job(channel: int) -> bytes:
             break
         try:
             __import__(name)
-        except ImportError:  # interpreters are built without sqlite3 or ssl at times
+        except ImportError:  # some interpreters are built without sqlite3 or ssl
             continue
     parts: list[bytes] = []
     while not (parts and parts[-1].endswith(b"\n")):
         chunk = os.read(channel, 1 << 16)
         if not chunk:
-            os._exit(0)  # the host closed: this warm sandbox is not needed
+            os._exit(0)  # the host closed the channel: this warm sandbox is not needed
         parts.append(chunk)
     return b"".join(parts)
 
@@ -225,7 +230,7 @@ def wait_for_job(channel: int) -> bytes:
 def answer_to(line: bytes) -> bytes:
     try:
         job = json.loads(line)
-        # The orchestrator checked this already; a bug there must not be enough to run a tool that was not granted.
+        # The host has checked this already; a bug there must not suffice to run a tool that is not allowed.
         if job["tool"] not in job["allowed_tools"]:
             raise Refusal(f'tool "{job["tool"]}" is not in the allowed tools of this job', "denied")
         return encode(call(load(job), job), job["output_bytes"])
@@ -256,11 +261,11 @@ def load(job: dict[str, Any]) -> Any:
 
 
 def call(function: Any, job: dict[str, Any]) -> Any:
-    import inspect  # noqa: PLC0415 - preloaded in a warm sandbox; a cold one has not needed it so far
+    import inspect  # noqa: PLC0415 - preloaded in a warm sandbox; a cold one needs it only here
 
     arguments = dict(job["arguments"])
     if "context" in arguments:
-        # Arguments come from a model. One named so would pass for the orchestrator's own idempotency key.
+        # Arguments come from a model. An argument of this name could replace Interlock's own idempotency key.
         raise Refusal('"context" is reserved and cannot be an argument; rename it in the tool\'s schema')
     signature = inspect.signature(function)
     if any(p.name == "context" or p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):

@@ -1,10 +1,10 @@
-"""The system calls a tool may not make, as a hand-assembled BPF program for `bwrap --seccomp`.
+"""System call filter of the sandbox: a hand-assembled BPF program for `bwrap --seccomp`.
 
-Namespaces hide the host; this filter shrinks what is left of the kernel to attack. It is a deny list, because an allow
-list breaks on every new C library. Denied are: escaping or deepening the isolation (mount, unshare, setns, new
+Namespaces hide the host; this filter reduces the attack surface of the kernel. It is a deny list, because an allow list
+breaks with every new C library. Denied are: escaping or deepening the isolation (mount, unshare, setns, new
 namespaces through clone), reading other processes (ptrace, process_vm_*), large and often vulnerable subsystems that
-no tool needs (bpf, io_uring, perf, userfaultfd, keyrings), memory that no limit of ours counts (memfd, System V
-segments), and socket families beyond UNIX and IP: `AF_VSOCK` reaches the hypervisor past any network namespace.
+no tool needs (bpf, io_uring, perf, userfaultfd, keyrings), memory outside our limits (memfd, System V
+segments), and socket families other than UNIX and IP: `AF_VSOCK` reaches the hypervisor in spite of the network namespace.
 
 Numbers are from Linux `arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h`; the layout of
 `struct seccomp_data` and the return values are from `include/uapi/linux/seccomp.h`.
@@ -102,17 +102,17 @@ def program(machine: str) -> bytes:
     arch, clone, prctl, socket = _MACHINES[machine]
     column = 0 if machine == "x86_64" else 1
     denied = [numbers[column] for numbers in _DENIED.values()]
-    # A foreign ABI (i386 on x86-64) has other numbers, so its calls would slip through: kill, do not translate.
+    # A foreign ABI (i386 on x86-64) has other numbers, so its calls would pass the filter: kill the process.
     code = [_op(_LOAD, _ARCH), _op(_JUMP_EQ, arch, 1, 0), _op(_RETURN, _KILL), _op(_LOAD, _NR)]
     if machine == "x86_64":
         denied += _X86_ONLY.values()
         code += [_op(_JUMP_GE, _X32_BIT, 0, 1), _op(_RETURN, _KILL)]
     for number in denied:
         code += _refuse(_JUMP_EQ, number, errno.EPERM)
-    # clone3 hides its flags behind a pointer no filter can follow; ENOSYS makes C libraries fall back to clone.
+    # clone3 passes its flags by pointer, which a filter cannot read; after ENOSYS C libraries fall back to clone.
     code += _refuse(_JUMP_EQ, _CLONE3, errno.ENOSYS)
     code += _when(clone, [_op(_LOAD, _ARG0), *_refuse(_JUMP_SET, _NEW_NAMESPACES, errno.EPERM)])
-    # bwrap's "die with parent" is a death signal that this call could switch off again.
+    # bwrap's "die with parent" is a death signal, which this call could disable.
     code += _when(prctl, [_op(_LOAD, _ARG0), *_refuse(_JUMP_EQ, _PR_SET_PDEATHSIG, errno.EPERM)])
     families = [_op(_LOAD, _ARG0)]
     for family in _SOCKET_FAMILIES:
@@ -131,6 +131,6 @@ def _refuse(test: int, value: int, error: int) -> list[bytes]:
 
 
 def _when(number: int, body: Sequence[bytes]) -> list[bytes]:
-    """`body` for one system call. It may overwrite the accumulator, so it always ends in a verdict."""
+    """`body` for one system call. It may overwrite the accumulator, so it always ends with a return."""
     block = [*body, _op(_RETURN, _ALLOW)]
     return [_op(_JUMP_EQ, number, 0, len(block)), *block]

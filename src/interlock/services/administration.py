@@ -165,7 +165,7 @@ class Administration:
         path = self._data / "client.json"
         principal = await self._local_admin()
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Unauthenticated):
-            # The file may be older than the database, or the key revoked: whoever can read our keys can make another.
+            # The file may be older than the database, or the key revoked: a reader of the key files can make another key.
             key = str(json.loads(path.read_text())["api_key"])
             await self._authenticator.authenticate(key)
             return principal, key
@@ -174,7 +174,7 @@ class Administration:
         return principal, key
 
     async def _local_admin(self) -> Principal:
-        """Whoever may open this installation's database, in its own organisation."""
+        """Principal of the operator who opens this installation's database, in its own organisation."""
         await self._authenticator.ensure_org(LOCAL_ORG, "Local")
         return Principal("local-admin", LOCAL_ORG, frozenset({"admin"}))
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from interlock.audit.records import AuditRecords
 from interlock.identity.principal import Principal
-from interlock.services.views.audit import AuditKeys, AuditRow, AuditVerdict
+from interlock.services.views.audit import AuditEntryView, AuditKeys, AuditVerdict
 
 
 class AuditTrail:
@@ -17,11 +17,11 @@ class AuditTrail:
 
     async def page(
         self, principal: Principal, *, after: int = 0, run_id: str | None = None, limit: int = 100
-    ) -> list[AuditRow]:
+    ) -> list[AuditEntryView]:
         """Entries after a sequence number, in order."""
         principal.require("audit.read")
         rows = await self._records.page(principal.org_id, after=after, run_id=run_id, limit=limit)
-        return [AuditRow.model_validate(row) for row in rows]
+        return [AuditEntryView.model_validate(row) for row in rows]
 
     async def verify(self, principal: Principal) -> AuditVerdict:
         """Verifies the organisation's whole log."""
@@ -34,11 +34,11 @@ class AuditTrail:
         principal.require("audit.read")
         return AuditKeys(keys={key_id: raw.hex() for key_id, raw in self._records.public_keys.items()})
 
-    async def export(self, principal: Principal) -> AsyncIterator[AuditRow]:
+    async def export(self, principal: Principal) -> AsyncIterator[AuditEntryView]:
         """The whole log in order. The permission is checked before the iterator is returned."""
         principal.require("audit.read")
         return self._rows(principal.org_id)
 
-    async def _rows(self, org_id: str) -> AsyncIterator[AuditRow]:
+    async def _rows(self, org_id: str) -> AsyncIterator[AuditEntryView]:
         async for row in self._records.all(org_id):
-            yield AuditRow.model_validate(row)
+            yield AuditEntryView.model_validate(row)

@@ -202,7 +202,7 @@ class DeadLetters:
         commit.new_signals.append(signal)
 
     async def _edited(self, dead_letter: Row, run: Row, arguments: Any, commit: Commit) -> Ref | None:
-        """What is to replace the step's arguments, as it will be given to the step."""
+        """Replacement of the step's arguments, as it will be given to the step."""
         if arguments is None:
             return None
         version = await self._versions.get(run["org_id"], run["workflow"], run["version"])
@@ -213,7 +213,7 @@ class DeadLetters:
         return taken.ref
 
     async def _new_run(self, principal: Principal, dead_letter: Row, run: Row, arguments: Any) -> tuple[str, Commit]:
-        """The whole of a failed run again: by whom it was started, or with another input by whoever edited that."""
+        """The whole of a failed run again: for the same user, or with an edited input for its editor."""
         key = f"requeue:{dead_letter['dead_letter_id']}"
         vault = await vault_of(self._database, self._artifacts, run)
         if arguments is not None:
@@ -236,7 +236,7 @@ class DeadLetters:
         return row
 
     async def _arguments(self, run: Row, version: Version, state: RunState, dead_letter: Row) -> Any:
-        """What the step gets if it is tried again; for an undo, what the call to be undone was made with."""
+        """Arguments of a retry; for a compensation, the arguments of the original call."""
         name, here = dead_letter["step"], state.steps[dead_letter["step"]]
         variant = here.variant if dead_letter["purpose"] == "compensation" else 0
         step = version.program.work(name, variant, here.tool)

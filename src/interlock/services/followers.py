@@ -37,7 +37,7 @@ from interlock.telemetry.logs import log
 CHANNEL = "interlock_runs"
 
 _LOOK_SECONDS = 15.0  # between two looks at a run of which nothing is notified
-_SECOND_LOOK_SECONDS = 1.0  # after the first: a commit that began before the run was followed notifies nobody
+_SECOND_LOOK_SECONDS = 1.0  # after the first: a commit that began before the run was followed sends no notification
 _PAUSE_SECONDS = 0.05  # between two looks at a run that changes all the time
 _CHECK_SECONDS = 2.0  # between two checks of the key
 _FOLLOWED_SECONDS = 60.0  # how long a run counts as followed without renewal
@@ -49,7 +49,7 @@ Authenticate = Callable[[], Awaitable[Principal]]
 
 @dataclass(slots=True)
 class _Position:
-    """What a follower has sent.
+    """Position of a follower.
 
     Attributes:
         after: number of the last journal entry.
@@ -115,7 +115,7 @@ class Followers:
     async def entries(self, principal: Principal, run_id: str, after: int = 0) -> AsyncIterator[JournalEntry]:
         """The journal's entries after a number, as far as they are there now."""
         principal.require("run.read")
-        while rows := await self._database.rows("journal_page", run_id, after, _PAGE, org=principal.org_id):
+        while rows := await self._database.rows("get_journal", run_id, after, _PAGE, org=principal.org_id):
             for row in rows:
                 yield JournalEntry.model_validate({"seq": row["seq"], **row["event"]})
             after = rows[-1]["seq"]
@@ -147,7 +147,7 @@ class Followers:
                 (await authenticate()).require("run.read")
 
     async def _look(self, principal: Principal, run_id: str, position: _Position) -> AsyncIterator[StreamEvent]:
-        """What is new since the last look. The row is read before the journal, so that an end never hides the last entries."""
+        """Reads what is new. The row is read before the journal, so that an end never hides the last entries."""
         row = await self._state(principal, run_id)
         if (row["last_seq"] or 0) > position.after:
             async for entry in self.entries(principal, run_id, position.after):

@@ -12,7 +12,7 @@ _READY_SECONDS = 2.0  # a probe waits no longer; the retries of a query would
 
 
 class Health:
-    """Whether a process can do its work. Open to all: probes have no key."""
+    """Readiness of a process. Open to all: probes have no key."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

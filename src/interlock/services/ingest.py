@@ -24,7 +24,7 @@ class Taken:
 
     Attributes:
         value: redacted.
-        artifacts, vaults: rows that must go into the same transaction as whatever carries `ref`.
+        artifacts, vaults: rows that must go into the same transaction as the row that carries `ref`.
         flags: what the scanner and the redactor found.
     """
 
@@ -81,7 +81,7 @@ class Redaction:
         return str((await self.inspect(org_id, text)).value)
 
     async def inspect(self, org_id: str, value: Any) -> Inspection:
-        """What a person wrote, redacted for good; raises as `note`."""
+        """Redacts a person's text permanently; raises as `note`."""
         return await inspect(accept_json(value), Stage.HUMAN_TEXT, org_id, block=self._block)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from interlock.base.clock import Clock
-from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound
+from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound, SelfApproval
 from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.refs import Ref
+from interlock.execution.approvals import Approval
 from interlock.guard.gate import composed
 from interlock.identity.principal import Principal
 from interlock.machine.events import ReviewDecided, event_to_json
@@ -16,12 +18,14 @@ from interlock.services.views.reviews import ReviewView
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
-from interlock.store.entries import Entry
-from interlock.store.rows import DecidedReview, NewSignal, ReviewDecision
+from interlock.store.entries import Entry, EventType
+from interlock.store.rows import DecidedReview, NewSignal, ReviewDecision, RevokedApproval
 from interlock.workflows.facts import Facts
 
 _MAX_NOTE = 4000
 MAX_PAGE = 200
+DIGEST_SHOWN = 16
+"""Digits of an act's digest that people are shown; they suffice to tell one act from another."""
 
 
 class OutputFacts(Protocol):
@@ -30,6 +34,21 @@ class OutputFacts(Protocol):
     async def facts(self, org_id: str, run_id: str, step: str, output: Any) -> Facts:
         """The facts of a tool's output; raises ContractViolation if the tool cannot have given it."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Approving:
+    """How approvals are given.
+
+    Attributes:
+        key: see `execution.approvals.approval_key`.
+        seconds: for which an approval may be used.
+        by_requester: whether a person may approve what that same person asked for.
+    """
+
+    key: bytes
+    seconds: int
+    by_requester: bool
 
 
 class ReviewQueue:
@@ -46,9 +65,11 @@ class ReviewQueue:
         artifacts: Artifacts,
         clock: Clock,
         *,
+        approving: Approving,
         redaction: Redaction,
         answers: OutputFacts | None = None,
     ) -> None:
+        self._approving = approving
         self._answers = answers
         self._redaction = redaction
         self._database = database
@@ -99,6 +120,7 @@ class ReviewQueue:
 
         Raises:
             NotFound: no such review. Denied: this principal lacks its role. Conflict: it is not open any more.
+            SelfApproval: this principal asked for what is to be approved.
             ContractViolation: the tool cannot have given this output.
         """
         principal.require("review.decide")
@@ -106,11 +128,12 @@ class ReviewQueue:
             raise InvalidInput(f"a note may have {_MAX_NOTE} characters; this one has {len(note)}")
         note = await self._redaction.note(principal.org_id, note)
         review = await self._row(principal, review_id)
-        if review["role"] not in principal.roles and "admin" not in principal.roles:
-            raise Denied(f'this review needs role "{review["role"]}"')
+        _require_role(principal, review)
         if review["status"] != "open":
             raise Conflict(f"this review is already {review['status']}")
         approved, now = decision == "approve", self._clock.now()
+        if approved:
+            self._require_another(principal, review)
         facts: Facts = {}
         if review["purpose"] == "confirm" and approved and output is not None and self._answers is not None:
             facts = await self._answers.facts(principal.org_id, review["run_id"], review["step"], output)
@@ -124,20 +147,12 @@ class ReviewQueue:
             value = composed(decided if review["purpose"] != "confirm" else None)
             sealed = await self._artifacts.seal(principal.org_id, value, labels)
             given = Taken(None, sealed.ref, [sealed.row], [], [])
-        event = ReviewDecided(review["step"], now, approved, given.ref, facts)
+        act = review["act"]
+        digest = act["digest"] if act is not None else ""
+        event = ReviewDecided(review["step"], now, approved, given.ref, facts, digest)
         run_id = review["run_id"]
-        entry = Entry(
-            org_id=principal.org_id,
-            event_type="review.decided",
-            actor=principal.actor,
-            action=decision,
-            resource=f"review:{review_id}",
-            at=now,
-            decision="allow" if approved else "deny",
-            run_id=run_id,
-            trace_id=review["trace_id"],
-            detail={"step": review["step"], "purpose": review["purpose"], "note": bool(note)},
-        )
+        detail = {"step": review["step"], "purpose": review["purpose"], "note": bool(note)}
+        audit = [_entry(principal, review, "review.decided", decision, now, detail)]
         status: ReviewDecision = "approved" if approved else "rejected"
         commit = Commit(
             principal.org_id,
@@ -147,13 +162,18 @@ class ReviewQueue:
                 DecidedReview(review_id=review_id, status=status, decided_by=principal.user_id, note=note)
             ],
             new_signals=[NewSignal(org_id=principal.org_id, run_id=run_id, event=event_to_json(event))],
-            audit=[entry],
+            audit=audit,
         )
+        if act is not None:
+            kind: EventType = "approval.granted" if approved else "approval.denied"
+            audit.append(_entry(principal, review, kind, decision, now, _about(act)))
+            if approved:
+                commit.new_approvals = [self._approval(principal, review, now).row(self._approving.key)]
         await self._committer.submit(commit)
         return _view({**review, "status": status, "decided_by": principal.user_id, "note": note})
 
     async def _given(self, review: dict[str, Any], output: Any) -> Taken:
-        """What a person says that a tool gave, redacted into the run's vault; for good if a person it is about was erased."""
+        """Redacts an operator's answer for a tool into the run's vault; permanently if a subject was erased."""
         run = await self._database.row("get_run", review["run_id"], org=review["org_id"])
         assert run is not None, "a review is about a run"
         try:
@@ -164,6 +184,54 @@ class ReviewQueue:
             sealed = await self._artifacts.seal(review["org_id"], inspection.accepted, labels)
             return Taken(inspection.value, sealed.ref, [sealed.row], [], inspection.flags)
 
+    async def revoke(self, principal: Principal, review_id: str) -> ReviewView:
+        """Takes an approval back that has not been used; the call it was for needs another one.
+
+        Raises:
+            NotFound: no such review. Denied: this principal lacks its role. Conflict: it approved no call, or that approval is
+                used, expired or revoked.
+        """
+        principal.require("review.decide")
+        review = await self._row(principal, review_id)
+        _require_role(principal, review)
+        if review["act"] is None or review["status"] != "approved":
+            raise Conflict("this review has approved no call of a tool, so there is nothing to revoke")
+        entry = _entry(principal, review, "approval.revoked", "revoke", self._clock.now(), _about(review["act"]))
+        row = RevokedApproval(review_id=review_id, revoked_by=principal.user_id)
+        try:
+            await self._committer.submit(Commit(principal.org_id, revoked_approvals=[row], audit=[entry]))
+        except Conflict as error:
+            raise Conflict("this approval is used, expired or revoked, so it cannot be revoked any more") from error
+        return await self.get(principal, review_id)
+
+    def _require_another(self, principal: Principal, review: dict[str, Any]) -> None:
+        """Refuses the requester of an act as its approver; every reviewer may answer whether an effect happened."""
+        if self._approving.by_requester or review["purpose"] == "confirm":
+            return
+        if principal.user_id == review["requester"]:
+            asked = "started this run"
+        elif principal.user_id in review["requeued_by"]:
+            asked = "requeued a dead letter of this run"
+        else:
+            return
+        raise SelfApproval(
+            f"you {asked}, so another person has to approve this; "
+            "review.self_approval = true in the settings lets people approve what they asked for"
+        )
+
+    def _approval(self, principal: Principal, review: dict[str, Any], now: float) -> Approval:
+        act = review["act"]
+        return Approval(
+            review["review_id"],
+            principal.org_id,
+            review["run_id"],
+            act["step"],
+            act["digest"],
+            principal.user_id,
+            tuple(sorted(principal.roles | {review["role"]})),
+            int(now) + self._approving.seconds,
+        )
+
     async def _with_values(self, principal: Principal, row: dict[str, Any]) -> dict[str, Any]:
         """The row with what the reviewer is to see: nothing if that person was erased; the question stays open."""
         ref = Ref.from_json(row["show"])
@@ -171,8 +239,49 @@ class ReviewQueue:
             row["show"], row["labels"] = await self._artifacts.open(principal.org_id, ref), ref.labels
         except Erased:
             row["show"], row["labels"] = {}, Labels()
+        if row["act"] is not None:
+            arguments = Ref.from_json(row["act"]["arguments"])
+            value = row["show"] if arguments == ref else await self._opened(principal, arguments)
+            row["act"] = {**row["act"], "arguments": value, "labels": arguments.labels.to_json()}
         return row
+
+    async def _opened(self, principal: Principal, ref: Ref) -> Any:
+        try:
+            return await self._artifacts.open(principal.org_id, ref)
+        except Erased:
+            return {}
+
+
+def _require_role(principal: Principal, review: dict[str, Any]) -> None:
+    if review["role"] not in principal.roles and "admin" not in principal.roles:
+        raise Denied(f'this review needs role "{review["role"]}"')
+
+
+def _about(act: dict[str, Any]) -> dict[str, Any]:
+    return {"step": act["step"], "tool": act["tool"], "act": act["digest"]}
+
+
+def _entry(
+    principal: Principal, review: dict[str, Any], event_type: EventType, action: str, now: float, detail: dict[str, Any]
+) -> Entry:
+    return Entry(
+        org_id=principal.org_id,
+        event_type=event_type,
+        actor=principal.actor,
+        action=action,
+        resource=f"review:{review['review_id']}",
+        at=now,
+        decision="allow" if action == "approve" else "deny",
+        run_id=review["run_id"],
+        trace_id=review["trace_id"],
+        detail=detail,
+    )
 
 
 def _view(row: dict[str, Any]) -> ReviewView:
-    return ReviewView.model_validate(row)
+    act = row["act"]
+    if act is not None:
+        approval = {name: row[name] for name in ("expires_at", "consumed_at", "revoked_at")}
+        given = approval if approval["expires_at"] is not None else None
+        act = {**act, "digest": act["digest"][:DIGEST_SHOWN], "approval": given}
+    return ReviewView.model_validate({**row, "act": act})

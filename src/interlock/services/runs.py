@@ -19,7 +19,7 @@ from interlock.machine.program import Program
 from interlock.machine.state import RunState
 from interlock.services.ingest import vault_of
 from interlock.services.timeline import StepTimes, step_times, timed_spans
-from interlock.services.views.runs import EffectView, Run, RunSummary, SpanView, StepView
+from interlock.services.views.runs import EffectView, RunSummary, RunView, SpanView, StepView
 from interlock.services.waiting import waits_for, way_of
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
@@ -65,7 +65,7 @@ class Runs:
         )
         return [summary(row) for row in rows]
 
-    async def get(self, principal: Principal, run_id: str) -> Run:
+    async def get(self, principal: Principal, run_id: str) -> RunView:
         """A run with its steps, folded from the journal.
 
         Raises:
@@ -154,7 +154,7 @@ def summary(row: Row) -> RunSummary:
 
 
 def is_over(status: str) -> bool:
-    """Whether a run with this status has ended."""
+    """True if a run with this status has ended."""
     return RunStatus(status) in TERMINAL
 
 
@@ -175,7 +175,7 @@ def _run(
     errors: Mapping[str, str | None],
     effects: list[Row],
     asked: list[Row],
-) -> Run:
+) -> RunView:
     steps = [
         StepView(
             id=name,
@@ -192,7 +192,7 @@ def _run(
     ]
     reviews = {one["step"]: one["id"] for one in asked if one["kind"] == "review"}
     dead_letters = {one["step"]: one["id"] for one in asked if one["kind"] == "dead_letter"}
-    return Run.model_validate(
+    return RunView.model_validate(
         _summary_fields(row)
         | {
             "steps": steps,

@@ -1,4 +1,4 @@
-"""What people and programs tell a run under way: signals, pause, resume, cancel. What they say and the record of it commit
+"""Signals, pause, resume and cancellation of a run under way. The signal and its audit entry commit
 together."""
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Signals:
         return SentSignal(run_id=run_id, signal_id=signal_id, new=True)
 
     async def _is_known(self, principal: Principal, run_id: str, name: str, signal_id: str) -> bool:
-        """Whether the run was sent this signal before.
+        """True if the run was sent this signal before.
 
         Raises:
             Conflict: under this id it was sent another signal, or it was sent as many as a run takes.
@@ -102,7 +102,7 @@ class Signals:
         return False
 
     async def pause(self, principal: Principal, run_id: str, reason: str = "") -> None:
-        """What is under way is finished, and nothing new begins until `resume`.
+        """Pauses the run: work under way is finished, and nothing new begins until `resume`.
 
         Raises:
             NotFound: no such run. Conflict: it is over.
@@ -144,7 +144,7 @@ class Signals:
         if row is None:
             raise NotFound(f'no run "{run_id}" in this organisation')
         if is_over(row["status"]):
-            raise Conflict(f"run {run_id} is over ({row['status']}); nobody listens any more")
+            raise Conflict(f"run {run_id} is over ({row['status']}); it takes no signals any more")
         return row
 
     def _signal_commit(

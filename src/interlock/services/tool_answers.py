@@ -1,4 +1,4 @@
-"""What a person says that a tool gave, when nobody else can tell: held against the tool's contract, like the tool's own answer."""
+"""An operator's answer for an interrupted tool call, validated against the tool's output schema like the tool's own answer."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _DEAD_LETTERS = {StepStatus.HELD, StepStatus.COMPENSATION_FAILED}
 def waits_for(
     program: Program, state: RunState, reviews: Mapping[str, str], dead_letters: Mapping[str, str]
 ) -> list[Wait]:
-    """What has to happen before the run can go on.
+    """Lists what has to happen before the run can go on.
 
     Args:
         reviews: step → id of its open review; `dead_letters` likewise, with '' for the run itself.
@@ -42,7 +42,7 @@ def _wait_of(
     if step.status in _DEAD_LETTERS:
         return DeadLetterWait(step=name, dead_letter_id=dead_letters.get(name))
     match step.status:
-        case StepStatus.REVIEWING:
+        case StepStatus.REVIEWING | StepStatus.APPROVING:
             return ReviewWait(step=name, for_="review", review_id=reviews.get(name))
         case StepStatus.CONFIRMING:
             return ReviewWait(step=name, for_="confirm", review_id=reviews.get(name))

@@ -98,7 +98,7 @@ class Artifacts:
             raise NotFound(f"no stored value {ref.digest[:12]}… in this organisation")
         if row["erased"]:  # by whichever process; this one may still have the key
             self._keys.forget(org_id, ref.labels.subjects)
-            raise Erased("this value's subject was erased; nobody can read it again")
+            raise Erased("this value's subject was erased; it cannot be read again")
         sealed = row["ciphertext"] if row["ciphertext"] is not None else await self._objects.get(row["object"])
         digest_key, cipher = await self._cipher(org_id, ref.labels.subjects)
         try:

@@ -1,6 +1,6 @@
 """The write path: what many runs have to say at the same moment goes into one transaction and one round trip.
 
-There is no waiting for company: whatever has gathered while the last transaction was under way makes the next one.
+No delay is added: commits that arrive while a transaction is under way form the next one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import get_args, get_origin, get_type_hints
 import asyncpg
 from pydantic_core import CoreConfig, SchemaSerializer, core_schema
 
-from interlock.base.errors import Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
+from interlock.base.errors import ApprovalInvalid, Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
 from interlock.store import rows
 from interlock.store.database import DOWN, Connection, Database
 from interlock.store.entries import Entry
@@ -24,7 +24,7 @@ from interlock.store.queries import QUERIES
 from interlock.store.rows import AuditHead, AuditRow, Claim, Fence
 
 SETTLE = "select settle_v1($1)"
-LEASE_LOST, HEAD_MOVED, NOT_OPEN = "IL001", "IL002", "IL005"
+LEASE_LOST, HEAD_MOVED, NOT_OPEN, NOT_APPROVED = "IL001", "IL002", "IL005", "IL007"
 
 Seal = Callable[[list[Entry], int, str], tuple[list[AuditRow], int, str]]
 """Chains audit entries of one organisation: (entries, seq, head) → (rows, seq, head)."""
@@ -32,7 +32,7 @@ Seal = Callable[[list[Entry], int, str], tuple[list[AuditRow], int, str]]
 
 @dataclass(slots=True)
 class Commit:
-    """What one run, or one request, wants written together.
+    """Everything that one run, or one request, writes together.
 
     The lists are the parts of a batch; `settle_v1` writes those that hold something.
 
@@ -40,7 +40,7 @@ class Commit:
         fence: (run_id, fence) that must still hold; None for writes that need no lease.
         claim: (run_id, command, fence) that must still hold and not be done, on an engine that leases single commands.
         audit: entries, not yet chained.
-        recorded: journal rows of a run that nobody leases: refused if another process wrote one of their numbers first.
+        recorded: journal rows of a run without a lease: refused if another process wrote one of their numbers first.
     """
 
     org_id: str
@@ -56,12 +56,15 @@ class Commit:
     journal: list[rows.JournalRow] = field(default_factory=list)
     recorded: list[rows.JournalRow] = field(default_factory=list)
     runs: list[rows.RunUpdate] = field(default_factory=list)
+    consumed_approvals: list[rows.ConsumedApproval] = field(default_factory=list)
     effects: list[rows.EffectRow] = field(default_factory=list)
     done_claims: list[rows.DoneClaim] = field(default_factory=list)
     settled_claims: list[rows.SettledClaim] = field(default_factory=list)
     new_reviews: list[rows.NewReview] = field(default_factory=list)
     closed_reviews: list[rows.ClosedReview] = field(default_factory=list)
     decided_reviews: list[rows.DecidedReview] = field(default_factory=list)
+    new_approvals: list[rows.NewApproval] = field(default_factory=list)
+    revoked_approvals: list[rows.RevokedApproval] = field(default_factory=list)
     results: list[rows.KeptResult] = field(default_factory=list)
     new_dead_letters: list[rows.NewDeadLetter] = field(default_factory=list)
     closed_dead_letters: list[rows.ClosedDeadLetter] = field(default_factory=list)
@@ -91,7 +94,7 @@ Batch = dict[str, list[object]]
 
 @dataclass(slots=True)
 class _Attempts:
-    """What is known about the attempts to commit a batch.
+    """Knowledge about the attempts to commit a batch.
 
     Attributes:
         lost: one of them broke off, so it may have taken place without our hearing of it.
@@ -119,7 +122,7 @@ class Committer:
         self._task = asyncio.create_task(self._run(), name="committer")
 
     async def close(self) -> None:
-        """Commits what is waiting, then stops; whoever comes later is refused."""
+        """Commits what is waiting, then stops; later commits are refused."""
         self._closed = True
         if self._task is None:
             return
@@ -136,6 +139,7 @@ class Committer:
 
         Raises:
             LeaseLost: the run belongs to another worker now; nothing was written.
+            ApprovalInvalid: an approval that was to be used up is used, revoked, expired or missing; nothing was written.
             Conflict: a review or a dead letter that was to be decided is not open any more; nothing was written.
             NotFound: the organisation does not exist; nothing was written.
             Unavailable: the database stayed away; the commit was written once or not at all, and the database tells which
@@ -167,7 +171,7 @@ class Committer:
                 for _, done in batch:
                     done.cancel()
                 raise
-            except Exception as error:  # noqa: BLE001  whoever waits must hear of it, or they wait forever
+            except Exception as error:  # noqa: BLE001  every waiting caller must get the error, or it waits for ever
                 for _, done in batch:
                     _refuse(done, error)
 
@@ -211,6 +215,8 @@ class Committer:
                 raise LeaseLost("the run belongs to another worker now", detail=error.detail) from error
             if error.sqlstate == NOT_OPEN:
                 raise Conflict("this was already decided or is no longer needed") from error
+            if error.sqlstate == NOT_APPROVED:
+                raise ApprovalInvalid("the approval of this call is used, revoked, expired or missing") from error
             raise
 
     async def _settle_at_head(self, commits: list[Commit], attempts: _Attempts) -> None:
@@ -246,7 +252,7 @@ class Committer:
     async def _landed(
         self, connection: Connection, commits: list[Commit], orgs: str, marks: list[tuple[str, int, str]]
     ) -> bool:
-        """Whether an attempt whose answer was lost took place. A batch is all or nothing, so one row of it tells.
+        """True if an attempt whose answer was lost took place. A batch is all or nothing, so one row of it tells.
 
         What has neither audit entries, nor a journal, nor new runs says the same when it is written twice.
         """
@@ -254,7 +260,7 @@ class Committer:
         for mark in marks:
             if await connection.fetchval(QUERIES["audit_has"].sql, *mark):
                 return True
-        # Nobody but us writes these keys: the lease says so of the one, chance of the other.
+        # No other process writes these keys: the lease guarantees it for the one, randomness for the other.
         for row in (row for commit in commits for row in commit.journal):
             return bool(await connection.fetchval(QUERIES["journal_has"].sql, row.run_id, row.seq))
         for run in (run for commit in commits for run in commit.new_runs):
@@ -296,7 +302,7 @@ class Committer:
 
 
 def batch_of(commits: list[Commit]) -> Batch:
-    """What `settle_v1` takes: the parts that hold something."""
+    """Argument of `settle_v1`: the parts that are not empty."""
     batch: Batch = {}
     for commit in commits:
         for part, of_commit in zip(_OF_COMMITS, _parts_of(commit), strict=True):

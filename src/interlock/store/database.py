@@ -99,7 +99,7 @@ class Database:
 
     @asynccontextmanager
     async def connection(self, *orgs: str) -> AsyncIterator[Connection]:
-        """A connection that sees the rows of `orgs` and of nobody else. There is no way to get one without saying whose."""
+        """A connection that sees the rows of `orgs` only. A connection without organisations cannot be had."""
         async with self._pool.acquire() as connection:
             await connection.scope(",".join(orgs))
             yield connection

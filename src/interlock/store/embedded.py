@@ -29,7 +29,7 @@ DATABASE = "interlock"
 _START_SECONDS = 120.0  # for a server to come up; it takes less than one, and more after a crash or on a busy machine
 
 # `trust` would let every local user in wherever the socket directory can be reached; the passwords derive
-# from the master key, so whoever can read that key can connect, and nobody else.
+# from the master key, so only a process that can read that key can connect.
 _HBA = "local all all scram-sha-256\n"
 
 
@@ -133,7 +133,7 @@ class EmbeddedPostgres:
 
     def _shut_down(self) -> None:
         """Ends the server: politely, then less so. By hand, because the library's way fails on a server that has just
-        ended and that nobody has reaped yet, as in a container whose process 1 is slow to."""
+        ended and that was not reaped yet, as in a container whose process 1 is slow to."""
         lines = self._directory / "postmaster.pid"
         postmaster = self._postmaster()
         if postmaster is None:
@@ -156,7 +156,7 @@ class EmbeddedPostgres:
             return None
 
     def _remove_stale_pid_file(self) -> None:
-        """A server that was killed and that nobody has reaped looks alive to PostgreSQL, which then refuses to start.
+        """A server that was killed and not reaped looks alive to PostgreSQL, which then refuses to start.
 
         Its children end with it; the files that name it may go once no process has the directory for its own.
         """
@@ -193,7 +193,7 @@ class EmbeddedPostgres:
         return [pid for pid in listed if pid != os.getpid() and _alive(pid)]
 
     def _secure(self) -> None:
-        """Makes our database and lets nobody in without a password; repeats what a killed process left half done."""
+        """Creates the database and requires passwords; repeats what a killed process left half done."""
         hba = self._directory / "pg_hba.conf"
         if hba.read_text() == _HBA:
             return
@@ -248,7 +248,7 @@ def _alive(pid: int) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Whether a process has ended and was not reaped; False where that cannot be seen."""
+    """True if a process has ended and was not reaped; False where that cannot be seen."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -257,7 +257,7 @@ def _is_zombie(pid: int) -> bool:
 
 
 def _inhabited(directory: Path) -> bool:
-    """Whether a process has this as its working directory, as all of a PostgreSQL server's have."""
+    """True if a process has this as its working directory, as all of a PostgreSQL server's have."""
     place = str(directory.resolve())
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

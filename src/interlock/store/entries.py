@@ -14,6 +14,12 @@ EventType = Literal[
     "tool.compensation",
     "review.opened",
     "review.decided",
+    "approval.granted",
+    "approval.denied",
+    "approval.consumed",
+    "approval.refused",
+    "approval.expired",
+    "approval.revoked",
     "dead_letter.opened",
     "dead_letter.requeued",
     "dead_letter.discarded",
@@ -35,14 +41,14 @@ Decision = Literal["allow", "deny", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One audit entry; the fields are the seed document's, plus the run it belongs to.
+    """One audit entry.
 
     Attributes:
         actor: `user:ID`, `key:ID` or `system`.
-        action: what was done, such as `call_tool`.
-        resource: to what, such as `tool:issue_refund`.
-        decision: what the policy said; `none` where no policy was asked.
-        policy_version: digest of the policy set that said it.
+        action: name of the action, such as `call_tool`.
+        resource: object of the action, such as `tool:issue_refund`.
+        decision: the policy's decision; `none` if no policy was evaluated.
+        policy_version: digest of the policy set that decided.
         risk_score: 0 to 100, None until risk is scored.
         detail: facts and digests; never a value.
     """

@@ -98,7 +98,7 @@ class KeyStore:
         for name in names:
             wrapped = found[name]
             if wrapped is None:
-                raise Erased("this value's subject was erased; nobody can read it again")
+                raise Erased("this value's subject was erased; it cannot be read again")
             try:
                 key = self._master.decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], _context(org_id, name))
             except InvalidTag as error:

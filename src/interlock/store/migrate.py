@@ -26,7 +26,7 @@ _ROLE_ATTEMPTS = 10
 
 
 def is_privileged(url: str) -> bool:
-    """Whether this URL's role could get around row-level security: superuser, BYPASSRLS, or able to create in the schema."""
+    """True if this URL's role could get around row-level security: superuser, BYPASSRLS, or able to create in the schema."""
     try:
         with psycopg.connect(url, connect_timeout=60) as connection:
             row = connection.execute(

@@ -26,7 +26,7 @@ else:
 
 
 EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
-ReviewPurpose = Literal["approve", "confirm"]
+ReviewPurpose = Literal["approve", "approve_act", "confirm"]
 ReviewDecision = Literal["approved", "rejected"]
 DeadLetterPurpose = Literal["step", "compensation", "run", "parked_run"]
 DeadLetterDecision = Literal["requeued", "discarded"]
@@ -110,7 +110,7 @@ class ArtifactRow:
 
 
 class RunVault(TypedDict):
-    """What a new run keeps of its raw input: the vault of redacted values, and the keyed digest of the input as it came."""
+    """Vault of a new run's redacted values, and the keyed digest of its raw input."""
 
     ref: RefJson
     raw_digest: str
@@ -186,6 +186,18 @@ class RunUpdate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumedApproval:
+    """An approval that the effect with the idempotency key `consumed_by` uses up; refused unless it is of this act and unused."""
+
+    review_id: str
+    org_id: str
+    run_id: str
+    step: str
+    digest: str
+    consumed_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EffectRow:
     """An entry of the effect ledger. One that is there moves; its key and input change only when it is intended anew."""
 
@@ -221,7 +233,7 @@ class SettledClaim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewReview:
-    """A question to a person with the role `role`; `show` is what they see."""
+    """A question to a person with the role `role`; `show` is what they see, `act` the call of a tool that it is about."""
 
     review_id: str
     org_id: str
@@ -231,6 +243,7 @@ class NewReview:
     title: str
     role: str
     show: RefJson
+    act: Mapping[str, Json] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +262,29 @@ class DecidedReview:
     status: ReviewDecision
     decided_by: str
     note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewApproval:
+    """A person's yes to the act with this digest, until `expires` (seconds since the epoch), signed by the application."""
+
+    review_id: str
+    org_id: str
+    run_id: str
+    step: str
+    digest: str
+    approver: str
+    roles: list[str]
+    expires: int
+    signature: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokedApproval:
+    """An approval taken back; refused unless it is unused."""
+
+    review_id: str
+    revoked_by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,7 +402,7 @@ class FinishedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceRow:
-    """Whether a run counts among the runs at once, on an engine that keeps its runs itself."""
+    """Marks whether a run counts among the concurrent runs, on an engine that keeps its runs itself."""
 
     run_id: str
     held: bool

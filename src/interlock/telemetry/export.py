@@ -1,4 +1,4 @@
-"""Spans for a collector: ours made into the OpenTelemetry SDK's, with the same ids and times, and sent by OTLP."""
+"""Export of spans to a collector: conversion to the OpenTelemetry SDK's spans, with the same ids and times, sent by OTLP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interlock.telemetry.spans import Span
 
 
 class _Ids(IdGenerator):
-    """The ids of the span that is being handed over; `take` has no await in it."""
+    """Id generator that returns the ids of the span being exported; safe because `take` contains no await."""
 
     trace_id = 0
     span_id = 0
@@ -29,7 +29,7 @@ class _Ids(IdGenerator):
 
 
 class Exporter:
-    """Hands ended spans to a collector, in batches, from a thread of its own."""
+    """Sends ended spans to a collector, in batches, from a separate thread."""
 
     def __init__(self, service: str, endpoint: str) -> None:
         self._ids = _Ids()
@@ -55,7 +55,7 @@ class Exporter:
         copy.end(span.end_ns)
 
     def close(self) -> None:
-        """Sends what is left. Blocking."""
+        """Sends the remaining spans. Blocking."""
         self._provider.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, with trace_id and span_id, and no secret in it."""
+"""Logs: one JSON object per line, with trace_id and span_id, without credentials."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def scrub(text: str) -> str:
 
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-# Below it `log` does nothing, at once: structlog alone takes its time to find that out.
+# Below this level `log` returns at once; structlog alone needs longer to decide that.
 _threshold = logging.NOTSET
 
 
 def configure(*, level: str, file: Path | None = None) -> None:
     """Sends structured logs to a file, or to standard error."""
-    global _threshold  # noqa: PLW0603  one a process, as structlog's own configuration is
+    global _threshold  # noqa: PLW0603  one per process, like structlog's own configuration
     _threshold = logging.getLevelNamesMapping()[level.upper()]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,13 +53,13 @@ def configure(*, level: str, file: Path | None = None) -> None:
 
 
 def log(event_type: str, message: str = "", *, level: str = "info", **data: Any) -> None:
-    """One significant event; `event_type` is a name from `names`."""
+    """Writes one log event; `event_type` is a name from `names`."""
     if _LEVELS[level] >= _threshold:
         getattr(structlog.get_logger(), level)(event_type, message=message, **data)
 
 
 def stack_of(error: BaseException) -> str:
-    """Where an error was raised, without its text: that may repeat what a person, a model or a tool said."""
+    """Place at which an error was raised, without its text, which may contain data of a person, a model or a tool."""
     return "".join(traceback.format_tb(error.__traceback__))
 
 
@@ -71,7 +71,7 @@ def _trace_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> M
 
 
 def _shape(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The seed document's fields: timestamp, trace_id, span_id, level, event_type, message, structured_data."""
+    """Arranges an event as the fields timestamp, trace_id, span_id, level, event_type, message and structured_data."""
     head = {key: event.pop(key, None) for key in ("timestamp", "level", "trace_id", "span_id", "message")}
     line = {"event_type": event.pop("event"), **head}
     line["structured_data"] = _scrubbed(event)
@@ -80,7 +80,7 @@ def _shape(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
 
 
 def _scrubbed(value: Any) -> Any:
-    """JSON without credentials at any depth; what is not JSON becomes text, and may hold one as well."""
+    """JSON without credentials at any depth; a value that is not JSON becomes text first, and is scrubbed too."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""Every attribute, span and event name in one place: OpenTelemetry's GenAI conventions are still in development.
+"""Names of all attributes, spans and log events, in one place because OpenTelemetry's GenAI conventions still change.
 
-Sources: opentelemetry.io/docs/specs/semconv/gen-ai (1.38) for `gen_ai.*`; the seed document for the rest.
+Source of `gen_ai.*`: opentelemetry.io/docs/specs/semconv/gen-ai (1.38). All other names are Interlock's own.
 """
 
 from __future__ import annotations

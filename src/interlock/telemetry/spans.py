@@ -1,4 +1,4 @@
-"""Spans: stretches of work, as they are while they last, and the ids that name them."""
+"""Spans: timed pieces of work, and their ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interlock.telemetry import names
 
 @dataclass(frozen=True, slots=True)
 class TraceIds:
-    """The trace of a run and its root span, as hexadecimal; made when the run is accepted and kept in its row."""
+    """Trace id and root span id of a run, hexadecimal; created when the run is accepted and stored in its row."""
 
     trace_id: str
     span_id: str
@@ -27,10 +27,10 @@ class TraceIds:
 
 
 class Span:
-    """A stretch of work. Ours and not the SDK's, whose spans took a quarter of a step's processor time; `Exporter` makes
-    those for who collects them.
+    """A timed piece of work. Not the SDK's class, whose spans took a quarter of a step's processor time; `Exporter`
+    converts spans for a collector.
 
-    As a context manager it is the current one of the task until the block ends; an error is marked on it.
+    As a context manager it is the task's current span until the block ends; an exception marks it as failed.
     """
 
     __slots__ = (
@@ -93,19 +93,19 @@ _current: ContextVar[Span | None] = ContextVar("span", default=None)
 
 
 def mark_failed(span: Span, error: BaseException) -> None:
-    """Says on a span what went wrong; by code, never by message: messages may hold what a tool or a model said."""
+    """Marks a span as failed, with the error's code and never its message, which may contain output of a tool or a model."""
     span.set_attribute(names.ERROR_TYPE, error.code if isinstance(error, InterlockError) else type(error).__name__)
     span.ok = False
 
 
 def current_ids() -> TraceIds | None:
-    """Trace and span of the running code, for log lines."""
+    """Trace id and span id of the running code, for log lines."""
     span = _current.get()
     return TraceIds(span.trace_id, span.span_id) if span is not None else None
 
 
 def finished_attributes(span: Span) -> dict[str, Any]:
-    """Attributes of an ended span, with the two that every span has."""
+    """Attributes of an ended span, including the two that every span has."""
     return {
         names.SUCCESS: span.ok,
         **span.attributes,

@@ -1,4 +1,4 @@
-"""Traces: one a run, across processes and restarts; kept in PostgreSQL, exported by OTLP when configured."""
+"""Traces: one per run, across processes and restarts; stored in PostgreSQL, exported by OTLP when configured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from interlock.telemetry import names
 from interlock.telemetry.spans import Span, TraceIds, current_ids, finished_attributes
 
 _FLUSH_SECONDS = 0.25
-_KEPT_WHILE_DOWN = 20_000  # spans held while the database is away; beyond it the oldest go first
+_KEPT_WHILE_DOWN = 20_000  # spans kept in memory while the database is unavailable; the oldest are dropped first
 
 
 class Tracing:
@@ -30,7 +30,7 @@ class Tracing:
         self._exporter = None
         self._done: Callable[[Span], None] = self._store.ended.append
         if otlp_endpoint:
-            # Imported here: the SDK and protobuf take a while, and most installations keep their spans in PostgreSQL only.
+            # Imported here: importing the SDK and protobuf is slow, and most installations store spans in PostgreSQL only.
             from interlock.telemetry.export import Exporter  # noqa: PLC0415
 
             self._exporter = Exporter(service, otlp_endpoint)
@@ -40,13 +40,13 @@ class Tracing:
         self._store.start()
 
     async def close(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining spans."""
         await self._store.close()
         if self._exporter is not None:
             await asyncio.to_thread(self._exporter.close)
 
     async def flush(self) -> None:
-        """Writes what has ended so far."""
+        """Writes the spans that have ended so far."""
         await self._store.flush()
 
     def span(self, name: str, attributes: Mapping[str, Any], *, parent: TraceIds | None = None) -> Span:
@@ -66,7 +66,7 @@ class Tracing:
     def emit(
         self, name: str, ids: TraceIds, *, start: float, end: float, ok: bool, attributes: Mapping[str, Any]
     ) -> None:
-        """A finished root span with ids given out earlier. Times in seconds since the epoch."""
+        """Records a finished root span with ids that were assigned earlier. Times are seconds since the epoch."""
         span = Span(name, ids, attributes, parent_id=None, start_ns=int(start * 1e9), done=self._done)
         span.ok = ok
         span.end(int(end * 1e9))
@@ -78,7 +78,7 @@ class Tracing:
 
 
 class _SpanStore:
-    """Collects ended spans and writes them a few times a second, off the path of the steps.
+    """Collects ended spans and writes them a few times a second, independently of the steps.
 
     A killed process loses at most the last quarter second of spans; the journal and the audit log lose nothing.
     """
@@ -99,7 +99,7 @@ class _SpanStore:
             async with asyncio.timeout(5):
                 await self.flush()
         except (InterlockError, TimeoutError):
-            return  # shutting down without a database: the spans are lost, the record is not
+            return  # shutdown without a database: spans are lost; journal and audit log are not
 
     async def flush(self) -> None:
         async with self._writing:
@@ -115,7 +115,7 @@ class _SpanStore:
             try:
                 await self._database.retrying(write)
             except (Unavailable, asyncio.CancelledError):
-                # Closing cancels a flush that is under way and then flushes once more; a span may be written twice.
+                # `close` cancels a flush under way and then flushes again, so a span may be written twice.
                 self.ended.extendleft(reversed(spans))
                 raise
 
@@ -124,7 +124,7 @@ def _row(span: Span) -> tuple[Any, ...]:
     attributes = finished_attributes(span)
     try:
         text = _encode(attributes)
-    except ValueError:  # half a surrogate pair
+    except ValueError:  # a lone surrogate
         text = _encode(_storable(attributes))
     if "\\u0000" in text:
         text = _encode(_storable(attributes))
@@ -138,7 +138,7 @@ def _encode(attributes: Any) -> str:
 
 
 def _storable(value: Any) -> Any:
-    # A database text holds neither NUL nor half a surrogate pair; one such span would hold up all that come after it.
+    # A database text can contain neither NUL nor a lone surrogate; one such span would block all later ones.
     if isinstance(value, str):
         return value.replace("\0", "").encode(errors="replace").decode()
     if isinstance(value, Mapping):

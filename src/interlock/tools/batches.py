@@ -1,14 +1,14 @@
-"""Calls of one run that are under way together, handed over to their tool as one batch, in one sandbox.
+"""Batched tool calls: concurrent calls of one run are passed to their tool together, in one sandbox.
 
-The first call waits `Batch.wait` seconds for company, or until `Batch.max` have come. What comes of it is sorted out here:
-above, every call is still a call of its own, with its own attempt, key, ledger row, and `Result`.
+The first call waits `Batch.wait` seconds for others, or until there are `Batch.max` calls. The results are separated here:
+for the layers above, every call has its own attempt, key, ledger row and `SandboxResult`.
 
-Only calls of the very same run, code, limits and destinations meet, so that a sandbox serves one run, as ever.
+Only calls of the same run, code, limits and destinations share a batch, so a sandbox still serves only one run.
 
-Nothing of a batch goes out after the earliest moment (`Job.until`) that one of its calls was promised. Because a
-contract's `call_seconds` counts the wait in, that moment leaves even the call that waited longest its whole timeout; and no caller
-is misled by the later moment, because a worker that takes over a call waits by the same `call_seconds` (`execution/effects.py`), if
-at all: a mutating tool goes in batches only if it honours its keys, and then the same call twice at once is harmless.
+No byte of a batch is sent after the earliest send deadline (`Job.until`) of its calls. A contract's `call_seconds` includes
+the wait, so even the call that waited longest has its whole timeout. A later deadline of another call misleads no worker:
+a worker that takes over a call waits by the same `call_seconds` (`execution/effects.py`), if at all. A mutating tool is
+batched only if it honours its keys, and then two concurrent executions of one call are harmless.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from interlock.sandbox.answer import Measured, ended
 from interlock.sandbox.environment import Job, Sandbox, SandboxLimits, SandboxResult
 from interlock.workflows.contracts import Batch
 
-_REMEMBERED = 10_000  # calls of broken batches; who is forgotten goes in a batch once more
+_REMEMBERED = 10_000  # remembered calls of failed batches; a forgotten one is batched once more
 _MAX_PAUSE = 24 * 3600.0  # seconds, as for a single call
-_SHAPE = 'must be {"output": …} or {"error": "…"} with retryable, retry_after, nothing_happened if need be'
+_SHAPE = 'must be {"output": …} or {"error": "…"} with optional retryable, retry_after, nothing_happened'
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class _Call:
 
 @dataclass(slots=True)
 class _Gathering:
-    """A batch while it fills and while it is served."""
+    """A batch while it is filled and executed."""
 
     calls: list[_Call] = field(default_factory=list)
     full: asyncio.Event = field(default_factory=asyncio.Event)
@@ -58,10 +58,10 @@ class _Gathering:
 
 
 class ToolBatches:
-    """Gathers calls and hands them over.
+    """Collects calls into batches and executes them.
 
-    A batch that breaks as a whole (a crash, a deadline, an answer of the wrong shape) gives each of its calls that
-    result. When such a call is made again, it goes alone: one that breaks its batch breaks the others' only once.
+    If a batch fails as a whole (a crash, a deadline, an answer of the wrong shape), each of its calls gets this result.
+    The retry of such a call is not batched, so a call that breaks its batch affects the others only once.
     """
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -70,13 +70,13 @@ class ToolBatches:
         self._alone: OrderedDict[tuple[_BatchKey, Any], None] = OrderedDict()
 
     async def run(self, job: Job, terms: Batch) -> SandboxResult:
-        """The result of this one call of `run`, independent of calls that shared its sandbox.
+        """The result of this one call of `run`, independent of the calls that shared its sandbox.
 
-        Cancelling it takes the call out of a batch that is still gathering, and leaves a batch under way to the others;
-        with its last caller the sandbox is killed.
+        Cancellation removes the call from a batch that is still being filled. A batch that is being executed continues for
+        the other callers; when the last caller is cancelled, the sandbox is killed.
 
         Raises:
-            SandboxError: no sandbox could be had; none of the batch was called.
+            SandboxError: no sandbox could be started; no call of the batch was made.
         """
         batch_key = _batch_key(job)
         if batch_key is None or "context" in job.arguments or self._goes_alone(batch_key, job):
@@ -101,7 +101,7 @@ class ToolBatches:
         self._complete(batch_key, gathering)
         assert gathering.serving is not None
         gathering.serving.cancel()
-        await asyncio.wait([gathering.serving])  # until nothing of it is left on this host
+        await asyncio.wait([gathering.serving])  # until all its processes on this host have ended
 
     def _complete(self, batch_key: _BatchKey, gathering: _Gathering) -> None:
         """Closes the batch to further calls."""
@@ -121,7 +121,7 @@ class ToolBatches:
             for call in calls:
                 call.answer.cancel()
             raise
-        except Exception as error:  # noqa: BLE001  it is each caller's to judge
+        except Exception as error:  # noqa: BLE001  every caller handles it
             for call in calls:
                 if not call.answer.done():
                     call.answer.set_exception(error)
@@ -173,10 +173,10 @@ def _batch_key(job: Job) -> _BatchKey | None:
 
 
 def read_items(whole: SandboxResult, count: int) -> list[SandboxResult] | SandboxResult:
-    """The result of each of `count` calls, from what `run_batch` returned, which may be anything.
+    """The result of each of `count` calls, from the untrusted return value of `run_batch`.
 
     Returns:
-        One result a call, or, if the answer has another shape, the failure that is everybody's.
+        One result for each call; if the answer has another shape, one failure for all calls.
     """
     items, measured = whole.output, Measured(whole.stderr, whole.seconds, whole.start_seconds)
     if not isinstance(items, list):
@@ -195,7 +195,7 @@ def read_items(whole: SandboxResult, count: int) -> list[SandboxResult] | Sandbo
 
 
 def _read_item(item: Any, measured: Measured) -> SandboxResult | None:
-    """The result an item stands for; None if it has the wrong shape."""
+    """The result of an item; None if the item has the wrong shape."""
     if not isinstance(item, Mapping):
         return None
     if set(item) == {"output"}:
@@ -212,7 +212,7 @@ def _read_item(item: Any, measured: Measured) -> SandboxResult | None:
     return ended(
         "raised",
         measured,
-        # The part before a colon counts as an exception's class, which may be shown; a tool's own words may not.
+        # The part before a colon is taken for an exception's class, which may be shown; a tool's own message may not.
         f"ItemError: {error}",
         retryable=flags[0],
         nothing_happened=flags[1],

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from interlock.base.errors import IntegrityError, InvalidSpec
 
-# A tool is code and small data; what is larger belongs into a store that the tool reaches by egress.
+# A tool is code and small data; larger data belongs in a store that the tool reaches by egress.
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
 _IGNORED = {"__pycache__", ".git", ".DS_Store"}
 
@@ -49,7 +49,7 @@ def pack(directory: Path) -> tuple[str, bytes]:
                 info.type, info.mode = tarfile.DIRTYPE, 0o755
                 archive.addfile(info)
                 continue
-            total += path.stat().st_size  # asked first: the file may be larger than memory
+            total += path.stat().st_size  # checked first, because the file may be larger than memory
             if total > MAX_BUNDLE_BYTES:
                 raise InvalidSpec(
                     f"{directory}: over {MAX_BUNDLE_BYTES // 2**20} MiB; keep large data outside the tool"
@@ -62,7 +62,7 @@ def pack(directory: Path) -> tuple[str, bytes]:
 
 
 def missing_functions(main: Path, wanted: Iterable[str]) -> list[str]:
-    """Those of the wanted names that a tool's main.py does not define, as far as that can be seen without running it.
+    """The wanted names that a tool's main.py does not define, as far as static analysis can tell.
 
     Raises:
         InvalidSpec: it is not Python; names the line.
@@ -71,7 +71,7 @@ def missing_functions(main: Path, wanted: Iterable[str]) -> list[str]:
     source = main.read_bytes()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # how a tool is written is its author's business
+            warnings.simplefilter("ignore")  # warnings about the tool's code are not ours to report
             tree = ast.parse(source)
             table = symtable.symtable(source, "main.py", "exec")  # type: ignore[arg-type]  # takes bytes, as compile does
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -82,12 +82,12 @@ def missing_functions(main: Path, wanted: Iterable[str]) -> list[str]:
     known = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     imported = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree))
     if imported or "__getattr__" in known:
-        return []  # what these bring, only running it would tell
+        return []  # names from a star import are known only at run time
     return [name for name in wanted if name not in known]
 
 
 def unpack(digest: str, packed: bytes, cache: Path) -> Path:
-    """Unpacks an archive into `cache/<digest>`, once; processes may race.
+    """Unpacks an archive into `cache/<digest>`, once; safe with concurrent processes.
 
     Raises:
         IntegrityError: the archive is not the one the version pins.
@@ -111,7 +111,7 @@ def unpack(digest: str, packed: bytes, cache: Path) -> Path:
         try:
             temporary.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was first
+            if not target.is_dir():  # otherwise another process was first
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -121,7 +121,7 @@ def unpack(digest: str, packed: bytes, cache: Path) -> Path:
 def _extract(archive: tarfile.TarFile, target: Path) -> None:
     """Writes plain files and directories, and refuses everything that `pack` never makes.
 
-    By hand, because extractall has no filter before Python 3.11.4, which Debian 12 does not have.
+    Not with extractall: it has no filter before Python 3.11.4, and Debian 12 has an older version.
     """
     for member in archive:
         path = PurePosixPath(member.name)

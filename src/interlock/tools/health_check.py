@@ -13,16 +13,16 @@ from interlock.workflows.contracts import ToolContract
 
 
 class HealthChecks:
-    """Asks tools how they are. A check is no step: it has no run, no user's data and no budget, only the tool's egress."""
+    """Executes health checks of tools. A check is not a step: it has no run, no user data and no budget, only the tool's egress."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
 
     async def ask(self, check: Check) -> HealthVerdict | None:
-        """The tool's verdict on itself; None if it could not be asked (no sandbox, no bundle). Raises nothing.
+        """Result of the tool's check; None if it could not run (no sandbox, no bundle). Raises nothing.
 
-        A check that raises, hangs, crashes or answers something else is a bad one: a tool that cannot say that it is
-        healthy is not.
+        A check that raises, hangs, crashes or returns another value counts as bad: only a correct answer shows that a tool is
+        healthy.
         """
         try:
             contract = ToolContract.model_validate(check.contract)
@@ -33,7 +33,7 @@ class HealthChecks:
                 context={"tool": check.tool},
                 allowed=frozenset({check.tool}),
             )
-        except Exception as error:  # noqa: BLE001  what went wrong on our side says nothing about the tool
+        except Exception as error:  # noqa: BLE001  an error on our side says nothing about the tool
             level = "warning" if isinstance(error, InterlockError) else "error"
             log(names.LOG_HEALTH_UNKNOWN, str(error), level=level, tool=check.tool)
             return None
@@ -47,6 +47,6 @@ def verdict_of(tool: str, output: Any) -> HealthVerdict:
     if not isinstance(output, dict) or not isinstance(output.get("healthy"), bool):
         return HealthVerdict(False, f'tool "{tool}": health must return {{"healthy": true|false, "detail": "…"}}')
     detail = output.get("detail", "")
-    # PostgreSQL takes no NUL, and no half of a surrogate pair.
+    # PostgreSQL text can contain neither NUL nor a lone surrogate.
     text = detail.replace("\0", " ").encode("utf-8", "replace").decode() if isinstance(detail, str) else ""
     return HealthVerdict(output["healthy"], scrub(text))

@@ -1,4 +1,4 @@
-"""The registry: tools by name for one workflow version, and the one call into the sandbox."""
+"""Tool registry: tools by name for one workflow version, and the only call into the sandbox."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Tool:
 
 
 class Tools:
-    """Calls tools in sandboxes and says in one vocabulary how it went."""
+    """Calls tools in sandboxes and reports their results in one vocabulary."""
 
     def __init__(self, sandbox: Sandbox, locate: Locate) -> None:
         self._sandbox = sandbox
@@ -40,7 +40,7 @@ class Tools:
         return self._sandbox.name
 
     async def fetch(self, tool: Tool) -> None:
-        """Brings a tool's code here, if it is not; raises as `locate` does."""
+        """Fetches a tool's code unless it is on this host; raises as `locate` does."""
         await self._locate(tool.bundle)
 
     async def call(
@@ -53,13 +53,13 @@ class Tools:
         allowed: frozenset[str],
         until: float | None = None,
     ) -> SandboxResult:
-        """One call in a fresh sandbox; nothing of it goes out after `until` (see `Job`).
+        """Makes one call in a fresh sandbox; no byte of it is sent after `until` (see `Job`).
 
-        If the contract says so, the call of `run` shares its sandbox with others of the same run (see `Batches`).
+        If the contract declares `batch`, a call of `run` shares its sandbox with others of the same run (see `ToolBatches`).
 
         Raises:
             Denied: the tool is not in the workflow's allowlist.
-            SandboxError: no sandbox could be had; the tool was not called.
+            SandboxError: no sandbox could be started; the tool was not called.
         """
         contract = tool.contract
         if contract.name not in allowed:
@@ -87,7 +87,7 @@ class Tools:
 
 
 def error_of(contract: ToolContract, result: SandboxResult) -> ToolError:
-    """The error a failed call stands for. Whether its effect is in doubt is the kernel's question."""
+    """The error of a failed call. The kernel decides whether the outcome of its effect is unknown."""
     sentences = {
         "raised": f"failed ({_class_name(result.error)})",
         "crashed": "crashed",
@@ -109,6 +109,6 @@ def error_of(contract: ToolContract, result: SandboxResult) -> ToolError:
 
 
 def _class_name(error: str | None) -> str:
-    """The exception's class out of `Class: text`; the text may hold what the tool was given."""
+    """The exception's class in `Class: text`; the text is dropped, because it may contain the tool's arguments."""
     name = (error or "").partition(":")[0]
     return name if name.isidentifier() and len(name) <= _MAX_CLASS_NAME else "an exception"

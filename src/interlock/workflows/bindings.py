@@ -1,9 +1,9 @@
-"""Bindings: where a step's values come from. `$input.text` and `$steps.classify.summary` are references; the rest is literal.
+"""Bindings: sources of a step's values. `$input.text` and `$steps.classify.summary` are references; all else is literal.
 
-Inside a map, `$item` is the item and `$index` its place; inside a loop, `$index` is the round (both from 0) and
-`$last.draft.text` reads the round before, null in the first.
+Inside a map, `$item` is the item and `$index` its position; inside a loop, `$index` is the iteration (both from 0) and
+`$last.draft.text` reads the previous iteration, null in the first.
 
-A binding moves values, it does not compute: conditions read facts (`facts.py`), and everything else is a tool's work.
+A binding moves values and does not compute: conditions read facts (`facts.py`), and tools do everything else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REFERENCE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A parsed `$…` string: what it points into, and the fields and indices below it."""
+    """A parsed `$…` string: its source, and the fields and indices below it."""
 
     root: Literal["input", "run", "item", "index", "steps", "last"]
     step: str | None
@@ -31,17 +31,17 @@ class Reference:
 
 
 def parse(value: Any) -> Reference | None:
-    """The reference a string stands for, or None for a literal.
+    """The reference in a string, or None for a literal.
 
     Raises:
-        ValueError: a string starts with `$` but is no reference (write `$$` for a literal dollar).
+        ValueError: a string starts with `$` but is not a reference (write `$$` for a literal dollar).
     """
     if not isinstance(value, str) or not value.startswith("$") or value.startswith("$$"):
         return None
     return _parsed(value)
 
 
-@lru_cache(maxsize=4096)  # definitions are few, and every step reads its bindings twice
+@lru_cache(maxsize=4096)  # there are few definitions, and every step reads its bindings twice
 def _parsed(value: str) -> Reference:
     match = _REFERENCE.match(value)
     if match is None:

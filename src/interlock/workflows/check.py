@@ -1,6 +1,6 @@
 """Consistency checks of a definition: names, slots, bindings, conditions, schemas.
 
-What pydantic checks is the shape of one file; this checks one workflow against its prompts, tools and subworkflows.
+pydantic checks the form of one file; this module checks one workflow against its prompts, tools and subworkflows.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from interlock.workflows.bindings import parse
+from interlock.workflows.check_approvals import ApprovalCheck, NeedsApproval
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import Prompt
 from interlock.workflows.schemas import validator_for
@@ -31,7 +32,7 @@ from interlock.workflows.spec import (
     WaitStep,
     Workflow,
 )
-from interlock.workflows.visibility import Problem, Seen, ValuePath, View, listed, schema_problems
+from interlock.workflows.visibility import Problem, Seen, ValuePath, Visible, listed, schema_problems
 from interlock.workflows.walk import reaches, siblings, signal_waits
 
 __all__ = ["Problem", "check_workflow"]
@@ -49,17 +50,19 @@ def check_workflow(
     workflows: Mapping[str, Workflow] | None = None,
     roles: Iterable[str] | None = None,
     unbatched: Iterable[str] = (),
+    needs_approval: NeedsApproval | None = None,
 ) -> list[Problem]:
-    """Every fault found, in the order of the file; empty means it can be deployed.
+    """All faults, in the order of the file; without faults the workflow can be deployed.
 
     Args:
-        roles: those that people can have.
+        roles: the roles of principals.
         unbatched: those of `models` whose provider has no batch API.
+        needs_approval: see `check_approvals`.
     """
     known = frozenset(roles) if roles is not None else None
-    return list(
-        _Checker(workflow, prompts, tools, frozenset(models), workflows or {}, known, frozenset(unbatched)).run()
-    )
+    checker = _Checker(workflow, prompts, tools, frozenset(models), workflows or {}, known, frozenset(unbatched))
+    # What its reviews cover is no question while something else is broken.
+    return list(checker.run()) or list(ApprovalCheck(workflow, tools, needs_approval).problems())
 
 
 class _Checker:
@@ -82,14 +85,14 @@ class _Checker:
         self.workflows = workflows
         self.seen: set[str] = set()
         self.payloads: dict[str, JsonSchema] = {}  # signal → schema
-        self.view = View(workflow.input)
+        self.view = Visible(workflow.input)
 
     def run(self) -> Iterator[Problem]:
         workflow = self.workflow
         broken = list(schema_problems(workflow.input, ("input",)))
         if broken:
             yield from broken
-            self.view = View({})  # nothing more can be said about it
+            self.view = Visible({})  # nothing more can be checked without it
         faults = {name: self._without_faults(name) for name in self.tools}
         for index, name in enumerate(workflow.allow):
             path: ValuePath = ("allow", index)
@@ -106,7 +109,7 @@ class _Checker:
         yield from self.view.bindings(workflow.output, ("output",))
 
     def _without_faults(self, name: str) -> list[str]:
-        """Problems of a tool's schemas; the rest of the check goes on without those."""
+        """Problems of a tool's schemas; the rest of the check continues without faulty schemas."""
         contract, faults = self.tools[name], []
         for part, schema in (("input", contract.input), ("output", contract.output)):
             for problem in schema_problems(schema, ()):
@@ -152,7 +155,7 @@ class _Checker:
                 yield from self._subworkflow(step, path)
 
     def _beside(self, parts: list[tuple[list[Step], ValuePath]]) -> Iterator[Problem]:
-        """Branches: none may read another's results, what follows may read all of them."""
+        """Checks branches: no branch may read the results of another; later steps may read all of them."""
         outer = self.view
         after = dict(outer.before)
         for steps, place in parts:
@@ -251,7 +254,9 @@ class _Checker:
             return "only a model step falls back to a model; use tool, last_good or value"
         contract = self.tools.get(step.tool) if isinstance(step, ToolStep) else None
         if fallback.last_good and contract is not None and contract.mutating:
-            return f'an earlier result of tool "{contract.name}" is no substitute for what it does; it is mutating'
+            return (
+                f'an earlier result of tool "{contract.name}" cannot replace its effect, because the tool is mutating'
+            )
         return None
 
     def _fixed(self, step: ModelStep | AgentStep | ToolStep, value: Any, path: ValuePath) -> Iterator[Problem]:
@@ -277,7 +282,7 @@ class _Checker:
             else:
                 schema = self.view.schema_at(reference)
                 if schema.get("type", "array") != "array":
-                    yield Problem((*path, "items"), f'step "{step.id}": "{step.items}" is no list')
+                    yield Problem((*path, "items"), f'step "{step.id}": "{step.items}" is not a list')
                 item = schema.get("items", {})
         outer = self.view
         self.view = replace(outer, item=item if isinstance(item, dict) else {})
@@ -352,15 +357,19 @@ class _Checker:
             except ValueError:
                 aware = False
             if not aware:
-                message = f'step "{step.id}": until is no moment; write 2026-12-24T18:00:00+01:00, or refer to a number'
+                message = (
+                    f'step "{step.id}": until is not a moment; write 2026-12-24T18:00:00+01:00, or refer to a number'
+                )
                 yield Problem(place, message)
         elif not self.view.is_number(reference):
-            yield Problem(place, f'step "{step.id}": "{step.until}" is no number field; until needs seconds since 1970')
+            yield Problem(
+                place, f'step "{step.id}": "{step.until}" is not a number field; until needs seconds since 1970'
+            )
 
-    # -- what later steps see ----------------------------------------------------------------------------------
+    # -- results for later steps -------------------------------------------------------------------------------
 
     def _received(self, step: WaitStep) -> Seen:
-        """Schema of a signal's payload; anything if it is not declared."""
+        """Schema of a signal's payload; any value if it is not declared."""
         known = _properties(step.payload)
         seen = _object(**(known | {"received": _FLAG})) if step.signal else _object()
         return Seen.of(seen) if known or step.signal is None else Seen({}, seen)

@@ -1,6 +1,6 @@
-"""Facts: the enum, boolean and number fields of a result. Control flow sees these and nothing else.
+"""Facts: the enum, boolean and number fields of a result, and the only input of control flow.
 
-A sentence that a model or an attacker wrote is never a fact, so it can never steer a branch.
+Free text is never a fact, so text written by a model or an attacker cannot control a branch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import cel
 from interlock.base.errors import InvalidSpec
 
 MAX_CONDITION = 2000
-"""Characters of a condition. CEL recurses in native code, where a deep expression ends the process; some 12,000 terms do."""
+"""Maximum characters of a condition. CEL recurses in native code, where a deep expression (about 12,000 terms) ends the process."""
 MAX_NESTING = 50
-"""Brackets in brackets of a condition or a policy, for the same reason."""
+"""Maximum nesting of brackets in a condition or a policy, for the same reason."""
 
 Facts = dict[str, Any]
 
@@ -44,7 +44,7 @@ def facts_of(schema: Mapping[str, Any], value: Any) -> Facts:
     return {name: value[name] for name in fact_fields(schema) if name in value}
 
 
-@lru_cache(maxsize=4096)  # takes a hundred times as long as an evaluation; what it gives never changes
+@lru_cache(maxsize=4096)  # compilation takes a hundred times as long as an evaluation, and its result is constant
 def compile_condition(expression: str) -> Any:
     """A compiled CEL program with `.variables` and `.execute(context)`.
 
@@ -63,7 +63,7 @@ def compile_condition(expression: str) -> Any:
 
 
 def nesting(text: str) -> int:
-    """How deep brackets nest in a text, those in its literals included."""
+    """Depth of nested brackets in a text, those in its literals included."""
     depth = deepest = 0
     for character in text:
         if character in "([{":
@@ -78,7 +78,7 @@ def holds(program: Any, facts: Mapping[str, Facts]) -> bool:
     """Evaluates a condition.
 
     Raises:
-        InvalidSpec: it reads a fact that is not there, or is not boolean.
+        InvalidSpec: it reads a missing fact, or its result is not boolean.
     """
     try:
         result = program.execute(dict(facts))

@@ -1,4 +1,4 @@
-"""Prompts: versioned Jinja templates with typed slots, one template a turn, so that roles never mix."""
+"""Prompts: versioned Jinja templates with typed slots; one template for each message, so that roles are never mixed."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from interlock.base.refs import canonical_json
 from interlock.workflows.schemas import Validator, validator_for
 from interlock.workflows.spec import JsonSchema, Part
 
-# Bounds of one rendering. Far above any prompt: a million tokens, and a list no model would read to its end.
+# Limits of one rendering, far above any real prompt: a million tokens, and a very long list.
 MAX_CHARACTERS = 4_000_000
 MAX_TURNS = 10_000
 _MAX_ARGUMENT = 1000  # of a filter: characters of a text, size of a number
 
-# What a template may be made of: it shows its slots, chooses and repeats. It neither calls, assigns nor calculates, so
-# a short template cannot ask for gigabytes or hours, for any slot values.
+# Permitted parts of a template: output of slots, conditions and loops. It cannot call, assign or calculate, so a short
+# template cannot need gigabytes or hours, for any slot values.
 _NODES: tuple[type[nodes.Node], ...] = (
     *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Neg, nodes.List, nodes.Tuple),
     *(nodes.Name, nodes.Getattr, nodes.Getitem, nodes.Slice),
     *(nodes.If, nodes.CondExpr, nodes.For, nodes.And, nodes.Or, nodes.Not, nodes.Compare, nodes.Operand, nodes.Test),
     *(nodes.Filter, nodes.Keyword),
 )
-# Filters whose result is not much larger than what goes in. `random` would make two renderings differ.
+# Filters whose result is not much larger than their input. Not `random`, which would make two renderings differ.
 _FILTERS = (
     *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items"),
     *("join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round"),
     *("select", "selectattr", "sort", "string", "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount"),
 )
-_COUNTER = "\0turns"  # no name a template can write
+_COUNTER = "\0turns"  # a name that a template cannot contain
 
 
 class _Unbounded(jinja2.TemplateRuntimeError):
-    """A rendering is over a bound; the message is ours."""
+    """A rendering exceeds a limit; the message is Interlock's own."""
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """A template reads the fields of its slots and nothing of Python: `order.items` is a field, never a dict's method."""
+    """Environment in which a template reads only fields of its slots: `order.items` is a field, never a dict's method."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, LoopContext):
@@ -55,7 +55,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self._field(obj, attribute, self.undefined(obj=obj, name=attribute))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        # What is asked for may be a slot's value, which messages do not repeat.
+        # The requested name may be a slot's value, which messages must not contain.
         return self._field(obj, argument, self.undefined(hint="a list or an object has no element of that name"))
 
     def _field(self, obj: Any, argument: Any, missing: Any) -> Any:
@@ -130,7 +130,7 @@ class Prompt:
         except (_Unbounded, jinja2.UndefinedError) as error:
             raise ContractViolation(f'prompt "{self.name}" cannot be rendered: {error.message}') from error
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            # Python's own text may repeat a slot's value.
+            # Python's own message may contain a slot's value.
             raise ContractViolation(f'prompt "{self.name}" cannot be rendered: {type(error).__name__}') from error
 
 
@@ -148,7 +148,7 @@ def _parse(content: str) -> nodes.Template:
     """The template's tree, with every loop counted.
 
     Raises:
-        jinja2.TemplateSyntaxError: not a template, or made of more than a prompt may be made of.
+        jinja2.TemplateSyntaxError: not a template, or it contains a part that is not permitted.
     """
     tree = _ENVIRONMENT.parse(content)
     for node in tree.find_all(nodes.Node):
@@ -193,7 +193,7 @@ def compile_prompt(name: str, spec: PromptSpec) -> Prompt:
     """Compiles the templates and checks that they use exactly the declared slots.
 
     Raises:
-        InvalidSpec: naming the turn and the slot.
+        InvalidSpec: a fault, with the message and the slot.
     """
     templates = []
     used: set[str] = set()

@@ -1,4 +1,4 @@
-"""JSON Schemas compiled once, and values held against them.
+"""Compilation of JSON Schemas, and validation of values.
 
 What is said about a value that does not fit goes into journals, audit entries, logs and webhooks. It names declared properties
 and rules of the schema, and repeats neither the value nor a property name that the schema does not declare.
@@ -16,9 +16,9 @@ from interlock.base.errors import ContractViolation
 from interlock.base.json import MAX_PLACE, place, sentence
 
 MAX_MESSAGE = 200
-"""Characters of what is said about one violated rule."""
+"""Maximum characters of the message about one violated rule."""
 
-# Rules whose sentence, with the value masked, is made of the schema alone.
+# Rules whose message, with the value masked, contains only the schema.
 _PLAIN = frozenset({
     *("const", "dependentRequired", "enum", "exclusiveMaximum", "exclusiveMinimum", "format", "maxItems", "maxLength"),
     *("maximum", "maxProperties", "minItems", "minLength", "minProperties", "minimum", "multipleOf", "pattern"),
@@ -29,13 +29,13 @@ _CLOSED = frozenset({"additionalProperties", "unevaluatedProperties"})
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Where a value does not fit, and which rule it breaks.
+    """A violation: the place in the value and the violated rule.
 
     Attributes:
-        place: as `base.json.place`; "" for the value itself.
-        keyword: of the schema.
+        place: as returned by `base.json.place`; "" for the value itself.
+        keyword: the schema's keyword.
         message: one sentence about the rule.
-        undeclared: the names that the rule refuses. They are data of whoever made the value: only for its sender to see.
+        undeclared: the names that the rule refuses. They are data of the value's sender, and may be shown only to the sender.
     """
 
     place: str
@@ -48,8 +48,8 @@ class Validator:
     """A compiled schema.
 
     Args:
-        compiled: of `jsonschema_rs`, with values masked.
-        schema: what it was compiled from, for the names that it declares.
+        compiled: validator of `jsonschema_rs`, with values masked.
+        schema: its source, for the names that it declares.
     """
 
     def __init__(self, compiled: Any, schema: Any) -> None:
@@ -58,7 +58,7 @@ class Validator:
         self._outermost = _names(schema)
 
     def iter_errors(self, value: Any) -> Iterator[Violation]:
-        """What is wrong with a value, in the order of the schema."""
+        """Violations of a value, in the order of the schema."""
         for error in self._compiled.iter_errors(value):
             path = [str(part) for part in error.schema_path]
             keyword = path[-1] if path else "schema"
@@ -72,7 +72,7 @@ class Validator:
             )
 
     def check(self, value: Any, *, what: str, to_sender: bool = False) -> None:
-        """Raises as `check_value`."""
+        """Validates a value; raises as `check_value`."""
         if self._compiled.is_valid(value):
             return
         for error in self.iter_errors(value):
@@ -98,7 +98,7 @@ def validator_for(schema: Any, *, formats: bool = False) -> Validator:
         formats: enforce `format`.
 
     Raises:
-        jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError: it is no JSON Schema.
+        jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError: it is not a JSON Schema.
     """
     compiled = jsonschema_rs.validator_for(schema, mask="the value", validate_formats=formats, offline=True)
     return Validator(compiled, schema)
@@ -108,7 +108,7 @@ def check_value(validator: Validator, value: Any, *, what: str, to_sender: bool 
     """Validates against a compiled schema.
 
     Args:
-        to_sender: the message goes to the sender of the value and nowhere else, so it may name what they sent.
+        to_sender: the message goes only to the sender of the value, so it may contain undeclared names.
 
     Raises:
         ContractViolation: naming the first place; neither the value nor, but to its sender, an undeclared name is repeated.
@@ -122,7 +122,7 @@ def _closed(names: Collection[str]) -> str:
 
 
 def _declared(schema: Any) -> Iterator[str]:
-    """Every property name that a schema declares anywhere in it."""
+    """All property names that a schema declares at any depth."""
     below = [schema]
     while below:
         part = below.pop()

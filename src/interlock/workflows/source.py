@@ -1,4 +1,4 @@
-"""YAML definitions, parsed so that every later complaint can name the line."""
+"""YAML definitions, parsed with line numbers for error messages."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from interlock.base.errors import InvalidSpec
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Path = Sequence[str | int]
 
-# A definition is written by people; anything larger is a mistake or an attack on the parser.
+# People write definitions; a larger file is a mistake or an attack on the parser.
 MAX_SOURCE_CHARACTERS = 1_000_000
-MAX_NUMBER_BITS = 1024  # larger ones have no float, and at 4300 digits Python refuses to print them
+MAX_NUMBER_BITS = 1024  # larger numbers do not fit a float, and Python refuses to print more than 4300 digits
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A parsed definition file: its name for messages, its plain data, and the tree that knows line numbers."""
+    """A parsed definition file: its name for messages, its plain data, and the tree with line numbers."""
 
     name: str
     data: Any
@@ -35,12 +35,12 @@ class Source:
         return Source(self.name, data, self._tree)
 
     def line(self, path: Path) -> int:
-        """The 1-based line at which the value at `path` stands, or that of its nearest parent."""
+        """The 1-based line of the value at `path`, or of its nearest parent."""
         node, line = self._tree, 1
         for part in path:
             position = _position(node, part)
             if position is None:
-                continue  # pydantic puts union tags into its paths; they are not in the file
+                continue  # pydantic adds union tags to its paths; they are not in the file
             line = position
             node = node[part]
         return line
@@ -83,21 +83,19 @@ def parse_yaml(text: str, name: str) -> Source:
         raise InvalidSpec(f"{name}:{line}: not valid YAML: {_sentence(error.problem or error.context)}") from error
     except InvalidSpec:
         raise
-    except (
-        Exception
-    ) as error:  # the parser leaks what Python raises for odd input, such as a TypeError for a list in a key
+    except Exception as error:  # the parser does not catch Python's own errors, such as a TypeError for a list in a key
         first_line = str(error).split("\n", maxsplit=1)[0]
         raise InvalidSpec(f"{name}: not valid YAML: {_sentence(first_line)}") from error
     return Source(name, data, tree)
 
 
 def _sentence(text: str | None) -> str:
-    """In one line: parsers and keys quote what is in the file, line breaks included."""
+    """The text in one line: messages and keys quote the file, line breaks included."""
     return " ".join((text or "").split())
 
 
 def _refuse_anchors_and_tags(text: str, name: str) -> None:
-    # Aliases let ten lines expand to gigabytes, and tags make values that are not JSON; no definition needs them.
+    # With aliases ten lines can expand to gigabytes, and tags create values that are not JSON; definitions need neither.
     for event in YAML(typ="rt", pure=True).parse(text):
         line = event.start_mark.line + 1
         if getattr(event, "anchor", None) is not None:
@@ -123,14 +121,14 @@ def _plain(node: Any) -> Any:
     for plain in (int, float, str):
         if isinstance(node, plain):
             return plain(node)
-    return str(node)  # dates and the like: a definition has no use for them but as text
+    return str(node)  # dates and similar values: a definition uses them only as text
 
 
 def validate(model: type[ModelT], source: Source) -> ModelT:
     """Builds `model` from a parsed file.
 
     Raises:
-        InvalidSpec: one line per fault, each `file:line: field: what is wrong; the mend`.
+        InvalidSpec: one line per fault, each `file:line: field: fault; correction`.
     """
     try:
         return model.model_validate(source.data)

@@ -1,4 +1,4 @@
-"""The workflow language: a workflow is data. `interlock schema` prints this module as JSON Schema."""
+"""Workflow language: a workflow is data. `interlock schema` prints this module as JSON Schema."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ JsonSchema = dict[str, Any]
 
 
 class Part(BaseModel):
-    """Base of everything in a definition: unknown fields are refused, instances never change."""
+    """Base of all parts of a definition: unknown fields are refused, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RetryPolicy(Part):
-    """How a step is tried again: exponential backoff with full jitter, within the run's retry budget."""
+    """Retries of a step: exponential backoff with full jitter, within the run's retry budget."""
 
-    max_attempts: int = Field(default=3, ge=1, le=20, description="attempts in all, the first included")
-    backoff: Seconds = Field(default=1.0, description="seconds before the second attempt, at most")
-    max_backoff: Seconds = Field(default=60.0, description="upper bound of one wait, seconds")
+    max_attempts: int = Field(default=3, ge=1, le=20, description="maximum number of attempts, the first included")
+    backoff: Seconds = Field(default=1.0, description="maximum seconds before the second attempt")
+    max_backoff: Seconds = Field(default=60.0, description="maximum seconds of one wait")
 
 
 class Budget(Part):
@@ -45,14 +45,15 @@ class Budget(Part):
         default=None,
         description="money for all model calls, USD, at most 9 decimals; only models with a known price are called",
     )
-    retries: int = Field(default=10, ge=0, le=1000, description="retries over all steps (default from R4)")
+    retries: int = Field(default=10, ge=0, le=1000, description="retries of all steps together")
 
 
 class _StepBase(Part):
     id: Identifier
     description: str = ""
     on_failure: Literal["fail", "continue"] = Field(
-        default="fail", description='"continue": the run goes on without this step and ends as partial, with the reason'
+        default="fail",
+        description='"continue": the run continues without this step and ends as partial, with the reason',
     )
 
 
@@ -63,7 +64,7 @@ class Fallback(Part):
     """
 
     tool: Identifier | None = Field(default=None, description="another tool")
-    input: dict[str, Any] | None = Field(default=None, description="its arguments; absent: those of the step")
+    input: dict[str, Any] | None = Field(default=None, description="arguments of the tool; absent: those of the step")
     model: Identifier | None = Field(default=None, description="another model alias, same prompt and output")
     last_good: bool = Field(default=False, description="the newest result that the same call gave in an earlier run")
     value: dict[str, Any] | None = Field(default=None, description="a fixed answer")
@@ -108,25 +109,25 @@ class ModelStep(_AskingStep):
 
     kind: Literal["model"]
     cache: Seconds | None = Field(
-        default=None, description="seconds for which an answer to the very same request is used again"
+        default=None, description="seconds for which the answer to an identical request is reused"
     )
     batch: bool = Field(
         default=False,
-        description="through the provider's batch API: at half the price, within a day; its fallbacks are called directly",
+        description="use the provider's batch API: half the price, answer within a day; fallbacks are called directly",
     )
 
 
 class AgentStep(_AskingStep):
-    """A model that may call tools, turn by turn, until it answers; every turn and every call is a checkpoint.
+    """A model that may call tools in turns until it answers; every turn and every call is a checkpoint.
 
-    Calls of one turn run at once; a mutating one waits for those named before it, and those named after wait for it.
-    A call that fails is told to the model, which may do something else.
+    Calls of one turn run concurrently; a mutating one waits for those named before it, and those named after wait for it.
+    The model receives the failure of a call and may choose another action.
     """
 
     kind: Literal["agent"]
     tools: list[Identifier] = Field(min_length=1, description="the only tools the model may call here")
-    max_turns: int = Field(default=10, ge=1, le=200, description="model calls at most; then the step fails")
-    max_calls: int = Field(default=8, ge=1, le=32, description="tool calls of one turn at most")
+    max_turns: int = Field(default=10, ge=1, le=200, description="maximum number of model calls; then the step fails")
+    max_calls: int = Field(default=8, ge=1, le=32, description="maximum number of tool calls in one turn")
 
 
 class ToolStep(_WorkStep):
@@ -138,12 +139,17 @@ class ToolStep(_WorkStep):
 
 
 class ReviewStep(_StepBase):
-    """Waits, durably, for a person."""
+    """A durable wait for a person's decision."""
 
     kind: Literal["review"]
     title: str
-    show: dict[str, Any] = Field(default_factory=dict, description="what the reviewer sees: name → binding")
+    show: dict[str, Any] = Field(default_factory=dict, description="values shown to the reviewer: name → binding")
     role: str = Field(default="reviewer", description="role a principal needs to decide")
+    approves: Identifier | Literal[False] | None = Field(
+        default=None,
+        description="the later tool step whose call this review approves, all of whose bound arguments it shows; absent: the "
+        "next one with a mutating tool; false: none",
+    )
     on_reject: Literal["fail", "continue"] = Field(
         default="fail", description='"continue" makes the decision a fact, `<id>.approved`, to branch on'
     )
@@ -151,7 +157,7 @@ class ReviewStep(_StepBase):
 
 
 class WaitStep(_StepBase):
-    """Waits, durably, for time to pass, a moment to come or a signal. Exactly one of `duration`, `until`, `signal`."""
+    """A durable wait for a duration, a moment or a signal. Exactly one of `duration`, `until`, `signal`."""
 
     kind: Literal["wait"]
     duration: Seconds | None = Field(default=None, description="seconds")
@@ -159,7 +165,7 @@ class WaitStep(_StepBase):
         default=None, description="a moment: ISO 8601 with an offset, or a reference to a number, seconds since 1970"
     )
     signal: Identifier | None = Field(default=None, description="name of a signal that is sent to the run")
-    payload: JsonSchema = Field(default_factory=dict, description="JSON Schema of what comes with the signal")
+    payload: JsonSchema = Field(default_factory=dict, description="JSON Schema of the signal's payload")
     timeout: Seconds | None = Field(default=None, description="seconds to wait for the signal")
     on_timeout: Literal["fail", "continue"] = Field(
         default="fail", description='"continue" makes it a fact, `<id>.received`, to branch on'
@@ -175,7 +181,7 @@ class WaitStep(_StepBase):
 
 
 class ParallelStep(_StepBase):
-    """Branches that run at once; done when all are."""
+    """Branches that run concurrently; complete when all are."""
 
     kind: Literal["parallel"]
     branches: dict[Identifier, Steps] = Field(min_length=1)
@@ -187,7 +193,7 @@ class BranchCase(Part):
 
 
 class BranchStep(_StepBase):
-    """Takes the first case whose condition holds, else `otherwise`."""
+    """Runs the first case whose condition holds, else `otherwise`."""
 
     kind: Literal["branch"]
     cases: list[BranchCase] = Field(min_length=1)
@@ -195,36 +201,36 @@ class BranchStep(_StepBase):
 
 
 class MapStep(_StepBase):
-    """The same steps for every item of a list; inside, `$item` is the item and `$index` its place, from 0.
+    """The same steps for every item of a list; inside, `$item` is the item and `$index` its position, from 0.
 
     Its facts are `count`, `succeeded` and `failed`; `$steps.<id>` is the list of results, null for an item that failed.
-    With `on_item_failure: continue`, what a failed item had done is undone, and the others go on.
+    With `on_item_failure: continue`, the effects of a failed item are compensated, and the other items continue.
     """
 
     kind: Literal["map"]
     items: str = Field(description="reference to a list")
     max_items: int = Field(default=1000, ge=1, le=10_000, description="a longer list is refused")
-    concurrency: int = Field(default=8, ge=1, le=1000, description="items under way at once")
+    concurrency: int = Field(default=8, ge=1, le=1000, description="maximum number of concurrent items")
     on_item_failure: Literal["fail", "continue"] = "fail"
     steps: Steps = Field(min_length=1)
     result: Any = Field(default=None, description="binding of one item's result; absent: the last step's output")
 
 
 class LoopStep(_StepBase):
-    """Steps repeated until a condition holds, at most `max_iterations` times; `$last.<id>` reads the round before.
+    """Steps repeated until a condition holds, at most `max_iterations` times; `$last.<id>` reads the previous iteration.
 
     Its facts are `iterations` and `met`.
     """
 
     kind: Literal["loop"]
-    until: str = Field(description="CEL over facts, looked at after each round")
+    until: str = Field(description="CEL over facts, evaluated after each iteration")
     max_iterations: int = Field(ge=1, le=1000, description="hard bound")
     on_limit: Literal["fail", "continue"] = "fail"
     steps: Steps = Field(min_length=1)
 
 
 class SubworkflowStep(_StepBase):
-    """Another workflow of the project inside this run: its steps, this run's budget, deadline, journal and record.
+    """Another workflow of the project inside this run: its own steps with this run's budget, deadline, journal and audit log.
 
     `$steps.<id>.<name>` reads its output. Its tools must be in this workflow's allow list too.
     """
@@ -237,13 +243,13 @@ class SubworkflowStep(_StepBase):
 WorkStep = ModelStep | AgentStep | ToolStep
 ContainerStep = ParallelStep | BranchStep | MapStep | LoopStep | SubworkflowStep
 CONTAINERS = (ParallelStep, BranchStep, MapStep, LoopStep, SubworkflowStep, AgentStep)
-"""Steps that have others inside, an agent its turns and calls."""
+"""Steps that contain others; an agent contains its turns and calls."""
 Step = Annotated[WorkStep | ReviewStep | WaitStep | ContainerStep, Field(discriminator="kind")]
 Steps = list[Step]
 
 
 class Workflow(Part):
-    """A workflow: typed steps in order, what they may touch, and what comes out."""
+    """A workflow: typed steps in order, permitted tools, and output."""
 
     name: Identifier
     description: str = ""
@@ -256,7 +262,7 @@ class Workflow(Part):
     deadline: Seconds | None = Field(default=None, description="seconds for the whole run; then a partial result")
     on_failure: Literal["compensate", "hold"] = Field(
         default="compensate",
-        description='"hold": a step that finally failed waits in the dead-letter queue for a person, nothing is undone',
+        description='"hold": a step that finally failed waits in the dead-letter queue for an operator, and nothing is compensated',
     )
     steps: Steps = Field(min_length=1)
     output: dict[str, Any] = Field(default_factory=dict, description="name → binding; null where the step did not run")

@@ -23,13 +23,13 @@ _READ = re.compile(r"(?<![\w.])([A-Za-z_]\w*)\.([A-Za-z_]\w*)(?!\w*\s*\()")
 
 
 def _fields_read(expression: str) -> set[tuple[str, str]]:
-    """(name, field) of every `name.field` in a condition; what stands in quotes is text, and `name.size()` no field."""
+    """(name, field) of every `name.field` in a condition; quoted parts are text, and `name.size()` is not a field."""
     return set(_READ.findall(_TEXT.sub("''", expression)))
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A fault at a place in the workflow file: what is wrong, and the mend."""
+    """A fault at a place in the workflow file, with the correction."""
 
     path: ValuePath
     message: str
@@ -48,7 +48,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class Visible:
     """Values readable at one place.
 
     Attributes:
@@ -63,7 +63,7 @@ class View:
     last: frozenset[str] | None = None
     item: JsonSchema | None = None
 
-    def after(self, name: str, seen: Seen) -> View:
+    def after(self, name: str, seen: Seen) -> Visible:
         return replace(self, before={**self.before, name: seen})
 
     def bindings(self, tree: Any, path: ValuePath) -> Iterator[Problem]:
@@ -87,22 +87,20 @@ class View:
         known = {"input", *self.before}
         for name in program.variables():
             if name not in known:
-                message = (
-                    f'step "{step_id}": condition reads "{name}", which is no earlier step; {listed(known, "names")}'
-                )
+                message = f'step "{step_id}": condition reads "{name}", which is not an earlier step; {listed(known, "names")}'
                 yield Problem(path, message)
         for name, read in sorted(_fields_read(expression)):
             schema = self.input if name == "input" else self.before[name].facts if name in self.before else {}
             facts = fact_fields(schema)
             if schema and read not in facts:
                 message = (
-                    f'step "{step_id}": condition reads "{name}.{read}", which is no fact; {listed(facts, "facts")}, '
+                    f'step "{step_id}": condition reads "{name}.{read}", which is not a fact; {listed(facts, "facts")}, '
                     "and only numbers, booleans and enums are facts"
                 )
                 yield Problem(path, message)
 
     def schema_at(self, reference: Reference) -> JsonSchema:
-        """The schema of what a reference points to; `{}` where nothing is known of it."""
+        """The schema of a reference's target; `{}` if it is not known."""
         match reference.root:
             case "input":
                 schema = self.input
@@ -148,7 +146,7 @@ class View:
 
     def _last(self, reference: Reference) -> str | None:
         if self.last is None:
-            return f'"{reference.text}": there is no round before outside a loop step; use $steps'
+            return f'"{reference.text}": there is no previous iteration outside a loop step; use $steps'
         if reference.step not in self.last:
             return f'"{reference.text}": the loop has no step "{reference.step}"; {listed(self.last, "steps")}'
         return None
@@ -156,7 +154,7 @@ class View:
     def _step(self, reference: Reference) -> str | None:
         step = str(reference.step)
         if step not in self.before:
-            return f'"{reference.text}": "{step}" is no earlier step; {listed(self.before, "steps")}'
+            return f'"{reference.text}": "{step}" is not an earlier step; {listed(self.before, "steps")}'
         return _field_problem(reference, self.before[step].value, f'step "{step}"')
 
 
@@ -176,7 +174,7 @@ def listed(names: Iterable[str], what: str) -> str:
 
 
 def _field_problem(reference: Reference, schema: JsonSchema, owner: str) -> str | None:
-    """True if the first field of a path can exist; a schema that says nothing about its fields allows all."""
+    """Problem of a path whose first field cannot exist; a schema without properties allows every field."""
     if not reference.path or "properties" not in schema:
         return None
     properties = schema["properties"]

@@ -1,4 +1,4 @@
-"""Walking through a definition: the steps inside steps, and the workflows inside workflows."""
+"""Traversal of a definition: steps inside steps, and workflows inside workflows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def branches_of(step: Step) -> list[list[Step]]:
 
 
 def siblings(steps: Iterable[Step]) -> Iterator[Step]:
-    """Steps and those in their branches: everything of one name space."""
+    """Steps and those in their branches: all steps of one name space."""
     for step in steps:
         yield step
         for part in branches_of(step):
@@ -57,7 +57,7 @@ def reaches(workflow: Workflow, target: str, known: Mapping[str, Workflow]) -> b
 
 
 def signal_waits(workflow: Workflow, known: Mapping[str, Workflow]) -> Iterator[WaitStep]:
-    """The waits for signals of a workflow and of those in it."""
+    """The signal waits of a workflow and of its subworkflows."""
     for step in every(workflow.steps):
         if isinstance(step, WaitStep) and step.signal is not None:
             yield step

@@ -21,7 +21,7 @@ from interlock.app import App
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.settings import Settings
-from interlock.execution.engine import Services
+from interlock.execution.engine import EngineServices
 from interlock.guard.gate import composed
 from interlock.identity.principal import Principal
 from interlock.machine.events import event_to_json
@@ -35,6 +35,7 @@ from .world import MODELS
 PATIENCE = 180.0
 """Seconds without what a script waits for, until it gives up."""
 
+REVIEW = {"self_approval": True}  # one person plays everybody
 _LOOK_SECONDS = 0.01
 _ENDINGS = {"succeeded", "partial", "failed", "cancelled", "dead"}
 
@@ -233,10 +234,10 @@ async def drive(
     """Plays scenarios on an engine; scenario id → its record, or why there is none."""
     database = {"url": owner_url, "pool_size": 8}
     worker = {"concurrency": 500, "lease_seconds": 60}
-    given = Settings(database=database, data_dir=data_dir, models=MODELS, worker=worker, **settings)
+    given = Settings(database=database, data_dir=data_dir, models=MODELS, worker=worker, review=REVIEW, **settings)
     async with App(project, given) as app, await psycopg.AsyncConnection.connect(owner_url, autocommit=True) as owner:
         await app.admin.deploy(admin, app.read_project())
-        kernel, seen = ScriptedKernel(app.database, app.committer), Observer(owner)
+        kernel, seen = ScriptedKernel(app.database, app.committer, app.approving.key), Observer(owner)
         runs = {scenario.id: Run(app, kernel, seen, admin, scenario) for scenario in scenarios}
         for run in runs.values():
             await run.prepare()
@@ -264,8 +265,8 @@ def _why(error: BaseException, run_id: str, logs: list[Any]) -> str:
     return "\n".join([*traceback.format_exception(error), *said[-3:]])
 
 
-def _services(app: App, kernel: Any) -> Services:
-    return Services(
+def _services(app: App, kernel: Any) -> EngineServices:
+    return EngineServices(
         database=app.database,
         committer=app.committer,
         artifacts=app.artifacts,

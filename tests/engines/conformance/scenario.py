@@ -18,7 +18,7 @@ from interlock.machine.events import Failure
 
 DIRECTORY = Path(__file__).with_name("scenarios")
 
-OUTCOMES = {"succeed", "fail", "defer", "undone", "undo_fails"}
+OUTCOMES = {"succeed", "fail", "defer", "lacks", "undone", "undo_fails"}
 """Verbs that answer work under way."""
 
 TOLD = {"approve", "reject", "signal", "cancel", "pause", "resume", "requeue", "discard", "again"}
@@ -134,8 +134,8 @@ def _scenario(topic: str, data: dict[str, Any]) -> Scenario:
 # -- events --------------------------------------------------------------------------------------------------------
 
 
-def outcome_event(entry: Entry, attempt: int, began: float, now: float, output: Ref) -> Any:
-    """The event of a line that answers work."""
+def outcome_event(entry: Entry, attempt: int, began: float, now: float, output: Ref, digest: str = "") -> Any:
+    """The event of a line that answers work; `digest` is of the act that lacks an approval, and `output` what it is made with."""
     step, options, times = str(entry.target), entry.options, (began, now)
     usage = Usage(**options["usage"]) if "usage" in options else None
     match entry.verb:
@@ -146,6 +146,8 @@ def outcome_event(entry: Entry, attempt: int, began: float, now: float, output: 
             return ev.StepFailed(step, attempt, *times, _failure(options), usage)
         case "defer":
             return ev.StepDeferred(step, attempt, *times, options.get("delay", 0.02))
+        case "lacks":
+            return ev.ApprovalNeeded(step, attempt, *times, digest, output)
         case "undone":
             return ev.CompensationSucceeded(step, attempt, *times)
         case _:
@@ -162,13 +164,14 @@ def _failure(options: dict[str, Any]) -> Failure:
     )
 
 
-def told_event(entry: Entry, now: float, seal: Callable[[Any], Ref]) -> Any:
-    """The event of a line that tells the run something."""
+def told_event(entry: Entry, now: float, seal: Callable[[Any], Ref], digest: str = "") -> Any:
+    """The event of a line that tells the run something; `digest` is of the act that a person decides about."""
     target, options = entry.target, entry.options
     match entry.verb:
         case "approve" | "reject":
             facts = options.get("facts", {})
-            return ev.ReviewDecided(str(target), now, entry.verb == "approve", seal(options.get("value")), facts)
+            approved = entry.verb == "approve"
+            return ev.ReviewDecided(str(target), now, approved, seal(options.get("value")), facts, digest)
         case "signal":
             facts = options.get("facts", {})
             return ev.SignalReceived(str(target), options["id"], now, seal({"signal": target, **facts}), facts)
@@ -193,7 +196,7 @@ def normalised(event: dict[str, Any]) -> dict[str, Any]:
 
     Of `began` it stays whether there is a moment at all, and whether it is before the outcome's; usage stays as it is.
     """
-    kept = {name: value for name, value in event.items() if name not in {"at", "seed"}}
+    kept = {name: value for name, value in event.items() if name not in {"at", "seed", "digest"}}
     if "began" in kept:
         kept["began"] = 0 < kept["began"] <= event["at"]
     for name in ("output", "payload", "input", "request"):

@@ -11,6 +11,7 @@ from typing import Any
 from interlock.base.errors import LeaseLost
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
+from interlock.execution.approvals import Act, Approvals, act_of, consumed_rows
 from interlock.execution.effects import Effect, EffectLedger, idempotency_key
 from interlock.execution.steps import StepExecution, StepOutcome
 from interlock.guard.gate import composed
@@ -31,7 +32,8 @@ _REFUSED = {"denied", "budget", "invalid"}
 class ScriptedKernel:
     """Fulfils what engines use of `runtime.kernel.Kernel`."""
 
-    def __init__(self, database: Database, committer: Committer) -> None:
+    def __init__(self, database: Database, committer: Committer, approval_key: bytes) -> None:
+        self._approvals = Approvals(database, approval_key)
         self._ledger = EffectLedger(database, committer)
         self._answers: dict[Key, tuple[int, asyncio.Future[tuple[Entry, float]]]] = {}
         self.works: dict[str, list[str]] = {}
@@ -57,6 +59,8 @@ class ScriptedKernel:
 
     async def perform(self, execution: StepExecution) -> StepOutcome:
         entry, now = await self._asked("perform", execution)
+        if entry.verb == "lacks":
+            return await self._lacking(execution, entry, now)
         sealed = await execution.run.artifacts.seal(execution.run.org_id, composed(_value(execution, entry)), Labels())
         event = outcome_event(entry, execution.attempt, now, now, sealed.ref)
         outcome = StepOutcome(event, artifacts=[sealed.row])
@@ -69,6 +73,13 @@ class ScriptedKernel:
             elif not event.failure.ambiguous:
                 outcome.effects.append(effect.row("failed"))
         return outcome
+
+    async def _lacking(self, execution: StepExecution, entry: Entry, now: float) -> StepOutcome:
+        arguments = await self._arguments(execution)
+        act = _act(execution, arguments)
+        return StepOutcome(
+            outcome_event(entry, execution.attempt, now, now, arguments.ref, act.digest), artifacts=[arguments.row]
+        )
 
     async def compensate(self, execution: StepExecution) -> StepOutcome:
         entry, now = await self._asked("compensate", execution)
@@ -95,8 +106,11 @@ class ScriptedKernel:
         in_doubt = execution.attempt > 1 and await self._ledger.status(execution) == "executing"
         arguments = await self._arguments(execution)
         effect = _effect(execution, arguments)
+        standing = await self._approvals.standing(_act(execution, arguments), effect.idempotency_key)
+        assert standing.facts.digest_matches is (execution.here.asked > 0), "what a person approved is on record"
         if not in_doubt:
-            await self._ledger.intend(execution, effect, arguments)
+            consumed = consumed_rows(standing.unused, effect.idempotency_key)
+            await self._ledger.intend(execution, effect, arguments, consumed)
         await self._ledger.executing(execution, effect)
         return effect
 
@@ -116,6 +130,11 @@ def _effect(execution: StepExecution, arguments: Sealed) -> Effect:
         execution.attempt,
         arguments.ref,
     )
+
+
+def _act(execution: StepExecution, arguments: Sealed) -> Act:
+    assert isinstance(execution.step, ToolStep)
+    return act_of(execution.run, execution.effect_name, execution.step.tool, arguments.ref)
 
 
 def _mutates(execution: StepExecution) -> bool:

@@ -85,12 +85,14 @@ class Simulated:
         attempt = self._under_way.pop(key)
         wanted = entry.options.get("attempt", attempt)
         assert attempt == wanted, f"{entry}: attempt {attempt} is under way, not {wanted}"
-        return outcome_event(entry, attempt, self.now, self.now, _ref())
+        return outcome_event(entry, attempt, self.now, self.now, _ref(), f"{entry.target}/{attempt}")
 
     def _telling(self, entry: Entry) -> Any:
         if entry.verb == "again":
             return next(event for event in reversed(self.trail.events) if event.type in TOLD_TYPES)
-        return told_event(entry, self.now, lambda _: _ref())
+        step = self.state.steps.get(str(entry.target))
+        digest = step.request.digest if step is not None and step.request is not None else ""
+        return told_event(entry, self.now, lambda _: _ref(), digest)
 
     def _fire(self, key: str) -> None:
         timers = self.state.timers

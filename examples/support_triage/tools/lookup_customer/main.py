@@ -9,7 +9,7 @@ FILE = Path(__file__).with_name("customers.sqlite")
 
 def run(customer_id: str) -> dict[str, Any]:
     """The customer's record; LookupError if there is no such customer (trying again cannot help)."""
-    # immutable=1: the directory is read-only and nobody else writes, so SQLite needs neither locks nor a journal.
+    # immutable=1: the directory is read-only and no other process writes, so SQLite needs neither locks nor a journal.
     database = sqlite3.connect(f"{FILE.as_uri()}?mode=ro&immutable=1", uri=True)
     try:
         database.row_factory = sqlite3.Row

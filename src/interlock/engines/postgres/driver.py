@@ -17,7 +17,7 @@ from interlock.base.errors import InvalidInput, LeaseLost, Unavailable
 from interlock.engines.postgres.refusals import Arrived, Refused, Sent, Work, sift, work_in
 from interlock.execution.attempt import unrecordable
 from interlock.execution.batch.reservations import abandon_calls, hold_reserved, release_reserved
-from interlock.execution.engine import HOLD_SECONDS, Services
+from interlock.execution.engine import HOLD_SECONDS, EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, input_facts, load_run, replayed, seed_of, work_of
 from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
 from interlock.execution.steps import Run, StepOutcome
@@ -42,7 +42,7 @@ _YIELDS_AFTER_COMMIT = 2
 class RunDriver:
     """One run under one lease. `drive` returns when the run is over, waits for something, or was taken away."""
 
-    def __init__(self, services: Services, run_id: str, org_id: str, fence: int) -> None:
+    def __init__(self, services: EngineServices, run_id: str, org_id: str, fence: int) -> None:
         self._services = services
         self.ids = (run_id, org_id, fence)
         self._events: Arrived = asyncio.Queue()
@@ -91,7 +91,7 @@ class RunDriver:
                         self._events.put_nowait(outcome)
                     await self._record_otherwise(refused)
         except (LeaseLost, Unavailable) as error:
-            # Not ours any more, or no way to write: let go. Whoever leases the run next folds the journal again.
+            # The lease is lost or the database is away: stop driving. The next lease holder folds the journal again.
             log(names.LOG_RUN_ABANDONED, error.message, level="warning", run_id=self.ids[0], reason=error.code)
         finally:
             watcher.cancel()
@@ -143,7 +143,7 @@ class RunDriver:
     # -- waiting -----------------------------------------------------------------------------------------------
 
     async def _next(self) -> list[StepOutcome] | None:
-        """What to apply next; None when the run was put back to sleep in the queue."""
+        """Waits for the outcomes to apply next; None when the run was released to the queue."""
         if self._idle():
             await self._release()
             return None
@@ -156,7 +156,7 @@ class RunDriver:
             and not self._committing.cancelled()
             and self._committing.exception()
         ):
-            for item in items:  # for whatever comes of the refusal
+            for item in items:  # for the outcome of the refusal
                 self._events.put_nowait(item)
             await self._durable()
         for item in items:
@@ -219,7 +219,7 @@ class RunDriver:
             before = state
             state, given = advance(self._run.version.program, state, outcome.event)
             if state is before:
-                continue  # stale: a duplicate delivery, or a decision nobody waits for
+                continue  # stale: a duplicate delivery, or a decision that no review waits for
             settled += confirmed_effects(self._run, before, outcome.event)
             accepted.append(outcome)
             events.append(outcome.event)
@@ -328,7 +328,7 @@ class RunDriver:
         self._issue([one for one in timers if one.timer not in self._timers])
 
     def _may_go_ahead(self, state: RunState, command: ev.Command) -> bool:
-        """Whether a command may be carried out before its cause is durable: only work that changes nothing outside."""
+        """True if a command may be executed before its cause is durable: only work without effects outside."""
         if not isinstance(command, ev.Perform):
             return False
         step = work_of(self._run, state, command.step, command.attempt).step
@@ -340,7 +340,7 @@ class RunDriver:
     def _settle_budget(self, events: list[Any]) -> None:
         self._run.usage = self._state.usage
         for event in events:
-            if isinstance(event, ev.StepSucceeded | ev.StepFailed):
+            if isinstance(event, ev.StepSucceeded | ev.StepFailed | ev.ApprovalNeeded):
                 self._run.ledger.release(event.step)
             elif isinstance(event, ev.StepDeferred):
                 self._run.ledger.settle(event.step)

@@ -10,7 +10,7 @@ from interlock.base.clock import since_boot
 from interlock.base.errors import InterlockError, LeaseLost, Unavailable
 from interlock.base.ids import new_id
 from interlock.engines.postgres.driver import RunDriver
-from interlock.execution.engine import MAX_CRASHES, Services
+from interlock.execution.engine import MAX_CRASHES, EngineServices
 from interlock.execution.records import park_run
 from interlock.machine import version as machine_version
 from interlock.store.commit import Commit
@@ -30,7 +30,7 @@ _POLL_SECONDS = 1.0  # the net under LISTEN/NOTIFY, and how late a timer may fir
 class PostgresEngine:
     """Fulfils `runtime.engine.Engine`. Many of these, in as many processes, share one database safely."""
 
-    def __init__(self, services: Services, *, concurrency: int, lease_seconds: float) -> None:
+    def __init__(self, services: EngineServices, *, concurrency: int, lease_seconds: float) -> None:
         self._services = services
         self._concurrency = concurrency
         self._lease = lease_seconds
@@ -123,13 +123,13 @@ class PostgresEngine:
             log(names.LOG_INTERNAL, said, level="error", run_id=run_id, stack=stack_of(error))
 
     def _driven(self, run_id: str, driver: RunDriver, _: asyncio.Task[None]) -> None:
-        """No longer renews the lease of a run that nobody drives."""
+        """Stops renewing the lease of a run whose driver ended."""
         if self._drivers.get(run_id, (None,))[0] is driver:
             del self._drivers[run_id]
         self._wake.set()
 
     async def _crashed(self, driver: RunDriver, error: Exception) -> None:
-        """Counts it. A run that nobody can drive is put into the dead-letter queue, instead of being tried for ever."""
+        """Counts a crashed drive. A run that cannot be driven is parked with a dead letter instead of being retried for ever."""
         run_id, org_id, fence = driver.ids
         try:
             row = await self._services.database.row("get_crashes", run_id, org=org_id)
@@ -142,7 +142,7 @@ class PostgresEngine:
                 crashed = [CrashedRun(run_id=run_id, parked=False)]
                 await self._services.committer.submit(Commit(org_id, fence=(run_id, fence), crashed=crashed))
         except LeaseLost:
-            pass  # somebody else drives it by now, and will count
+            pass  # another worker drives it now, and will count
         except Exception as failure:  # noqa: BLE001  uncounted it is tried again, as it would be anyway
             _complain(failure)
 
@@ -179,14 +179,14 @@ class PostgresEngine:
                 _complain(error)
 
     async def _renew(self) -> None:
-        # By name: a run that its driver let go must run out, or nobody would ever take it up again.
+        # Named runs only: the lease of a run without a driver must expire, or no worker would claim it again.
         driven = list(self._drivers)
         rows = await self._services.database.rows("renew_leases", self.worker_id, self._lease, driven)
         for row in rows:  # the net under the notification
             self._notified(row["signalled"])
 
     async def _take_exclusive_slot(self) -> None:
-        """Hands over all it drives if a run waits to be driven alone and no idle worker took it: somebody must be idle."""
+        """Releases all runs if a suspect run waits for an exclusive slot and no idle worker took it."""
         row = await self._services.database.row(
             "take_exclusive_slot",
             self.worker_id,
@@ -204,7 +204,7 @@ class PostgresEngine:
         """Lets go of everything when this process was stopped so long that its leases may have run out meanwhile.
 
         The fence keeps what it would write out of the database; nothing else keeps a call that it was about to make from
-        reaching a tool a second time. A database that is away is no such case: then nobody else can take the runs either.
+        reaching a tool a second time. A database that is away is no such case: then no other worker can take the runs either.
         """
         while True:
             before = since_boot()

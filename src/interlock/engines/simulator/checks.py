@@ -1,4 +1,4 @@
-"""What must hold of every run, whatever its program: the simulator's invariants. None of them asks the machine's own logic."""
+"""Invariants of every run of every program. None of them uses the machine's own logic."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Broken(Exception):
 
 @dataclass(slots=True)
 class Invariants:
-    """What an onlooker writes down about a run: what was commanded, what came of it.
+    """Record of a run's commands and their outcomes, kept outside the machine.
 
     Attributes:
         work: ("perform" | "undo", instance, attempt) under way, in the order commanded.
@@ -59,6 +59,7 @@ class Invariants:
         for command in commands:
             kind = type(command)
             if kind is ev.Perform:
+                _check_approved(before, event, command.step)  # type: ignore[union-attr]
                 self._begin(("perform", command.step, command.attempt))  # type: ignore[union-attr]
             elif kind is ev.Compensate:
                 self._begin(("undo", command.step, command.attempt))  # type: ignore[union-attr]
@@ -78,7 +79,7 @@ class Invariants:
 
     def _event(self, program: Program, before: RunState, event: Any) -> None:
         kind = type(event)
-        if kind in {ev.StepSucceeded, ev.StepFailed, ev.StepDeferred}:
+        if kind in {ev.StepSucceeded, ev.StepFailed, ev.StepDeferred, ev.ApprovalNeeded}:
             key = ("perform", event.step, event.attempt)
             del self.work[key]
             if kind is not ev.StepDeferred:  # nothing was tried: the same attempt again
@@ -122,7 +123,7 @@ class Invariants:
         return None
 
     def may_be_new(self, event: Any) -> bool:
-        """Whether an event, though delivered before, would answer something that is open now."""
+        """True if an event, though delivered before, would answer something that is open now."""
         kind = type(event)
         if kind in {ev.PauseRequested, ev.ResumeRequested, ev.DeadLetterRequeued, ev.DeadLetterDiscarded}:
             return True
@@ -136,8 +137,18 @@ class Invariants:
             raise Broken("a driver that takes the run over would do other work than was under way")
 
 
+def _check_approved(before: RunState, event: Any, name: str) -> None:
+    """An act that a person is asked about is performed only once that person has approved this very act. Raises Broken."""
+    step = before.steps.get(name)
+    if step is None or step.status is not StepStatus.APPROVING or step.request is None:
+        return
+    decided = isinstance(event, ev.ReviewDecided) and event.approved and event.digest == step.request.digest
+    if not decided and not isinstance(event, ev.TimerFired):  # at its deadline its fallback may take its place
+        raise Broken(f'"{name}" was performed although its act was not approved')
+
+
 def advance_checked(program: Program, state: RunState, event: Any) -> tuple[RunState, list[ev.Command]]:
-    """What the machine makes of an event. Raises Broken if it raises anything: it must be total."""
+    """Applies an event. Raises Broken if the machine raises anything: it must be total."""
     try:
         return advance(program, state, event)
     except Exception as error:
@@ -239,7 +250,7 @@ def check_fold(program: Program, journal: Iterable[Any], state: RunState, *, tex
 
 def check_totality(program: Program, state: RunState, dice: Dice) -> None:
     """Any event at all, also one with nonsense in it, is refused or taken by the rules. Raises Broken."""
-    name = dice.pick([*state.steps, *program.nodes, "", "nobody", "a#1/b"])
+    name = dice.pick([*state.steps, *program.nodes, "", "unknown", "a#1/b"])
     attempt = dice.pick((-1, 0, 1, 2, 2**64))
     at = dice.pick((0.0, -1.0, 1e12))
     facts: dict[str, Any] = dice.pick(({}, {"n": 10**400, "count": -1}, {"n": "text", "count": True}, {"count": 2}))
@@ -252,6 +263,7 @@ def check_totality(program: Program, state: RunState, dice: Dice) -> None:
             ev.StepSucceeded(name, attempt, at, at, _VALUE, facts, calls=dice.pick(((), ("book",), ("unheard_of",)))),
             ev.StepFailed(name, attempt, at, at, failure),
             ev.StepDeferred(name, attempt, at, at, -1.0),
+            ev.ApprovalNeeded(name, attempt, at, at, "", _VALUE),
             ev.ReviewDecided(name, at, dice.below(2) == 0, _VALUE, facts),
             ev.TimerFired(
                 dice.pick(

@@ -1,7 +1,7 @@
-"""Random programs against a hostile world, thousands a second: failures, doubt, reordering, duplicates, crashes, meddling.
+"""Simulation of random programs, thousands per second: failures, unknown outcomes, reordering, duplicates, crashes, edits.
 
-No second implementation says what should have happened; the invariants hold whatever the program is, and are looked at
-after every event (`simulation_checks`). A seed gives the same run on every machine.
+There is no second implementation to compare with; invariants that hold for every program are checked after every event
+(`checks.py`). A seed gives the same run on every host.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _World:
     faults: Counter[str] = field(default_factory=Counter)
     now: float = 0.0
     invariants: Invariants = field(default_factory=Invariants)
-    outcomes: dict[tuple[str, int], Any] = field(default_factory=dict)  # as the outside keeps them, whoever crashes
+    outcomes: dict[tuple[str, int], Any] = field(default_factory=dict)  # as the outside keeps them over crashes
     signals: int = 0
     dead_letters_left: int = 2
 
@@ -187,8 +187,12 @@ class _World:
         if dice.below(6) == 0:
             self.faults["deferred"] += 1
             return ev.StepDeferred(name, attempt, self.now, self.now, 1.0)
+        mutates = self.program.mutates(self.invariants.tool(self.program, self.state, name))
+        if mutates and dice.below(4) == 0:
+            self.faults["approval needed"] += 1
+            return ev.ApprovalNeeded(name, attempt, self.now, self.now, f"act {attempt}", _VALUE)
         kind = dice.pick(_FAILURES)
-        ambiguous = self.program.mutates(self.invariants.tool(self.program, self.state, name)) and dice.below(3) == 0
+        ambiguous = mutates and dice.below(3) == 0
         self.faults["in doubt" if ambiguous else str(kind.value).replace("_", " ")] += 1
         after = 9.0 if kind is FailureKind.RATE_LIMITED else None
         return ev.StepFailed(name, attempt, self.now, self.now, ev.Failure(kind, "code", "it failed", after, ambiguous))
@@ -210,7 +214,9 @@ class _World:
 
     def _decide(self, name: str) -> None:
         if name in self.invariants.reviews:
-            self.apply(ev.ReviewDecided(name, self.now, self.dice.below(4) > 0, _VALUE))
+            request = self.state.steps[name].request
+            digest = request.digest if request is not None else ""
+            self.apply(ev.ReviewDecided(name, self.now, self.dice.below(4) > 0, _VALUE, digest=digest))
         elif self.dead_letters_left and self.dice.below(2):
             self.dead_letters_left -= 1
             self.apply(ev.DeadLetterRequeued(name, self.now))
@@ -218,7 +224,7 @@ class _World:
             self.apply(ev.DeadLetterDiscarded(name, self.now))
 
     def _second_chance(self) -> bool:
-        """Whether somebody looks at a dead letter although the run is over; there a run may come to life again."""
+        """True if a dead letter is decided although the run is over, which may revive the run."""
         dead = self.state.status is ev.RunStatus.DEAD and bool(self.invariants.dead_letters)
         return dead and self.dice.below(2) == 0
 

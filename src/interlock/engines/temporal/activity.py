@@ -26,7 +26,7 @@ from interlock.engines.temporal.reservations import reserving, settled_claims, u
 from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Task, TaskResult
 from interlock.execution.attempt import unrecordable
 from interlock.execution.batch.reservations import abandon_calls, hold_reserved, release_reserved
-from interlock.execution.engine import HOLD_SECONDS, MAX_CRASHES, Services
+from interlock.execution.engine import HOLD_SECONDS, MAX_CRASHES, EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, fold_in_slices, journal_after, load_run, pages_of, work_of
 from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, park_run, records_of
 from interlock.execution.steps import Run, StepOutcome
@@ -41,7 +41,7 @@ from interlock.telemetry.logs import log, stack_of
 
 _HELD = 256  # runs whose state is kept at hand
 _ATTEMPT_BITS = 16
-_OVER = {"step_succeeded", "step_failed"}
+_OVER = {"step_succeeded", "step_failed", "approval_needed"}
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class _Held:
 class Performer:
     """The activities of one process."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: EngineServices) -> None:
         self._services = services
         self._runs: OrderedDict[str, _Held] = OrderedDict()
 
@@ -171,7 +171,7 @@ class Performer:
         return _Held(run, row["created_at"].timestamp(), state, journal)
 
     async def _reload(self, held: _Held) -> None:
-        """What other processes have recorded meanwhile. Under the run's lock."""
+        """Reads what other processes have recorded meanwhile. Under the run's lock."""
         run = held.run
         async for page in journal_after(self._services.database, run.run_id, run.org_id, held.seq):
             if page:
@@ -219,7 +219,7 @@ class Performer:
     async def _commit(
         self, held: _Held, new: list[Recordable], claim: NewClaim | None, received: list[UsedSignal]
     ) -> bool:
-        """Whether that was all: an end is recorded by itself, also that of a run which is brought back at once."""
+        """True if all events were recorded: an end is recorded alone, also that of a run which is revived at once."""
         run, state, now = held.run, held.state, self._services.clock.now()
         commands: list[ev.Command] = []
         effects: list[EffectRow] = []
@@ -234,7 +234,7 @@ class Performer:
         complete, new = len(events) == len(new), new[: len(events)]
         consumed = [UsedSignal(signal_id=one["signal"]) for one in new if "signal" in one]
         commit = commit_of(run, state=state, outcomes=[StepOutcome(event) for event in events], first_seq=new[0]["seq"])
-        # No lease guards this journal: whoever writes an event first has it, and the other one looks again.
+        # No lease guards this journal: the first writer of an event wins, and the other process reads again.
         commit.fence, commit.recorded, commit.journal = None, commit.journal, []
         commit.effects += effects
         if not state.over and not (held.state.status is state.status is ev.RunStatus.RUNNING):
@@ -280,7 +280,7 @@ class Performer:
             if answered is None:
                 raise
             return answered
-        # Only a first attempt of a workflow that was never interrupted knows that nobody was here before.
+        # Only a first attempt of a workflow that was never interrupted knows that no other attempt was here before.
         resumed = info.attempt > 1 or task["rebuilt"]
         run = replace(held.run, claim=name, fence=fence, resumed=resumed, usage=held.state.usage)
         run.set_aside = reserving(self._services.database, run)
@@ -331,19 +331,19 @@ def _said(error: Exception) -> str:
 
 
 def _diverged(held: _Held, events: list[Recordable]) -> bool:
-    """Whether the journal says something else than the workflow: somebody ended that one from outside and began another."""
+    """True if the journal differs from the workflow, which was then terminated from outside and started again."""
     return any(one["seq"] <= held.seq and held.journal[one["seq"] - 1] != one["event"] for one in events)
 
 
 def _works(state: RunState, now: float) -> bool:
-    """Whether a run has a place among those at once: as in the other engine, what waits for longer has none."""
+    """True if a run counts among the concurrent runs: as on PostgreSQL, a long wait does not count."""
     if state.status is ev.RunStatus.RUNNING or state.working:
         return True
     return min(state.timers.values(), default=math.inf) - now <= HOLD_SECONDS
 
 
 def _fence(scheduled: datetime, attempt: int) -> int:
-    """Grows from attempt to attempt, whatever the server's clock does; a command issued anew starts higher."""
+    """Number that grows from attempt to attempt, independent of the server's clock; a command issued anew starts higher."""
     return (int(scheduled.timestamp() * 1000) << _ATTEMPT_BITS) | min(attempt, (1 << _ATTEMPT_BITS) - 1)
 
 

@@ -3,7 +3,7 @@
 Doors know nothing of engines: they write runs, queue rows and signals. A row of ours that is due is claimed, by the rules
 and within the limits of all engines, handed on, and leased to Temporal itself for as long as the run works: so it keeps its
 place among the runs at once, which `Performer` gives up when the run only waits. What a working run is told is claimed
-apart, for it has its place. Signals are deleted only when what came of them is on record, by whoever records it; until
+apart, for it has its place. Signals are deleted only when what came of them is on record, by the process that records it; until
 then they are delivered again after a minute, and the workflow knows their ids. Once claimed, nothing here takes long; a
 lease is for a bridge that dies.
 """
@@ -24,7 +24,7 @@ from interlock.base.background import Loop
 from interlock.base.errors import LeaseLost, Unavailable
 from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, Beginning, SignalInput, Start, WorkerLimits
 from interlock.engines.temporal.workflow import program_to_json
-from interlock.execution.engine import Services
+from interlock.execution.engine import EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, input_facts, load_run, replayed, seed_of
 from interlock.execution.steps import Run
 from interlock.machine import version as machine_version
@@ -52,7 +52,7 @@ class Bridge:
 
     def __init__(
         self,
-        services: Services,
+        services: EngineServices,
         client: Client,
         *,
         worker_id: str,
@@ -76,7 +76,7 @@ class Bridge:
         self._listener.start()
 
     async def close(self) -> None:
-        """Hands on what it has claimed, and claims no more."""
+        """Forwards the claimed runs, and claims no more."""
         if not self._loop.running:
             return
         await self._loop.stop()
@@ -121,7 +121,7 @@ class Bridge:
             await self._services.committer.submit(commit)
         except LeaseLost:
             pass  # over by now, or another bridge's
-        except Exception as error:  # noqa: BLE001  the lease runs out, and somebody does it again
+        except Exception as error:  # noqa: BLE001  the lease expires, and a worker forwards it again
             complain(error, run_id)
 
     # -- handing on --------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Bridge:
     async def _beginning(self, run: Run, row: Row) -> Start | None:
         """The input of a new workflow; None for a run that is over and is told nothing that could bring it to life again.
 
-        A journal without a workflow is a run that Temporal lost, or that somebody ended there: it goes on from its journal.
+        A journal without a workflow is a run that Temporal lost, or that was terminated there: it goes on from its journal.
         """
         program = run.version.program
         state, seq = await replayed(self._services.database, program, row)

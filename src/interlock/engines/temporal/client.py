@@ -34,8 +34,8 @@ async def connect(settings: TemporalSettings, master_key: bytes, *, identity: st
     """A client whose payloads are sealed. What is set for TLS holds, or there is no connection.
 
     Raises:
-        InvalidSpec: the address, or what is set for TLS, cannot be used; nobody was called.
-        Unavailable: nobody answers at the address, either side refused the other, or the namespace is not there.
+        InvalidSpec: the address, or what is set for TLS, cannot be used; no connection was opened.
+        Unavailable: no server answers at the address, either side refused the other, or the namespace is not there.
     """
     tls = _tls(settings)
     try:
@@ -134,7 +134,7 @@ def _read(name: str, path: Path) -> bytes:
 
 
 class _IntoLog(logging.Handler):
-    """What the library's core says, into the worker's log. It sees payloads sealed only."""
+    """Forwards log lines of the library's core to the worker's log. The core sees sealed payloads only."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log(

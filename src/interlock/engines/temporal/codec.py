@@ -1,7 +1,7 @@
-"""What leaves for the Temporal server is compressed and encrypted here: it sees ids, types and sizes, and no word of ours.
+"""Payload codec: compresses and encrypts everything sent to the Temporal server, which sees ids, types and sizes only.
 
 The key derives from the installation's master key, so every process of an installation reads what another one wrote, and
-nobody else does, the server's operators included.
+no other party does, the server's operators included.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SealingCodec(PayloadCodec):
         return [self._seal(payload) for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        """Raises IntegrityError for what this installation did not write: nobody else may feed it."""
+        """Raises IntegrityError for a payload that this installation did not write."""
         return [self._open(payload) for payload in payloads]
 
     def _seal(self, payload: Payload) -> Payload:

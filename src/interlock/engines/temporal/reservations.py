@@ -37,7 +37,7 @@ _ONE_BY_ONE = (ModelStep, ToolStep, ReviewStep, WaitStep, BranchStep, LoopStep, 
 def reserving(database: Database, run: Run) -> Callable[[Amount], Awaitable[None]] | None:
     """Sets tokens and nano-USD aside for the claim of `run`; None for a run without a budget, or whose steps come one by one.
 
-    The function raises BudgetExceeded if its run has not as much left, LeaseLost if the claim is somebody else's by now.
+    The function raises BudgetExceeded if its run has not as much left, LeaseLost if another process holds the claim.
     """
     if not _shared(run):
         return None
@@ -80,7 +80,7 @@ def settled_claims(run: Run, events: list[Any]) -> list[SettledClaim]:
 
 
 def _shared(run: Run) -> bool:
-    """Whether two calls of the run may reserve at once."""
+    """True if two calls of the run may reserve at once."""
     budget = run.version.workflow.budget
     if budget.tokens is None and budget.usd is None:
         return False

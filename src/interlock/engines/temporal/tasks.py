@@ -1,4 +1,4 @@
-"""What workflow, activity and bridge say to each other: JSON, small, and refs instead of values."""
+"""Messages between workflow, activity and bridge: small JSON with refs instead of values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class WorkerLimits(TypedDict):
 
 
 class Beginning(TypedDict):
-    """What RunStarted needs besides its time."""
+    """Fields of RunStarted besides its time."""
 
     seed: int
     facts: dict[str, Any]
@@ -46,7 +46,7 @@ class Start(TypedDict):
         program: the part of the definition that the machine needs.
         begin: of a new run; otherwise `state` stands after `seq` events.
         unrecorded: events up to `seq` that may not be in the journal yet.
-        rebuilt: somebody may have been in the middle of something that the state does not tell.
+        rebuilt: another process may have been in the middle of a command that the state does not show.
         heartbeat: seconds after which a silent activity is given to another worker.
     """
 

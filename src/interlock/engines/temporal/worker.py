@@ -24,7 +24,7 @@ from interlock.engines.temporal.bridge import Bridge, complain
 from interlock.engines.temporal.client import connect
 from interlock.engines.temporal.codec import blinded
 from interlock.engines.temporal.workflow import InterlockRun
-from interlock.execution.engine import Services
+from interlock.execution.engine import EngineServices
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
@@ -43,7 +43,7 @@ class TemporalEngine:
 
     def __init__(
         self,
-        services: Services,
+        services: EngineServices,
         settings: TemporalSettings,
         *,
         master_key: bytes,

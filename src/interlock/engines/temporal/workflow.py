@@ -1,6 +1,6 @@
 """The workflow: drives the pure machine, and turns its commands into activities and timers. No I/O of its own.
 
-Events are numbered here, so the journal's order is the workflow's. Whatever is not known to be on record goes along with
+Events are numbered here, so the journal's order is the workflow's. Events not known to be recorded go along with
 the next activity, which records it before it does anything else: no command is carried out whose cause is not durable.
 """
 
@@ -71,7 +71,7 @@ class InterlockRun:
 
     @workflow.signal(name=SIGNAL_TYPE)
     def deliver(self, signals: list[SignalInput]) -> None:
-        """What people, or other runs, tell this one."""
+        """Receives signals from people or other runs."""
         for signal in signals:
             if signal["id"] not in self._seen:
                 self._seen[signal["id"]] = None
@@ -116,7 +116,7 @@ class InterlockRun:
         for event, signal in events:
             before = self._state
             self._state, given = advance(self._program, before, event)
-            if self._state is before:  # stale: a duplicate delivery, or a decision nobody waits for
+            if self._state is before:  # stale: a duplicate delivery, or a decision that no review waits for
                 self._received += [signal] if signal is not None else []
                 continue
             self._seq += 1
@@ -240,7 +240,7 @@ def _program(definition: str) -> Program:
 
 
 def program_to_json(program: Program) -> dict[str, Any]:
-    """What `_program` compiles again: the definition's control flow, without prompts, policy and code."""
+    """The definition's control flow, without prompts, policy and code, from which `_program` compiles the program."""
     subworkflows = {one.name: one for one in program.subworkflows.values()}
     return {
         "workflow": program.workflow.model_dump(mode="json"),

@@ -3,7 +3,7 @@
     waiting → submitted → done
 
 Nothing runs in the background: a call is carried on by the attempts of the steps that wait for one, each of which looks whether
-something is due and puts itself off again. The first to come back after gathering hands in everything that waits for the same
+something is due and defers itself again. The first to come back after gathering submits everything that waits for the same
 model, in one batch; later one at a time asks the provider, and stores what came for all of them. Other organisations' calls are
 never in the same batch.
 
@@ -48,8 +48,8 @@ from interlock.workflows.spec import ModelStep
 _MAX_CALLS = 1000
 # Tokens that the calls of a batch may need: bounds what is held in memory of requests and answers. One call may need more.
 _MAX_TOKENS = 2_000_000
-_LOOK_SECONDS = 240.0  # that looking after a batch may take, before somebody else may
-_RECOVER_SECONDS = SUBMIT_SECONDS + 60.0  # until a batch that nobody says was handed in is looked for
+_LOOK_SECONDS = 240.0  # for which one worker may poll a batch before another one may
+_RECOVER_SECONDS = SUBMIT_SECONDS + 60.0  # until a batch without a recorded submission is looked up
 # A batch lives for 24 hours at both providers; what has not come after twice that time never will.
 _LOST_SECONDS = 48 * 3600.0
 # How much longer one that is out there, and may be over, is asked about although the provider cannot be asked.
@@ -84,7 +84,7 @@ class BatchedCalls:
         Raises:
             Deferred: it is not; `retry_after` in seconds.
             ProviderError: the call failed; or the provider has no batch API.
-            Erased: somebody whom the call is about was erased meanwhile.
+            Erased: a subject of the call was erased meanwhile.
             LeaseLost: the run was taken over.
         """
         batches = batches_of(provider)
@@ -106,7 +106,7 @@ class BatchedCalls:
         if call is None or call["status"] != "done":
             raise Deferred("the batch is not done", retry_after=self._wait(execution, call), pending=True)
         if call["result"] is None:
-            raise Erased("the call's subject was erased; nobody can read it again")
+            raise Erased("the call's subject was erased; it cannot be read again")
         kept = await execution.run.artifacts.open(execution.run.org_id, Ref.from_json(call["result"]))
         return delivered(kept, provider.name, request.model)
 
@@ -133,7 +133,7 @@ class BatchedCalls:
                 adopted = (row["call_id"], execution.attempt, _until(execution))
                 await self._database.execute("adopt_batched_call", *adopted, org=run.org_id)
             return row
-        commit = run.commit()  # whoever has lost the run makes no calls for it
+        commit = run.commit()  # refused if the lease is lost, so no call is made then
         commit.artifacts.append(sealed.row)
         await self._committer.submit(commit)
         identity = (new_id("call"), run.org_id, run.run_id, execution.name, execution.attempt)
@@ -153,7 +153,7 @@ class BatchedCalls:
     # -- handing in --------------------------------------------------------------------------------------------
 
     async def _submit_batch(self, execution: StepExecution, batches: ModelBatches) -> None:
-        """Takes all that waits for this model, unless somebody else is at it, and hands it in."""
+        """Submits all waiting calls of this model, unless another worker is doing so."""
         org, batch_id = execution.run.org_id, new_id("batch")
         values = (org, _pin(execution), batch_id, _MAX_CALLS, _MAX_TOKENS, _RECOVER_SECONDS)
         if await self._database.rows("claim_batched_calls", *values, org=org):
@@ -165,7 +165,7 @@ class BatchedCalls:
             await self._database.execute("batch_ended", batch_id, org=org)
             return
         if not await self._database.execute("batch_tried", batch_id, _RECOVER_SECONDS, len(calls), org=org):
-            return  # this process was stopped for so long that somebody else has handed it in
+            return  # this process was stopped for so long that another worker has submitted it
         try:
             named = await batches.submit(batch_id, {one: call.request for one, call in calls.items()})
         except ProviderError as error:
@@ -183,7 +183,7 @@ class BatchedCalls:
         log(names.LOG_BATCH_SUBMITTED, org_id=org, batch=batch_id, provider_id=named, calls=len(calls))
 
     async def _calls(self, execution: StepExecution, batch_id: str) -> dict[str, BatchCall]:
-        """The calls of a batch whose answers somebody waits for; the others are done with."""
+        """The calls of a batch whose steps still wait; the others are finished."""
         org, found, lost = execution.run.org_id, {}, []
         for row in await self._database.rows("batch_calls", batch_id, org=org):
             ref = Ref.from_json(row["request"])
@@ -205,7 +205,7 @@ class BatchedCalls:
     # -- looking after -----------------------------------------------------------------------------------------
 
     async def _look_after(self, execution: StepExecution, batches: ModelBatches, batch_id: str) -> None:
-        """If it is time, and nobody else is at it: asks the provider, and stores what came."""
+        """Polls the provider if it is time and no other worker does, and stores the answers."""
         row = await self._database.row("take_batch", batch_id, _LOOK_SECONDS, org=execution.run.org_id)
         if row is None:
             return
@@ -215,7 +215,7 @@ class BatchedCalls:
             else:
                 await self._collect(execution, batches, batch_id, row)
         except asyncio.CancelledError:
-            if row["status"] == "submitted":  # reading harms nobody: whoever comes next may do it at once
+            if row["status"] == "submitted":  # reading has no effect, so the next worker may do it at once
                 later = self._database.execute("batch_later", batch_id, 0.0, org=execution.run.org_id)
                 await asyncio.shield(asyncio.ensure_future(later))
             raise
@@ -229,9 +229,9 @@ class BatchedCalls:
                 await self._defer(execution, batch_id, self._pause(age), error)
 
     async def _recover(self, execution: StepExecution, batches: ModelBatches, batch_id: str, row: Row) -> None:
-        """Nobody wrote down that the batch was handed in: it is found at the provider, or handed in again."""
+        """Recovers a batch without a recorded submission: it is found at the provider, or submitted again."""
         named = None
-        if row["calls"]:  # else nobody got as far as trying
+        if row["calls"]:  # else no worker got as far as trying
             rows = await self._database.rows("batch_calls", batch_id, org=execution.run.org_id)
             ids = {one["call_id"] for one in rows}
             window = (row["created"], row["tried"] + SUBMIT_SECONDS)
@@ -262,7 +262,7 @@ class BatchedCalls:
 
     async def _make_smaller(self, execution: StepExecution, batch_id: str, error: ProviderError) -> NoReturn:
         """It was more than the account may queue now, which no call is to blame for: half of it is tried again later, and the
-        other half goes with whatever is handed in next."""
+        other half goes with the next submission."""
         calls, org = sorted(await self._calls(execution, batch_id)), execution.run.org_id
         pause = error.retry_after or self._settings.max_check_seconds
         await self._database.execute("unsubmit_batch", batch_id, calls[(len(calls) + 1) // 2 :], pause, org=org)
@@ -312,7 +312,7 @@ class BatchedCalls:
 
 
 def _is_waited_for(row: Row, execution: StepExecution) -> bool:
-    """Whether this attempt waits for the call: it made it, or the attempt before it failed over something else and left it out."""
+    """True if this attempt waits for the call: it made it, or the attempt before it failed for another reason."""
     return bool(row["attempt"] == execution.attempt or row["status"] != "done")
 
 
@@ -322,7 +322,7 @@ def _pin(execution: StepExecution) -> str:
 
 
 def _until(execution: StepExecution) -> float | None:
-    """When nobody waits any more, seconds since the epoch: the step's deadline or the run's."""
+    """Moment after which no step waits, seconds since the epoch: the step's deadline or the run's."""
     timers = execution.state.timers
     keys = (limit_key(execution.name, execution.here), DEADLINE)
     return min((timers[key] for key in keys if key in timers), default=None)

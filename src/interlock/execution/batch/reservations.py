@@ -16,12 +16,12 @@ _WAITING = frozenset({StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.PAUSED
 
 
 def is_batched(execution: StepExecution) -> bool:
-    """Whether the work is a call through a batch API; a fallback never is."""
+    """True if the step is a call through a batch API; a fallback never is."""
     return isinstance(execution.step, ModelStep) and execution.step.batch and execution.fallback is None
 
 
 def hold_reserved(run: Run, state: RunState, row: Row) -> None:
-    """Sets aside again what the run's calls in a batch had reserved, in whatever process.
+    """Sets aside again what the run's calls in a batch had reserved in any process.
 
     Args:
         row: the run's, with its `batched` calls; `state` is its journal folded.
@@ -58,7 +58,7 @@ def abandon_calls(commit: Commit, run: Run, before: RunState, after: RunState) -
 
 
 def _awaits_attempt(state: RunState, name: str, attempt: int) -> bool:
-    """Whether the outcome of this very attempt is still to come: not after its failure, while the step waits for the next."""
+    """True if the outcome of this attempt is still to come, not while the step waits for the next attempt."""
     ended = str(TimerKey.retry(name, attempt)) in state.timers
     return not ended and _awaits(state, name) and state.steps[name].attempt == attempt
 

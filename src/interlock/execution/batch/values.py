@@ -1,4 +1,4 @@
-"""What is kept of a batched call: its request, and its answer, as values about the same people."""
+"""Stored values of a batched call: its request and its answer, with the same subjects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step's work is given: a tool's arguments, or the values of a prompt's slots."""
+"""Input of a step: a tool's arguments, or the values of a prompt's slots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from interlock.workflows.spec import ModelStep, ToolStep
 
 
 async def arguments_of(execution: StepExecution, *, lenient: bool = False, now: float | None = None) -> Bound:
-    """What a person put in its place when requeueing a dead letter; else what an agent's model asked for; else what is bound.
+    """Resolves the input: a person's replacement from a requeued dead letter; else the agent's request; else the bindings.
 
     Optional arguments that came out as null are left out.
 

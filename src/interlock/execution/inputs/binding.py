@@ -146,7 +146,7 @@ class _Reader:
     def _is_settled(self, state: StepState, spec: Any, near: str | None) -> bool:
         reader = self._state.steps.get(near) if near is not None else None
         if reader is not None and reader.status in COMPENSATION and state.status in COMPENSATION:
-            return True  # undoing is told what the call was made with, whatever became of that since
+            return True  # compensation gets the original arguments, independent of later changes
         return is_settled(state, opens_body=isinstance(spec, MapStep | SubworkflowStep))
 
     async def _child(self, name: str, path: str, reference: Reference) -> Any:

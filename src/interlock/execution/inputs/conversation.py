@@ -14,7 +14,7 @@ from interlock.workflows.spec import AgentStep
 
 
 async def conversation(execution: StepExecution, agent: AgentStep) -> tuple[list[tuple[str, str]], Labels]:
-    """What follows the prompt's own messages: (role, content) in order, and the labels of all of it."""
+    """Messages after the prompt's own: (role, content) in order, and the labels of all of them."""
     program, state = execution.run.version.program, execution.state
     messages = [("system", instructions(program, agent))]
     labels = Labels()

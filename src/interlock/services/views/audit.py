@@ -7,7 +7,7 @@ from typing import Any
 from interlock.services.views.base import View
 
 
-class AuditRow(View):
+class AuditEntryView(View):
     """An entry with its place in the chain; the hash covers `entry` letter for letter."""
 
     org_id: str
@@ -23,7 +23,7 @@ class AuditRow(View):
 class AuditPage(View):
     """Entries in order."""
 
-    entries: list[AuditRow]
+    entries: list[AuditEntryView]
 
 
 class AuditVerdict(View):

@@ -18,7 +18,7 @@ class View(BaseModel):
 
 
 class Cost(View):
-    """What something cost, as decimal strings of USD.
+    """Cost as decimal strings of USD.
 
     Attributes:
         usd: all of it; null as soon as the price of one call is not known.

@@ -12,7 +12,7 @@ DeadLetterPurpose = Literal["step", "compensation", "run", "parked_run"]
 
 
 class DeadLetterView(View):
-    """What failed for good. `step` is empty when it is about a whole run; `new_run` is the run that a requeue started."""
+    """A dead letter. `step` is empty when it is about a whole run; `new_run` is the run that a requeue started."""
 
     dead_letter_id: str
     run_id: str

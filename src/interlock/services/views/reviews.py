@@ -8,11 +8,43 @@ from typing import Any, Literal
 from interlock.services.views.base import View
 
 ReviewStatus = Literal["open", "approved", "rejected", "closed"]
-ReviewPurpose = Literal["approve", "confirm"]
+ReviewPurpose = Literal["approve", "approve_act", "confirm"]
+
+
+class ApprovalView(View):
+    """How an approval stands: it may be used once, until it expires, unless it was revoked."""
+
+    expires_at: datetime
+    consumed_at: datetime | None
+    revoked_at: datetime | None
+
+
+class ActView(View):
+    """The call of a tool that a review is about.
+
+    Attributes:
+        step: the instance that makes the call, with `~1` for its first fallback.
+        arguments: what the call is made with, redacted; empty once a person it is about was erased.
+        labels: of the arguments.
+        digest: the beginning of the act's digest.
+        approval: null until the review approved it.
+    """
+
+    step: str
+    tool: str
+    arguments: Any
+    labels: dict[str, Any]
+    digest: str
+    approval: ApprovalView | None
 
 
 class ReviewView(View):
-    """A question to a person. `show` is what the reviewer is to see, redacted; empty once a person it is about was erased."""
+    """A question to a person. `show` is what the reviewer is to see, redacted; empty once a person it is about was erased.
+
+    Attributes:
+        requester: who started the run.
+        act: the call of a tool that is approved with it; null if it is about none.
+    """
 
     review_id: str
     run_id: str
@@ -26,6 +58,8 @@ class ReviewView(View):
     decided_by: str | None
     note: str | None
     created_at: datetime
+    requester: str
+    act: ActView | None
 
 
 class ReviewPage(View):

@@ -35,7 +35,7 @@ class RunSummary(Cost):
 
 
 class UsageView(Cost):
-    """What a step's calls of models used; input tokens include those of the cache, output tokens those of the reasoning."""
+    """Usage of a step's model calls; input tokens include those of the cache, output tokens those of the reasoning."""
 
     provider: str
     model: str
@@ -127,7 +127,7 @@ class EffectView(View):
     updated_at: datetime
 
 
-class Run(RunSummary):
+class RunView(RunSummary):
     """A run with its steps and effects.
 
     Attributes:

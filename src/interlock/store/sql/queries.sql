@@ -139,10 +139,6 @@ select * from runs where ($1::text is null or status = $1) and ($2::text is null
 -- A run's events after a number, all or the first few.
 select seq, event from journal where run_id = $1 and seq > $2 order by seq limit $3
 
--- name: journal_page(run_id text, after integer, most bigint)
--- Entries of a run's journal after a sequence number, in order, at most so many.
-select seq, event from journal where run_id = $1 and seq > $2 order by seq limit $3
-
 -- name: run_state(run_id text)
 -- How a run stands, without its journal. The marks differ once a review or a dead letter is opened or closed.
 select r.run_id, r.status, r.reason, r.input_tokens, r.output_tokens, r.nano_usd, r.unpriced,
@@ -191,12 +187,27 @@ select step, tool, idempotency_key, status, attempt, updated_at from effects whe
 select output, created_at from results where org_id = $1 and key = $2
 
 -- name: get_review(review_id text)
--- A review, with its run's trace and workflow.
-select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id) where v.review_id = $1
+-- A review, with its run's trace and workflow, how its approval stands, and who asked for what it is about.
+select v.*, r.trace_id, r.workflow, r.principal ->> 'user_id' as requester, a.expires_at, a.consumed_at, a.revoked_at,
+        (select coalesce(array_agg(distinct l.decided_by), '{}') from dead_letters l
+            where l.run_id = v.run_id and l.status = 'requeued') as requeued_by
+    from reviews v join runs r using (run_id) left join approvals a using (review_id) where v.review_id = $1
+
+-- name: get_approvals(run_id text, step text)
+-- The approvals that an effect may rest on.
+select review_id, org_id, run_id, step, digest, approver, roles, extract(epoch from expires_at)::bigint as expires, signature,
+        consumed_by, revoked_at is not null as revoked, expires_at <= clock_timestamp() as expired
+    from approvals where run_id = $1 and step = $2 order by created_at, review_id
+
+-- name: get_rejection(run_id text, step text, digest text)
+-- A review step in which a person refused this act.
+select review_id from reviews where run_id = $1 and act ->> 'step' = $2 and act ->> 'digest' = $3
+    and purpose = 'approve' and status = 'rejected' limit 1
 
 -- name: list_reviews(status text?, run_id text?, after text?, limit bigint)
 -- A page of reviews, oldest first.
-select v.*, r.trace_id, r.workflow from reviews v join runs r using (run_id)
+select v.*, r.trace_id, r.workflow, r.principal ->> 'user_id' as requester, a.expires_at, a.consumed_at, a.revoked_at
+    from reviews v join runs r using (run_id) left join approvals a using (review_id)
     where ($1::text is null or v.status = $1) and ($2::text is null or v.run_id = $2)
         and ($3::text is null or (v.created_at, v.review_id) > (select p.created_at, p.review_id from reviews p where p.review_id = $3))
     order by v.created_at, v.review_id limit $4

@@ -1,6 +1,6 @@
 -- The write path: commits everything that a batch of steps, runs and decisions wants written, in one transaction and one round
 -- trip. Refuses the whole batch: IL001 if a run's fence or a command's claim moved on, IL002 if an audit head did, IL005 if a
--- review or a dead letter is not open any more.
+-- review or a dead letter is not open any more, IL006 if a large value was swept, IL007 if an approval cannot be used.
 --
 -- One function a part, called only if the part is there. PL/pgSQL prepares every expression anew in each transaction, so parts that
 -- seldom come are looked for together, and parts are called by assignment, which starts no executor as `perform` would; a function
@@ -55,8 +55,13 @@ begin
     if batch ? 'runs' then
         written := settle_v1_runs(batch -> 'runs');
     end if;
-    if batch ? 'effects' then
-        written := settle_v1_effects(batch -> 'effects');
+    if batch ?| array['consumed_approvals', 'effects'] then
+        if batch ? 'consumed_approvals' then
+            written := settle_v1_consumed_approvals(batch -> 'consumed_approvals');
+        end if;
+        if batch ? 'effects' then
+            written := settle_v1_effects(batch -> 'effects');
+        end if;
     end if;
     if batch ?| array['done_claims', 'settled_claims'] then
         if batch ? 'done_claims' then
@@ -67,7 +72,8 @@ begin
         end if;
     end if;
 
-    if batch ?| array['new_reviews', 'closed_reviews', 'decided_reviews', 'results', 'new_dead_letters', 'closed_dead_letters', 'decided_dead_letters'] then
+    if batch ?| array['new_reviews', 'closed_reviews', 'decided_reviews', 'new_approvals', 'revoked_approvals', 'results', 'new_dead_letters',
+            'closed_dead_letters', 'decided_dead_letters'] then
         if batch ? 'new_reviews' then
             written := settle_v1_new_reviews(batch -> 'new_reviews');
         end if;
@@ -76,6 +82,12 @@ begin
         end if;
         if batch ? 'decided_reviews' then
             written := settle_v1_decided_reviews(batch -> 'decided_reviews');
+        end if;
+        if batch ? 'new_approvals' then
+            written := settle_v1_new_approvals(batch -> 'new_approvals');
+        end if;
+        if batch ? 'revoked_approvals' then
+            written := settle_v1_revoked_approvals(batch -> 'revoked_approvals');
         end if;
         if batch ? 'results' then
             written := settle_v1_results(batch -> 'results');

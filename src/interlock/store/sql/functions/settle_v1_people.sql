@@ -3,10 +3,10 @@
 create or replace function settle_v1_new_reviews(asked jsonb) returns integer language plpgsql as $$
 declare touched integer;
 begin
-    insert into reviews (review_id, org_id, run_id, step, purpose, title, role, show)
-        select review_id, org_id, run_id, step, purpose, title, role, show
+    insert into reviews (review_id, org_id, run_id, step, purpose, title, role, show, act)
+        select review_id, org_id, run_id, step, purpose, title, role, show, act
         from jsonb_to_recordset(asked) as v(review_id text, org_id text, run_id text, step text,
-            purpose text, title text, role text, show jsonb);
+            purpose text, title text, role text, show jsonb, act jsonb);
     get diagnostics touched = row_count;
     return touched;
 end $$;

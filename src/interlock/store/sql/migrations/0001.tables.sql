@@ -254,10 +254,11 @@ create table reviews (
     org_id text not null,
     run_id text not null references runs,
     step text not null,
-    purpose text not null check (purpose in ('approve', 'confirm')),
+    purpose text not null check (purpose in ('approve', 'approve_act', 'confirm')),
     title text not null,
     role text not null,
     show jsonb not null,
+    act jsonb,
     status text not null default 'open' check (status in ('open', 'approved', 'rejected', 'closed')),
     decided_by text,
     note text,
@@ -266,6 +267,29 @@ create table reviews (
 );
 create index reviews_open on reviews (org_id, created_at) where status = 'open';
 create index reviews_run on reviews (run_id);
+
+-- A person's yes to the act with this digest, which the review is about. `step` is the effect's name in the ledger, `consumed_by`
+-- its idempotency key: an approval is used up by one effect and stays its own in every attempt at it. `signature` is the application's.
+create table approvals (
+    review_id text primary key references reviews,
+    org_id text not null references orgs,
+    run_id text not null references runs,
+    step text not null,
+    digest text not null,
+    approver text not null,
+    roles text[] not null,
+    created_at timestamptz not null default now(),
+    expires_at timestamptz not null,
+    signature text not null,
+    consumed_by text,
+    consumed_at timestamptz,
+    revoked_by text,
+    revoked_at timestamptz,
+    check ((consumed_by is null) = (consumed_at is null)),
+    check ((revoked_by is null) = (revoked_at is null)),
+    check (consumed_at is null or revoked_at is null)
+);
+create index approvals_act on approvals (run_id, step);
 
 -- purpose: `step` failed for good and is held; `compensation` could not be done; `run` failed and was cleaned up;
 -- `parked_run`: Interlock itself failed at driving it, again and again. `step` is '' where it is about the whole run.

@@ -13,7 +13,8 @@ create function interlock_orgs() returns text[] language sql stable parallel saf
 
 do $$ declare name text; begin
     foreach name in array array['orgs', 'api_keys', 'subject_keys', 'artifacts', 'pending_objects', 'workflow_versions', 'workflow_heads', 'runs',
-            'run_vaults', 'journal', 'signals', 'signal_ids', 'followed_runs', 'effects', 'results', 'queue', 'claims', 'reviews', 'dead_letters', 'audit',
+            'run_vaults', 'journal', 'signals', 'signal_ids', 'followed_runs', 'effects', 'results', 'queue', 'claims', 'reviews', 'approvals',
+            'dead_letters', 'audit',
             'audit_heads', 'outbox', 'deliveries', 'spans', 'breakers', 'tool_health', 'quotas', 'quota_uses', 'batches', 'batched_calls'] loop
         execute format('alter table %I enable row level security', name);
         execute format('create policy tenant on %I using (org_id = any(interlock_orgs())) '
@@ -25,7 +26,7 @@ grant select on run_moves, effect_moves, workers to interlock_app;
 
 -- The record: never updated or deleted, not by the owner either. What was a run's history stays its history.
 revoke update, delete on audit, journal, artifacts, workflow_versions, run_vaults, signal_ids from interlock_app;
-revoke delete on runs, effects, reviews, dead_letters, orgs, api_keys, subject_keys, audit_heads from interlock_app;
+revoke delete on runs, effects, reviews, approvals, dead_letters, orgs, api_keys, subject_keys, audit_heads from interlock_app;
 
 -- Functions below name their search path, with pg_temp last: else a temporary table named like ours would come first.
 create function refuse_change() returns trigger language plpgsql set search_path = public, pg_temp as $$ begin
@@ -35,6 +36,32 @@ create trigger append_only before update or delete on audit for each row execute
 create trigger no_truncate before truncate on audit for each statement execute function refuse_change();
 create trigger append_only before update or delete on journal for each row execute function refuse_change();
 create trigger no_truncate before truncate on journal for each statement execute function refuse_change();
+
+-- An approval begins unused, as what a person approved; it ends used or revoked, once.
+create function check_approval() returns trigger language plpgsql set search_path = public, pg_temp as $$ begin
+    if tg_op = 'INSERT' then
+        if new.consumed_at is not null or new.revoked_at is not null or not exists (
+            select from reviews v where v.review_id = new.review_id and v.org_id = new.org_id and v.run_id = new.run_id
+                and v.status = 'approved' and v.decided_by = new.approver
+                and v.act ->> 'step' = new.step and v.act ->> 'digest' = new.digest)
+        then
+            raise exception 'no review approved this act' using errcode = 'IL007';
+        end if;
+    elsif old.consumed_at is not null or old.revoked_at is not null
+        or (old.review_id, old.org_id, old.run_id, old.step, old.digest, old.approver, old.roles, old.created_at, old.expires_at,
+            old.signature) is distinct from (new.review_id, new.org_id, new.run_id, new.step, new.digest, new.approver, new.roles,
+            new.created_at, new.expires_at, new.signature)
+    then
+        raise exception 'an approval is used or revoked once, and nothing else of it changes' using errcode = 'IL003';
+    end if;
+    return null;
+end $$;
+create trigger kept after insert or update on approvals for each row execute function check_approval();
+create trigger no_truncate before truncate on approvals for each statement execute function refuse_change();
+
+-- What a person was asked about stays what it was.
+create trigger act_is_fixed after update of review_id, org_id, run_id, step, purpose, role, show, act on reviews
+    for each row execute function refuse_change();
 
 create function check_run_move() returns trigger language plpgsql set search_path = public, pg_temp as $$ begin
     if not exists (select from run_moves where run_moves.old = old.status and run_moves.new = new.status) then

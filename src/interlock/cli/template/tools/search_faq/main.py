@@ -1,4 +1,4 @@
-"""Runs in a fresh sandbox: no network, no files but its own directory (read-only, /tool) and /tmp."""
+"""Runs in a fresh sandbox: no network, no files except its own directory (read-only, /tool) and /tmp."""
 
 import json
 import re
