@@ -6,9 +6,11 @@ import asyncio
 import hashlib
 import hmac
 import os
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from interlock.admission.breakers import Breakers
 from interlock.admission.gate import CallGate
@@ -31,6 +33,7 @@ from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
 from interlock.execution.judge import Judge
 from interlock.execution.kernel import Kernel
 from interlock.execution.lookups import Lookups
+from interlock.fleet.schedule import Job, Schedule
 from interlock.fleet.workers import WorkerRegistry
 from interlock.gateway.catalog import ModelCatalog
 from interlock.identity.auth import Authenticator
@@ -58,7 +61,7 @@ from interlock.store.keys import KeyStore, load_or_create_secret
 from interlock.store.migrate import app_url, is_privileged, migrate
 from interlock.store.objects import Objects
 from interlock.store.outbox import Relay, Sink
-from interlock.store.sweeper import ObjectSweeper
+from interlock.store.sweeper import EVERY_SECONDS, ObjectSweeper
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.telemetry.tracing import Tracing
@@ -90,25 +93,26 @@ class App:
         self.migrated: list[str] = []
         self._postgres: EmbeddedPostgres | None = None
         self._worker: Engine | None = None
-        self._closers: list[Any] = []
+        self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         try:
             await self._open()
         except BaseException:
-            await self._close()
+            await self._closing.aclose()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._close()
+        await self._closing.aclose()
 
     # -- opening -----------------------------------------------------------------------------------------------
 
     async def _open(self) -> None:
         settings = self.settings
+        self._closing.push_async_callback(self._stop_postgres)
         self.master_key = load_or_create_secret(self.data / "keys" / "master.key")
         preparing = asyncio.ensure_future(asyncio.to_thread(self.prepare_database))
         try:
@@ -118,16 +122,16 @@ class App:
             raise
         self.database = Database(url, pool_size=settings.database.pool_size)
         await self.database.open()
-        self._closers.append(self.database.close)
+        self._on_close(self.database.close)
         self.clock = self._clock or await self._follow_database()
         audit = AuditLog(load_or_create_secret(self.data / "keys" / "audit.key"))
         self.committer = Committer(self.database, audit.seal)
         self.committer.start()
-        self._closers.append(self.committer.close)
+        self._on_close(self.committer.close)
         self.audit = AuditRecords(self.database, {audit.key_id: audit.public_key})
         self.tracing = Tracing(self.database, service=settings.name, otlp_endpoint=settings.telemetry.otlp_endpoint)
         self.tracing.start()
-        self._closers.append(self.tracing.close)
+        self._on_close(self.tracing.close)
         self.keys = KeyStore(self.database, self.master_key)
         objects = self._objects = Objects.local(self.data / "objects")
         self.artifacts = Artifacts(self.database, self.keys, objects, limit_bytes=settings.limits.payload_bytes)
@@ -170,7 +174,7 @@ class App:
         )
         server = settings.server
         followers = Followers(self.database, most=server.followers, most_per_org=server.followers_per_org)
-        self._closers.append(followers.close)
+        self._on_close(followers.close)
         self.services = Services(
             access=Access(self.authenticator),
             submission=self.submission,
@@ -187,7 +191,7 @@ class App:
     async def _follow_database(self) -> Clock:
         clock = DatabaseClock(self.database)
         await clock.open()
-        self._closers.append(clock.close)
+        self._on_close(clock.close)
         return clock
 
     def prepare_database(self) -> str:
@@ -201,23 +205,24 @@ class App:
         self.migrated = migrate(url, self.master_key)
         return app_url(url, self.master_key)
 
-    async def _close(self) -> None:
-        hurry: asyncio.CancelledError | None = None
-        try:
-            while self._closers:
-                close = self._closers.pop()
-                try:
-                    await close()
-                except asyncio.CancelledError as error:
-                    hurry = error  # work under way is cancelled; everything else is closed nevertheless
-                except Exception as error:  # noqa: BLE001  the others must be closed nevertheless
-                    log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
-        finally:
-            if self._postgres is not None:
-                await asyncio.to_thread(self._postgres.stop)
-                self._postgres = None
-        if hurry is not None:
-            raise hurry
+    def _on_close(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Has `close` called when the app closes, before what was registered earlier.
+
+        An error is logged, and a cancellation cancels only what is being closed: the others are closed all the same.
+        """
+
+        async def quietly() -> None:
+            try:
+                await close()
+            except Exception as error:  # noqa: BLE001  the others must be closed
+                log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
+
+        self._closing.push_async_callback(quietly)
+
+    async def _stop_postgres(self) -> None:
+        if self._postgres is not None:
+            await asyncio.to_thread(self._postgres.stop)
+            self._postgres = None
 
     # -- roles of a process ------------------------------------------------------------------------------------
 
@@ -225,11 +230,11 @@ class App:
         """Starts to drive runs in this process, until the app closes."""
         settings = self.settings
         sandbox = BubblewrapSandbox(warm=settings.sandbox.warm, on_egress=_log_egress)
-        self._closers.append(sandbox.close)
+        self._on_close(sandbox.close)
         models = self._models
         if models is None:
             models = catalog = ModelCatalog(os.environ)
-            self._closers.append(catalog.close)
+            self._on_close(catalog.close)
         tools = Tools(sandbox, self.versions.locate)
         health, quotas = await self._start_health(tools)
         kernel = Kernel(
@@ -257,15 +262,15 @@ class App:
         self.worker_registry = WorkerRegistry(
             self.database, worker_id=self._worker.worker_id, engine=settings.engine, every=every
         )
+        self._on_close(self.worker_registry.close)  # after the drain: until then the worker is there
         await self._worker.start()
-        self._closers.append(self._worker.drain)
+        self._on_close(self.drain_worker)
         await self.worker_registry.start()
-        # Closed after the drain: until then the worker is listed.
-        self._closers.insert(-1, self.worker_registry.close)
         self._start_relay()
-        sweeper = ObjectSweeper(self.database, self._objects, _sweep_failed)
-        sweeper.start()
-        self._closers.append(sweeper.close)
+        sweeper = ObjectSweeper(self.database, self._objects)
+        schedule = Schedule(self.database, [Job("sweep objects", sweeper.sweep, every=EVERY_SECONDS)])
+        schedule.start()
+        self._on_close(schedule.close)
 
     def _engine(self, services: EngineServices) -> Engine:
         worker = self.settings.worker
@@ -292,25 +297,26 @@ class App:
         breakers = Breakers(self.database, self.settings.breaker, self.clock)
         tool_health, quotas = ToolHealth(self.database), CallQuotas(self.database)
         health = CallGate(breakers, tool_health)
-        self._closers += [health.close, quotas.close]
+        self._on_close(health.close)
+        self._on_close(quotas.close)
         watch = StateRefresh(self.database, [breakers.refresh, tool_health.refresh, quotas.refresh])
         await watch.start()
-        self._closers.append(watch.close)
+        self._on_close(watch.close)
         poller = Poller(self.database, HealthChecks(tools).ask)
         poller.start()
-        self._closers.append(poller.close)
+        self._on_close(poller.close)
         return health, quotas
 
     def _start_relay(self) -> None:
-        sinks: list[Sink] = [to_log]
+        sinks: dict[str, Sink] = {"log": to_log}
         if self.settings.events.webhook:
             key = hmac.new(self.master_key, b"webhook", hashlib.sha256).digest()
             webhook = Webhook(self.settings.events.webhook, key)
-            self._closers.append(webhook.close)
-            sinks.append(webhook)
+            self._on_close(webhook.close)
+            sinks["webhook"] = webhook
         relay = Relay(self.database, sinks, complain=_log_undelivered)
         relay.start()
-        self._closers.append(relay.close)
+        self._on_close(relay.close)
 
     # -- for entry points, beside the services -----------------------------------------------------------------
 
@@ -319,20 +325,15 @@ class App:
         return read_project(self.project, self.settings)
 
     async def drain_worker(self) -> None:
-        """Stops driving runs; the process's other services continue."""
-        if self._worker is not None and self._worker.drain in self._closers:
-            self._closers.remove(self._worker.drain)
-            await self._worker.drain()
-            self._closers.remove(self.worker_registry.close)
+        """Stops driving runs; what else this process does goes on."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.drain()
             await self.worker_registry.close()
 
 
 def _log_undelivered(error: Exception) -> None:
     log(names.LOG_UNDELIVERED, str(error), level="error", detail=getattr(error, "detail", None))
-
-
-def _sweep_failed(error: Exception) -> None:
-    log(names.LOG_INTERNAL, f"objects were not swept: {error}", level="warning")
 
 
 def _log_egress(tool: str, host: str, port: int, allowed: bool) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import signal
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from interlock.testing import answer
 
@@ -118,3 +122,54 @@ def test_a_dev_server_that_is_drained_goes_on_serving(cli: Cli, model: FakeModel
     assert cli.ok("workers").out == "no workers\n"
     assert "answer" in cli.ok("versions").out
     assert dev.stop().code == 0
+
+
+def test_refused_events_are_listed_and_sent_again(cli: Cli, model: FakeModel) -> None:
+    """The webhook refuses the events of a run with 404, then takes them."""
+    answers: list[int] = [404]
+    taken: list[dict[str, Any]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if answers[0] == 200:
+                taken.append(body)
+            self.send_response(answers[0])
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    cli.ok("deploy")
+    assert cli.ok("events", "refused").out == "no event was refused\n"
+    assert cli.ok("events", "requeue", "--all").out == "no event was refused\n"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        cli.env["INTERLOCK_EVENTS__WEBHOOK"] = f"http://127.0.0.1:{server.server_port}/hook"
+        worker = cli.start("worker")
+        worker.says("worker runs")
+        model.always(answer({"topic": "other", "answer": "?"}))
+        run_id = cli.ok("run", "answer", "-i", QUESTION, "--json").json["run_id"]
+        deadline = time.monotonic() + 120
+        while not (found := cli.ok("events", "refused", "--json").json):
+            assert time.monotonic() < deadline
+        event = found[0]
+        assert (event["sink"], event["run_id"], event["tries"]) == ("webhook", run_id, 1)
+        assert "answered 404" in event["reason"]
+        shown = cli.ok("events", "refused").out
+        assert all(word in shown for word in (str(event["event_id"]), "webhook", event["topic"]))
+        assert "no receiver refused event 999999" in cli.fails(3, "events", "requeue", "999999")
+        cli.fails(2, "events", "requeue")
+        answers[0] = 200
+        assert cli.ok("events", "requeue", str(event["event_id"])).out == "1 to be sent again\n"
+        while not taken:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (taken[0]["id"], taken[0]["data"]["run_id"]) == (event["event_id"], run_id)
+        server.shutdown()
+    (entry,) = [
+        one["entry"]
+        for one in cli.ok("audit", "list", "--json").json
+        if one["entry"]["event_type"] == "events.requeued"
+    ]
+    assert (entry["resource"], entry["detail"]["deliveries"]) == (f"event:{event['event_id']}", 1)

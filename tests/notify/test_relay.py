@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from interlock.notify.webhook import to_log
 from interlock.store import outbox
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
-from interlock.store.outbox import OutboxEvent, Relay
+from interlock.store.outbox import EventRefused, OutboxEvent, Relay, refused_events, requeue_events
 from interlock.store.rows import JournalRow, OutboxRow
 from interlock.telemetry import logs
 
@@ -31,14 +33,15 @@ Publish = Callable[..., Awaitable[None]]
 
 @pytest.fixture
 async def publish(database: Database, tenants: tuple[Tenant, Tenant]) -> AsyncIterator[Publish]:
-    """Commits events 0 to n-1 of the first organisation, each in a commit of its own."""
+    """Commits events 0 to n-1 of an organisation, each in a commit of its own; `runs` are theirs, in turn."""
     committer = Committer(database, AuditLog(bytes(range(32, 64))).seal)
     committer.start()
 
-    async def publish(count: int, org: int = 0) -> None:
+    async def publish(count: int, org: int = 0, runs: tuple[str, ...] = ()) -> None:
         org_id = tenants[org].org_id
         for n in range(count):
-            event = OutboxRow(org_id=org_id, topic="test", payload={"n": n})
+            run = {"run_id": runs[n % len(runs)]} if runs else {}
+            event = OutboxRow(org_id=org_id, topic="test", payload={"n": n, **run})
             await committer.submit(Commit(org_id, outbox=[event]))
 
     yield publish
@@ -73,11 +76,21 @@ def receiver() -> Receiver:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "_POLL_SECONDS", 0.005)
+    for name in ("_POLL_SECONDS", "_FIRST_WAIT", "_LONGEST_WAIT", "_LONGEST_BACKOFF"):
+        monkeypatch.setattr(outbox, name, 0.005)
 
 
 def left(owner: psycopg.Connection[Any]) -> list[int]:
-    return [row[0]["n"] for row in owner.execute("select payload from outbox order by outbox_id").fetchall()]
+    """Events that some receiver has not got, in order."""
+    rows = owner.execute(
+        "select outbox_id, payload from outbox union select event_id, payload from deliveries where status = 'pending' order by 1"
+    ).fetchall()
+    return [row[1]["n"] for row in rows]
+
+
+def take_leases_back(owner: psycopg.Connection[Any]) -> None:
+    """As if their time had run out."""
+    owner.execute("update event_sinks set held_until = '-infinity'")
 
 
 async def until_empty(owner: psycopg.Connection[Any]) -> None:
@@ -95,9 +108,13 @@ async def test_events_arrive_in_order_and_are_forgotten(
 ) -> None:
     second = Receiver()
     await publish(120)  # more than a batch
-    relay = Relay(database, [receiver, second])
-    assert [await relay.deliver(), await relay.deliver(), await relay.deliver()] == [100, 20, 0]
-    assert receiver.got == second.got == list(range(120))
+    relay = Relay(database, {"one": receiver, "two": second})
+    assert [await relay.deliver("one") for _ in range(3)] == [100, 20, 0]
+    assert receiver.got == list(range(120))
+    assert second.got == []
+    assert left(owner) == list(range(120))
+    assert [await relay.deliver("two") for _ in range(3)] == [100, 20, 0]
+    assert second.events == receiver.events
     assert left(owner) == []
     event = receiver.events[0]
     assert (event.org_id, event.topic, event.payload) == (tenants[0].org_id, "test", {"n": 0})
@@ -110,7 +127,7 @@ async def test_events_of_all_organisations_leave(
 ) -> None:
     await publish(2, org=0)
     await publish(3, org=1)
-    await Relay(database, [receiver]).deliver()
+    await Relay(database, {"sink": receiver}).deliver("sink")
     assert [event.org_id for event in receiver.events] == [tenants[0].org_id] * 2 + [tenants[1].org_id] * 3
 
 
@@ -125,7 +142,7 @@ async def test_what_was_refused_leaves_no_event(
     with pytest.raises(asyncpg.ForeignKeyViolationError):
         await committer.submit(Commit(org, outbox=[event], journal=[broken]))
     await committer.close()
-    assert await Relay(database, [receiver]).deliver() == 0
+    assert await Relay(database, {"sink": receiver}).deliver("sink") == 0
     assert receiver.got == []
 
 
@@ -139,12 +156,11 @@ async def test_a_failing_sink_holds_up_what_comes_after_and_loses_nothing(
     broken = True
     receiver.fail = lambda n: error if n == 2 and broken else None
     complaints: list[str] = []
-    relay = Relay(database, [receiver], complain=lambda failure: complaints.append(str(failure)))
-    for _ in range(2):
-        with pytest.raises(Unavailable):
-            await relay.deliver()
-        assert receiver.got == [0, 1]
-        assert left(owner) == [2, 3, 4]
+    relay = Relay(database, {"sink": receiver}, complain=lambda failure: complaints.append(str(failure)))
+    with pytest.raises(Unavailable):
+        await relay.deliver("sink")
+    assert receiver.got == [0, 1]
+    assert left(owner) == [2, 3, 4]
     relay.start()
     async with asyncio.timeout(180):
         while not complaints:
@@ -170,33 +186,218 @@ async def test_one_complaint_for_one_reason(database: Database, publish: Publish
 
     receiver.fail = fail
     complaints: list[str] = []
-    relay = Relay(database, [receiver], complain=lambda failure: complaints.append(str(failure)))
+    relay = Relay(database, {"sink": receiver}, complain=lambda failure: complaints.append(str(failure)))
     relay.start()
     await receiver.until(3)
     await relay.close()
     assert complaints == ["the first reason", "the second reason"]
 
 
-async def test_a_relay_that_is_cut_off_delivers_again(
+async def test_a_dead_receiver_stops_no_other(
     database: Database, owner: psycopg.Connection[Any], publish: Publish, receiver: Receiver
 ) -> None:
-    """At least once: the sink has got the event, and the process stops before that is on record."""
+    dead, broken = Receiver(), True
+    dead.fail = lambda _: Unavailable("away") if broken else None
+    relay = Relay(database, {"dead": dead, "live": receiver})
+    relay.start()
+    await publish(30, runs=("a", "b", "c"))
+    await receiver.until(30)
+    assert receiver.got == list(range(30))
+    assert dead.got == []
+    assert left(owner) == list(range(30))
+    broken = False
+    await until_empty(owner)
+    await relay.close()
+    assert sorted(dead.got) == list(range(30))
+    for run in range(3):
+        assert [n for n in dead.got if n % 3 == run] == list(range(run, 30, 3))
+
+
+async def test_a_receiver_that_hangs_stops_no_other_and_holds_no_transaction(
+    database: Database, owner: psycopg.Connection[Any], publish: Publish, receiver: Receiver
+) -> None:
+    hanging = asyncio.Event()
+
+    async def hang(event: OutboxEvent) -> None:
+        hanging.set()
+        await asyncio.Event().wait()
+
+    relay = Relay(database, {"hangs": hang, "live": receiver})
+    relay.start()
+    await publish(3)
+    await hanging.wait()
+    await receiver.until(3)
+    open_ones = "select count(*) from pg_stat_activity where usename = 'interlock_app' and xact_start is not null"
+    async with asyncio.timeout(60):
+        while owner.execute(open_ones).fetchone() != (0,):  # those of polls end at once
+            await asyncio.sleep(0.001)
+    await relay.close()
+    assert left(owner) == [0, 1, 2]
+
+
+async def test_an_event_that_is_refused_lets_the_others_pass_and_can_be_sent_again(
+    database: Database, owner: psycopg.Connection[Any], publish: Publish, receiver: Receiver
+) -> None:
+    await publish(5, runs=("run_a",))
+    poison = True
+    receiver.fail = lambda n: EventRefused("the answer was 400") if n == 2 and poison else None
+    complaints: list[str] = []
+    relay = Relay(database, {"sink": receiver}, complain=lambda error: complaints.append(str(error)))
+    assert await relay.deliver("sink") == 4
+    assert receiver.got == [0, 1, 3, 4]
+    assert left(owner) == []
+    (refused,) = await refused_events(database)
+    assert (refused.sink, refused.topic, refused.run_id) == ("sink", "test", "run_a")
+    assert refused.reason == "the answer was 400"
+    assert [f"does not take event {refused.event_id}" in one for one in complaints] == [True]
+    assert await requeue_events(database, refused.event_id + 1) == 0
+    assert await requeue_events(database, refused.event_id) == 1
+    poison = False
+    assert await relay.deliver("sink") == 1
+    assert receiver.events[-1].event_id == refused.event_id
+    assert await refused_events(database) == []
+
+
+async def test_an_event_that_always_fails_delays_only_its_run_and_is_refused_if_the_receiver_takes_others(
+    database: Database, owner: psycopg.Connection[Any], publish: Publish, receiver: Receiver
+) -> None:
+    tries = 0
+
+    def fail(n: int) -> Exception | None:
+        nonlocal tries
+        tries += n == 4
+        return Unavailable("500") if n == 4 else None
+
+    receiver.fail = fail
+    await publish(10, runs=("well", "well", "sick"))  # the sick run's are 2, 5 and 8, and 4 is the well run's
+    relay = Relay(database, {"sink": receiver})
+    relay.start()
+    async with asyncio.timeout(180):
+        while tries < 3 * outbox.ATTEMPTS:
+            await asyncio.sleep(0.005)
+    assert receiver.got == [0, 1, 2, 3, 5, 8]  # 6, 7 and 9 wait behind 4
+    assert await refused_events(database) == []  # the receiver took nothing in between: the fault may be its own
+    async with asyncio.timeout(180):
+        while not (refused := await refused_events(database)):
+            await publish(1, runs=("other",))
+    assert refused[0].tries > 3 * outbox.ATTEMPTS
+    await until_empty(owner)
+    await relay.close()
+    assert [n for n in receiver.got if n > 5] == [8, 6, 7, 9]
+
+
+async def test_order_of_each_run_is_kept_while_deliveries_fail_at_random(
+    database: Database, owner: psycopg.Connection[Any], publish: Publish, receiver: Receiver
+) -> None:
+    dice = random.Random(7)
+    receiver.fail = lambda _: Unavailable("no luck") if dice.random() < 0.3 else None
+    relay = Relay(database, {"sink": receiver})
+    relay.start()
+    await publish(60, runs=("a", "b", "c", "d"))
+    await until_empty(owner)
+    await relay.close()
+    for run in range(4):
+        assert [n for n in receiver.got if n % 4 == run] == list(range(run, 60, 4))
+
+
+async def test_a_relay_that_is_closed_while_it_sends_leaves_the_event_to_another(
+    database: Database, owner: psycopg.Connection[Any], publish: Publish, receiver: Receiver
+) -> None:
     await publish(3)
     reached = asyncio.Event()
 
     async def hang(event: OutboxEvent) -> None:
+        await receiver(event)
         if event.payload["n"] == 1:
             reached.set()
             await asyncio.Event().wait()
 
-    relay = Relay(database, [receiver, hang])
+    relay = Relay(database, {"sink": hang})
     relay.start()
     await reached.wait()
     assert receiver.got == [0, 1]
     await relay.close()
-    assert left(owner) == [0, 1, 2]
-    await Relay(database, [receiver]).deliver()
-    assert receiver.got == [0, 1, 0, 1, 2]
+    await relay.close()
+    assert left(owner) == [1, 2]
+    await Relay(database, {"sink": receiver}).deliver("sink")
+    assert receiver.got == [0, 1, 1, 2]
+    assert receiver.events[1] == receiver.events[2]
+    assert left(owner) == []
+
+
+CRASHING = """
+import asyncio, os, sys
+from interlock.store.database import Database
+from interlock.store.outbox import Relay
+
+async def main():
+    database = Database(sys.argv[1], pool_size=2)
+    await database.open()
+
+    async def sink(event):
+        print(event.payload["n"], event.event_id, flush=True)
+        if event.payload["n"] == 1:
+            os._exit(9)
+
+    await Relay(database, {"sink": sink}).deliver("sink")
+
+asyncio.run(main())
+"""
+
+
+async def test_a_process_that_dies_after_sending_is_followed_by_one_that_sends_the_same_again(
+    database: Database, database_url: str, owner: psycopg.Connection[Any], publish: Publish, receiver: Receiver
+) -> None:
+    await publish(3)
+    arguments = (sys.executable, "-c", CRASHING, database_url)
+    process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
+    said, _ = await process.communicate()
+    assert process.returncode == 9
+    assert [line.split()[0] for line in said.decode().splitlines()] == ["0", "1"]
+    relay = Relay(database, {"sink": receiver})
+    assert await relay.deliver("sink") == 0  # the dead one's lease has not run out
+    take_leases_back(owner)
+    assert await relay.deliver("sink") == 3
+    assert receiver.got == [0, 1, 2]
+    assert [line.split()[1] for line in said.decode().splitlines()] == [str(e.event_id) for e in receiver.events[:2]]
+
+
+async def test_a_relay_whose_lease_is_another_s_stops_and_forgets_nothing(
+    database: Database,
+    owner: psycopg.Connection[Any],
+    publish: Publish,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after a long stop of the process: the other one has the receiver by now."""
+    monkeypatch.setattr(outbox, "_FLUSH_SECONDS", -1.0)  # forgets after every event
+    await publish(4)
+    sent: list[int] = []
+
+    async def late(event: OutboxEvent) -> None:
+        sent.append(event.payload["n"])
+        if event.payload["n"] == 1:
+            take_leases_back(owner)
+            assert await Relay(database, {"sink": receiver}).deliver("sink") == 3
+
+    assert await Relay(database, {"sink": late}).deliver("sink") == 2
+    assert sent == [0, 1]
+    assert receiver.got == [1, 2, 3]
+    assert left(owner) == []
+
+
+async def test_a_receiver_that_no_process_has_is_forgotten_after_a_week(
+    database: Database, owner: psycopg.Connection[Any], publish: Publish, receiver: Receiver
+) -> None:
+    other = Receiver()
+    await publish(2)
+    await Relay(database, {"old": other, "new": receiver}).deliver("new")
+    assert left(owner) == [0, 1]
+    owner.execute("update event_sinks set seen_at = now() - interval '6 days' where sink = 'old'")
+    await Relay(database, {"brand new": receiver}).deliver("brand new")
+    assert left(owner) == [0, 1]
+    owner.execute("update event_sinks set seen_at = now() - interval '8 days' where sink = 'old'")
+    await Relay(database, {"newest": receiver}).deliver("newest")
     assert left(owner) == []
 
 
@@ -208,12 +409,14 @@ async def test_a_connection_that_breaks_while_delivering_loses_nothing(
 
     async def cut(event: OutboxEvent) -> None:
         nonlocal strokes
+        await receiver(event)
         if event.payload["n"] == 2 and strokes < 2:
             strokes += 1
             owner.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'interlock_app' "
                           "and datname = current_database()")  # fmt: skip
+            raise OSError("the line is cut")
 
-    relay = Relay(database, [receiver, cut])
+    relay = Relay(database, {"sink": cut})
     relay.start()
     await until_empty(owner)
     await relay.close()
@@ -229,12 +432,13 @@ async def test_many_relays_deliver_each_event_once_and_in_order(
     others = [Database(database_url, pool_size=2) for _ in range(2)]
     for other in others:
         await other.open()
+    second = Receiver()
 
     async def slow(event: OutboxEvent) -> None:
         await asyncio.sleep(0)
         await receiver(event)
 
-    relays = [Relay(one, [slow]) for one in (database, *others)]
+    relays = [Relay(one, {"slow": slow, "second": second}) for one in (database, *others)]
     for relay in relays:
         relay.start()
     await publish(150)
@@ -243,7 +447,7 @@ async def test_many_relays_deliver_each_event_once_and_in_order(
         await relay.close()
     for other in others:
         await other.close()
-    assert receiver.got == list(range(150))
+    assert receiver.got == second.got == list(range(150))
 
 
 async def test_every_event_is_in_the_log(
@@ -253,7 +457,7 @@ async def test_every_event_is_in_the_log(
     logs.configure(level="info", file=path)
     try:
         await publish(2)
-        await Relay(database, [to_log]).deliver()
+        await Relay(database, {"log": to_log}).deliver("log")
     finally:
         structlog.reset_defaults()
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -17,7 +17,7 @@ from interlock.base.errors import Unavailable
 from interlock.identity.principal import Principal
 from interlock.notify.webhook import Webhook
 from interlock.store import outbox
-from interlock.store.outbox import OutboxEvent
+from interlock.store.outbox import EventRefused, OutboxEvent
 
 if TYPE_CHECKING:
     from conftest import AppFactory
@@ -90,14 +90,14 @@ async def test_an_event_arrives_whole_and_signed(endpoint: Endpoint) -> None:
 
 async def test_a_signature_with_another_key_does_not_fit(endpoint: Endpoint) -> None:
     webhook = Webhook(endpoint.url, b"another key")
-    with pytest.raises(Unavailable, match="401"):
+    with pytest.raises(EventRefused, match="401"):
         await webhook(EVENT)
     await webhook.close()
     assert endpoint.events == []
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 401, 404, 410, 429, 500, 503, 0])
-async def test_whatever_is_no_success_keeps_the_event(endpoint: Endpoint, status: int) -> None:
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 408, 425, 429, 500, 503, 0])
+async def test_an_answer_that_may_change_keeps_the_event(endpoint: Endpoint, status: int) -> None:
     endpoint.statuses = [status]
     webhook = Webhook(endpoint.url, KEY)
     with pytest.raises(Unavailable):
@@ -107,6 +107,16 @@ async def test_whatever_is_no_success_keeps_the_event(endpoint: Endpoint, status
     await webhook(EVENT)
     await webhook.close()
     assert len(endpoint.events) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 413, 422])
+async def test_an_answer_about_the_event_refuses_it(endpoint: Endpoint, status: int) -> None:
+    endpoint.statuses = [status]
+    webhook = Webhook(endpoint.url, KEY)
+    with pytest.raises(EventRefused, match=str(status)):
+        await webhook(EVENT)
+    await webhook.close()
+    assert endpoint.events == []
 
 
 @pytest.fixture
@@ -139,7 +149,8 @@ async def test_a_runs_events_reach_the_configured_webhook(
     app_factory: AppFactory, endpoint: Endpoint, admin: Principal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From a run to the receiver, through an endpoint that is down at first."""
-    monkeypatch.setattr(outbox, "_POLL_SECONDS", 0.02)
+    for name in ("_POLL_SECONDS", "_FIRST_WAIT"):
+        monkeypatch.setattr(outbox, name, 0.02)
     endpoint.key = hmac.new(MASTER_KEY, b"webhook", hashlib.sha256).digest()
     endpoint.statuses = [503, 0, 302]
     app = await app_factory(deploy=True, worker=True, events={"webhook": endpoint.url}, sandbox={"warm": 0})

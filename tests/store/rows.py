@@ -218,6 +218,9 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "values (%(run)s, %(org)s, %(run)s, 'pay', 'd', 'ada', '{reviewer}', now() + interval '1 day', 's')",
         "insert into audit values (%(org)s, 1, 'e', %(empty)s, '', 'h', 'k', 's')",
         "insert into outbox (org_id, topic, payload) values (%(org)s, 't', %(empty)s)",
+        "insert into event_sinks (sink) values ('log') on conflict do nothing",
+        "insert into deliveries (sink, event_id, org_id, lane, topic, payload, created_at) "
+        "values ('log', hashtext(%(org)s), %(org)s, '', 't', %(empty)s, now())",
         "insert into breakers (org_id, target) values (%(org)s, 'tool:pay')",
         "insert into tool_health (org_id, tool, bundle, contract) values (%(org)s, 'pay', 'b', %(empty)s)",
         "insert into quotas (org_id, scope, name, rate) values (%(org)s, 'tool', 'pay', 1)",

@@ -315,10 +315,7 @@ def named(owner: psycopg.Connection[Any]) -> set[str]:
 
 
 def sweeper_of(database: Database, directory: Path) -> ObjectSweeper:
-    def failed(error: Exception) -> None:
-        raise error
-
-    return ObjectSweeper(database, Objects.local(directory), failed)
+    return ObjectSweeper(database, Objects.local(directory))
 
 
 async def test_a_digest_stores_nothing(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 
+from interlock.base.background import Loop
 from interlock.store.database import Database
 from interlock.store.listener import Listener
 from interlock.telemetry import names
@@ -26,40 +25,28 @@ class StateRefresh:
 
     def __init__(self, database: Database, refreshes: list[Refresh], *, poll_seconds: float = POLL_SECONDS) -> None:
         self._refreshes = refreshes
-        self._poll = poll_seconds
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._listener = Listener(database, CHANNEL, lambda _: self._changed.set())
-        self._away = False
+        self._loop = Loop(
+            "refresh health", self._refresh, every=poll_seconds, at_once=False, longest=poll_seconds, report=_unknown
+        )
+        self._listener = Listener(database, CHANNEL, lambda _: self._loop.wake())
 
     async def start(self) -> None:
         """Reads everything once, so that a process starts with the current state."""
-        await self._refresh()
-        self._task = asyncio.create_task(self._refresh_forever(), name="refresh health")
+        try:
+            await self._refresh()
+        except Exception as error:  # noqa: BLE001  the next round may succeed
+            _unknown(error)
+        self._loop.start()
         self._listener.start()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._loop.close()
         await self._listener.close()
 
     async def _refresh(self) -> None:
         for refresh in self._refreshes:
-            try:
-                await refresh()
-            except Exception as error:  # noqa: BLE001  the last known state stays in force on any database error
-                if not self._away:  # log once, not every second
-                    log(names.LOG_HEALTH_UNKNOWN, str(error), level="warning")
-                self._away = True
-                return
-        self._away = False
+            await refresh()
 
-    async def _refresh_forever(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll):
-                    await self._changed.wait()
-            self._changed.clear()  # cleared before reading, so that a change from here on is read again
-            await self._refresh()
+
+def _unknown(error: Exception) -> None:
+    log(names.LOG_HEALTH_UNKNOWN, str(error), level="warning")

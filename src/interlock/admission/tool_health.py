@@ -8,11 +8,11 @@ The state is a row of `tool_health`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from interlock.base.background import Loop
 from interlock.base.errors import FailureKind, ToolUnhealthy, Unavailable
 from interlock.base.ids import new_id
 from interlock.store.database import Database
@@ -81,32 +81,22 @@ class Poller:
     def __init__(self, database: Database, ask: Ask, *, poll_seconds: float = _POLL_SECONDS) -> None:
         self._database = database
         self._ask = ask
-        self._poll = poll_seconds
-        self._task: asyncio.Task[None] | None = None
+        self._loop = Loop("poll tool health", self._begin_due, every=poll_seconds, longest=poll_seconds, report=_log)
         self._id = new_id("pol")
         self._checks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="poll tool health")
+        self._loop.start()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._loop.close()
         for check in self._checks:
             check.cancel()
         await asyncio.gather(*self._checks, return_exceptions=True)
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                for check in await self._begin(_AT_ONCE - len(self._checks)):
-                    check.add_done_callback(_complain)
-            except Exception as error:  # noqa: BLE001  without the poller, the health of all tools would never change again
-                _log(error)
-            await asyncio.sleep(self._poll)
+    async def _begin_due(self) -> None:
+        for check in await self._begin(_AT_ONCE - len(self._checks)):
+            check.add_done_callback(_complain)
 
     async def poll(self) -> int:
         """Runs the due checks and waits for their answers; returns their number."""

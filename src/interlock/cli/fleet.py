@@ -81,7 +81,7 @@ def workers(as_json: Json = False) -> None:
     async def look(services: Services) -> list[WorkerView]:
         return await services.administration.workers()
 
-    found = _opened(look)
+    found = opened(look)
     if as_json:
         print_json(found)
         return
@@ -109,10 +109,10 @@ def drain(
         raise InvalidInput("name the workers: --worker ID, or --all")
 
     async def ask(services: Services) -> tuple[list[str], list[str]]:
-        asked = await services.administration.ask_to_drain(worker, login=_login())
+        asked = await services.administration.ask_to_drain(worker, login=login())
         return asked, await _left(services, set(asked), time.monotonic() + timeout) if wait else []
 
-    asked, left = _opened(ask)
+    asked, left = opened(ask)
     if left:
         raise Unavailable(f"still running after {timeout:g} s: {', '.join(left)}")
     if not asked:
@@ -131,7 +131,7 @@ async def _left(services: Services, asked: set[str], deadline: float) -> list[st
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _login() -> str:
+def login() -> str:
     """Login and host of the operator, from the system, because environment variables could be forged."""
     try:
         name = pwd.getpwuid(os.getuid()).pw_name
@@ -140,7 +140,7 @@ def _login() -> str:
     return f"{name}@{socket.gethostname()}"
 
 
-def _opened(use: Callable[[Services], Coroutine[Any, Any, T]]) -> T:
+def opened(use: Callable[[Services], Coroutine[Any, Any, T]]) -> T:
     """Opens the installation's database: workers belong to the installation, so an API key is not enough."""
     settings = settings_here()
     if settings.database.url is None and not (settings.data_dir / "pg").exists():

@@ -16,6 +16,7 @@ from interlock.cli import (
     dead_letters,
     demo,
     doctor,
+    events,
     fleet,
     keys,
     projects,
@@ -39,6 +40,7 @@ for group in (projects, servers, demo, runs, doctor, fleet, chaos, simulate):
     group.register(cli)
 cli.add_typer(reviews.group, name="review")
 cli.add_typer(dead_letters.group, name="dead-letters")
+cli.add_typer(events.group, name="events")
 cli.add_typer(audit.group, name="audit")
 cli.add_typer(keys.group, name="keys")
 cli.add_typer(quotas.group, name="quota")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from importlib import metadata
 from typing import Any
 
+from interlock.base.background import Loop
 from interlock.base.errors import NotFound
 from interlock.store.database import Database
 from interlock.store.listener import Listener
@@ -31,43 +31,32 @@ class WorkerRegistry:
         self._database = database
         self._worker_id = worker_id
         self._engine = engine
-        self._every = every
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._listener = Listener(database, CHANNEL, lambda _: self._wake.set())
+        self._loop = Loop("worker-registry", self._say, every=every, at_once=False, longest=every, report=_down)
+        self._listener = Listener(database, CHANNEL, lambda _: self._loop.wake())
         self.asked = asyncio.Event()
 
     async def start(self) -> None:
         await self._say()
-        self._task = asyncio.create_task(self._say_forever(), name="worker-registry")
+        self._loop.start()
         self._listener.start()
 
     async def close(self) -> None:
         """Deletes the row; called when the worker has drained."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._loop.close()
         await self._listener.close()
         await self._database.rows("worker_gone", self._worker_id)
 
     async def _say(self) -> None:
-        self._wake.clear()
         version = metadata.version("interlock")
         args = (self._worker_id, socket.gethostname(), os.getpid(), self._engine, version)
         row = await self._database.row("worker_seen", *args)
         if row is not None and row["draining"]:
             self.asked.set()
 
-    async def _say_forever(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._every):
-                    await self._wake.wait()
-            try:
-                await self._say()
-            except Exception as error:  # noqa: BLE001  a worker without a registry entry still works
-                log(names.LOG_DATABASE_DOWN, str(error), level="error")
-                await asyncio.sleep(self._every)
+
+def _down(error: Exception) -> None:
+    # A worker without a registry entry still works.
+    log(names.LOG_DATABASE_DOWN, str(error), level="error")
 
 
 async def workers(database: Database) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Delivery of outbox events: to the log, and to a webhook if one is configured."""
+"""Receivers of outbox events: the log, and a webhook when one is configured."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ import json
 import httpx
 
 from interlock.base.errors import Unavailable
-from interlock.store.outbox import OutboxEvent
+from interlock.store.outbox import EventRefused, OutboxEvent
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
+_PASSING = frozenset({408, 425, 429})  # the 4xx that say "later"; every other one is about the request itself
+
 
 async def to_log(event: OutboxEvent) -> None:
-    """Writes an event to the JSON log."""
+    """Writes the event to the JSON log."""
     log(names.LOG_EVENT, topic=event.topic, org_id=event.org_id, event_id=event.event_id, **event.payload)
 
 
 class Webhook:
-    """POSTs events as JSON, signed: `Interlock-Signature: sha256=HMAC(key, body)`, so the receiver can verify their origin."""
+    """Sink that POSTs events as JSON, signed: `Interlock-Signature: sha256=HMAC(key, body)`, so receivers can check the origin.
+
+    2xx means taken. Another 4xx than 408, 425 and 429 refuses the event for good; after everything else it is sent again.
+    Redirections are not followed, because they could lead inside the network.
+    """
 
     def __init__(self, url: str, key: bytes) -> None:
         self._url = url
@@ -37,8 +43,11 @@ class Webhook:
             response = await self._client.post(self._url, content=body, headers=headers)
         except httpx.HTTPError as error:
             raise Unavailable("the events webhook does not answer; events are kept", detail=str(error)) from error
-        if response.status_code >= 300:
-            raise Unavailable(f"the events webhook answered {response.status_code}; events are kept")
+        status = response.status_code
+        if 400 <= status < 500 and status not in _PASSING:
+            raise EventRefused(f"the events webhook answered {status}")
+        if not 200 <= status < 300:
+            raise Unavailable(f"the events webhook answered {status}; events are kept")
 
     async def close(self) -> None:
         await self._client.aclose()

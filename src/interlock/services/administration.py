@@ -18,10 +18,11 @@ from interlock.fleet.workers import drain, workers
 from interlock.identity.auth import Authenticator, key_id_of
 from interlock.identity.principal import Principal
 from interlock.services.views.deployments import VersionView, WorkflowView
-from interlock.services.views.installation import KeyView, QuotaView, WorkerView
+from interlock.services.views.installation import KeyView, QuotaView, RefusedEventView, WorkerView
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 from interlock.store.entries import Entry
+from interlock.store.outbox import refused_events, requeue_events
 
 LOCAL_ORG = "local"
 
@@ -103,6 +104,25 @@ class Administration:
             resources = [f"worker:{one}" for one in asked]
             await self._record(principal, "worker.drain_requested", "drain", resources, {"login": login})
         return asked
+
+    async def refused_events(self) -> list[RefusedEventView]:
+        """Events that their receivers refused, of all organisations; as `workers`, for those who can open the database."""
+        return [RefusedEventView.model_validate(asdict(one)) for one in await refused_events(self._database)]
+
+    async def requeue_events(self, event_id: int | None, *, login: str) -> int:
+        """Sends refused events to their receivers again, all or one, on record in organisation `local`; how many deliveries.
+
+        Raises:
+            NotFound: that event was not refused.
+        """
+        requeued = await requeue_events(self._database, event_id)
+        if not requeued and event_id is not None:
+            raise NotFound(f"no receiver refused event {event_id}; `interlock events refused` lists those that were")
+        if requeued:
+            resource = "event:*" if event_id is None else f"event:{event_id}"
+            detail = {"login": login, "deliveries": requeued}
+            await self._record(await self._local_admin(), "events.requeued", "requeue_events", [resource], detail)
+        return requeued
 
     async def keys(self, principal: Principal) -> list[KeyView]:
         """The organisation's keys, without secrets."""

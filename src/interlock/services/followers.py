@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
+from interlock.base.background import Loop
 from interlock.base.errors import NotFound, TooManyRequests
 from interlock.base.usage import cost_json
 from interlock.identity.principal import Principal
@@ -78,15 +79,14 @@ class Followers:
         self._wakes: dict[tuple[str, str], set[asyncio.Event]] = {}
         self._by_org: Counter[str] = Counter()
         self._listener = Listener(database, CHANNEL, self._notified)
-        self._renewal: asyncio.Task[None] | None = None
+        self._renewal = Loop(
+            "followed runs", self._renew, every=_RENEW_SECONDS, at_once=False, longest=_RENEW_SECONDS, report=_down
+        )
 
     async def close(self) -> None:
         """Stops listening; open streams are ended by their entry points."""
-        if self._renewal is not None:
-            self._renewal.cancel()
-            await asyncio.gather(self._renewal, return_exceptions=True)
-            await self._listener.close()
-            self._renewal = None
+        await self._renewal.close()
+        await self._listener.close()
 
     def wake(self) -> None:
         """Has every follower look, and notice that its server stops."""
@@ -221,9 +221,9 @@ class Followers:
                 del self._wakes[key]
 
     def _listen(self) -> None:
-        if self._renewal is None:
+        if not self._renewal.running:
             self._listener.start()
-            self._renewal = asyncio.create_task(self._renew_forever(), name="followed runs")
+            self._renewal.start()
 
     def _notified(self, run_id: str) -> None:
         for key, wakes in self._wakes.items():
@@ -231,14 +231,14 @@ class Followers:
                 for wake in wakes:
                     wake.set()
 
-    async def _renew_forever(self) -> None:
-        while True:
-            await asyncio.sleep(_RENEW_SECONDS)
-            try:
-                for org_id in list(self._by_org):
-                    await self._follow_runs(org_id, [run_id for org, run_id in list(self._wakes) if org == org_id])
-            except Exception as error:  # noqa: BLE001  followers look every 15 s in any case
-                log(names.LOG_DATABASE_DOWN, str(error), level="warning")
+    async def _renew(self) -> None:
+        for org_id in list(self._by_org):
+            await self._follow_runs(org_id, [run_id for org, run_id in list(self._wakes) if org == org_id])
 
     async def _follow_runs(self, org_id: str, run_ids: list[str]) -> None:
         await self._database.execute("follow_runs", org_id, run_ids, _FOLLOWED_SECONDS, org=org_id)
+
+
+def _down(error: Exception) -> None:
+    # Followers look every 15 s in any case.
+    log(names.LOG_DATABASE_DOWN, str(error), level="warning")

@@ -6,10 +6,9 @@ that is wrong, or is set in the middle of work, would fire them early or late on
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 
+from interlock.base.background import Loop
 from interlock.base.clock import since_boot
 from interlock.store.database import Database
 from interlock.store.queries import QUERIES
@@ -29,10 +28,10 @@ class DatabaseClock:
 
     def __init__(self, database: Database, *, every: float = EVERY_SECONDS) -> None:
         self._database = database
-        self._every = every
         self._offset = 0.0  # seconds from `since_boot` to the database's time
         self._lead, self._since = 0.0, 0.0  # how far ahead of that `now` was, and when, by `since_boot`
-        self._task: asyncio.Task[None] | None = None
+        # While it fails the old offset holds; what needs the database reports that it is away.
+        self._loop = Loop("measure the database's time", self.measure, every=every, at_once=False, longest=every)
 
     def now(self) -> float:
         return self._at(since_boot())
@@ -47,13 +46,10 @@ class DatabaseClock:
             Unavailable: the database does not answer.
         """
         self._offset, _ = await self._database.retrying(self._ask)
-        self._task = asyncio.create_task(self._follow(), name="follow the database's time")
+        self._loop.start()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._loop.close()
 
     async def measure(self) -> None:
         """Measures once more; an error leaves everything as it was."""
@@ -74,14 +70,6 @@ class DatabaseClock:
                 samples.append((half, reported - (asked + half)))
         half, offset = min(samples)
         return offset, half
-
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self._every)
-            with contextlib.suppress(
-                Exception
-            ):  # the old offset holds; callers that need the database report that it is away
-                await self.measure()
 
     def _at(self, boot: float) -> float:
         # Each grows with `boot` in one term only, so rounding cannot make it go back either.

@@ -31,6 +31,7 @@ EventType = Literal[
     "key.revoked",
     "quota.changed",
     "worker.drain_requested",
+    "events.requeued",
     "value.revealed",
     "auth.refused",
     "access.denied",

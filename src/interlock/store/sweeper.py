@@ -1,39 +1,22 @@
-"""Deletes objects that no commit named: their process died, or their commit was refused."""
+"""Deletion of objects that no commit named: their process died, or their commit was refused."""
 
 from __future__ import annotations
-
-import asyncio
-from collections.abc import Callable
 
 from interlock.store.database import Database
 from interlock.store.objects import Objects
 
 GRACE_SECONDS = 3600.0
 """An object is swept when it has been pending for so long: far longer than a commit waits for a database that is away."""
-_EVERY_SECONDS = 600.0
+EVERY_SECONDS = 600.0
 _BATCH = 100
 
 
 class ObjectSweeper:
-    """Sweeps every ten minutes. Any number of processes may: each takes other objects, and deleting twice is harmless.
+    """Sweeps when called. Any number of processes may: each takes other objects, and deleting twice is harmless."""
 
-    Args:
-        failed: gets the error of a sweep that broke off; the next one does its work.
-    """
-
-    def __init__(self, database: Database, objects: Objects, failed: Callable[[Exception], None]) -> None:
+    def __init__(self, database: Database, objects: Objects) -> None:
         self._database = database
         self._objects = objects
-        self._failed = failed
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._sweep_forever(), name="sweep objects")
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     async def sweep(self, *, grace_seconds: float = GRACE_SECONDS) -> int:
         """Deletes what has been pending for longer than `grace_seconds`; how many objects.
@@ -52,11 +35,3 @@ class ObjectSweeper:
             swept += len(found)
             if len(found) < _BATCH:
                 return swept
-
-    async def _sweep_forever(self) -> None:
-        while True:
-            await asyncio.sleep(_EVERY_SECONDS)
-            try:
-                await self.sweep()
-            except Exception as error:  # noqa: BLE001  the next time may be better
-                self._failed(error)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from interlock.base.background import Loop
 from interlock.base.errors import InterlockError, Unavailable
 from interlock.store.database import Database
 from interlock.store.queries import QUERIES
@@ -85,17 +86,15 @@ class _SpanStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.ended: deque[Span] = deque(maxlen=_KEPT_WHILE_DOWN)
-        self._task: asyncio.Task[None] | None = None
+        # Errors are not reported: spans are kept, and what needs the database reports that it is away.
+        self._loop = Loop("span store", self.flush, every=_FLUSH_SECONDS, at_once=False, longest=_FLUSH_SECONDS)
         self._writing = asyncio.Lock()
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="span store")
+        self._loop.start()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._loop.close()
         try:
             async with asyncio.timeout(5):
                 await self.flush()
@@ -119,14 +118,6 @@ class _SpanStore:
                 # `close` cancels a flush under way and then flushes again, so a span may be written twice.
                 self.ended.extendleft(reversed(spans))
                 raise
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_SECONDS)
-            try:
-                await self.flush()
-            except Exception:  # noqa: BLE001, S112  the spans of this flush are kept or lost; later spans must not be lost with them
-                continue
 
 
 def _row(span: Span) -> tuple[Any, ...]:

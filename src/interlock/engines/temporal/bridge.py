@@ -20,6 +20,7 @@ from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from interlock.base.background import Loop
 from interlock.base.errors import LeaseLost, Unavailable
 from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, Beginning, SignalInput, Start, WorkerLimits
 from interlock.engines.temporal.workflow import program_to_json
@@ -67,42 +68,25 @@ class Bridge:
         self._heartbeat = heartbeat
         self._limits = limits
         self._blind = blind
-        self._wake = asyncio.Event()
-        self._stopping = False
-        self._claiming: asyncio.Task[None] | None = None
-        self._listener = Listener(services.database, CHANNEL, lambda _: self._wake.set())
+        self._loop = Loop("bridge", self._claim, every=_POLL_SECONDS, longest=_POLL_SECONDS, report=complain)
+        self._listener = Listener(services.database, CHANNEL, lambda _: self._loop.wake())
 
     def start(self) -> None:
-        self._claiming = asyncio.create_task(self._claim_forever(), name="bridge")
+        self._loop.start()
         self._listener.start()
 
     async def close(self) -> None:
         """Forwards the claimed runs, and claims no more."""
-        self._stopping = True
-        self._wake.set()
-        if self._claiming is None:
+        if not self._loop.running:
             return
-        await asyncio.gather(self._claiming, return_exceptions=True)
+        await self._loop.stop()
         await self._listener.close()
         with contextlib.suppress(Unavailable):
             await self._services.database.execute("release_leases", self._worker_id)
 
     # -- claiming ----------------------------------------------------------------------------------------------
 
-    async def _claim_forever(self) -> None:
-        while not self._stopping:
-            self._wake.clear()
-            claimed = 0
-            try:
-                claimed = await self._claim()
-            except Exception as error:  # noqa: BLE001  a bridge that claims no more looks alive and is not
-                complain(error)
-            if claimed == 0 and not self._stopping:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL_SECONDS):
-                        await self._wake.wait()
-
-    async def _claim(self) -> int:
+    async def _claim(self) -> bool:
         rows = await self._services.database.rows(
             "claim_kept",
             self._worker_id,
@@ -113,7 +97,7 @@ class Bridge:
             machine_version.MACHINE_VERSION,
         )
         await asyncio.gather(*map(self._forward, rows))
-        return len(rows)
+        return bool(rows)
 
     async def _forward(self, claimed: Row) -> None:
         run_id, org_id = claimed["run_id"], claimed["org_id"]

@@ -72,6 +72,20 @@ class WorkerView(View):
     silent: float
 
 
+class RefusedEventView(View):
+    """An event that receiver `sink` refused after `tries` attempts; `run_id` is empty if it belongs to no run."""
+
+    sink: str
+    event_id: int
+    org_id: str
+    topic: str
+    run_id: str
+    reason: str
+    tries: int
+    created_at: datetime
+    failed_at: datetime
+
+
 class Alive(View):
     """The process answers."""
 

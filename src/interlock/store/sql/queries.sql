@@ -445,3 +445,43 @@ select pg_notify('interlock_health', '') from changed
 -- Removes a quota.
 with removed as (delete from quotas where org_id = $1 and scope = $2 and name = $3 returning 1)
 select pg_notify('interlock_health', '') from removed
+
+-- name: hold_sink(sink text, holder text, lease_seconds double precision)
+-- Takes or prolongs the right to send events to a receiver; false if another process has it.
+select hold_sink($1, $2, $3) as held
+
+-- name: release_sinks(holder text)
+-- Gives up the right to send events.
+select release_sinks($1)
+
+-- name: spread_outbox(sinks text[], most integer)
+-- Makes deliveries of outbox events, one for each receiver; how many events.
+select spread_outbox($1::text[], $2) as moved
+
+-- name: due_deliveries(sink text, holder text, most integer)
+-- The next events for a receiver, in order.
+select event_id, org_id, lane, topic, payload, created_at from due_deliveries($1, $2, $3)
+
+-- name: delivered(sink text, holder text, events bigint[])
+-- Forgets events that a receiver took; false if the right to send to it is lost.
+select delivered($1, $2, $3::bigint[]) as held
+
+-- name: delivery_failed(sink text, holder text, event_id bigint, reason text, refuse boolean, most integer, first_wait double precision, longest_wait double precision)
+-- Puts an event off or refuses it; its status, or null if the right to send is lost.
+select delivery_failed($1, $2, $3, $4, $5, $6, $7, $8) as status
+
+-- name: refused_deliveries(most integer)
+-- Events that receivers refused, of all organisations, oldest first.
+select sink, event_id, org_id, topic, run_id, reason, tries, created_at, failed_at from refused_deliveries($1)
+
+-- name: requeue_deliveries(event_id bigint?)
+-- Sends refused events again, all or those of one event; how many.
+select requeue_deliveries($1) as requeued
+
+-- name: take_job(job text, holder text, every double precision, lease_seconds double precision)
+-- Takes a job of the schedule, if it is due and no other process is at it.
+select take_job($1, $2, $3, $4) as taken
+
+-- name: job_done(job text, holder text, wait_seconds double precision)
+-- Ends a job of the schedule, and says when it is due again.
+select job_done($1, $2, $3)

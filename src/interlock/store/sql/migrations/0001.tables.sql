@@ -340,6 +340,47 @@ create table outbox (
     created_at timestamptz not null default now()
 );
 
+-- Receivers of events. One process at a time sends to each: `holder`, until `held_until`. No process was configured with a receiver
+-- since `seen_at`; `accepted_at` is when it last took an event.
+create table event_sinks (
+    sink text primary key,
+    seen_at timestamptz not null default now(),
+    accepted_at timestamptz,
+    holder text not null default '',
+    held_until timestamptz not null default '-infinity'
+);
+
+-- Events on their way, one row for each receiver, made from the outbox row and deleted when the receiver has it. Events of one
+-- `lane` (the run, or '' without one) are sent in the order of `event_id`. `tries` are the failures so far, `attempts` those between
+-- which the receiver took another event, so that only these are a sign against the event. `refused`: not sent again by itself.
+create table deliveries (
+    sink text not null references event_sinks on delete cascade,
+    event_id bigint not null,
+    org_id text not null,
+    lane text not null,
+    topic text not null,
+    payload jsonb not null,
+    created_at timestamptz not null,
+    status text not null default 'pending' check (status in ('pending', 'refused')),
+    tries integer not null default 0,
+    attempts integer not null default 0,
+    failed_at timestamptz,
+    next_try timestamptz not null default now(),
+    reason text not null default '',
+    primary key (sink, event_id)
+);
+create index deliveries_pending on deliveries (sink, event_id) where status = 'pending';
+create index deliveries_failed on deliveries (sink, org_id, lane) where status = 'pending' and tries > 0;
+create index deliveries_refused on deliveries (event_id) where status = 'refused';
+
+-- Work that one process of all does every so often. `holder` is at it until `held_until`.
+create table schedule (
+    name text primary key,
+    due_at timestamptz not null,
+    holder text not null default '',
+    held_until timestamptz not null default '-infinity'
+);
+
 create table spans (
     trace_id text not null,
     span_id text not null,

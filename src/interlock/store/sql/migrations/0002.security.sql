@@ -15,7 +15,7 @@ do $$ declare name text; begin
     foreach name in array array['orgs', 'api_keys', 'subject_keys', 'artifacts', 'pending_objects', 'workflow_versions', 'workflow_heads', 'runs',
             'run_vaults', 'journal', 'signals', 'signal_ids', 'followed_runs', 'effects', 'results', 'queue', 'claims', 'reviews', 'approvals',
             'dead_letters', 'audit',
-            'audit_heads', 'outbox', 'spans', 'breakers', 'tool_health', 'quotas', 'quota_uses', 'batches', 'batched_calls'] loop
+            'audit_heads', 'outbox', 'deliveries', 'spans', 'breakers', 'tool_health', 'quotas', 'quota_uses', 'batches', 'batched_calls'] loop
         execute format('alter table %I enable row level security', name);
         execute format('create policy tenant on %I using (org_id = any(interlock_orgs())) '
                        'with check (org_id = any(interlock_orgs()))', name);

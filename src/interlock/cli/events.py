@@ -1,0 +1,50 @@
+"""events refused, requeue."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from interlock.base.errors import InvalidInput
+from interlock.cli.console import moment, out, print_json
+from interlock.cli.fleet import login, opened
+from interlock.services.use_cases import Services
+from interlock.services.views.installation import RefusedEventView
+
+group = typer.Typer(help="Events that a receiver, such as the webhook, did not take.", no_args_is_help=True)
+
+
+@group.command("refused")
+def refused(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List events that their receivers refused, oldest first; they are not sent again by themselves."""
+
+    async def look(services: Services) -> list[RefusedEventView]:
+        return await services.administration.refused_events()
+
+    found = opened(look)
+    if as_json:
+        print_json(found)
+        return
+    table = Table("event", "receiver", "topic", "run", "tries", "refused", "reason", box=None, pad_edge=False)
+    for one in found:
+        row = (one.event_id, one.sink, one.topic, one.run_id, one.tries, moment(one.failed_at), one.reason)
+        table.add_row(*(str(part) for part in row))
+    out.print(table if found else "no event was refused")
+
+
+@group.command("requeue")
+def requeue(
+    event: Annotated[int | None, typer.Argument(help="Only this one; `interlock events refused` lists them.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that were refused.")] = False,
+) -> None:
+    """Send refused events again, with the same ids; later events of the same run may have arrived meanwhile."""
+    if (event is None) != every:
+        raise InvalidInput("say which: an event's number, or --all")
+
+    async def ask(services: Services) -> int:
+        return await services.administration.requeue_events(event, login=login())
+
+    requeued = opened(ask)
+    out.print(f"{requeued} to be sent again" if requeued else "no event was refused")
