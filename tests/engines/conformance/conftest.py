@@ -73,8 +73,8 @@ def _drive(request: pytest.FixtureRequest, **settings: Any) -> Played:
 
 
 def _selected(request: pytest.FixtureRequest, engine: str) -> list[Scenario]:
-    params = [getattr(item, "callspec", None) for item in request.session.items]
-    found = [one.params["scenario"] for one in params if one is not None and one.params.get("engine") == engine]
+    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    found = [one["scenario"] for one in params if "scenario" in one and one.get("engine") == engine]
     return list({scenario.id: scenario for scenario in found}.values())
 
 
