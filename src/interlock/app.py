@@ -33,7 +33,7 @@ from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
 from interlock.execution.judge import Judge
 from interlock.execution.kernel import Kernel
 from interlock.execution.lookups import Lookups
-from interlock.fleet.schedule import Job, Schedule
+from interlock.fleet.schedule import Schedule, ScheduledJob
 from interlock.fleet.workers import WorkerRegistry
 from interlock.gateway.catalog import ModelCatalog
 from interlock.identity.auth import Authenticator
@@ -268,7 +268,7 @@ class App:
         await self.worker_registry.start()
         self._start_relay()
         sweeper = ObjectSweeper(self.database, self._objects)
-        schedule = Schedule(self.database, [Job("sweep objects", sweeper.sweep, every=EVERY_SECONDS)])
+        schedule = Schedule(self.database, [ScheduledJob("sweep objects", sweeper.sweep, every=EVERY_SECONDS)])
         schedule.start()
         self._on_close(schedule.close)
 

@@ -11,7 +11,7 @@ import psycopg
 import structlog
 
 from interlock.base.errors import Unavailable
-from interlock.fleet.schedule import Job, Schedule
+from interlock.fleet.schedule import Schedule, ScheduledJob
 from interlock.store.database import Database
 from interlock.telemetry import logs
 
@@ -50,7 +50,7 @@ async def test_a_job_is_due_after_its_interval_and_not_before(
     database: Database, owner: psycopg.Connection[Any]
 ) -> None:
     work = Work()
-    one = Schedule(database, [Job("clean", work, every=1000)])
+    one = Schedule(database, [ScheduledJob("clean", work, every=1000)])
     await one.run_due()
     await one.run_due()
     assert work.done == 0
@@ -64,7 +64,7 @@ async def test_a_job_is_due_after_its_interval_and_not_before(
 
 async def test_of_many_processes_one_does_it(database: Database, owner: psycopg.Connection[Any]) -> None:
     work = Work()
-    many = [Schedule(database, [Job("clean", work, every=1000)]) for _ in range(6)]
+    many = [Schedule(database, [ScheduledJob("clean", work, every=1000)]) for _ in range(6)]
     await asyncio.gather(*(one.run_due() for one in many))
     for done in range(1, 6):
         make_due(owner)
@@ -78,7 +78,7 @@ async def test_a_job_that_takes_long_delays_no_other_process_s_jobs(
 ) -> None:
     slow, quick = Work(), Work()
     slow.hold = asyncio.Event()
-    jobs = [Job("clean", slow, every=1000), Job("count", quick, every=1000)]
+    jobs = [ScheduledJob("clean", slow, every=1000), ScheduledJob("count", quick, every=1000)]
     one, other = Schedule(database, jobs), Schedule(database, jobs)
     await one.run_due()
     make_due(owner)
@@ -99,7 +99,7 @@ async def test_a_failure_is_logged_once_and_the_job_is_due_again_sooner(
 ) -> None:
     path = tmp_path / "log.jsonl"
     failing, other = Work(Unavailable("the store is away")), Work()
-    one = Schedule(database, [Job("clean", failing, every=1000), Job("count", other, every=1000)])
+    one = Schedule(database, [ScheduledJob("clean", failing, every=1000), ScheduledJob("count", other, every=1000)])
     await one.run_due()
     logs.configure(level="info", file=path)
     try:
@@ -128,7 +128,7 @@ async def test_a_job_of_a_dead_process_is_taken_over_when_its_lease_ends(
     database: Database, owner: psycopg.Connection[Any]
 ) -> None:
     work = Work()
-    one = Schedule(database, [Job("clean", work, every=1000)])
+    one = Schedule(database, [ScheduledJob("clean", work, every=1000)])
     await one.run_due()
     owner.execute("update schedule set due_at = '-infinity', holder = 'dead', held_until = now() + interval '1 hour'")
     await one.run_due()
@@ -144,7 +144,7 @@ async def test_a_job_of_a_dead_process_is_taken_over_when_its_lease_ends(
 async def test_a_job_is_cancelled_before_its_lease_ends(database: Database, owner: psycopg.Connection[Any]) -> None:
     work = Work()
     work.hold = asyncio.Event()
-    one = Schedule(database, [Job("clean", work, every=1000, lease=0.2)])
+    one = Schedule(database, [ScheduledJob("clean", work, every=1000, lease=0.2)])
     await one.run_due()
     make_due(owner)
     await one.run_due()
@@ -155,8 +155,8 @@ async def test_a_job_is_cancelled_before_its_lease_ends(database: Database, owne
 async def test_closing_leaves_the_job_to_others_at_once(database: Database, owner: psycopg.Connection[Any]) -> None:
     work, after = Work(), Work()
     work.hold = asyncio.Event()
-    await Schedule(database, [Job("clean", work, every=1000)]).run_due()
-    one = Schedule(database, [Job("clean", work, every=1000)], look_seconds=0.01)
+    await Schedule(database, [ScheduledJob("clean", work, every=1000)]).run_due()
+    one = Schedule(database, [ScheduledJob("clean", work, every=1000)], look_seconds=0.01)
     one.start()
     make_due(owner)
     async with asyncio.timeout(60):
@@ -165,5 +165,5 @@ async def test_closing_leaves_the_job_to_others_at_once(database: Database, owne
     await one.close()
     await one.close()
     assert (work.done, work.now) == (0, 0)
-    await Schedule(database, [Job("clean", after, every=1000)]).run_due()
+    await Schedule(database, [ScheduledJob("clean", after, every=1000)]).run_due()
     assert after.done == 1

@@ -52,6 +52,7 @@ USE_CASES: dict[tuple[str, str], tuple[set[str], Call]] = {
     ("reviews", "page"): (READERS, lambda s, p, a: s.reviews.page(p)),
     ("reviews", "get"): (READERS, lambda s, p, a: s.reviews.get(p, "none")),
     ("reviews", "decide"): ({"reviewer"}, lambda s, p, a: s.reviews.decide(p, "none", "approve", "")),
+    ("reviews", "revoke"): ({"reviewer"}, lambda s, p, a: s.reviews.revoke(p, "none")),
     ("dead_letters", "page"): (KEEPERS, lambda s, p, a: s.dead_letters.page(p)),
     ("dead_letters", "get"): (KEEPERS, lambda s, p, a: s.dead_letters.get(p, "none")),
     ("dead_letters", "requeue"): (KEEPERS, lambda s, p, a: s.dead_letters.requeue(p, "none")),
@@ -80,6 +81,8 @@ UNGUARDED = {
     ("followers", "wake"),  # neither shows anything
     ("administration", "workers"),
     ("administration", "ask_to_drain"),
+    ("administration", "refused_events"),
+    ("administration", "requeue_events"),
     ("administration", "local_principal"),  # for those who can open the installation's database
     ("health", "ready"),  # for probes, which have no key
 }

@@ -24,7 +24,7 @@ _MARGIN = 0.8  # of the lease, after which a job is cancelled
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ScheduledJob:
     """Work to do every `every` seconds, in one process of all; the first time `every` seconds after the first process started.
 
     Attributes:
@@ -41,7 +41,7 @@ class Job:
 class Schedule:
     """Takes due jobs, one after the other, until closed. An error is logged, and the job is due again after a minute at most."""
 
-    def __init__(self, database: Database, jobs: list[Job], *, look_seconds: float = _LOOK_SECONDS) -> None:
+    def __init__(self, database: Database, jobs: list[ScheduledJob], *, look_seconds: float = _LOOK_SECONDS) -> None:
         self._database = database
         self._jobs = jobs
         self._holder = new_id("sch")
@@ -62,7 +62,7 @@ class Schedule:
             if row is not None and row["taken"]:
                 await self._run(job)
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, job: ScheduledJob) -> None:
         wait = min(job.every, _RETRY_SECONDS)
         try:
             async with asyncio.timeout(job.lease * _MARGIN):
@@ -77,7 +77,7 @@ class Schedule:
         finally:
             await self._database.row("job_done", job.name, self._holder, wait)
 
-    def _failed(self, job: Job, error: Exception) -> None:
+    def _failed(self, job: ScheduledJob, error: Exception) -> None:
         reason = str(error) if isinstance(error, InterlockError) else f"{type(error).__name__}: {error}"
         if self._errors.get(job.name) != reason:  # once, not every minute
             self._errors[job.name] = reason

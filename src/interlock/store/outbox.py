@@ -153,7 +153,7 @@ class Relay:
         return await self.deliver(name) == _BATCH
 
     async def _hold(self, name: str) -> bool:
-        """Whether this relay may send for half of a lease at least."""
+        """True if this relay may send for at least half of a lease."""
         now = time.monotonic()
         if self._held.get(name, 0.0) - now > _LEASE_SECONDS / 2:
             return True
