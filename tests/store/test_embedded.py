@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
