@@ -156,7 +156,7 @@ def settings(model: Model, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 async def open_app(
-    owner_url: str, admin: Principal, project: Path, data_dir: Path, settings: dict[str, Any]
+    owner_url: str, admin: Principal, project: Path, data_dir: Path, settings: dict[str, Any], model: Model
 ) -> AsyncIterator[OpenApp]:
     """Opens applications of this test's installation in this process; keywords replace settings."""
     opened: list[App] = []
@@ -173,6 +173,7 @@ async def open_app(
         return app
 
     yield make
+    model.release_all()
     for app in reversed(opened):
         await app.__aexit__(None, None, None)
 

@@ -60,6 +60,11 @@ class Model(FakeProvider):
     def release(self, title: str) -> None:
         self._gates.pop(title)[1].set()
 
+    def release_all(self) -> None:
+        """Answers all held requests, so that an application that waits for them can close."""
+        while self._gates:
+            self._gates.popitem()[1][1].set()
+
     def asked(self, title: str) -> int:
         """Requests for this title so far."""
         return sum(title_of(request.body) == title for request in self.requests)
