@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock.base.usage import Usage
-from interlock.budget.prices import _find, cost_of, is_priced, priced
+from interlock.budget.prices import _find, cost_of, priced
 
 # USD per million tokens: input, output, input read from the cache, input written to it.
 LISTED = {
@@ -86,7 +86,7 @@ def test_a_dated_name_is_the_same_model() -> None:
     ],
 )
 def test_an_unknown_price_is_no_price(provider: str, model: str) -> None:
-    assert not is_priced(provider, model)
+    assert cost_of(provider, model, input_tokens=1, output_tokens=1) is None
     assert cost_of(provider, model, input_tokens=10**6, output_tokens=10**6) is None
     receipt = priced(Usage(input_tokens=5), provider, model, batch=True)
     assert (receipt.cost, receipt.known_cost, receipt.unpriced) == (None, 0, 1)
@@ -94,7 +94,7 @@ def test_an_unknown_price_is_no_price(provider: str, model: str) -> None:
 
 
 def test_a_local_model_is_free_which_is_a_price() -> None:
-    assert is_priced("local", "anything at all")
+    assert cost_of("local", "anything at all", input_tokens=1, output_tokens=1) is not None
     receipt = priced(Usage(input_tokens=10**9, output_tokens=10**9), "local", "anything at all")
     assert (receipt.cost, receipt.unpriced) == (0, 0)
 
@@ -112,8 +112,8 @@ def test_no_network_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     _find.cache_clear()
-    assert is_priced("openai", "gpt-4o")
-    assert not is_priced("openai", "gpt-of-tomorrow")
+    assert cost_of("openai", "gpt-4o", input_tokens=1, output_tokens=1) is not None
+    assert cost_of("openai", "gpt-of-tomorrow", input_tokens=1, output_tokens=1) is None
 
 
 def test_cached_rates_give_the_price_of_the_library() -> None:

@@ -75,11 +75,6 @@ def cost_of(
     return rounded(usd * BATCH_PRICE if batch else usd)
 
 
-def is_priced(provider: str, model: str) -> bool:
-    """True if a price is known; a run with a USD budget may only use priced models."""
-    return provider == "local" or _find(provider, model) is not None
-
-
 @dataclass(frozen=True, slots=True)
 class _Rates:
     """USD per million tokens of a model whose price is the same at every size and hour."""

@@ -19,7 +19,7 @@ REJECTED = "rejected"
 """Code of the failure of a review whose reviewer said no."""
 
 _ONCE = RetryPolicy(max_attempts=1)
-# What only waits, and can be let go of at any moment: nothing outside depends on it.
+# Statuses that only wait. A step in one of them can be abandoned at any moment: nothing outside depends on it.
 _IDLE = frozenset(
     {
         StepStatus.RETRYING,
@@ -130,7 +130,7 @@ def failed(transition: Transition, name: str, failure: Failure) -> None:
         return
     spec = transition.program.node(name).step
     if id_of(path_of(name)) == CALL and transition.program.node(name).agent is not None:
-        transition.todo.append(("leave", name, None))  # the model is told, and may do something else
+        transition.todo.append(("leave", name, None))  # the model gets the failure, and may choose another call
     elif isinstance(spec, CONTAINERS) and spec.on_failure == "continue":
         _let_fail(transition, name, failure)
     elif spec.on_failure == "continue":

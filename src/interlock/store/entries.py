@@ -33,8 +33,6 @@ EventType = Literal[
     "worker.drain_requested",
     "events.requeued",
     "value.revealed",
-    "auth.refused",
-    "access.denied",
 ]
 Decision = Literal["allow", "deny", "none"]
 

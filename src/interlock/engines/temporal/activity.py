@@ -121,7 +121,7 @@ class Performer:
         return await self._command(held, task, command)
 
     async def _crashed(self, task: Task, error: Exception) -> None:
-        """Counts it. At the bound the run is parked with a dead letter, and its workflow ends; told anything, it goes on.
+        """Counts a failed activity. At the limit the run is parked with a dead letter and its workflow ends; a signal restarts it.
 
         Raises:
             ApplicationError: it is parked.
@@ -195,7 +195,7 @@ class Performer:
                 if held.seq < recorded:
                     raise ApplicationError(
                         f"the run's journal has {held.seq} events where there were {recorded}: was the database set back? "
-                        "told anything, the run goes on from its journal",
+                        "a signal continues the run from its journal",
                         type="diverged",
                         non_retryable=True,
                     )
