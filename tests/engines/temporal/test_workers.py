@@ -88,7 +88,7 @@ async def test_a_zombie_never_calls_the_tool(
         "one for the refund, one for the note"
     )
     seen.story(run)
-    assert other._worker is not None
+    assert other.engine is not None
 
 
 async def test_a_zombie_in_the_middle_of_its_call(
