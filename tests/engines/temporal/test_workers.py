@@ -113,6 +113,20 @@ async def test_a_zombie_in_the_middle_of_its_call(
     seen.story(run)
 
 
+async def test_a_worker_of_the_library_that_ended_is_replaced(
+    desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank
+) -> None:
+    """It cannot run a second time, and a process without one looks alive and drives nothing."""
+    app = await open_app(start_worker=True)
+    await until(lambda: app.engine._worker is not None, lambda: "it does not run")
+    ended = app.engine._worker
+    await ended.shutdown()
+    run = await desk.start("pay_keyed", ticket="a")
+    assert await seen.finished(run) == ["succeeded"]
+    assert bank.refunds == {"a": 1}
+    assert app.engine._worker not in {ended, None}
+
+
 async def test_drained_worker_finishes_the_step_and_hands_the_run_over(
     desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, bank: Bank
 ) -> None:
