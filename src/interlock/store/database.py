@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from pydantic_core import from_json, to_json
@@ -15,6 +15,7 @@ from interlock.store.queries import QUERIES
 
 Connection = Any
 Row = Any
+_Read = TypeVar("_Read")
 
 # What a server that restarts, refuses, vanishes or had to break a tie makes asyncpg raise; all of it may pass.
 DOWN = (
@@ -128,6 +129,23 @@ class Database:
 
         return int(await self.retrying(run))
 
+    async def in_snapshot(self, read: Callable[[Snapshot], Awaitable[_Read]], *, org: str) -> _Read:
+        """Runs several queries that all see the database as it was at the first of them.
+
+        `read` is run again if the server goes away meanwhile. It must ask nothing but its snapshot: a process whose readers each
+        hold a connection and wait for a second one can run out of connections.
+        """
+
+        async def at_once() -> _Read:
+            async with (
+                self.connection(org) as connection,
+                connection.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                return await read(Snapshot(connection))
+
+        result: _Read = await self.retrying(at_once)
+        return result
+
     async def dedicated(self) -> Connection:
         """A connection outside the pool; the caller closes it."""
         connection = await asyncpg.connect(self.url, command_timeout=60)
@@ -139,6 +157,22 @@ class Database:
         connection = await asyncpg.connect(self.url)
         await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: callback(payload))
         return connection
+
+
+class Snapshot:
+    """The database at one moment, for one organisation; lasts as long as the `read` that it was given to."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def rows(self, query: str, *args: Any) -> list[Row]:
+        """All rows of a named query."""
+        return list(await self._connection.fetch(QUERIES[query].sql, *args))
+
+    async def row(self, query: str, *args: Any) -> Row | None:
+        """The first row of a named query, or None."""
+        found = await self.rows(query, *args)
+        return found[0] if found else None
 
 
 class _ScopedConnection(asyncpg.Connection):  # type: ignore[misc]
