@@ -23,12 +23,11 @@ from typing import Any, Literal
 from interlock.app import App
 from interlock.base import loop
 from interlock.base.settings import Settings
+from interlock.execution.call import ToolCall
 from interlock.execution.effects import EffectLedger
-from interlock.execution.executors import ToolExecutor
-from interlock.execution.steps import StepExecution
+from interlock.execution.executors.tools import ToolExecutor
 from interlock.store.commit import Commit, Committer
 from interlock.telemetry import logs
-from interlock.workflows.spec import ToolStep
 
 BOUNDARIES = (
     "before intend",
@@ -158,7 +157,7 @@ class Saboteur:
             await asyncio.sleep(_INSIDE_SECONDS)
             await self.reached(boundary)
 
-        async def wrapped(this: Any, work: StepExecution, *arguments: Any, **keywords: Any) -> Any:
+        async def wrapped(this: Any, work: ToolCall, *arguments: Any, **keywords: Any) -> Any:
             waiting = asyncio.create_task(later()) if _mutating(work) else None
             try:
                 return await original(this, work, *arguments, **keywords)
@@ -173,8 +172,8 @@ def _always(_subject: Any) -> bool:
     return True
 
 
-def _mutating(work: StepExecution) -> bool:
-    return isinstance(work.step, ToolStep) and work.run.version.tools[work.step.tool].contract.mutating
+def _mutating(work: ToolCall) -> bool:
+    return work.tool.contract.mutating
 
 
 def _settles(status: str) -> Callable[[Commit], bool]:
