@@ -10,8 +10,8 @@ from typing import Annotated, Literal, cast, get_args, get_type_hints
 from pydantic import Field, TypeAdapter
 
 from interlock.base.errors import FailureKind
-from interlock.base.json import Json
-from interlock.base.refs import Ref
+from interlock.base.json import Json, JsonObject
+from interlock.base.refs import Ref, RefJson
 from interlock.base.usage import Usage
 from interlock.machine.version import NeedsNewerRelease
 from interlock.workflows.facts import Facts
@@ -362,9 +362,13 @@ def event_from_json(data: Mapping[str, Json]) -> Event:
     fields: dict[str, object] = dict(data)
     for name in _REFS:
         if isinstance(ref := data.get(name), Mapping):
-            fields[name] = Ref.from_json(ref)
+            fields[name] = _ref(ref)
     if isinstance(failure := data.get("failure"), Mapping) and isinstance(
         detail := failure.get("error_detail"), Mapping
     ):
-        fields["failure"] = {**failure, "error_detail": Ref.from_json(detail)}
+        fields["failure"] = {**failure, "error_detail": _ref(detail)}
     return _EVENTS.validate_python(fields)
+
+
+def _ref(data: JsonObject) -> Ref:
+    return Ref.from_json(cast("RefJson", data))  # `event_to_json` wrote it
