@@ -82,7 +82,7 @@ def _release() -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version("interlock"))[:3]]
 
 
-def _replace_functions(connection: psycopg.Connection[Any], directory: Path, release: list[int]) -> None:
+def _replace_functions(connection: psycopg.Connection, directory: Path, release: list[int]) -> None:
     """Functions hold no data, so they are not migrated step by step: their files say what they are now, and replace what was.
 
     A process of an earlier release that starts beside a later one leaves the later one's functions alone: they take what it sends.
@@ -110,7 +110,7 @@ def app_url(owner_url: str, master_key: bytes) -> str:
     return urlunsplit(parts._replace(netloc=f"{APP_ROLE}:{role_password(master_key, APP_ROLE)}@{host}"))
 
 
-def _let_app_in(connection: psycopg.Connection[Any], owner_url: str, master_key: bytes) -> None:
+def _let_app_in(connection: psycopg.Connection, owner_url: str, master_key: bytes) -> None:
     # Nothing may be created beside our tables by a role that is not the owner: it would be outside row security. And no
     # temporary tables: they would be found before ours. Not in a migration: copies and restored backups lose these.
     connection.execute("revoke create on schema public from public")
