@@ -9,7 +9,7 @@ import time
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -17,6 +17,9 @@ from psycopg import sql
 
 from interlock.base.errors import Unavailable
 from interlock.store.embedded import role_password
+
+if TYPE_CHECKING:
+    import yoyo
 
 APP_ROLE = "interlock_app"
 
@@ -65,7 +68,7 @@ def migrate(owner_url: str, master_key: bytes) -> list[str]:
     return applied
 
 
-def _apply(backend: Any, migrations: Any) -> list[str]:
+def _apply(backend: yoyo.backends.DatabaseBackend, migrations: yoyo.migrations.MigrationList) -> list[str]:
     """All that is missing in one transaction; the library would mark a migration in another one than it runs in."""
     with backend:
         backend.break_lock()
