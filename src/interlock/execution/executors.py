@@ -164,8 +164,10 @@ class ModelExecutor:
         labels = prepared.labels.join(Labels(origins=frozenset({f"model:{request.model}"})))
         if execution.node.agent is None:
             return CallResult(answer.value, step.output, labels, usage, attributes)
-        calls = tuple(call["tool"] for call in answer.value["calls"])
-        value = answer.value if calls else answer.value["answer"]
+        turn = answer.value
+        assert isinstance(turn, dict)  # as the schema of a turn says
+        calls = tuple(call["tool"] for call in turn["calls"])
+        value = turn if calls else turn["answer"]
         return CallResult(value, {} if calls else step.output, labels, usage, attributes, calls)
 
     async def _answered(self, execution: StepExecution, prepared: CallRequest) -> ModelResponse:
