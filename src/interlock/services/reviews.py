@@ -19,7 +19,7 @@ from interlock.machine.events import ReviewDecided, event_to_json
 from interlock.services.ingest import Redaction, Taken
 from interlock.services.views.reviews import ReviewView
 from interlock.store.artifacts import Artifacts
-from interlock.store.commit import Commit, Committer
+from interlock.store.commit import Commit
 from interlock.store.database import Database, Row
 from interlock.store.entries import Entry, EventType
 from interlock.store.rows import DecidedReview, NewSignal, ReviewDecision, RevokedApproval
@@ -29,6 +29,12 @@ _MAX_NOTE = 4000
 MAX_PAGE = 200
 DIGEST_SHOWN = 16
 """Digits of an act's digest that people are shown; they suffice to tell one act from another."""
+
+
+class Submits(Protocol):
+    """Makes commits durable, as `store.commit.Committer`."""
+
+    async def submit(self, commit: Commit) -> None: ...
 
 
 class OutputFacts(Protocol):
@@ -84,7 +90,7 @@ class ReviewQueue:
     def __init__(
         self,
         database: Database,
-        committer: Committer,
+        committer: Submits,
         artifacts: Artifacts,
         clock: Clock,
         *,
