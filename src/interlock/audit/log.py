@@ -77,10 +77,14 @@ def _exact(value: Json) -> Json:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, Mapping):
-        return {_text(str(key)): _exact(item) for key, item in value.items()}
+        return {_name(str(key)): _exact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_exact(item) for item in value]
     return value
+
+
+def _name(text: str) -> str:
+    return text if text.isascii() and "\0" not in text else _text(text)
 
 
 def _text(text: str) -> str:
