@@ -23,13 +23,12 @@ from typing import Any, Literal, TypeVar
 from interlock.app import App
 from interlock.base import loop
 from interlock.base.settings import Settings
+from interlock.execution.call import ToolCall
 from interlock.execution.effects import EffectLedger
-from interlock.execution.executors import ToolExecutor
-from interlock.execution.steps import StepExecution
+from interlock.execution.executors.tools import ToolExecutor
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Row
 from interlock.telemetry import logs
-from interlock.workflows.spec import ToolStep
 
 BOUNDARIES = (
     "before intend",
@@ -161,7 +160,7 @@ class Saboteur:
             await asyncio.sleep(_INSIDE_SECONDS)
             await self.reached(boundary)
 
-        async def wrapped(this: object, work: StepExecution, *arguments: object, **keywords: object) -> object:
+        async def wrapped(this: object, work: ToolCall, *arguments: object, **keywords: object) -> object:
             waiting = asyncio.create_task(later()) if _mutating(work) else None
             try:
                 return await original(this, work, *arguments, **keywords)
@@ -176,8 +175,8 @@ def _always(_subject: object) -> bool:
     return True
 
 
-def _mutating(work: StepExecution) -> bool:
-    return isinstance(work.step, ToolStep) and work.run.version.tools[work.step.tool].contract.mutating
+def _mutating(work: ToolCall) -> bool:
+    return work.tool.contract.mutating
 
 
 def _settles(status: str) -> Callable[[Commit], bool]:

@@ -146,6 +146,11 @@ class Program:
             return None
         return step.fallback[variant - 1]
 
+    @property
+    def concurrent(self) -> bool:
+        """True if two model calls of a run may be under way at once."""
+        return any(isinstance(node.step, MapStep | ParallelStep) for node in self.nodes.values())
+
     def mutates(self, tool: str) -> bool:
         return tool in self.contracts and self.contracts[tool].mutating
 

@@ -12,10 +12,11 @@ from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, ContractViolation, Erased, InterlockError, InvalidInput, NotFound
 from interlock.base.json import Json
 from interlock.base.refs import Ref
+from interlock.budget.reservations import Reservations
 from interlock.definitions.versions import Version, Versions
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.loading import folded, run_of
-from interlock.execution.steps import StepExecution
+from interlock.execution.run import StepExecution
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.machine.events import CancelRequested, DeadLetterDiscarded, DeadLetterRequeued, event_to_json
@@ -243,7 +244,7 @@ class DeadLetters:
         step = version.program.work(name, variant, here.tool)
         if not isinstance(step, ModelStep | ToolStep):
             return {}
-        reading = run_of(run, version, self._artifacts, fence=0)
+        reading = run_of(run, version, self._artifacts, Reservations(self._database), fence=0)
         try:
             bound = await arguments_of(StepExecution(reading, name, step, here.attempt, state), lenient=True)
         except (Erased, ContractViolation):

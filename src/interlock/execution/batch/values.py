@@ -11,12 +11,11 @@ from interlock.base.json import Json
 from interlock.base.labels import Labels
 from interlock.base.usage import Usage
 from interlock.budget.prices import priced
-from interlock.execution.steps import StepExecution
 from interlock.gateway.batches import BatchAnswer
 from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse
 from interlock.guard.gate import Stage, composed, inspect
-from interlock.store.artifacts import Sealed
+from interlock.store.artifacts import Artifacts, Sealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +44,17 @@ def request_of(plain: Json) -> ModelRequest:
     return ModelRequest(**{**plain, "messages": messages, "schema": json.loads(plain["schema"])})
 
 
-async def seal_answer(execution: StepExecution, call: BatchCall, answer: BatchAnswer) -> Sealed | None:
+async def seal_answer(artifacts: Artifacts, org: str, call: BatchCall, answer: BatchAnswer) -> Sealed | None:
     """A call's answer as a value about the same people as the call; None if one of them was erased."""
     labels = call.labels.join(Labels(origins=frozenset({f"model:{call.request.model}"})))
     try:
-        org = execution.run.org_id
         try:
             # The answer passes the gate again as the output of its step, once it is parsed.
             kept = await inspect(_kept(answer), Stage.MODEL_OUTPUT, org)
-            return await execution.run.artifacts.seal(org, kept.accepted, labels)
+            return await artifacts.seal(org, kept.accepted, labels)
         except PayloadTooLarge as error:
             refused = ProviderError(error.message, kind=FailureKind.PERMANENT)
-            return await execution.run.artifacts.seal(org, composed(_kept(refused)), labels)
+            return await artifacts.seal(org, composed(_kept(refused)), labels)
     except Erased:
         return None
 
