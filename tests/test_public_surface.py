@@ -24,7 +24,8 @@ TESTING = {
     "message: 'JsonObject' = <factory>, finish_reason: 'str' = 'stop', usage: 'bool' = True, delay: 'float' = 0.0) -> None",
     "FakeProvider": "() -> 'None'",
     "RecordedRequest": "(body: 'RequestBody', path: 'str', headers: 'Mapping[str, str]') -> None",
-    "answer": "(value: 'object' = None, *, finish_reason: 'str' = 'stop', usage: 'bool' = True, delay: 'float' = 0.0) -> 'Behaviour'",
+    "answer": "(value: 'object' = None, *, finish_reason: 'str' = 'stop', usage: 'bool' = True, delay: 'float' = 0.0)"
+    " -> 'Behaviour'",
     "cut_stream": "() -> 'Behaviour'",
     "example_instance": "(schema: 'object', root: 'object' = None) -> 'Any'",
     "hang": "() -> 'Behaviour'",
