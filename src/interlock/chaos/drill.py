@@ -29,6 +29,7 @@ from interlock.chaos.report import ChaosReport, FaultOutcome, counts_of, judge, 
 from interlock.chaos.watch import TERMINAL, RunWatch
 from interlock.chaos.worker import BOUNDARIES
 from interlock.identity.principal import Principal
+from interlock.store.database import Row
 from interlock.store.embedded import EmbeddedPostgres
 from interlock.store.keys import load_or_create_secret
 from interlock.store.objects import Objects
@@ -335,7 +336,7 @@ class Drill:
     async def _outcomes(self) -> list[FaultOutcome]:
         orders = self._state.orders
 
-        async def read() -> list[Any]:
+        async def read() -> list[Row]:
             async with self._app.database.connection(ORG) as connection:
                 return list(await connection.fetch(_OUTCOMES, list(orders)))
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jsonschema_rs
 
 from interlock.base.errors import FailureKind, InvalidInput, InvalidSpec, ProviderError
-from interlock.base.json import InvalidJson, Json, parse_json
+from interlock.base.json import InvalidJson, Json, JsonObject, parse_json
 from interlock.base.usage import Usage
 from interlock.budget.prices import priced
 from interlock.gateway.failures import BilledError
@@ -44,7 +43,7 @@ class StructuredResponse:
         response: the last answer of the provider, the source of `value`.
     """
 
-    value: Any
+    value: Json
     usage: Usage
     response: ModelResponse
 
@@ -52,7 +51,7 @@ class StructuredResponse:
 _compiled: OrderedDict[bytes, Validator] = OrderedDict()
 
 
-def compile_schema(schema: Mapping[str, Any]) -> Validator:
+def compile_schema(schema: JsonObject) -> Validator:
     """The compiled validator of a schema; the last 256 are kept, by the schema's digest.
 
     Messages show no values and no undeclared names, formats are enforced, and references never leave the document.
@@ -148,7 +147,7 @@ def _with_usage(error: ProviderError, used: Usage, provider: str) -> ProviderErr
     return BilledError(error.message, kind=error.kind, retry_after=error.retry_after, detail=error.detail, usage=used)
 
 
-def _judge(response: ModelResponse, validator: Validator) -> tuple[Any, list[str]]:
+def _judge(response: ModelResponse, validator: Validator) -> tuple[Json, list[str]]:
     """The value and its faults, each one line with place and rule."""
     if response.finish_reason == "length":
         # Even if it can be parsed: a cut tool input may be a valid object without its last fields.

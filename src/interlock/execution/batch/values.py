@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from interlock.base.errors import Erased, FailureKind, PayloadTooLarge, ProviderError
+from interlock.base.json import Json
 from interlock.base.labels import Labels
 from interlock.base.usage import Usage
 from interlock.budget.prices import priced
@@ -38,7 +38,8 @@ def plain_of(request: ModelRequest) -> dict[str, Any]:
     }
 
 
-def request_of(plain: Mapping[str, Any]) -> ModelRequest:
+def request_of(plain: Json) -> ModelRequest:
+    assert isinstance(plain, dict)  # `plain_of` made it
     messages = [Message(role, content) for role, content in plain["messages"]]
     return ModelRequest(**{**plain, "messages": messages, "schema": json.loads(plain["schema"])})
 
@@ -67,12 +68,13 @@ def _kept(answer: BatchAnswer) -> dict[str, Any]:
     return {**kept, **said, "response_id": answer.response_id}
 
 
-def delivered(kept: Mapping[str, Any], provider: str, model: str) -> ModelResponse:
+def delivered(kept: Json, provider: str, model: str) -> ModelResponse:
     """The answer that was kept, its usage at the price of a batch; raises the error that was. Neither says how the provider is now.
 
     Args:
         provider, model: who was asked, and for which model.
     """
+    assert isinstance(kept, dict)  # `_kept` made it
     usage = priced(Usage(**kept["usage"]), provider, model, batch=True) if kept["usage"] is not None else None
     if "error" not in kept:
         said = {name: kept[name] for name in ("text", "model", "finish_reason", "response_id")}

@@ -60,8 +60,10 @@ class ModelExecutor:
         attributes = _attributes(call, answer.response.model, answer.usage)
         if not call.agent:
             return CallResult(answer.value, call.schema, labels, answer.usage, attributes)
-        wanted = tuple(one["tool"] for one in answer.value["calls"])
-        value = answer.value if wanted else answer.value["answer"]
+        turn = answer.value
+        assert isinstance(turn, dict)  # as the schema of a turn says
+        wanted = tuple(one["tool"] for one in turn["calls"])
+        value = turn if wanted else turn["answer"]
         return CallResult(value, {} if wanted else call.schema, labels, answer.usage, attributes, wanted)
 
     @staticmethod
