@@ -9,7 +9,7 @@ from interlock.app.worker import WorkerRole
 from interlock.base.clock import Clock
 from interlock.base.settings import Settings
 from interlock.execution.engine import Engine
-from interlock.execution.executors import Models
+from interlock.execution.inputs.calls import Models
 from interlock.fleet.workers import WorkerRegistry
 
 

@@ -18,10 +18,13 @@ from interlock.execution.approvals import Approvals
 from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.effects import EffectLedger
 from interlock.execution.engine import Engine, EngineServices
-from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
+from interlock.execution.executors.models import DirectTransport, ModelExecutor
+from interlock.execution.executors.tools import ToolExecutor
+from interlock.execution.inputs.calls import Models, StepCalls
 from interlock.execution.judge import Judge
 from interlock.execution.kernel import Kernel
-from interlock.execution.lookups import Lookups
+from interlock.execution.results import KeptResults
+from interlock.execution.steps import Steps
 from interlock.fleet.schedule import Schedule, ScheduledJob
 from interlock.fleet.workers import WorkerRegistry
 from interlock.gateway.catalog import ModelCatalog
@@ -63,7 +66,7 @@ class WorkerRole:
             committer=core.committer,
             artifacts=core.artifacts,
             versions=core.versions,
-            kernel=await self._make_kernel(tools),
+            steps=await self._make_steps(tools),
             tracing=core.tracing,
             clock=core.clock,
         )
@@ -86,24 +89,27 @@ class WorkerRole:
             await engine.drain()
             await self.registry.close()
 
-    async def _make_kernel(self, tools: Tools) -> Kernel:
+    async def _make_steps(self, tools: Tools) -> Steps:
+        """Makes the kernel, and what makes its calls of the steps of runs."""
         core = self._core
         models = self._models
         if models is None:
             models = catalog = ModelCatalog(os.environ)
             core.on_close(catalog.close)
         health, quotas = await self._start_health(tools)
-        return Kernel(
-            models=ModelExecutor(models, BatchedCalls(core.database, core.committer, core.settings.batch), core.clock),
-            lookups=Lookups(core.database, core.clock),
+        batched = BatchedCalls(core.database, core.committer, core.settings.batch)
+        kernel = Kernel(
+            models=ModelExecutor(direct=DirectTransport(), batch=batched),
+            results=KeptResults(core.database, core.clock),
             tools=ToolExecutor(tools, core.clock),
             effects=EffectLedger(core.database, core.committer),
-            health=health,
+            gate=health,
             quotas=quotas,
             tracing=core.tracing,
             clock=core.clock,
             judge=Judge(Approvals(core.database, core.approving.key), core.clock),
         )
+        return Steps(kernel, StepCalls(models, batched, core.clock), core.tracing, core.clock)
 
     async def _start_health(self, tools: Tools) -> tuple[CallGate, CallQuotas]:
         """Starts the call gate and the quotas, refreshed until the application closes."""

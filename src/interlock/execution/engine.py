@@ -6,7 +6,7 @@ from typing import Protocol
 
 from interlock.base.clock import Clock
 from interlock.definitions.versions import Versions
-from interlock.execution.kernel import Kernel
+from interlock.execution.steps import Steps
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Committer
 from interlock.store.database import Database
@@ -45,7 +45,7 @@ class EngineServices:
         committer: Committer,
         artifacts: Artifacts,
         versions: Versions,
-        kernel: Kernel,
+        steps: Steps,
         tracing: Tracing,
         clock: Clock,
     ) -> None:
@@ -53,6 +53,6 @@ class EngineServices:
         self.committer = committer
         self.artifacts = artifacts
         self.versions = versions
-        self.kernel = kernel
+        self.steps = steps
         self.tracing = tracing
         self.clock = clock

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import jsonschema_rs
 
@@ -81,7 +80,7 @@ class Visible:
     def after(self, name: str, seen: Seen) -> Visible:
         return replace(self, before={**self.before, name: seen})
 
-    def bindings(self, tree: Any, path: ValuePath) -> Iterator[Problem]:
+    def bindings(self, tree: object, path: ValuePath) -> Iterator[Problem]:
         """Faults of every reference in a binding tree."""
         try:
             found = list(references(tree))
@@ -198,7 +197,7 @@ def _field_problem(reference: Reference, schema: JsonSchema, owner: str) -> str 
     return _unknown(reference, properties, owner)
 
 
-def _unknown(reference: Reference, properties: Mapping[str, Any], owner: str) -> str:
+def _unknown(reference: Reference, properties: Iterable[str], owner: str) -> str:
     return f'"{reference.text}": {owner} has no field "{reference.path[0]}"; {listed(properties, "fields")}'
 
 
@@ -226,7 +225,7 @@ def seen_of(step: Step, tools: Mapping[str, ToolContract], workflows: Mapping[st
             return Seen.of(_object())
 
 
-def properties_of(schema: JsonSchema) -> dict[str, Any]:
+def properties_of(schema: JsonSchema) -> dict[str, JsonSchema]:
     """The declared properties of an object; none if the schema is faulty."""
     found = schema.get("properties")
     return found if isinstance(found, dict) and not any(schema_problems(schema, ())) else {}
