@@ -10,7 +10,7 @@ from typing import Any
 
 from interlock.base.errors import Erased
 from interlock.base.refs import Ref
-from interlock.budget.reservations import Budget, Reservations, RunBudget
+from interlock.budget.reservations import BudgetLimit, Reservations, RunBudget
 from interlock.definitions.versions import Version, Versions
 from interlock.execution.engine import EngineServices
 from interlock.execution.run import Run, StepExecution
@@ -45,7 +45,7 @@ async def load_run(services: EngineServices, row: Row, *, fence: int) -> Run:
 def run_of(row: Row, version: Version, artifacts: Artifacts, reservations: Reservations, *, fence: int) -> Run:
     """The run of a row and its version; with a fencing token that no worker holds it is for reading only."""
     limits = version.workflow.budget
-    budget = Budget(f"run:{row['run_id']}", limits.tokens, limits.usd)
+    budget = BudgetLimit(f"run:{row['run_id']}", limits.tokens, limits.usd)
     return Run(
         run_id=row["run_id"],
         org_id=row["org_id"],
