@@ -55,6 +55,7 @@ class ChaosReport:
         hits: by fault: number of runs whose worker it hit, or of requests.
         recovery_p50: seconds from the last fault that hit a run's worker to that run's next journal entry.
         resolved: unknown outcomes that were resolved: by a repeated `key`, by `probe`, by a `person`.
+        objects: files of large values, each referred to by a row.
         violations: one sentence each; must be empty.
         missing: requested faults with too few hits.
         spared: boundaries at which no worker was killed; a longer run covers more of them.
@@ -77,6 +78,7 @@ class ChaosReport:
     recovery_p99: float
     longest_stall: float
     audit_entries: int
+    objects: int
     violations: list[str]
     missing: list[str]
     spared: list[str]
@@ -116,6 +118,7 @@ class ChaosReport:
         )
         table.add_row("longest stall", f"{self.longest_stall:.1f} s")
         table.add_row("audit", f"{self.audit_entries} entries verified")
+        table.add_row("large values", f"{self.objects} objects, each referred to by a row")
         for violation in self.violations:
             table.add_row("VIOLATION", violation)
         for fault in self.missing:
@@ -154,6 +157,18 @@ def judge(outcomes: list[FaultOutcome], book: Records) -> ChaosVerdict:
         verdict.duplicates += done[name]
         verdict.violations.append(f"effect {name} belongs to no run")
     return verdict
+
+
+def unmatched(files: set[str], referenced: set[str]) -> list[str]:
+    """Compares the objects of large values with the rows that refer to them."""
+    problems = []
+    for names, sentence in (
+        (files - referenced, "objects are referred to by no row"),
+        (referenced - files, "objects are missing that rows refer to"),
+    ):
+        if names:
+            problems.append(f"{len(names)} {sentence}, such as {min(names)}")
+    return problems
 
 
 def _judge_item(verdict: ChaosVerdict, name: str, done: int, compensated: int, *, reversed_: bool) -> None:
