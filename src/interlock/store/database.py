@@ -24,7 +24,7 @@ class Row(Protocol):
 
 
 class Connection(Protocol):
-    """What of asyncpg's untyped connection is used."""
+    """The part of asyncpg's connection that is used; the library itself is untyped."""
 
     async def fetch(self, query: str, *args: object) -> list[Row]: ...
     async def fetchrow(self, query: str, *args: object) -> Row | None: ...
