@@ -325,7 +325,7 @@ class Drill:
         directory = self._app.data / "objects"
         await ObjectSweeper(self._app.database, Objects.local(directory)).sweep(grace_seconds=0.0)
 
-        async def read() -> list[Any]:
+        async def read() -> list[Row]:
             async with self._app.database.connection(ORG) as connection:
                 return list(await connection.fetch("select object from artifacts where object is not null"))
 
