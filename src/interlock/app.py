@@ -15,7 +15,7 @@ from typing import Self
 from interlock.admission.breakers import Breakers
 from interlock.admission.gate import CallGate
 from interlock.admission.quotas import CallQuotas
-from interlock.admission.refresh import StateRefresh
+from interlock.admission.refresh import Refresh, StateRefresh
 from interlock.admission.tool_health import Poller, ToolHealth
 from interlock.audit.log import AuditLog
 from interlock.audit.records import AuditRecords
@@ -38,6 +38,8 @@ from interlock.fleet.workers import WorkerRegistry
 from interlock.gateway.catalog import ModelCatalog
 from interlock.identity.auth import Authenticator
 from interlock.notify.webhook import Webhook, to_log
+from interlock.policy.active import ActivePolicies
+from interlock.policy.decision import Policies
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.services.access import Access
 from interlock.services.administration import Administration
@@ -46,6 +48,7 @@ from interlock.services.dead_letters import DeadLetters
 from interlock.services.followers import Followers
 from interlock.services.health import Health
 from interlock.services.ingest import Redaction
+from interlock.services.policies import PolicySets
 from interlock.services.reviews import Approving, ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
@@ -75,6 +78,7 @@ class App:
     Args:
         models: replaces the providers of the settings; for tests and benchmarks.
         clock: replaces the database's clock; for tests.
+        policies: replaces the active Cedar policies, for instance by an engine behind HTTP.
 
     Attributes:
         services: the use cases; all that an entry point needs of an open application.
@@ -82,13 +86,20 @@ class App:
     """
 
     def __init__(
-        self, project: Path, settings: Settings, *, models: Models | None = None, clock: Clock | None = None
+        self,
+        project: Path,
+        settings: Settings,
+        *,
+        models: Models | None = None,
+        clock: Clock | None = None,
+        policies: Policies | None = None,
     ) -> None:
         self._models = models
         self.project = project
         self.settings = settings
         self.data = settings.data_dir
         self._clock = clock
+        self._policies = policies
         self.clock: Clock
         self.migrated: list[str] = []
         self._postgres: EmbeddedPostgres | None = None
@@ -136,6 +147,9 @@ class App:
         objects = self._objects = Objects.local(self.data / "objects")
         self.artifacts = Artifacts(self.database, self.keys, objects, limit_bytes=settings.limits.payload_bytes)
         self.versions = Versions(self.database, objects, self.data / "bundles")
+        self.active_policies = ActivePolicies(self.database)
+        self.policies: Policies = self._policies or self.active_policies
+        policy_sets = PolicySets(self.database, self.committer, self.clock, refresh=self.active_policies.refresh)
         self.authenticator = Authenticator(self.database)
         self.submission = Submission(
             self.database,
@@ -167,7 +181,7 @@ class App:
         )
         self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
         self.admin = Administration(
-            self.database, self.committer, self.versions, self.authenticator, self.clock, data=self.data
+            self.database, self.committer, self.versions, self.authenticator, policy_sets, self.clock, data=self.data
         )
         self.dead_letters = DeadLetters(
             self.database, self.committer, self.versions, self.artifacts, self.submission, redaction, self.clock
@@ -184,6 +198,7 @@ class App:
             reviews=self.reviews,
             dead_letters=self.dead_letters,
             administration=self.admin,
+            policies=policy_sets,
             audit=AuditTrail(self.audit),
             health=Health(self.database),
         )
@@ -254,6 +269,7 @@ class App:
             artifacts=self.artifacts,
             versions=self.versions,
             kernel=kernel,
+            policies=self.policies,
             tracing=self.tracing,
             clock=self.clock,
         )
@@ -293,13 +309,14 @@ class App:
         )
 
     async def _start_health(self, tools: Tools) -> tuple[CallGate, CallQuotas]:
-        """Starts the call gate and the quotas, refreshed until the app closes."""
+        """Starts the call gate, the quotas and the active policies, refreshed until the app closes."""
         breakers = Breakers(self.database, self.settings.breaker, self.clock)
         tool_health, quotas = ToolHealth(self.database), CallQuotas(self.database)
         health = CallGate(breakers, tool_health)
         self._on_close(health.close)
         self._on_close(quotas.close)
-        watch = StateRefresh(self.database, [breakers.refresh, tool_health.refresh, quotas.refresh])
+        refreshes: list[Refresh] = [self.active_policies.refresh, breakers.refresh, tool_health.refresh, quotas.refresh]
+        watch = StateRefresh(self.database, refreshes)
         await watch.start()
         self._on_close(watch.close)
         poller = Poller(self.database, HealthChecks(tools).ask)

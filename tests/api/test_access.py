@@ -42,6 +42,9 @@ ROUTES: dict[tuple[str, str], frozenset[str] | None] = {
     ("POST", "/v1/dead-letters/{dead_letter_id}/discard"): KEEPERS,
     ("GET", "/v1/workflows"): READERS,
     ("GET", "/v1/workflows/{workflow}/versions"): READERS,
+    ("GET", "/v1/policies"): READERS,
+    ("GET", "/v1/policies/{policy}"): READERS,
+    ("POST", "/v1/policies/{policy}/activate"): ADMIN,
     ("GET", "/v1/me"): EVERYBODY,
     ("POST", "/v1/keys"): ADMIN,
     ("GET", "/v1/keys"): ADMIN,
@@ -77,6 +80,7 @@ class World:
     def __init__(self, served: Served, finished: str, waiting: str, review: str, key_id: str) -> None:
         self.served = served
         self.ids = {"review_id": review, "key_id": key_id, "dead_letter_id": "", "name": "go", "workflow": "ask"}
+        self.ids["policy"] = "built-in"
         self.listening = ""
         self.dead_letters: list[str] = []
         self.finished, self.waiting = finished, waiting

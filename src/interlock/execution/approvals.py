@@ -82,11 +82,16 @@ class Act:
         }
 
 
-def act_of(run: Run, step: str, tool: str, arguments: Ref) -> Act:
-    """The act of an effect of this run: `step` is its name in the effect ledger."""
+def act_of(run: Run, step: str, tool: str, arguments: Ref, policy: str) -> Act:
+    """The act of an effect of this run.
+
+    Args:
+        step: its name in the effect ledger.
+        policy: version of the policy set in force when the approval is asked for or looked for.
+    """
     version = run.version
     contract = contract_digest(version.tools[tool])
-    return Act(run.org_id, run.run_id, step, tool, contract, arguments, version.version, version.policy.version)
+    return Act(run.org_id, run.run_id, step, tool, contract, arguments, version.version, policy)
 
 
 def contract_digest(tool: Tool) -> str:
@@ -117,7 +122,7 @@ async def covered_act(run: Run, state: RunState, review: str) -> tuple[Act, Seal
         sealed = await run.artifacts.seal(run.org_id, composed(bound.value), bound.labels)
     except (InvalidInput, Erased):
         return None  # made of what is not there yet, or of nothing that anybody may read
-    return act_of(run, str(EffectName(name, 0)), act.tool, sealed.ref), sealed
+    return act_of(run, str(EffectName(name, 0)), act.tool, sealed.ref, run.policy.version), sealed
 
 
 # -- approvals ---------------------------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def entry_of(attempt: Attempt, detail: dict[str, Any], now: float, event_type: E
         decision="none" if answer is None else ("allow" if answer.allowed else "deny"),
         run_id=execution.run.run_id,
         trace_id=execution.run.trace.trace_id,
-        policy_version=execution.run.version.policy.version,
+        policy_version=None if answer is None else answer.version,
         detail={"step": execution.name, **detail},
     )
 

@@ -25,6 +25,7 @@ from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider
 from interlock.gateway.structured import complete_structured
 from interlock.policy.decision import NO_APPROVAL, Question
+from interlock.policy.schema import tool_attributes
 from interlock.sandbox.environment import SandboxResult
 from interlock.telemetry import names
 from interlock.tools.registry import Function, Tools, error_of
@@ -200,8 +201,7 @@ class ToolExecutor:
         bound = await arguments_of(execution, now=None if compensate else self._clock.now())
         arguments, labels = bound.value, bound.labels
         check_value(version.tool_input_validators[step.tool], arguments, what=f'tool "{step.tool}": arguments')
-        attributes = {"effect": tool.contract.effect, "scopes": sorted(tool.contract.scopes)}
-        question = _question(execution, "call_tool", step.tool, attributes, labels)
+        question = _question(execution, "call_tool", step.tool, tool_attributes(tool.contract), labels)
         return CallRequest(question, arguments, labels, stale=tuple(bound.stale))
 
     async def fetch(self, execution: StepExecution) -> None:

@@ -19,7 +19,7 @@ from interlock.execution.steps import StepExecution, StepOutcome
 from interlock.guard.gate import composed
 from interlock.identity.principal import ROLES
 from interlock.machine.events import ApprovalNeeded
-from interlock.policy.decision import NO_APPROVAL, ApprovalFacts
+from interlock.policy.decision import NO_APPROVAL, ApprovalFacts, Decision, PolicyEngine, Question, decide
 from interlock.store.artifacts import Sealed
 from interlock.store.entries import Entry, EventType
 from interlock.telemetry import names
@@ -51,7 +51,7 @@ class LacksApproval(Exception):
 
 
 class Judge:
-    """Asks a run's policy about its calls."""
+    """Asks the active policy of a run's organisation about its calls."""
 
     def __init__(self, approvals: Approvals, clock: Clock) -> None:
         self._approvals = approvals
@@ -65,11 +65,10 @@ class Judge:
             LacksApproval: it would, with an approval of this call.
         """
         execution, question = attempt.execution, prepared.question
-        policy = execution.run.version.policy
-        standing = await self._standing(attempt, prepared)
-        answer = policy.decide(question.approved(self._facts(execution, standing)))
-        if answer.allowed and standing.facts.present and not standing.facts.digest_matches:
-            answer = policy.decide(question.approved(NO_APPROVAL))
+        policy = execution.run.policy
+        standing = await self._standing(attempt, prepared, policy.version)
+        facts = self._facts(execution, standing)
+        answer = await self._answer(policy, question, facts)
         attempt.answer, attempt.standing = answer, standing
         attempt.attributes |= {
             names.POLICY_DECISION: "allow" if answer.allowed else "deny",
@@ -81,26 +80,44 @@ class Judge:
         # With an effect in doubt no question can be asked about a call, before one about what became of the last one is answered.
         if mutates(execution) and not attempt.in_doubt:
             for role, roles in _ASKED:
-                facts = standing.facts
                 more = ApprovalFacts(True, facts.roles | roles, facts.quorum + 1, digest_matches=True)
-                if policy.decide(question.approved(more)).allowed:
-                    await self._ask(attempt, prepared, role)
+                if (await decide(policy, question.approved(more))).allowed:
+                    await self._ask(attempt, prepared, role, policy.version)
         raise Denied(f"policy {answer.version} denies {question.action} {question.resource}: {answer.reasons[0]}")
 
-    async def _ask(self, attempt: Attempt, prepared: CallRequest, role: str) -> NoReturn:
+    async def judge_again(self, attempt: Attempt, prepared: CallRequest) -> None:
+        """Judges a call of a mutating tool just before it is dispatched, if its policy could decide otherwise by now.
+
+        Raises:
+            Denied, LacksApproval: as `judge`.
+        """
+        policy, facts = attempt.execution.run.policy, self._facts(attempt.execution, attempt.standing)
+        answer = await self._answer(policy, prepared.question, facts)
+        before = attempt.answer
+        if before is None or not answer.allowed or answer.version != before.version:
+            await self.judge(attempt, prepared)
+
+    @staticmethod
+    async def _answer(policy: PolicyEngine, question: Question, facts: ApprovalFacts) -> Decision:
+        answer = await decide(policy, question.approved(facts))
+        if answer.allowed and facts.present and not facts.digest_matches:
+            return await decide(policy, question.approved(NO_APPROVAL))
+        return answer
+
+    async def _ask(self, attempt: Attempt, prepared: CallRequest, role: str, policy: str) -> NoReturn:
         sealed = await arguments_for(attempt, prepared)
-        act = self._act(attempt.execution, sealed)
+        act = self._act(attempt.execution, sealed, policy)
         if _may_be_approved(attempt.execution) and await self._approvals.rejected(act):
             raise ApprovalRejected(f'a person refused the call of tool "{act.tool}"')
         raise LacksApproval(act, sealed, role)
 
-    async def _standing(self, attempt: Attempt, prepared: CallRequest) -> Standing:
+    async def _standing(self, attempt: Attempt, prepared: CallRequest, policy: str) -> Standing:
         execution = attempt.execution
         if not mutates(execution) or not _may_be_approved(execution):
             return NO_STANDING
         sealed = await arguments_for(attempt, prepared)
         key = idempotency_key(execution.run.run_id, execution.effect_name, sealed.ref.digest)
-        return await self._approvals.standing(self._act(execution, sealed), key)
+        return await self._approvals.standing(self._act(execution, sealed, policy), key)
 
     @staticmethod
     def _facts(execution: StepExecution, standing: Standing) -> ApprovalFacts:
@@ -110,9 +127,9 @@ class Judge:
         return standing.facts
 
     @staticmethod
-    def _act(execution: StepExecution, sealed: Sealed) -> Act:
+    def _act(execution: StepExecution, sealed: Sealed, policy: str) -> Act:
         assert isinstance(execution.step, ToolStep)
-        return act_of(execution.run, execution.effect_name, execution.step.tool, sealed.ref)
+        return act_of(execution.run, execution.effect_name, execution.step.tool, sealed.ref, policy)
 
     # -- outcomes and records ----------------------------------------------------------------------------------
 
@@ -126,9 +143,12 @@ class Judge:
             self._clock.now(),
             lack.act.digest,
             lack.arguments.ref,
+            lack.act.policy,
             lack.role,
         )
-        return StepOutcome(event, artifacts=[lack.arguments.row], audit=self.refusals(attempt))
+        # An effect that was intended under the policy before it: it may be intended anew once it is approved.
+        effects = [attempt.effect.row("failed")] if attempt.effect is not None else []
+        return StepOutcome(event, artifacts=[lack.arguments.row], effects=effects, audit=self.refusals(attempt))
 
     def refusals(self, attempt: Attempt) -> list[Entry]:
         """Entries about approvals that did not count, if the attempt came to nothing for want of one that does."""
@@ -157,7 +177,7 @@ class Judge:
             decision="allow" if event_type == "approval.consumed" else "deny",
             run_id=execution.run.run_id,
             trace_id=execution.run.trace.trace_id,
-            policy_version=execution.run.version.policy.version,
+            policy_version=None if attempt.answer is None else attempt.answer.version,
             detail={"step": execution.name, "review": review_id, **detail},
         )
 

@@ -260,6 +260,7 @@ class Kernel:
         if contract.commit:
             plan = await self._health.ask(attempt.admission, self._tools.plan(execution, prepared))
         await self._tools.fetch(execution)  # what is not there is no call that was cut off
+        await self._judge.judge_again(attempt, prepared)  # another policy may have been activated meanwhile
         until = call_ends(contract)
         await self._effects.executing(execution, effect)
         attempt.dispatched = True

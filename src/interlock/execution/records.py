@@ -138,7 +138,7 @@ def _ask_for_act(commit: Commit, run: Run, name: str, here: StepState, now: floa
     step, request = run.version.program.work(name, here.variant, here.tool), here.request
     assert isinstance(step, ToolStep)
     assert request is not None
-    act = act_of(run, str(EffectName(name, here.variant)), step.tool, request.input)
+    act = act_of(run, str(EffectName(name, here.variant)), step.tool, request.input, request.policy)
     if act.digest != request.digest:
         return  # the same commit has closed it again, and gone on to a fallback
     title = f'May tool "{step.tool}" be called with these arguments?'
@@ -165,7 +165,17 @@ def _review(
     detail = {"step": command.step, "purpose": command.purpose, "review": review_id}
     if act is not None:
         detail |= {"act": act.digest, "tool": act.tool}
-    commit.audit.append(_entry(run, "review.opened", "open_review", f"review:{review_id}", now, detail))
+    commit.audit.append(
+        _entry(
+            run,
+            "review.opened",
+            "open_review",
+            f"review:{review_id}",
+            now,
+            detail,
+            act.policy if act is not None else None,
+        )
+    )
     payload = {"run_id": run.run_id, **detail, "title": title}
     commit.outbox.append(OutboxRow(org_id=run.org_id, topic="review.opened", payload=payload))
 
@@ -298,7 +308,15 @@ def finish_attributes(run: Run, state: RunState) -> dict[str, Any]:
     return attributes
 
 
-def _entry(run: Run, event_type: Any, action: str, resource: str, now: float, detail: dict[str, Any]) -> Entry:
+def _entry(
+    run: Run,
+    event_type: Any,
+    action: str,
+    resource: str,
+    now: float,
+    detail: dict[str, Any],
+    policy_version: str | None = None,
+) -> Entry:
     return Entry(
         org_id=run.org_id,
         event_type=event_type,
@@ -308,6 +326,6 @@ def _entry(run: Run, event_type: Any, action: str, resource: str, now: float, de
         at=now,
         run_id=run.run_id,
         trace_id=run.trace.trace_id,
-        policy_version=run.version.policy.version,
+        policy_version=policy_version,
         detail=detail,
     )

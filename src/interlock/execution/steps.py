@@ -14,6 +14,7 @@ from interlock.identity.principal import Principal
 from interlock.machine.names import EffectName, path_of
 from interlock.machine.program import Node
 from interlock.machine.state import RunState, StepState
+from interlock.policy.decision import NO_POLICIES, Policies, PolicyEngine
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit
 from interlock.store.entries import Entry
@@ -33,6 +34,7 @@ class Run:
         usage: what the run's state says; the driver moves it and ends the reservations it replaces in one go, so that
             no call is missing from both in between.
         resumed: taken over from a worker that may have died in the middle of something.
+        policies: in force now; `policy` is that of the run's organisation.
         set_aside: reserves tokens and nano-USD where all who work for the run see it; None if this worker is the only one.
     """
 
@@ -48,8 +50,14 @@ class Run:
     claim: str | None = None
     resumed: bool = False
     usage: Usage = field(default_factory=Usage)
+    policies: Policies = NO_POLICIES
     set_aside: Callable[[Amount], Awaitable[None]] | None = None
     _values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def policy(self) -> PolicyEngine:
+        """The policy engine that is in force at this moment; another activation changes it."""
+        return self.policies.of(self.org_id)
 
     def commit(self) -> Commit:
         """An empty commit that is refused if the lease, or the claim, belongs to another worker."""

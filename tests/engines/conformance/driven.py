@@ -272,6 +272,7 @@ def _services(app: App, kernel: Any) -> EngineServices:
         artifacts=app.artifacts,
         versions=app.versions,
         kernel=kernel,
+        policies=app.policies,
         tracing=app.tracing,
         clock=app.clock,
     )

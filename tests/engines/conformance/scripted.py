@@ -78,7 +78,8 @@ class ScriptedKernel:
         arguments = await self._arguments(execution)
         act = _act(execution, arguments)
         return StepOutcome(
-            outcome_event(entry, execution.attempt, now, now, arguments.ref, act.digest), artifacts=[arguments.row]
+            outcome_event(entry, execution.attempt, now, now, arguments.ref, (act.digest, act.policy)),
+            artifacts=[arguments.row],
         )
 
     async def compensate(self, execution: StepExecution) -> StepOutcome:
@@ -134,7 +135,9 @@ def _effect(execution: StepExecution, arguments: Sealed) -> Effect:
 
 def _act(execution: StepExecution, arguments: Sealed) -> Act:
     assert isinstance(execution.step, ToolStep)
-    return act_of(execution.run, execution.effect_name, execution.step.tool, arguments.ref)
+    return act_of(
+        execution.run, execution.effect_name, execution.step.tool, arguments.ref, execution.run.policy.version
+    )
 
 
 def _mutates(execution: StepExecution) -> bool:
