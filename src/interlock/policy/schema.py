@@ -48,6 +48,7 @@ _MISSING = re.compile(r"attribute `(?P<path>[^`]+)` (?:on entity type `(?P<type>
 _UNKNOWN_ACTION = re.compile(r"unrecognized action `Action::\"(?P<name>.*)\"`")
 _UNKNOWN_TYPE = re.compile(r"unrecognized entity type `(?P<name>[^`]+)`")
 _NO_ACTION = "unable to find an applicable action"
+_INTERNAL = re.compile(r"__cedar::internal::(\w+)")
 _QUOTED = re.compile(r"[`'](.+?)[`']")
 
 _SHOWN = 60  # characters of a name in a message
@@ -175,7 +176,8 @@ def _in_words(error: str, part: Statement) -> Fault:
         return _unknown(part, match["name"], "action", _RESOURCES)
     if match := _UNKNOWN_TYPE.search(error):
         return _unknown(part, match["name"], "entity type", _ENTITIES)
-    reason = re.sub(r"^for policy `\w+`, ", "", error)
+    reason = _INTERNAL.sub(lambda match: "Bool" if match[1] in ("True", "False") else match[1], error)
+    reason = re.sub(r"^for policy `\w+`, ", "", reason)
     mend = "compare values of one type" if "type" in reason else "correct the condition"
     return Fault(part[0].line, f"the policy's condition is not valid: {reason}; {mend}")
 
