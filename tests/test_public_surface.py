@@ -21,12 +21,13 @@ INTERLOCK: set[str] = set()
 TESTING = {
     "Behaviour": "(kind: \"Literal['completion', 'raw', 'hang', 'cut']\" = 'completion', content: 'str | None' = None, "
     "http_status: 'int' = 200, headers: 'Mapping[str, str]' = <factory>, body: 'bytes' = b'', "
-    "message: 'Mapping[str, Any]' = <factory>, finish_reason: 'str' = 'stop', usage: 'bool' = True, delay: 'float' = 0.0) -> None",
+    "message: 'JsonObject' = <factory>, finish_reason: 'str' = 'stop', usage: 'bool' = True, delay: 'float' = 0.0) -> None",
     "FakeProvider": "() -> 'None'",
-    "RecordedRequest": "(body: 'dict[str, Any]', path: 'str', headers: 'Mapping[str, str]') -> None",
-    "answer": "(value: 'Any' = None, *, finish_reason: 'str' = 'stop', usage: 'bool' = True, delay: 'float' = 0.0) -> 'Behaviour'",
+    "RecordedRequest": "(body: 'RequestBody', path: 'str', headers: 'Mapping[str, str]') -> None",
+    "answer": "(value: 'object' = None, *, finish_reason: 'str' = 'stop', usage: 'bool' = True, delay: 'float' = 0.0)"
+    " -> 'Behaviour'",
     "cut_stream": "() -> 'Behaviour'",
-    "example_instance": "(schema: 'Any', root: 'Any' = None) -> 'Any'",
+    "example_instance": "(schema: 'object', root: 'object' = None) -> 'Any'",
     "hang": "() -> 'Behaviour'",
     "invalid_json": "(text: 'str' = '{\"category\": \"fe') -> 'Behaviour'",
     "not_the_protocol": "(body: 'str | bytes' = '<html>It works!</html>', *, content_type: 'str' = 'text/html', "
@@ -35,7 +36,7 @@ TESTING = {
     "refusal": "(text: 'str' = 'I cannot help with that.') -> 'Behaviour'",
     "server_error": "(code: 'int' = 500) -> 'Behaviour'",
     "status": "(code: 'int', message: 'str' = 'scripted failure', *, headers: 'Mapping[str, str] | None' = None) -> 'Behaviour'",
-    "wrong_schema": "(value: 'Any' = None) -> 'Behaviour'",
+    "wrong_schema": "(value: 'object' = None) -> 'Behaviour'",
 }
 FAKE_PROVIDER = {"always", "connections", "count", "script", "url", "wait_until"}
 

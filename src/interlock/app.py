@@ -29,10 +29,13 @@ from interlock.execution.approvals import Approvals, approval_key
 from interlock.execution.batch.calls import BatchedCalls
 from interlock.execution.effects import EffectLedger
 from interlock.execution.engine import Engine, EngineServices
-from interlock.execution.executors import ModelExecutor, Models, ToolExecutor
+from interlock.execution.executors.models import DirectTransport, ModelExecutor
+from interlock.execution.executors.tools import ToolExecutor
+from interlock.execution.inputs.calls import Models, StepCalls
 from interlock.execution.judge import Judge
 from interlock.execution.kernel import Kernel
-from interlock.execution.lookups import Lookups
+from interlock.execution.results import KeptResults
+from interlock.execution.steps import Steps
 from interlock.fleet.schedule import Schedule, ScheduledJob
 from interlock.fleet.workers import WorkerRegistry
 from interlock.gateway.catalog import ModelCatalog
@@ -252,12 +255,13 @@ class App:
             self._on_close(catalog.close)
         tools = Tools(sandbox, self.versions.locate)
         health, quotas = await self._start_health(tools)
+        batched = BatchedCalls(self.database, self.committer, settings.batch)
         kernel = Kernel(
-            models=ModelExecutor(models, BatchedCalls(self.database, self.committer, settings.batch), self.clock),
-            lookups=Lookups(self.database, self.clock),
+            models=ModelExecutor(direct=DirectTransport(), batch=batched),
+            results=KeptResults(self.database, self.clock),
             tools=ToolExecutor(tools, self.clock),
             effects=EffectLedger(self.database, self.committer),
-            health=health,
+            gate=health,
             quotas=quotas,
             tracing=self.tracing,
             clock=self.clock,
@@ -268,7 +272,7 @@ class App:
             committer=self.committer,
             artifacts=self.artifacts,
             versions=self.versions,
-            kernel=kernel,
+            steps=Steps(kernel, StepCalls(models, batched, self.clock), self.tracing, self.clock),
             policies=self.policies,
             tracing=self.tracing,
             clock=self.clock,

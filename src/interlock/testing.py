@@ -15,12 +15,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 from aiohttp import web
+
+from interlock.base.json import Json, JsonObject
+from interlock.workflows.spec import JsonSchema
 
 __all__ = [
     "Behaviour",
@@ -38,6 +41,9 @@ __all__ = [
     "status",
     "wrong_schema",
 ]
+
+RequestBody: TypeAlias = dict[str, Any]
+"""A request's JSON as the client sent it: what it has is for the test to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +67,13 @@ class Behaviour:
     http_status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
-    message: Mapping[str, Any] = field(default_factory=dict)
+    message: JsonObject = field(default_factory=dict)
     finish_reason: str = "stop"
     usage: bool = True
     delay: float = 0.0
 
 
-def answer(value: Any = None, *, finish_reason: str = "stop", usage: bool = True, delay: float = 0.0) -> Behaviour:
+def answer(value: object = None, *, finish_reason: str = "stop", usage: bool = True, delay: float = 0.0) -> Behaviour:
     """Answer with this text, or with this value as JSON; None gives a valid instance of the request's schema."""
     content = value if value is None or isinstance(value, str) else json.dumps(value)
     return Behaviour(content=content, finish_reason=finish_reason, usage=usage, delay=delay)
@@ -105,7 +111,7 @@ def invalid_json(text: str = '{"category": "fe') -> Behaviour:
     return Behaviour(content=text)
 
 
-def wrong_schema(value: Any = None) -> Behaviour:
+def wrong_schema(value: object = None) -> Behaviour:
     """A well-formed completion whose JSON fits no schema that forbids unknown fields."""
     return Behaviour(content=json.dumps({"unexpected": True} if value is None else value))
 
@@ -127,7 +133,7 @@ def not_the_protocol(
 class RecordedRequest:
     """A request as the fake received it: the parsed JSON body, the path, and the headers with lower-case names."""
 
-    body: dict[str, Any]
+    body: RequestBody
     path: str
     headers: Mapping[str, str]
 
@@ -145,7 +151,7 @@ class FakeProvider:
         self.disconnects = 0
         self._script: deque[Behaviour] = deque()
         self._always = Behaviour()
-        self._peers: set[Any] = set()
+        self._peers: set[object] = set()
         self._changed = asyncio.Condition()
         self._closing = asyncio.Event()
         self._runner: web.AppRunner | None = None
@@ -215,7 +221,7 @@ class FakeProvider:
                 self._changed.notify_all()
             raise
 
-    async def _behave(self, request: web.Request, body: dict[str, Any], behaviour: Behaviour) -> web.StreamResponse:
+    async def _behave(self, request: web.Request, body: RequestBody, behaviour: Behaviour) -> web.StreamResponse:
         if behaviour.delay:
             await asyncio.sleep(behaviour.delay)
         if behaviour.kind == "hang":
@@ -242,12 +248,12 @@ async def _cut(request: web.Request, body: bytes) -> web.StreamResponse:
     return response
 
 
-def _completion(body: Mapping[str, Any], behaviour: Behaviour, number: int) -> dict[str, Any]:
+def _completion(body: RequestBody, behaviour: Behaviour, number: int) -> dict[str, Json]:
     content = behaviour.content
     if content is None:
         wanted = body.get("response_format", {}).get("json_schema", {}).get("schema")
         content = "ok" if wanted is None else json.dumps(example_instance(wanted))
-    completion: dict[str, Any] = {
+    completion: dict[str, Json] = {
         "id": f"chatcmpl-fake-{number}",
         "object": "chat.completion",
         "created": 0,
@@ -286,7 +292,7 @@ _FORMATS = {
 }
 
 
-def example_instance(schema: Any, root: Any = None) -> Any:
+def example_instance(schema: object, root: object = None) -> Any:
     """A small valid instance of a JSON Schema, the same in every call.
 
     Supports types, enum, const, required and other properties, items and their number, lengths, bounds, multiples, common
@@ -298,24 +304,21 @@ def example_instance(schema: Any, root: Any = None) -> Any:
     root = schema if root is None else root
     if not isinstance(schema, Mapping):
         return None
-    if "const" in schema:
-        return schema["const"]
-    if schema.get("enum"):
-        return schema["enum"][0]
+    if "const" in schema or schema.get("enum"):
+        given: Json = schema["const"] if "const" in schema else schema["enum"][0]
+        return given
     if "$ref" in schema:
         return example_instance(_resolve(schema["$ref"], root), root)
     for key in ("anyOf", "oneOf"):
         if schema.get(key):
             return example_instance(schema[key][0], root)
     if schema.get("allOf"):
-        merged: dict[str, Any] = {}
-        for part in schema["allOf"]:
-            merged.update(example_instance(part, root))
-        return merged
-    return _typed_instance(schema, root)
+        parts = [example_instance(part, root) for part in schema["allOf"]]
+        return {name: value for part in parts if isinstance(part, dict) for name, value in part.items()}
+    return _typed_instance(dict(schema), root)
 
 
-def _typed_instance(schema: Mapping[str, Any], root: Any) -> Any:
+def _typed_instance(schema: JsonSchema, root: object) -> Json:
     kind = schema.get("type", "object" if "properties" in schema else "null")
     if not isinstance(kind, str):
         kind = kind[0]
@@ -324,8 +327,7 @@ def _typed_instance(schema: Mapping[str, Any], root: Any) -> Any:
         properties = schema.get("properties", {})
         return {name: example_instance(properties.get(name, {}), root) for name in schema.get("required", ())}
     if kind == "array":
-        first: Sequence[Any] = schema.get("prefixItems", ())
-        items = [example_instance(item, root) for item in first]
+        items = [example_instance(item, root) for item in schema.get("prefixItems", ())]
         missing = schema.get("minItems", 0) - len(items)
         return items + [example_instance(schema.get("items", {}), root) for _ in range(missing)]
     if kind == "string":
@@ -338,7 +340,7 @@ def _typed_instance(schema: Mapping[str, Any], root: Any) -> Any:
     return False if kind == "boolean" else None
 
 
-def _number(schema: Mapping[str, Any], kind: str) -> float:
+def _number(schema: JsonSchema, kind: str) -> float:
     """The smallest multiple from the lower bound upwards, or the largest below the upper one."""
     step = schema.get("multipleOf", 1 if kind == "integer" else 0)
     if "minimum" in schema or "exclusiveMinimum" in schema:
@@ -354,15 +356,22 @@ def _number(schema: Mapping[str, Any], kind: str) -> float:
     return int(value) if kind == "integer" else value
 
 
-def _half_way(low: float, schema: Mapping[str, Any]) -> float:
+def _half_way(low: float, schema: JsonSchema) -> float:
     high = min(schema.get("maximum", low + 1), schema.get("exclusiveMaximum", low + 1))
     return float(high - low) / 2
 
 
-def _resolve(reference: str, root: Any) -> Any:
+def _resolve(reference: str, root: object) -> object:
     if not reference.startswith("#"):
         raise ValueError(f"no example for {reference}; only references within the schema are followed")
     found = root
     for part in reference[1:].split("/")[1:]:
-        found = found[part.replace("~1", "/").replace("~0", "~")]
+        found = _part(found, part.replace("~1", "/").replace("~0", "~"))
     return found
+
+
+def _part(value: object, name: str) -> object:
+    if not isinstance(value, Mapping):
+        raise KeyError(name)
+    part: object = value[name]
+    return part

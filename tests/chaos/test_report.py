@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from interlock.chaos.project import KINDS
-from interlock.chaos.report import OK, TOO_FEW, VIOLATED, ChaosReport, FaultOutcome, judge, percentile, resolved_of
+from interlock.chaos.report import (
+    OK,
+    TOO_FEW,
+    VIOLATED,
+    ChaosReport,
+    FaultOutcome,
+    judge,
+    percentile,
+    resolved_of,
+    unmatched,
+)
 
 GOOD = ChaosReport(
     runs_started=1,
@@ -27,6 +37,7 @@ GOOD = ChaosReport(
     recovery_p99=1.0,
     longest_stall=1.0,
     audit_entries=1,
+    objects=1,
     violations=[],
     missing=[],
     spared=[],
@@ -47,6 +58,13 @@ def book(*effects: str, reversals: tuple[int, ...] = ()) -> dict[str, list[dict[
         "reversals": [{"effect": number} for number in reversals],
         "requests": [],
     }
+
+
+def test_objects_and_rows_must_match() -> None:
+    assert unmatched({"a", "b"}, {"a", "b"}) == []
+    leaked, missing = unmatched({"a", "b"}, {"b", "c"})
+    assert leaked == "1 objects are referred to by no row, such as a"
+    assert missing == "1 objects are missing that rows refer to, such as c"
 
 
 def test_nothing_wrong() -> None:

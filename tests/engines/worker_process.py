@@ -25,9 +25,10 @@ from interlock.base import loop
 from interlock.base.settings import Settings
 from interlock.chaos.worker import WallClock
 from interlock.execution.batch.calls import BatchedCalls
+from interlock.execution.call import ModelCall
 from interlock.execution.effects import EffectLedger
-from interlock.execution.kernel import Kernel
-from interlock.execution.steps import StepExecution, StepOutcome
+from interlock.execution.run import StepExecution, StepOutcome
+from interlock.execution.steps import Steps
 from interlock.store.commit import Committer
 from interlock.telemetry import logs
 from interlock.tools.registry import Tools
@@ -83,22 +84,22 @@ def crash_at(point: str, runs: int) -> None:
 
 def die_of(workflow: str) -> None:
     """Performing a step of this workflow ends the process at once: no exception, no signal that could be handled."""
-    original = Kernel.perform
+    original = Steps.perform
 
-    async def perform(self: Kernel, work: StepExecution) -> StepOutcome:
+    async def perform(self: Steps, work: StepExecution) -> StepOutcome:
         if work.run.version.name == workflow:
             os._exit(139)
         return await original(self, work)
 
-    setattr(Kernel, "perform", perform)  # noqa: B010  a plain assignment is what mypy refuses
+    setattr(Steps, "perform", perform)  # noqa: B010  a plain assignment is what mypy refuses
 
 
 def gather(calls: int) -> None:
     original, enough = BatchedCalls._submit_batch, False
 
-    async def hand_in(self: BatchedCalls, work: StepExecution, batches: Any) -> None:
+    async def hand_in(self: BatchedCalls, work: ModelCall, batches: Any) -> None:
         nonlocal enough
-        async with self._database.connection(work.run.org_id) as connection:
+        async with self._database.connection(work.caller.org_id) as connection:
             enough = enough or await connection.fetchval("select count(*) from batched_calls") >= calls
         if enough:
             await original(self, work, batches)

@@ -182,8 +182,8 @@ async def test_an_answer_that_is_there_needs_no_open_door(
     admit, refused, standing = CallGate.admit, 0, BatchedCalls.status
     answered: set[asyncio.Task[Any] | None] = set()  # steps that found their answer there
 
-    async def noted(calls: BatchedCalls, work: Any) -> str | None:
-        status = await standing(calls, work)
+    async def noted(calls: BatchedCalls, *call: Any) -> str | None:
+        status = await standing(calls, *call)
         if status == "done":
             answered.add(asyncio.current_task())
         return status

@@ -231,8 +231,10 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "values (%(run)s, %(org)s, %(run)s, 'pay', 'step', 'c', 'r')",
         "insert into results (org_id, key, output) values (%(org)s, 'k', %(ref)s)",
         "insert into batches (batch_id, org_id, pin) values (%(run)s, %(org)s, 'openai:m')",
-        "insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, nano_usd) "
-        "values (%(run)s, %(org)s, %(run)s, 'think', 1, 'openai:m', %(ref)s, 1, 0)",
+        "insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens) "
+        "values (%(run)s, %(org)s, %(run)s, 'think', 1, 'openai:m', %(ref)s, 1)",
+        "insert into reservations (scope, holder, fence, org_id, tokens, nano_usd) "
+        "values ('run:' || %(run)s, 'perform:think:1', 1, %(org)s, 1, 1)",
         "insert into run_vaults (org_id, run_id, vault) values (%(org)s, %(run)s, %(ref)s)",
         "insert into run_vaults (org_id, run_id, vault) values (%(org)s, %(run)s, %(ref)s)",
         "insert into spans values (%(run)s, 's', %(org)s, null, 'n', 1, 2, true, %(empty)s)",

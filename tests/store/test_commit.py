@@ -39,8 +39,9 @@ from interlock.store.rows import (
     RequeuedRun,
     RevivedRun,
     RevokedApproval,
-    SettledClaim,
+    SettledReservation,
     SignalId,
+    UsedReservation,
     UsedSignal,
 )
 
@@ -192,7 +193,10 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             consumed_approvals=[consumption(run, "approved")],
             effects=[effect(run, "intended")],
             done_claims=[DoneClaim(run_id=run.run_id, command="perform:pay:1", event={})],
-            settled_claims=[SettledClaim(run_id=run.run_id, command="perform:pay:1")],
+            used_reservations=[
+                UsedReservation(scope=f"run:{run.run_id}", holder="perform:pay:1", fence=1, tokens=1, nano_usd=1)
+            ],
+            settled_reservations=[SettledReservation(scope=f"run:{run.run_id}", holder="perform:pay:1", fence=1)],
             new_reviews=[review(run, "new", "c")],
             closed_reviews=[ClosedReview(run_id=run.run_id, step="a")],
             decided_reviews=[

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from interlock.base.clock import Clock
 from interlock.base.errors import FailureKind, TargetDown
 from interlock.base.ids import new_id
 from interlock.base.settings import BreakerSettings
-from interlock.store.database import Database
+from interlock.store.database import Database, Row
 from interlock.store.queries import QUERIES
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
@@ -135,17 +135,17 @@ class Breakers:
         known = self._known.get((admission.org_id, admission.target))
         return known is not None and known.failing_until > self._clock.monotonic()
 
-    def _known_of(self, row: Any) -> _Known:
+    def _known_of(self, row: Row) -> _Known:
         now = self._clock.monotonic()
         return _Known(row["state"], now + (row["open_for"] or 0.0), now + (row["failing_for"] or 0.0))
 
-    def _learn(self, org_id: str, target: str, row: Any) -> None:
+    def _learn(self, org_id: str, target: str, row: Row) -> None:
         self._known[org_id, target] = self._known_of(row)
         if row["was"] != row["state"]:  # the process that made the transition logs it, so it is logged once
             level = "info" if row["state"] == "closed" else "warning"
             log(names.LOG_BREAKER_MOVED, level=level, org_id=org_id, target=target, old=row["was"], new=row["state"])
 
-    async def _ask(self, query: str, org_id: str, *args: Any) -> Any:
+    async def _ask(self, query: str, org_id: str, *args: object) -> Row | None:
         """One row, or None if the database does not answer. Not retried: the next call queries again."""
         try:
             async with asyncio.timeout(_PATIENCE), self._database.connection(org_id) as connection:

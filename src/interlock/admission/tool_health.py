@@ -8,14 +8,14 @@ The state is a row of `tool_health`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from interlock.base.background import Loop
 from interlock.base.errors import FailureKind, ToolUnhealthy, Unavailable
 from interlock.base.ids import new_id
-from interlock.store.database import Database
+from interlock.base.json import JsonObject
+from interlock.store.database import Database, Row
 from interlock.store.queries import QUERIES
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
@@ -35,7 +35,7 @@ class Check:
     org_id: str
     tool: str
     bundle: str
-    contract: Mapping[str, Any]
+    contract: JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Poller:
             check.add_done_callback(self._checks.discard)
         return checks
 
-    async def _check(self, row: Any) -> None:
+    async def _check(self, row: Row) -> None:
         check = Check(row["org_id"], row["tool"], row["bundle"], row["contract"])
         verdict = await self._ask(check)
         key = (check.org_id, check.tool, check.bundle, row["claim"])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Path, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from interlock.base.json import InvalidJson, accept_json, decode_json
+from interlock.base.json import InvalidJson, Json, accept_json, decode_json
 
 _MAX_ID = 200
 
@@ -22,7 +22,7 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _is_sound(cls, value: Any) -> Any:
+    def _is_sound(cls, value: object) -> Json:
         try:
             return accept_json(value)
         except InvalidJson as error:
@@ -32,7 +32,7 @@ class Body(BaseModel):
 class StrictRoute(APIRoute):
     """A route whose JSON body may not name a key twice in one object (RFC 7493 §2.3): parsers differ in the one they keep."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[object, None, Response]]:
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
@@ -42,13 +42,13 @@ class StrictRoute(APIRoute):
 
 
 class _StrictRequest(Request):
-    async def json(self) -> Any:
+    async def json(self) -> Json:
         if not hasattr(self, "_strict_json"):
             self._strict_json = _parsed(await self.body())
         return self._strict_json
 
 
-def _parsed(body: bytes) -> Any:
+def _parsed(body: bytes) -> Json:
     try:
         return decode_json(body)
     except InvalidJson as error:
@@ -61,7 +61,7 @@ def _printable(text: str) -> str:
     return text
 
 
-def _true_or_false(value: Any) -> Any:
+def _true_or_false(value: object) -> bool:
     if value not in {"true", "false"}:
         raise ValueError("must be true or false")
     return value == "true"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter
 
 from interlock.api.access import Caller, UseCases
 from interlock.api.body import Body, Limit, Note, PathId, QueryId, StrictRoute
 from interlock.api.errors import documented
+from interlock.base.json import JsonField
 from interlock.services.views.dead_letters import DeadLetterDetail, DeadLetterPage, DeadLetterView
 
 router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"], route_class=StrictRoute)
@@ -18,7 +19,7 @@ class RequeueBody(Body):
     """Requeue a dead letter; `input` replaces the step's arguments, the prompt's slots or the run's input."""
 
     note: Note = ""
-    input: dict[str, Any] | None = None
+    input: dict[str, JsonField] | None = None
 
 
 class DiscardBody(Body):

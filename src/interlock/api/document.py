@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
@@ -12,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from interlock.api.events import event_models
 from interlock.base.errors import NotFound
+from interlock.base.json import Json
 from interlock.services.views.audit import AuditEntryView
 
 _DESCRIPTION = (
@@ -42,7 +42,7 @@ _PAGE = """\
 _START = """SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, displayRequestDuration: true});\n"""
 
 
-def document(api: FastAPI) -> dict[str, Any]:
+def document(api: FastAPI) -> dict[str, Json]:
     """The OpenAPI document of the API, including the models of streams, which no response model contains."""
     if api.openapi_schema is None:
         made = get_openapi(title=api.title, version=api.version, description=_DESCRIPTION, routes=api.routes)
@@ -58,9 +58,11 @@ def document(api: FastAPI) -> dict[str, Any]:
     return api.openapi_schema
 
 
-def _describe(operation: dict[str, Any]) -> None:
+def _describe(operation: dict[str, Json]) -> None:
     """Makes the first paragraph of a handler's docstring the summary, and the others the description."""
-    first, *others = operation.pop("description").split("\n\n")
+    documented = operation.pop("description")
+    assert isinstance(documented, str)
+    first, *others = documented.split("\n\n")
     operation["summary"] = " ".join(first.split()).removesuffix(".")
     if others:
         operation["description"] = "\n\n".join(" ".join(one.split()) for one in others)

@@ -5,8 +5,6 @@ No other module knows both domain errors and HTTP. No stack trace ever reaches a
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -15,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from interlock.base.errors import InterlockError
+from interlock.base.json import Json
 from interlock.services.views.base import View
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
@@ -55,7 +54,7 @@ class ErrorBody(View):
     error: ErrorDetail
 
 
-Responses = dict[int | str, dict[str, Any]]
+Responses = dict[int | str, dict[str, object]]
 
 
 def documented(*statuses: int, key: bool = True) -> Responses:
@@ -68,7 +67,7 @@ def documented(*statuses: int, key: bool = True) -> Responses:
     return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in sorted(every)}
 
 
-def problem(code: str, message: str) -> dict[str, Any]:
+def problem(code: str, message: str) -> dict[str, Json]:
     """The body of an error answer."""
     shown = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]} … ({len(message)} characters)"
     return ErrorBody(error=ErrorDetail(code=code, message=shown)).to_json()

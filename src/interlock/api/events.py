@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
@@ -41,7 +41,7 @@ _KINDS: dict[type[BaseModel], StateKind] = {
     StreamFailed: "error",
 }
 _MODELS: dict[str, type[BaseModel]] = {"*": JournalEntry} | {kind: model for model, kind in _KINDS.items()}
-_STREAM: dict[str, Any] = {
+_STREAM: dict[str, object] = {
     "description": (
         "Server-sent events. Each has a name (`event`) and a JSON object (`data`) of one of these models; journal entries have "
         "their number as `id` and their type as name."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter
 
 from interlock.api.access import Caller, UseCases
 from interlock.api.body import Body, Limit, Note, PathId, QueryId, StrictRoute
 from interlock.api.errors import documented
+from interlock.base.json import JsonField
 from interlock.services.views.reviews import ReviewPage, ReviewView
 
 router = APIRouter(prefix="/v1/reviews", tags=["reviews"], route_class=StrictRoute)
@@ -19,7 +20,7 @@ class DecisionBody(Body):
 
     decision: Literal["approve", "reject"]
     note: Note = ""
-    output: Any = None
+    output: JsonField = None
 
 
 @router.get("", operation_id="list_reviews", responses=documented())

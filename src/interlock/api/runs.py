@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
 from pydantic import Field
@@ -10,6 +10,7 @@ from pydantic import Field
 from interlock.api.access import Caller, UseCases
 from interlock.api.body import Body, Flag, Limit, Name, PathId, QueryId, StrictRoute
 from interlock.api.errors import documented
+from interlock.base.json import JsonField
 from interlock.machine.events import RunStatus
 from interlock.services.views.runs import (
     RunPage,
@@ -38,7 +39,7 @@ class NewRun(Body):
     """A request for a run."""
 
     workflow: Name = Field(max_length=200)
-    input: Any
+    input: JsonField
     priority: int = Field(default=0, ge=-100, le=100)
 
 
@@ -57,7 +58,7 @@ class Pause(Body):
 class SignalBody(Body):
     """Payload of a signal."""
 
-    payload: Any = Field(default_factory=dict)
+    payload: JsonField = Field(default_factory=dict)
 
 
 @router.post(

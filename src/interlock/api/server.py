@@ -7,7 +7,6 @@ import json
 import logging
 import socket
 import time
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -30,7 +29,7 @@ _MALFORMED_SECONDS = 10.0  # minimum interval of log entries about malformed req
 class AsciiJSON(JSONResponse):
     """JSON in ASCII, because output of a model or a tool may contain a lone surrogate, which has no UTF-8 form."""
 
-    def render(self, content: Any) -> bytes:
+    def render(self, content: object) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 

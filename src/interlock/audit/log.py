@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from interlock.audit.verify import entry_hash
 from interlock.base.ids import new_id
+from interlock.base.json import Json
 from interlock.store.entries import Entry
 from interlock.store.rows import AuditRow
 
@@ -28,13 +28,14 @@ class AuditLog:
         rows = []
         for entry in entries:
             seq += 1
-            body = _body(entry)
+            event_id = new_id("evt")
+            body = _body(event_id, entry)
             digest = entry_hash(entry.org_id, seq, head, body)
             rows.append(
                 AuditRow(
                     org_id=entry.org_id,
                     seq=seq,
-                    event_id=body["event_id"],
+                    event_id=event_id,
                     entry=body,
                     prev_hash=head,
                     hash=digest,
@@ -46,9 +47,9 @@ class AuditLog:
         return rows, seq, head
 
 
-def _body(entry: Entry) -> dict[str, Any]:
+def _body(event_id: str, entry: Entry) -> dict[str, Json]:
     return {
-        "event_id": new_id("evt"),
+        "event_id": event_id,
         "timestamp": datetime.fromtimestamp(entry.at, UTC).isoformat(timespec="microseconds"),
         "trace_id": entry.trace_id,
         "run_id": entry.run_id,
@@ -63,21 +64,28 @@ def _body(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _exact(value: Any) -> Any:
+def _exact(value: Json) -> Json:
     """The value in a form that the database returns unchanged; otherwise it would no longer match its hash.
 
     A float may come back in another notation, and a key that is not a string at another position; a text may not
     contain NUL.
     """
-    kind = type(value)
-    if value is None or kind is bool or kind is int or (kind is str and value.isascii() and "\0" not in value):
+    if (type(value) is str and value.isascii() and "\0" not in value) or value is None or isinstance(value, int):
         return value  # nearly all values
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, str):
-        return value.replace("\0", "").encode(errors="replace").decode()
+        return _text(value)
     if isinstance(value, Mapping):
-        return {_exact(str(key)): _exact(item) for key, item in value.items()}
+        return {_name(str(key)): _exact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_exact(item) for item in value]
     return value
+
+
+def _name(text: str) -> str:
+    return text if text.isascii() and "\0" not in text else _text(text)
+
+
+def _text(text: str) -> str:
+    return text.replace("\0", "").encode(errors="replace").decode()

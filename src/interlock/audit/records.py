@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
-from interlock.audit.verify import Verification, verify
+from interlock.audit.verify import Record, Verification, verify
 from interlock.store.database import Database
 
 _PAGE = 1000
@@ -19,14 +18,24 @@ class AuditRecords:
         self._database = database
         self.public_keys = public_keys
 
-    async def page(
-        self, org_id: str, *, after: int = 0, run_id: str | None = None, limit: int = 100
-    ) -> list[dict[str, Any]]:
+    async def page(self, org_id: str, *, after: int = 0, run_id: str | None = None, limit: int = 100) -> list[Record]:
         """Rows after a sequence number, in order."""
         rows = await self._database.rows("list_audit", org_id, after, run_id, min(limit, _PAGE), org=org_id)
-        return [{"org_id": org_id, **dict(row)} for row in rows]
+        return [
+            Record(
+                org_id=org_id,
+                seq=row["seq"],
+                event_id=row["event_id"],
+                entry=row["entry"],
+                prev_hash=row["prev_hash"],
+                hash=row["hash"],
+                key_id=row["key_id"],
+                signature=row["signature"],
+            )
+            for row in rows
+        ]
 
-    async def all(self, org_id: str) -> AsyncIterator[dict[str, Any]]:
+    async def all(self, org_id: str) -> AsyncIterator[Record]:
         """Every row, in order, in the form that `verify.py` reads."""
         after = 0
         while rows := await self.page(org_id, after=after, limit=_PAGE):

@@ -16,10 +16,23 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+
+class Record(TypedDict):
+    """A stored entry, as exported."""
+
+    org_id: str
+    seq: int
+    event_id: str
+    entry: Mapping[str, object]
+    prev_hash: str
+    hash: str
+    key_id: str
+    signature: str
 
 
 @dataclass(frozen=True)
@@ -39,14 +52,14 @@ class Verification:
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
 
 
-def entry_hash(org_id: str, seq: int, prev_hash: str, entry: Mapping[str, Any]) -> str:
+def entry_hash(org_id: str, seq: int, prev_hash: str, entry: Mapping[str, object]) -> str:
     """SHA-256 over canonical JSON: sorted keys, no spaces, ASCII. Hexadecimal."""
     body = {"org_id": org_id, "seq": seq, "prev_hash": prev_hash, "entry": entry}
     return hashlib.sha256(_canonical(body).encode()).hexdigest()
 
 
-def verify(rows: Iterable[Mapping[str, Any]], public_keys: Mapping[str, bytes], *, org_id: str) -> Verification:
-    """Checks rows in order of `seq`, from 1; each has org_id, seq, event_id, entry, prev_hash, hash, key_id, signature."""
+def verify(rows: Iterable[Record], public_keys: Mapping[str, bytes], *, org_id: str) -> Verification:
+    """Checks rows in order of `seq`, from 1; one in another form than `Record` is a problem of the log."""
     keys = {key_id: Ed25519PublicKey.from_public_bytes(raw) for key_id, raw in public_keys.items()}
     expected, previous, count = 1, "", 0
     for row in rows:
@@ -61,7 +74,7 @@ def verify(rows: Iterable[Mapping[str, Any]], public_keys: Mapping[str, bytes], 
 
 
 def _row_problem(
-    row: Mapping[str, Any], expected: int, previous: str, org_id: str, keys: Mapping[str, Ed25519PublicKey]
+    row: Record, expected: int, previous: str, org_id: str, keys: Mapping[str, Ed25519PublicKey]
 ) -> str | None:
     if row["seq"] != expected:
         return f"is missing; the next one there is {row['seq']}"

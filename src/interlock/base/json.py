@@ -19,12 +19,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from interlock.base.errors import InvalidInput
 
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 """A JSON value to be read; `Mapping` and `Sequence`, so that a `dict[str, int]` is one too."""
+
+JsonObject: TypeAlias = Mapping[str, Json]
+"""A JSON object to be read."""
+
+if TYPE_CHECKING:
+    JsonField: TypeAlias = Json
+else:
+    JsonField = object
+"""Json as a field of a pydantic model, which takes the value as it is: its bounds are checked elsewhere."""
 
 MAX_DEPTH = 100
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
@@ -50,14 +59,14 @@ def parse_json(text: str | bytes) -> Json:
     return accept_json(decode_json(text))
 
 
-def decode_json(text: str | bytes) -> Any:
+def decode_json(text: str | bytes) -> Json:
     """Like `parse_json` without the bounds of depth, integers and NUL: for an envelope whose content is checked separately.
 
     Raises:
         InvalidJson: not JSON.
     """
     try:
-        decoded = _STRICT.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        decoded: Json = _STRICT.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except InvalidJson:
         raise
     except UnicodeDecodeError as error:
@@ -85,11 +94,11 @@ def accept_json(value: object, *, limit_bytes: int | None = None) -> Json:
     Raises:
         InvalidJson: names the bound and the correction.
     """
-    level: list[Any] = [value]
+    level: list[object] = [value]
     for _ in range(MAX_DEPTH):
         if not level:
             break
-        below: list[Any] = []
+        below: list[object] = []
         for item in level:
             if isinstance(item, dict):
                 for name in item:
@@ -126,7 +135,7 @@ def _check_scalar(value: object) -> None:
         raise InvalidJson("a value is of no JSON type")
 
 
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     """An `object_pairs_hook` that refuses an object with a duplicate name."""
     found = dict(pairs)
     if len(found) != len(pairs):

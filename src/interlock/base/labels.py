@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any, TypedDict
+from typing import TypedDict
 
 
 class Trust(IntEnum):
@@ -76,7 +75,7 @@ class Labels:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Labels:
+    def from_json(cls, data: LabelsJson) -> Labels:
         subjects, origins = tuple(data["subjects"]), tuple(data["origins"])
         return _labels(data["trust"], data["sensitivity"], subjects, origins, data["as_of"])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import uvloop
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 _THRESHOLDS = (20_000, 20, 20)
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run(main: Coroutine[object, None, T]) -> T:
     """`asyncio.run` on this loop; Ctrl-C cancels `main`, as in asyncio."""
     gc.freeze()  # modules live as long as the process; the collector need not scan them
     gc.set_threshold(*_THRESHOLDS)

@@ -14,7 +14,7 @@ command line and in the audit log, a decimal number or string of USD in definiti
 from __future__ import annotations
 
 from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
-from typing import Annotated, Any, NewType
+from typing import Annotated, NewType
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
@@ -45,7 +45,7 @@ def usd_text(amount: NanoUsd) -> str:
     return f"-{digits}" if amount < 0 else digits
 
 
-def read_usd(value: Any) -> NanoUsd:
+def read_usd(value: object) -> NanoUsd:
     """An amount as a definition writes it: 0.5, 2 or "0.000123", in USD; read as a decimal, never as a binary fraction.
 
     Raises:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypedDict
+from typing import Self, TypedDict
 
 from interlock.base.labels import Labels, LabelsJson
 
@@ -40,11 +39,11 @@ class Ref:
         return {"digest": self.digest, "size": self.size, "labels": self.labels.to_json()}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
+    def from_json(cls, data: RefJson) -> Self:
         return cls(data["digest"], data["size"], Labels.from_json(data["labels"]))
 
 
-def canonical_json(value: Any) -> bytes:
+def canonical_json(value: object) -> bytes:
     """Sorted keys, no spaces, ASCII only, no NaN: one value, one byte string.
 
     Equal to RFC 8785 for the values hashed here (ASCII keys, integers, strings, booleans, null). It needs only the

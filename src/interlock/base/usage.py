@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from interlock.base.money import FREE, NanoUsd, usd_text
 
@@ -67,11 +66,11 @@ class Usage:
         """The same counts without provider and model, for sums over calls of different models."""
         return replace(self, provider="", model="")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, str | int]:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def cost_json(known_cost: NanoUsd, unpriced: int) -> dict[str, Any]:
+def cost_json(known_cost: NanoUsd, unpriced: int) -> dict[str, str | int | None]:
     """Cost for views and the audit log: decimal strings of USD.
 
     `usd` is None if the price of any call is not known, so that an unknown price cannot be read as 0; `usd_priced` is the sum

@@ -27,10 +27,10 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import parse_qs, urlsplit
 
 MAX_BODY = 64 * 1024  # bytes
@@ -49,7 +49,43 @@ create index if not exists effects_key on effects (key);
 create index if not exists effects_business on effects (business);
 """
 
-HttpAnswer = tuple[int, dict[str, Any]]
+HttpAnswer = tuple[int, Mapping[str, object]]
+
+
+class FoundEffect(TypedDict):
+    """An effect as it can be looked up; `effect` is its number."""
+
+    effect: int
+    business: str
+
+
+class EffectLine(FoundEffect):
+    key: str | None
+    at: float
+
+
+class ReversalLine(TypedDict):
+    effect: int
+    key: str | None
+    at: float
+
+
+class RequestLine(TypedDict):
+    """A request, and the fault that struck it."""
+
+    method: str
+    path: str
+    key: str | None
+    struck: str | None
+    at: float
+
+
+class Records(TypedDict):
+    """The whole book, each part in its order."""
+
+    effects: list[EffectLine]
+    reversals: list[ReversalLine]
+    requests: list[RequestLine]
 
 
 class Book:
@@ -108,7 +144,7 @@ class Book:
             finally:
                 self._database.execute("commit")
 
-    def find(self, column: str, value: str) -> list[dict[str, Any]]:
+    def find(self, column: str, value: str) -> list[FoundEffect]:
         assert column in {"key", "business"}
         return self._rows(f"select number as effect, business from effects where {column} = ? order by number", value)  # noqa: S608  see above
 
@@ -116,14 +152,15 @@ class Book:
         """Number of requests hit by a fault."""
         return int(self._rows("select count(*) as n from requests where struck is not null")[0]["n"])
 
-    def everything(self) -> dict[str, Any]:
+    def everything(self) -> Records:
         return {
             "effects": self._rows("select number as effect, business, key, at from effects order by number"),
             "reversals": self._rows("select effect, key, at from reversals order by number"),
             "requests": self._rows("select method, path, key, struck, at from requests order by number"),
         }
 
-    def _rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+    def _rows(self, sql: str, *values: str) -> list[Any]:
+        """Rows as dictionaries of the columns that `sql` names."""
         with self._lock:
             return [dict(row) for row in self._database.execute(sql, values)]
 
@@ -207,7 +244,7 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self.partition.work(-1)
 
-    def _meet(self, fault: str | None, body: dict[str, Any]) -> None:
+    def _meet(self, fault: str | None, body: Mapping[str, object]) -> None:
         """Performs the effect, or not, according to the fault."""
         if fault in {"refuse", "hang"}:
             return
@@ -221,13 +258,14 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._answer(*answer)
 
-    def _work(self, body: dict[str, Any]) -> HttpAnswer:
+    def _work(self, body: Mapping[str, object]) -> HttpAnswer:
         key, parts = self.headers.get("Idempotency-Key"), self.path.strip("/").split("/")
         if not key:
             return 400, {"error": "Idempotency-Key is missing"}
+        business = body.get("business")
         match parts:
-            case ["honours" | "plain" as manner, "effects"] if isinstance(body.get("business"), str):
-                return self.book.effect(body["business"], key, honour=manner == "honours")
+            case ["honours" | "plain" as manner, "effects"] if isinstance(business, str):
+                return self.book.effect(business, key, honour=manner == "honours")
             case ["effects", number, "reversal"] if number.isdigit():
                 return self.book.reversal(int(number), key)
         return 404, {"error": "no such page, or no business id"}
@@ -241,7 +279,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         return fault
 
-    def _answer(self, status: int, value: dict[str, Any]) -> None:
+    def _answer(self, status: int, value: Mapping[str, object]) -> None:
         body = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -250,7 +288,7 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):  # the client was killed meanwhile
             self.wfile.write(body)
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_: object) -> None:
         """Logs nothing, because the book is the log."""
 
 
@@ -258,7 +296,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def handle_error(self, *_: Any) -> None:
+    def handle_error(self, *_: object) -> None:
         """Ignores a caller that was killed during its request, because such faults are expected here."""
 
 

@@ -25,12 +25,15 @@ from interlock.chaos.fleet import Fleet
 from interlock.chaos.oracle import ChaosProvider, Oracle
 from interlock.chaos.people import People
 from interlock.chaos.project import KINDS, write_project
-from interlock.chaos.report import ChaosReport, FaultOutcome, counts_of, judge, percentile, resolved_of
+from interlock.chaos.report import ChaosReport, FaultOutcome, counts_of, judge, percentile, resolved_of, unmatched
 from interlock.chaos.watch import TERMINAL, RunWatch
 from interlock.chaos.worker import BOUNDARIES
 from interlock.identity.principal import Principal
+from interlock.store.database import Row
 from interlock.store.embedded import EmbeddedPostgres
 from interlock.store.keys import load_or_create_secret
+from interlock.store.objects import Objects
+from interlock.store.sweeper import ObjectSweeper
 
 ORG = "chaos"
 PRINCIPAL = Principal("chaos", ORG, frozenset({"admin"}))
@@ -278,6 +281,8 @@ class Drill:
         book = await scene.oracle.book()
         outcomes = await self._outcomes()
         verdict = judge(outcomes, book)
+        objects = await self._objects()
+        verdict.violations += unmatched(*objects)
         for run_id in sorted(state.orders.keys() - {outcome.run_id for outcome in outcomes}):
             verdict.lost += 1
             verdict.violations.append(f"{run_id} was accepted and no longer exists")
@@ -308,16 +313,30 @@ class Drill:
             recovery_p99=round(percentile(recoveries, 0.99), 2),
             longest_stall=round(max(scene.watch.longest_stall, scene.watch.still), 2),
             audit_entries=audit.verified,
+            objects=len(objects[0]),
             violations=state.violations + verdict.violations,
             missing=[fault for fault in faults if strikes[fault] < plan.required(fault)],
             spared=[one for one in plan.boundaries if "kill" in faults and f"kill {one}" not in boundaries],
             skipped=self._skipped(),
         )
 
+    async def _objects(self) -> tuple[set[str], set[str]]:
+        """Names of the files of large values, and of those that rows refer to, once what no commit named is swept."""
+        directory = self._app.data / "objects"
+        await ObjectSweeper(self._app.database, Objects.local(directory)).sweep(grace_seconds=0.0)
+
+        async def read() -> list[Any]:
+            async with self._app.database.connection(ORG) as connection:
+                return list(await connection.fetch("select object from artifacts where object is not null"))
+
+        referenced = {str(row["object"]) for row in await self._app.database.retrying(read)}
+        files = (directory / "artifacts" / ORG).rglob("*")
+        return {str(file.relative_to(directory)) for file in files if file.is_file()}, referenced
+
     async def _outcomes(self) -> list[FaultOutcome]:
         orders = self._state.orders
 
-        async def read() -> list[Any]:
+        async def read() -> list[Row]:
             async with self._app.database.connection(ORG) as connection:
                 return list(await connection.fetch(_OUTCOMES, list(orders)))
 

@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from interlock.base.errors import Unavailable
 
@@ -32,6 +33,14 @@ class Struck:
     runs: list[str]
 
 
+class Said(TypedDict):
+    """A message of a worker; `boundary` and `runs` come with kind "struck"."""
+
+    said: str
+    boundary: NotRequired[str]
+    runs: NotRequired[list[str]]
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """One worker process."""
@@ -40,7 +49,7 @@ class Worker:
     process: asyncio.subprocess.Process
     stopped: bool = False
     leaving: bool = False
-    _said: dict[str, asyncio.Queue[dict[str, Any]]] = field(default_factory=dict)
+    _said: dict[str, asyncio.Queue[Said]] = field(default_factory=dict)
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -48,14 +57,14 @@ class Worker:
         """True if the worker runs and is under no fault."""
         return self.process.returncode is None and not self.stopped and not self.leaving
 
-    async def order(self, do: str, **values: Any) -> None:
+    async def order(self, do: str, **values: object) -> None:
         stdin = self.process.stdin
         assert stdin is not None
         with contextlib.suppress(ConnectionError):
             stdin.write((json.dumps({"do": do, **values}) + "\n").encode())
             await stdin.drain()
 
-    async def received(self, kind: str, seconds: float) -> dict[str, Any] | None:
+    async def received(self, kind: str, seconds: float) -> Said | None:
         """The worker's next message of this kind; None after a time-out or its end."""
         queue = self._said.setdefault(kind, asyncio.Queue())
         getting, ended = asyncio.ensure_future(queue.get()), asyncio.ensure_future(self._ended.wait())
@@ -95,12 +104,12 @@ class Fleet:
         config: configuration of a worker process, without its log.
     """
 
-    def __init__(self, home: Path, config: dict[str, Any], size: int) -> None:
+    def __init__(self, home: Path, config: Mapping[str, object], size: int) -> None:
         self._home = home
         self._config = config
         self._size = size
         self._workers: list[Worker] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._number = 0
 

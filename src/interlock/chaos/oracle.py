@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Any
 
 import httpx
 from aiohttp import web
 
 from interlock.base.errors import Unavailable
 from interlock.chaos import counter
-from interlock.testing import Behaviour, FakeProvider, hang, server_error
+from interlock.testing import Behaviour, FakeProvider, RequestBody, hang, server_error
 
 START_SECONDS = 20.0
 
@@ -48,10 +47,11 @@ class Oracle:
             self._process.kill()
             await self._process.wait()
 
-    async def find(self, business: str) -> list[dict[str, Any]]:
+    async def find(self, business: str) -> list[counter.FoundEffect]:
         """Effects of this business id, as a person would look them up."""
         answer = await self._client.get(f"http://{self.address}/effects", params={"business": business})
-        return list(answer.json()["effects"])
+        found: list[counter.FoundEffect] = answer.json()["effects"]
+        return found
 
     async def settled(self) -> None:
         """Returns when no request is in progress: a duplicated effect may arrive long after its run has ended."""
@@ -59,10 +59,11 @@ class Oracle:
             while (await self._client.get(f"http://{self.address}/struck")).json()["busy"]:  # noqa: ASYNC110  as above
                 await asyncio.sleep(0.1)
 
-    async def book(self) -> dict[str, list[dict[str, Any]]]:
+    async def book(self) -> counter.Records:
         """All records of the counter."""
         answer = await self._client.get(f"http://{self.address}/book")
-        return dict(answer.json())
+        records: counter.Records = answer.json()
+        return records
 
     async def fault(self, mode: str, *, seconds: float, requests: int) -> None:
         """Sets a fault for the next requests; see `counter`."""
@@ -86,7 +87,7 @@ class ChaosProvider(FakeProvider):
         self.fault: str | None = None
         self.struck = 0
 
-    async def _behave(self, request: web.Request, body: dict[str, Any], behaviour: Behaviour) -> web.StreamResponse:
+    async def _behave(self, request: web.Request, body: RequestBody, behaviour: Behaviour) -> web.StreamResponse:
         if self.fault is not None:
             self.struck += 1
         if self.fault == "refuse" and request.transport is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from typing import Literal
 
 from interlock.app import App
 from interlock.base.errors import Conflict, Unavailable
+from interlock.base.json import Json
 from interlock.chaos.oracle import Oracle
 from interlock.chaos.project import KINDS
 from interlock.chaos.watch import RunWatch
@@ -19,6 +20,7 @@ from interlock.store.commit import Commit
 from interlock.store.rows import NewSignal
 
 _PAUSE = 0.2  # seconds between two reads of the queue
+Verdict = Literal["approve", "reject"]
 
 
 class People:
@@ -80,7 +82,8 @@ class People:
 
     async def _answer(self, review: ReviewView) -> None:
         kind, order = self._orders[review.run_id]
-        output = None
+        output: Json = None
+        decision: Verdict
         if review.purpose == "confirm":
             found = await self._oracle.find(f"{order}/{review.step}")
             decision = "approve" if found else "reject"
@@ -100,7 +103,7 @@ class People:
             self._echoes.add(echo)
             echo.add_done_callback(self._echoes.discard)
 
-    async def _decide(self, review: ReviewView, decision: Any, output: Any) -> list[NewSignal]:
+    async def _decide(self, review: ReviewView, decision: Verdict, output: Json) -> list[NewSignal]:
         """Decides a review; returns the signals that were sent with the decision."""
         sent: list[NewSignal] = []
         committer = self._app.committer
@@ -110,10 +113,9 @@ class People:
                 sent.extend(commit.new_signals)
                 await committer.submit(commit)
 
-        overheard: Any = Overheard()  # implements everything that the queue needs of a committer
         reviews = ReviewQueue(
             self._app.database,
-            overheard,
+            Overheard(),
             self._app.artifacts,
             self._app.clock,
             approving=self._app.approving,
@@ -123,9 +125,9 @@ class People:
         await reviews.decide(self._principal, review.review_id, decision, "", output)
         return sent
 
-    async def _echo(self, review: ReviewView, decision: Any, output: Any, signals: list[NewSignal]) -> None:
+    async def _echo(self, review: ReviewView, decision: Verdict, output: Json, signals: list[NewSignal]) -> None:
         """Sends the same signal again, at once and later, and the opposite decision on the decided review."""
-        other: Any = "reject" if decision == "approve" else "approve"
+        other: Verdict = "reject" if decision == "approve" else "approve"
         for wait in (0.0, self._random.uniform(0.1, 2.0)):
             await asyncio.sleep(wait)
             over = review.run_id not in self._watch.unfinished

@@ -42,7 +42,7 @@ def _call(method, url, body=None, key=None):
 
 def run(order, item, counter, context):
     done = _call("POST", f"{{counter}}/{{PATH}}/effects", {{"business": f"{{order}}/{{item}}"}}, context["idempotency_key"])
-    return {{"effect": done["effect"]}}
+    return {{"effect": done["effect"], "receipt": "x" * {receipt}}}
 
 
 def probe(input, context):
@@ -64,7 +64,7 @@ egress: ["${{counter}}"]
   type: object
   properties: {{order: {{type: string}}, item: {{type: string}}, counter: {{type: string}}}}
   required: [order, item, counter]
-output: {{type: object, properties: {{effect: {{type: integer}}}}, required: [effect]}}
+output: {{type: object, properties: {{effect: {{type: integer}}, receipt: {{type: string}}}}, required: [effect]}}
 """
 
 _PROMPT = """\
@@ -141,6 +141,7 @@ KINDS = {
         Kind("keyed", _work("pay", "honours"), ("pay",), ("honours",)),
         Kind("probed", _work("pay", "probes"), ("pay",), ("probes",)),
         Kind("blind", _work("pay", "promises_nothing"), ("pay",), ("promises_nothing",)),
+        Kind("bulky", _work("pay", "prints"), ("pay",), ("prints",)),
         Kind("thought", _THINK + _work("pay", "honours"), ("pay",), ("honours",)),
         Kind("asked", _ask("first") + _ask("second") + _work("pay", "honours"), ("pay",), ("honours",)),
         Kind(
@@ -159,8 +160,11 @@ KINDS = {
     )
 }
 
+_RECEIPT = 200_000  # characters; a value of more than 128 KiB is an object beside the database
+
 _TOOLS = {
     "honours": ("honours", "honours_idempotency: true\ncompensate: true\n"),
+    "prints": ("honours", "honours_idempotency: true\n"),
     "probes": ("plain", "probe: true\ncompensate: true\n"),
     "promises_nothing": ("plain", ""),
 }
@@ -175,7 +179,11 @@ def write_project(directory: Path, *, lying: bool = False) -> None:
     files = {"prompts/think.yaml": _PROMPT, "policies/main.cedar": "permit(principal, action, resource);\n"}
     for name, (manner, promises) in _TOOLS.items():
         files[f"tools/{name}/tool.yaml"] = _CONTRACT.format(name=name, promises=promises, timeout=TOOL_TIMEOUT)
-        files[f"tools/{name}/main.py"] = _CODE.format(path="plain" if lying else manner, timeout=TOOL_TIMEOUT * 2)
+        files[f"tools/{name}/main.py"] = _CODE.format(
+            path="plain" if lying else manner,
+            timeout=TOOL_TIMEOUT * 2,
+            receipt=_RECEIPT if name == "prints" else 0,
+        )
     for kind in KINDS.values():
         steps = textwrap.indent(kind.steps, "  ")
         text = _WORKFLOW.format(name=kind.name, tools=", ".join(kind.tools), steps=steps)

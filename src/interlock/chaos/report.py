@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from rich.table import Table
 
+from interlock.chaos.counter import Records
 from interlock.chaos.faults import Strike
 from interlock.chaos.project import KINDS
 
@@ -16,6 +17,14 @@ OK, VIOLATED, TOO_FEW = 0, 9, 7  # exit codes: integrity and step_failed, as in 
 
 
 _HIT = {"provider": "requests", "tool": "requests", "timeout": "requests", "signals": "signals"}  # all others: runs
+
+
+class JournalLine(TypedDict):
+    """What is looked at of an event of a journal."""
+
+    type: str
+    step: NotRequired[str]
+    attempt: NotRequired[int]
 
 
 @dataclass(slots=True)
@@ -33,7 +42,7 @@ class FaultOutcome:
     order: str
     status: str
     ledger: dict[str, str] = field(default_factory=dict)
-    journal: list[dict[str, Any]] = field(default_factory=list)
+    journal: list[JournalLine] = field(default_factory=list)
     gaps: bool = False
 
 
@@ -46,6 +55,7 @@ class ChaosReport:
         hits: by fault: number of runs whose worker it hit, or of requests.
         recovery_p50: seconds from the last fault that hit a run's worker to that run's next journal entry.
         resolved: unknown outcomes that were resolved: by a repeated `key`, by `probe`, by a `person`.
+        objects: files of large values, each referred to by a row.
         violations: one sentence each; must be empty.
         missing: requested faults with too few hits.
         spared: boundaries at which no worker was killed; a longer run covers more of them.
@@ -68,6 +78,7 @@ class ChaosReport:
     recovery_p99: float
     longest_stall: float
     audit_entries: int
+    objects: int
     violations: list[str]
     missing: list[str]
     spared: list[str]
@@ -80,7 +91,7 @@ class ChaosReport:
             return VIOLATED
         return TOO_FEW if self.missing else OK
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"ok": self.exit_code == OK, "exit_code": self.exit_code, **asdict(self)}
 
     def table(self) -> Table:
@@ -107,6 +118,7 @@ class ChaosReport:
         )
         table.add_row("longest stall", f"{self.longest_stall:.1f} s")
         table.add_row("audit", f"{self.audit_entries} entries verified")
+        table.add_row("large values", f"{self.objects} objects, each referred to by a row")
         for violation in self.violations:
             table.add_row("VIOLATION", violation)
         for fault in self.missing:
@@ -123,7 +135,7 @@ class ChaosVerdict:
     violations: list[str] = field(default_factory=list)
 
 
-def judge(outcomes: list[FaultOutcome], book: dict[str, list[dict[str, Any]]]) -> ChaosVerdict:
+def judge(outcomes: list[FaultOutcome], book: Records) -> ChaosVerdict:
     """Compares every run with the expectations of its kind and with the counter's book."""
     verdict = ChaosVerdict()
     business = {effect["effect"]: effect["business"] for effect in book["effects"]}
@@ -147,6 +159,18 @@ def judge(outcomes: list[FaultOutcome], book: dict[str, list[dict[str, Any]]]) -
     return verdict
 
 
+def unmatched(files: set[str], referenced: set[str]) -> list[str]:
+    """Compares the objects of large values with the rows that refer to them."""
+    problems = []
+    for names, sentence in (
+        (files - referenced, "objects are referred to by no row"),
+        (referenced - files, "objects are missing that rows refer to"),
+    ):
+        if names:
+            problems.append(f"{len(names)} {sentence}, such as {min(names)}")
+    return problems
+
+
 def _judge_item(verdict: ChaosVerdict, name: str, done: int, compensated: int, *, reversed_: bool) -> None:
     if done > 1:
         verdict.duplicates += done - 1
@@ -163,7 +187,7 @@ def _judge_item(verdict: ChaosVerdict, name: str, done: int, compensated: int, *
         verdict.violations.append(f"effect {name} was reversed {compensated} times, not {wanted}")
 
 
-def _order(outcome: FaultOutcome, book: dict[str, list[dict[str, Any]]], business: dict[Any, str]) -> list[str]:
+def _order(outcome: FaultOutcome, book: Records, business: dict[int, str]) -> list[str]:
     """Checks that effects were compensated in reverse order, by the counter's numbers."""
     mine = {number for number, name in business.items() if name.startswith(f"{outcome.order}/")}
     done = sorted(mine)
@@ -204,7 +228,7 @@ def _story(outcome: FaultOutcome) -> list[str]:
     return [f"{outcome.run_id} ({outcome.kind}): {problem}" for problem in problems]
 
 
-def resolved_of(book: dict[str, list[dict[str, Any]]], confirmed: int) -> dict[str, int]:
+def resolved_of(book: Records, confirmed: int) -> dict[str, int]:
     """How unknown outcomes were resolved; keys and probes as recorded by the counter."""
     work = [one for one in book["requests"] if one["method"] == "POST" and one["path"].endswith("/effects")]
     honoured = Counter(one["key"] for one in work if one["path"].startswith("/honours/"))

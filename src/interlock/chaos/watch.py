@@ -10,10 +10,9 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from interlock.base.errors import Unavailable
-from interlock.store.database import Database
+from interlock.store.database import Database, Row
 
 POLL_SECONDS = 0.15
 TERMINAL = frozenset({"succeeded", "partial", "failed", "cancelled", "dead"})
@@ -106,7 +105,7 @@ class RunWatch:
         runs = self.unfinished
         asked_at = time.monotonic()
 
-        async def read() -> list[Any]:
+        async def read() -> list[Row]:
             async with self._database.connection(self._org) as connection:
                 return list(await connection.fetch(_PROGRESS, runs))
 
@@ -125,7 +124,7 @@ class RunWatch:
                 self.longest_stall = max(self.longest_stall, now - self._moved_at)
             self._moved_at = now
 
-    def _recover(self, seen: _Seen, row: Any, asked_at: float, now: float) -> None:
+    def _recover(self, seen: _Seen, row: Row, asked_at: float, now: float) -> None:
         if seen.hit_at is None or asked_at < seen.hit_at:
             return
         if seen.seq_when_hit is None:

@@ -16,19 +16,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from interlock.app import App
 from interlock.base import loop
 from interlock.base.settings import Settings
+from interlock.execution.call import ToolCall
 from interlock.execution.effects import EffectLedger
-from interlock.execution.executors import ToolExecutor
-from interlock.execution.steps import StepExecution
+from interlock.execution.executors.tools import ToolExecutor
 from interlock.store.commit import Commit, Committer
+from interlock.store.database import Row
 from interlock.telemetry import logs
-from interlock.workflows.spec import ToolStep
 
 BOUNDARIES = (
     "before intend",
@@ -87,6 +87,10 @@ Act = Literal["kill", "stop", "drain", "clock", "tell"]
 """Action at a boundary; `tell` only informs the parent, which crashes the database."""
 
 
+S = TypeVar("S")
+_Method = Callable[..., Awaitable[object]]
+
+
 class Saboteur:
     """Fault injector: when armed, it acts at the boundary that the worker reaches."""
 
@@ -136,12 +140,10 @@ class Saboteur:
         self._around(Committer, "submit", None, "after commit", _settles("succeeded"))
         self._around(Committer, "submit", None, "after compensation commit", _settles("compensated"))
 
-    def _around(
-        self, owner: type[Any], method: str, before: str | None, after: str, concerns: Callable[[Any], bool]
-    ) -> None:
-        original = getattr(owner, method)
+    def _around(self, owner: type, method: str, before: str | None, after: str, concerns: Callable[[S], bool]) -> None:
+        original: _Method = getattr(owner, method)
 
-        async def wrapped(this: Any, subject: Any, *arguments: Any, **keywords: Any) -> Any:
+        async def wrapped(this: object, subject: S, *arguments: object, **keywords: object) -> object:
             if before is not None:
                 await self.reached(before)
             result = await original(this, subject, *arguments, **keywords)
@@ -151,14 +153,14 @@ class Saboteur:
 
         setattr(owner, method, wrapped)
 
-    def _inside(self, owner: type[Any], method: str, boundary: str) -> None:
-        original = getattr(owner, method)
+    def _inside(self, owner: type, method: str, boundary: str) -> None:
+        original: _Method = getattr(owner, method)
 
         async def later() -> None:
             await asyncio.sleep(_INSIDE_SECONDS)
             await self.reached(boundary)
 
-        async def wrapped(this: Any, work: StepExecution, *arguments: Any, **keywords: Any) -> Any:
+        async def wrapped(this: object, work: ToolCall, *arguments: object, **keywords: object) -> object:
             waiting = asyncio.create_task(later()) if _mutating(work) else None
             try:
                 return await original(this, work, *arguments, **keywords)
@@ -169,19 +171,19 @@ class Saboteur:
         setattr(owner, method, wrapped)
 
 
-def _always(_subject: Any) -> bool:
+def _always(_subject: object) -> bool:
     return True
 
 
-def _mutating(work: StepExecution) -> bool:
-    return isinstance(work.step, ToolStep) and work.run.version.tools[work.step.tool].contract.mutating
+def _mutating(work: ToolCall) -> bool:
+    return work.tool.contract.mutating
 
 
 def _settles(status: str) -> Callable[[Commit], bool]:
     return lambda commit: any(effect.status == status for effect in commit.effects)
 
 
-def say(kind: str, **values: Any) -> None:
+def say(kind: str, **values: object) -> None:
     """Writes one line to the controlling process, unbuffered, because the process may be killed next."""
     os.write(1, (json.dumps({"said": kind, **values}) + "\n").encode())
 
@@ -190,11 +192,11 @@ def claim_only(app: App, org_id: str) -> None:
     """Restricts this process's worker to runs of one organisation."""
     original = app.database.rows
 
-    async def rows(query: str, *args: Any, org: str = "") -> list[Any]:
+    async def rows(query: str, *args: object, org: str = "") -> list[Row]:
         if query != "claim_runs":
             return await original(query, *args, org=org)
 
-        async def claim() -> list[Any]:
+        async def claim() -> list[Row]:
             async with app.database.connection(org_id) as connection:
                 return list(await connection.fetch(_CLAIM, *args[:3]))  # the fourth argument is the engine
 

@@ -51,9 +51,12 @@ def list_entries(
     table = Table("#", "time", "what", "who", "on", "decision", box=None, pad_edge=False)
     for row in found:
         entry = row.entry
-        time = entry["timestamp"][11:19]
+        time = str(entry["timestamp"])[11:19]
         table.add_row(
-            str(row.seq), time, entry["event_type"], entry["actor"], entry["resource"], status(entry["decision"])
+            str(row.seq),
+            time,
+            *(str(entry[name]) for name in ("event_type", "actor", "resource")),
+            status(str(entry["decision"])),
         )
     out.print(table if found else "no entries")
 

@@ -6,10 +6,10 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -53,20 +53,22 @@ class Api:
         query = "?" + urlencode(given, errors="surrogateescape") if given else ""
         return _parsed(view, await self._send("GET", path + query))
 
-    async def post(self, view: type[V], path: str, body: Any, *, headers: dict[str, str] | None = None) -> V:
+    async def post(self, view: type[V], path: str, body: object, *, headers: Mapping[str, str] | None = None) -> V:
         # Sent unchanged; the server validates it.
         sent = {"Content-Type": "application/json", **(headers or {})}
         return _parsed(view, await self._send("POST", path, content=json.dumps(body), headers=sent))
 
-    async def put(self, path: str, body: Any) -> None:
+    async def put(self, path: str, body: object) -> None:
         await self._send("PUT", path, content=json.dumps(body), headers={"Content-Type": "application/json"})
 
     async def delete(self, path: str) -> None:
         await self._send("DELETE", path)
 
-    async def _send(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+    async def _send(
+        self, method: str, path: str, *, content: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
         try:
-            response = await self.client.request(method, path, **kwargs)
+            response = await self.client.request(method, path, content=content, headers=headers)
         except httpx.HTTPError as error:
             raise self._gone(error) from error
         if not response.is_success:

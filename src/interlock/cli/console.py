@@ -84,11 +84,11 @@ def usd(cost: Cost) -> str:
     return calls if cost.usd_priced == "0" else f"{cost.usd_priced} + {calls}"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return value.to_json() if isinstance(value, View) else value
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Machine-readable output: indented JSON on standard output, never wrapped."""
     shown = [_plain(one) for one in value] if isinstance(value, list) else _plain(value)
     # The escapes of `visible` are JSON escapes, so the value stays the same.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Column, Table
 
+from interlock.base.json import JsonObject
 from interlock.cli.connection import connect, segment
 from interlock.cli.console import out, print_json, status
 from interlock.cli.runs import read_json
@@ -107,7 +108,7 @@ def discard(dead_letter_id: str, note: Note = "") -> None:
     _hint(url)
 
 
-def _post(dead_letter_id: str, what: str, body: dict[str, Any]) -> tuple[DeadLetterView, str | None]:
+def _post(dead_letter_id: str, what: str, body: JsonObject) -> tuple[DeadLetterView, str | None]:
     async def main() -> tuple[DeadLetterView, str | None]:
         async with connect() as api:
             return await api.post(DeadLetterView, f"/v1/dead-letters/{segment(dead_letter_id)}/{what}", body), api.url

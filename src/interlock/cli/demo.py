@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypedDict
 
 import httpx
 import typer
@@ -27,6 +27,7 @@ from interlock.api.server import Server
 from interlock.app import App
 from interlock.base import loop
 from interlock.base.errors import IntegrityError, InterlockError, InvalidInput, NotFound, StepError, Unavailable
+from interlock.base.json import JsonObject
 from interlock.base.settings import Settings, load_settings
 from interlock.cli.connection import Api
 from interlock.cli.console import errors, out, seconds, short, status, usd
@@ -43,13 +44,23 @@ _POLL_SECONDS = 0.4
 _BANK_SECONDS = 60.0
 
 
+class Ticket(TypedDict):
+    """A customer's message, and what a person says about it: `label` is its category."""
+
+    id: str
+    customer_id: str
+    text: str
+    label: str
+    wants_refund: bool
+
+
 @dataclass(slots=True)
 class Demo:
     """One demo: its directory and its tickets."""
 
     example: Path
     home: Path
-    tickets: list[dict[str, Any]]
+    tickets: list[Ticket]
 
     @property
     def state(self) -> Path:
@@ -217,7 +228,7 @@ async def _run(prepared: Demo, settings: Settings) -> bool:
 async def _submit(api: Api, prepared: Demo) -> dict[str, str]:
     """Starts a run for every ticket, all at once, with the ticket's id as idempotency key; returns ticket id → run id."""
 
-    async def submit(ticket: dict[str, Any]) -> tuple[str, str]:
+    async def submit(ticket: Ticket) -> tuple[str, str]:
         value = {"ticket_id": ticket["id"], "customer_id": ticket["customer_id"], "text": ticket["text"]}
         body = {"workflow": WORKFLOW, "input": value}
         started = await api.post(StartedRun, "/v1/runs", body, headers={"Idempotency-Key": ticket["id"]})
@@ -260,6 +271,7 @@ async def _decide(api: Api, runs: dict[str, str]) -> list[str]:
         body = {"decision": decision, "note": "decided by the demo"}
         await api.post(ReviewView, f"/v1/reviews/{review.review_id}/decision", body)
         show = review.show
+        assert isinstance(show, dict)  # what the example's reviews show
         verb = "approved" if decision == "approve" else "rejected"
         said.append(
             f"review {verb}: {show['amount']} {show['currency']} for {show['customer']} ({show['message'][:40]})"
@@ -303,6 +315,7 @@ async def _report(api: Api, prepared: Demo, runs: dict[str, str], bank: str) -> 
     for ticket in prepared.tickets:
         run = await api.get(RunView, f"/v1/runs/{runs[ticket['id']]}")
         output = (await api.get(RunResult, f"/v1/runs/{runs[ticket['id']]}/result")).output
+        assert isinstance(output, dict)  # the output of the example's workflow
         right += output["category"] == ticket["label"]
         refunds_right += output["wants_refund"] == ticket["wants_refund"]
         failed += run.status != "succeeded"
@@ -335,7 +348,7 @@ async def _report(api: Api, prepared: Demo, runs: dict[str, str], bank: str) -> 
     return failed == 0 and not doubled
 
 
-def _outcome(run: RunView, output: dict[str, Any]) -> str:
+def _outcome(run: RunView, output: JsonObject) -> str:
     if run.status != "succeeded":
         return f"{run.status}: {run.reason}"
     if output["refund_id"]:

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 from rich.table import Table
@@ -139,7 +139,7 @@ def login() -> str:
     return f"{name}@{socket.gethostname()}"
 
 
-def opened(use: Callable[[Services], Coroutine[Any, Any, T]]) -> T:
+def opened(use: Callable[[Services], Coroutine[object, None, T]]) -> T:
     """Opens the installation's database: workers belong to the installation, so an API key is not enough."""
     settings = settings_here()
     if settings.database.url is None and not (settings.data_dir / "pg").exists():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from pydantic import BaseModel
@@ -14,12 +15,13 @@ from rich.table import Table
 
 from interlock.api.server import create_api
 from interlock.base.errors import Conflict, InvalidInput, StepError
+from interlock.base.json import Json
 from interlock.base.settings import LimitSettings
 from interlock.cli.connection import Api, connect, settings_here
 from interlock.cli.console import out, print_json, status
 from interlock.cli.waiting import needs_a_person
 from interlock.definitions.project import read_project
-from interlock.evals.suite import EvalReport, read_suites, run_case
+from interlock.evals.suite import EvalReport, FinishedRun, StepFacts, read_suites, run_case
 from interlock.services.runs import is_over
 from interlock.services.views.runs import RunResult, RunView, StartedRun
 from interlock.workflows.contracts import ToolContract
@@ -79,7 +81,7 @@ def evaluate() -> None:
     async def main() -> list[EvalReport]:
         async with connect(worker=True) as api:
 
-            async def run(workflow: str, value: Any) -> dict[str, Any]:
+            async def run(workflow: str, value: Json) -> FinishedRun:
                 return await _run(api, workflow, value)
 
             return [await run_case(run, suite, case) for suite in suites for case in suite.cases]
@@ -97,19 +99,24 @@ def evaluate() -> None:
         raise typer.Exit(StepError.exit_code)
 
 
-async def _run(api: Api, workflow: str, value: Any) -> dict[str, Any]:
+async def _run(api: Api, workflow: str, value: Json) -> FinishedRun:
     started = await api.post(StartedRun, "/v1/runs", {"workflow": workflow, "input": value})
     while True:
         run = await api.get(RunView, f"/v1/runs/{started.run_id}")
         if is_over(run.status):
             result = await api.get(RunResult, f"/v1/runs/{started.run_id}/result")
-            return {**run.to_json(), "output": result.output}
+            return _finished(run, result.output)
         if run.status == "waiting" and needs_a_person(run.waits_for):
-            return {**run.to_json(), "output": None}
+            return _finished(run, None)
         await asyncio.sleep(0.1)
 
 
-def _copy(source: Any, target: Path, name: str) -> None:
+def _finished(run: RunView, output: Json) -> FinishedRun:
+    steps: list[StepFacts] = [{"id": step.id, "facts": step.facts} for step in run.steps]
+    return {"status": run.status, "output": output, "steps": steps}
+
+
+def _copy(source: Traversable, target: Path, name: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for item in source.iterdir():
         if item.is_dir():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Column, Table
 
 from interlock.base.errors import InvalidInput
+from interlock.base.json import Json
 from interlock.cli.connection import SELF_APPROVAL, connect, segment, settings_here
 from interlock.cli.console import errors, out, print_json, status
 from interlock.services.views.reviews import ReviewPage, ReviewView
@@ -90,7 +91,7 @@ def revoke(review_id: str) -> None:
     out.print(f"revoked: {review.title} (run {review.run_id})")
 
 
-def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, output: Any) -> None:
+def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, output: Json) -> None:
     async def main() -> tuple[ReviewView, str | None]:
         async with connect() as api:
             body = {"decision": decision, "note": note, "output": output}

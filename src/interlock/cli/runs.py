@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Column, Table
 from rich.text import Text
 
 from interlock.base.errors import InvalidInput, StepError
-from interlock.base.json import InvalidJson, parse_json
+from interlock.base.json import InvalidJson, Json, JsonObject, parse_json
 from interlock.cli.connection import Api, V, connect, segment
 from interlock.cli.console import out, print_json, seconds, status, usd, visible
 from interlock.cli.waiting import MAX_LINES, needs_a_person, print_steps, print_value, print_waits, wait_text
@@ -34,7 +34,7 @@ from interlock.services.views.runs import (
 
 _POLL_SECONDS = 0.15
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(cli: typer.Typer) -> None:
@@ -54,7 +54,7 @@ def run(
     key: Annotated[
         str | None, typer.Option(help="Idempotency key: the same key with the same input is the same run.")
     ] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Start a run and follow it until it ends or waits for a person."""
     parsed = read_json(value)
@@ -85,7 +85,7 @@ def runs(
     state: Annotated[str | None, typer.Option("--status", help="Only runs with this status.")] = None,
     workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """List runs, newest first."""
 
@@ -128,7 +128,7 @@ def runs(
 def show(
     run_id: str,
     reveal: Annotated[bool, typer.Option(help="Show personal data in the output; recorded in the audit log.")] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a run: its steps, values, effects and result."""
 
@@ -147,7 +147,7 @@ def show(
         _print_run(found, values.values, result)
 
 
-def _print_run(found: RunView, values: dict[str, Any], result: RunResult | None) -> None:
+def _print_run(found: RunView, values: JsonObject, result: RunResult | None) -> None:
     out.print(Text.assemble(found.run_id, "  ", status(found.status), f"  {found.workflow}@{found.version}"))
     if found.reason:
         out.print(f"  {found.reason}")
@@ -170,7 +170,7 @@ def _print_run(found: RunView, values: dict[str, Any], result: RunResult | None)
         print_value("output", result.output)
 
 
-def trace(run_id: str, as_json: Json = False) -> None:
+def trace(run_id: str, as_json: AsJson = False) -> None:
     """Show a run's trace as a waterfall."""
 
     async def main() -> list[SpanView]:
@@ -222,7 +222,7 @@ def resume(run_id: str) -> None:
     out.print(f"asked {run_id} to resume")
 
 
-def _tell(view: type[V], path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> V:
+def _tell(view: type[V], path: str, body: JsonObject, headers: dict[str, str] | None = None) -> V:
     async def main() -> V:
         async with connect() as api:
             return await api.post(view, path, body, headers=headers)
@@ -247,15 +247,20 @@ def waterfall(spans: list[SpanView], width: int = 40) -> Table:
             left = int((span.start_ns - begin) * scale)
             length = max(1, int((span.end_ns - span.start_ns) * scale))
             bar = Text(" " * left + "█" * min(length, width - left), style="green" if span.ok else "red")
-            tokens = attributes.get("tokens.input", 0) + attributes.get("tokens.output", 0)
-            attempt = attributes.get("step.attempt", 1)
-            note = attributes.get("error.type", "") + (f" attempt {attempt}" if attempt > 1 else "")
+            tokens = _number(attributes, "tokens.input") + _number(attributes, "tokens.output")
+            attempt = _number(attributes, "step.attempt")
+            note = str(attributes.get("error.type", "")) + (f" attempt {attempt}" if attempt > 1 else "")
             name = Text("  " * depth + span.name)
             table.add_row(name, bar, f"{(span.end_ns - span.start_ns) / 1e6:.1f}", str(tokens or ""), note)
             add(span.span_id, depth + 1)
 
     add(None, 0)
     return table
+
+
+def _number(attributes: JsonObject, name: str) -> int:
+    value = attributes.get(name)
+    return value if isinstance(value, int) else 0
 
 
 async def _follow(api: Api, run_id: str, *, quiet: bool) -> RunView:
@@ -287,7 +292,7 @@ def _print_outcome(found: RunView, more: RunResult | ReviewPage) -> None:
             out.print(f"waits for {wait_text(found.run_id, wait)}", style="yellow", soft_wrap=True)
 
 
-def read_json(value: str, *, option: str = "--input") -> Any:
+def read_json(value: str, *, option: str = "--input") -> Json:
     """Reads JSON from the command line: the text itself, @FILE, or - for standard input."""
     if value == "-":
         place = "standard input"

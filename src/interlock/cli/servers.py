@@ -7,7 +7,7 @@ import contextlib
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import watchfiles
@@ -80,7 +80,7 @@ def _for_engine(settings: Settings, engine: str | None, address: str | None, *, 
     if engine not in {None, "postgres", "temporal"}:
         raise InvalidInput(f'--engine "{engine}" is not known; use postgres or temporal')
     chosen = engine or settings.engine
-    changes: dict[str, Any] = {"address": address} if address else {}
+    changes: dict[str, str | bool] = {"address": address} if address else {}
     if unversioned:
         changes["versioned"] = False
     if changes and chosen != "temporal":
@@ -232,7 +232,7 @@ class _Stop:
         self._stop_requested.set()
 
 
-def _run(main: Coroutine[Any, Any, None]) -> None:
+def _run(main: Coroutine[object, None, None]) -> None:
     try:
         loop.run(main)
     except asyncio.CancelledError:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from datetime import UTC, datetime
-from typing import Any
 
 from rich.text import Text
 
+from interlock.base.json import Json, JsonObject
 from interlock.cli.console import out, status, usd, visible
 from interlock.machine.names import is_numbered, path_of
 from interlock.services.views.runs import (
@@ -26,7 +26,7 @@ MAX_LINES = 40
 _DONE = {"succeeded", "open", "compensated"}
 
 
-def print_steps(steps: list[StepView], values: dict[str, Any]) -> None:
+def print_steps(steps: list[StepView], values: JsonObject) -> None:
     """Prints all steps with their values; for more than `MAX_LINES` only counts, and the steps that are not simply completed."""
     if len(steps) <= MAX_LINES:
         for step in steps:
@@ -123,7 +123,7 @@ def needs_a_person(waits: list[Wait]) -> bool:
     return any(not isinstance(one, TimedWait) for one in waits)
 
 
-def print_value(name: str, value: Any) -> None:
+def print_value(name: str, value: Json) -> None:
     """A value on one line."""
     text = json.dumps(value, ensure_ascii=False, indent=None)
     out.print(f"  {name + ': ' if name else ''}{text}", soft_wrap=True, style="dim")

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from pydantic import Field
 
 from interlock.base.errors import InvalidSpec
+from interlock.base.json import Json, JsonField, JsonObject
 from interlock.machine.events import RunStatus
 from interlock.workflows.source import parse_yaml, validate
 from interlock.workflows.spec import Identifier, Part
 
-Run = Callable[[str, Any], Awaitable[dict[str, Any]]]
-"""(workflow, input) → the finished run: `status`, `output`, `steps` with their facts."""
+
+class StepFacts(TypedDict):
+    id: str
+    facts: JsonObject
+
+
+class FinishedRun(TypedDict):
+    """The parts of a run that are compared."""
+
+    status: str
+    output: Json
+    steps: Sequence[StepFacts]
+
+
+Run = Callable[[str, Json], Awaitable[FinishedRun]]
+"""(workflow, input) → the finished run."""
 
 
 class Expectation(Part):
     """Expected values; only named fields are compared."""
 
     status: RunStatus = RunStatus.SUCCEEDED
-    output: dict[str, Any] = Field(default_factory=dict, description="fields the output must have, with these values")
-    facts: dict[str, dict[str, Any]] = Field(default_factory=dict, description="step → facts it must have")
+    output: dict[str, JsonField] = Field(
+        default_factory=dict, description="fields the output must have, with these values"
+    )
+    facts: dict[str, dict[str, JsonField]] = Field(default_factory=dict, description="step → facts it must have")
 
 
 class EvalCase(Part):
     name: str
-    input: Any
+    input: JsonField
     expect: Expectation = Expectation()
 
 
@@ -80,14 +97,15 @@ async def run_case(run: Run, suite: Suite, case: EvalCase) -> EvalReport:
     problems = []
     if result["status"] != expect.status:
         problems.append(f"status is {result['status']}, not {expect.status}")
-    problems += _differences("output", expect.output, result["output"] or {})
+    output = result["output"]
+    problems += _differences("output", expect.output, output if isinstance(output, dict) else {})
     facts = {step["id"]: step["facts"] for step in result["steps"]}
     for step, wanted in expect.facts.items():
         problems += _differences(step, wanted, facts.get(step, {}))
     return EvalReport(case.name, suite.workflow, tuple(problems))
 
 
-def _differences(place: str, wanted: dict[str, Any], got: dict[str, Any]) -> list[str]:
+def _differences(place: str, wanted: JsonObject, got: JsonObject) -> list[str]:
     return [
         f"{place}.{name} is {got.get(name)!r}, not {value!r}"
         for name, value in wanted.items()
@@ -95,7 +113,7 @@ def _differences(place: str, wanted: dict[str, Any], got: dict[str, Any]) -> lis
     ]
 
 
-def _same(wanted: Any, got: Any) -> bool:
+def _same(wanted: Json, got: Json) -> bool:
     """Equality of JSON values: 1 equals 1.0, but unlike in Python 1 does not equal true."""
     if isinstance(wanted, bool) or isinstance(got, bool):
         return wanted is got

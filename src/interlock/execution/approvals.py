@@ -10,26 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections import ChainMap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from interlock.base.errors import Erased, InvalidInput
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref, canonical_json
-from interlock.execution.inputs.arguments import arguments_of
-from interlock.execution.steps import Run, StepExecution
-from interlock.guard.gate import composed
-from interlock.machine.names import EffectName, beside, path_of
-from interlock.machine.state import RunState, StepState, StepStatus
+from interlock.execution.call import Caller
+from interlock.execution.effects import EffectSite
 from interlock.policy.decision import NO_APPROVAL, ApprovalFacts
-from interlock.store.artifacts import Sealed
 from interlock.store.database import Database, Row
 from interlock.store.rows import ConsumedApproval, NewApproval
 from interlock.tools.registry import Tool
-from interlock.workflows.approvals import unshown
-from interlock.workflows.spec import ReviewStep, ToolStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,47 +74,28 @@ class Act:
         }
 
 
-def act_of(run: Run, step: str, tool: str, arguments: Ref, policy: str) -> Act:
-    """The act of an effect of this run.
+def act_of(caller: Caller, site: EffectSite, arguments: Ref, policy: str) -> Act:
+    """The act of a mutating call.
 
     Args:
-        step: its name in the effect ledger.
         policy: version of the policy set in force when the approval is asked for or looked for.
     """
-    version = run.version
-    contract = contract_digest(version.tools[tool])
-    return Act(run.org_id, run.run_id, step, tool, contract, arguments, version.version, policy)
+    return Act(
+        site.org_id,
+        site.run_id,
+        site.step,
+        site.tool.contract.name,
+        contract_digest(site.tool),
+        arguments,
+        caller.version_id,
+        policy,
+    )
 
 
 def contract_digest(tool: Tool) -> str:
     """Digest of what a tool promises and of the code that is to keep it."""
     what = {"contract": tool.contract.model_dump(mode="json"), "bundle": tool.bundle}
     return hashlib.sha256(canonical_json(what)).hexdigest()
-
-
-async def covered_act(run: Run, state: RunState, review: str) -> tuple[Act, Sealed] | None:
-    """The act that a review step covers, and its arguments; None if it covers none, or cannot show what it is made with.
-
-    Args:
-        review: the instance of the review step.
-    """
-    program = run.version.program
-    spec, covered = program.node(review).step, run.version.covered.get(path_of(review))
-    if covered is None or not isinstance(spec, ReviewStep):
-        return None
-    act = program.nodes[covered].step
-    assert isinstance(act, ToolStep)
-    if unshown(spec, act):
-        return None  # the check refuses this, and here it counts for nothing
-    name = beside(review, act.id)
-    entered: Mapping[str, StepState] = {name: StepState(StepStatus.RUNNING)}
-    ahead = replace(state, steps=ChainMap(entered, state.steps))  # type: ignore[arg-type]  # it is only read
-    try:
-        bound = await arguments_of(StepExecution(run, name, act, 1, ahead))
-        sealed = await run.artifacts.seal(run.org_id, composed(bound.value), bound.labels)
-    except (InvalidInput, Erased):
-        return None  # made of what is not there yet, or of nothing that anybody may read
-    return act_of(run, str(EffectName(name, 0)), act.tool, sealed.ref, run.policy.version), sealed
 
 
 # -- approvals ---------------------------------------------------------------------------------------------------------

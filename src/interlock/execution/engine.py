@@ -6,7 +6,7 @@ from typing import Protocol
 
 from interlock.base.clock import Clock
 from interlock.definitions.versions import Versions
-from interlock.execution.kernel import Kernel
+from interlock.execution.steps import Steps
 from interlock.policy.decision import Policies
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Committer
@@ -46,7 +46,7 @@ class EngineServices:
         committer: Committer,
         artifacts: Artifacts,
         versions: Versions,
-        kernel: Kernel,
+        steps: Steps,
         policies: Policies,
         tracing: Tracing,
         clock: Clock,
@@ -55,7 +55,7 @@ class EngineServices:
         self.committer = committer
         self.artifacts = artifacts
         self.versions = versions
-        self.kernel = kernel
+        self.steps = steps
         self.policies = policies
         self.tracing = tracing
         self.clock = clock

@@ -10,10 +10,10 @@ from typing import Any
 
 from interlock.base.errors import Erased
 from interlock.base.refs import Ref
-from interlock.budget.ledger import RunLedger
+from interlock.budget.reservations import Budget, Reservations, RunBudget
 from interlock.definitions.versions import Version, Versions
 from interlock.execution.engine import EngineServices
-from interlock.execution.steps import Run, StepExecution
+from interlock.execution.run import Run, StepExecution
 from interlock.identity.principal import Principal
 from interlock.machine.events import Event, event_from_json
 from interlock.machine.machine import fold
@@ -39,17 +39,18 @@ async def load_run(services: EngineServices, row: Row, *, fence: int) -> Run:
         NotFound: its version was never deployed here.
     """
     version = await services.versions.get(row["org_id"], row["workflow"], row["version"])
-    run = run_of(row, version, services.artifacts, fence=fence)
+    run = run_of(row, version, services.artifacts, Reservations(services.database), fence=fence)
     run.policies = services.policies
     return run
 
 
-def run_of(row: Row, version: Version, artifacts: Artifacts, *, fence: int) -> Run:
+def run_of(row: Row, version: Version, artifacts: Artifacts, reservations: Reservations, *, fence: int) -> Run:
     """The run of a row and its version; with a fencing token that no worker holds it is for reading only.
 
     No policy is in force for it, so every call is refused.
     """
-    budget = version.workflow.budget
+    limits = version.workflow.budget
+    budget = Budget(f"run:{row['run_id']}", limits.tokens, limits.usd)
     return Run(
         run_id=row["run_id"],
         org_id=row["org_id"],
@@ -57,7 +58,7 @@ def run_of(row: Row, version: Version, artifacts: Artifacts, *, fence: int) -> R
         version=version,
         trace=TraceIds(row["trace_id"], row["span_id"]),
         input=Ref.from_json(row["input"]),
-        ledger=RunLedger(tokens=budget.tokens, cost=budget.usd),
+        budget=RunBudget(budget, shared=version.program.concurrent, reservations=reservations),
         artifacts=artifacts,
         fence=fence,
     )

@@ -5,21 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from interlock.base.errors import Erased
 from interlock.base.ids import new_id
-from interlock.base.labels import Labels
-from interlock.base.refs import Ref
 from interlock.base.usage import cost_json
-from interlock.execution.approvals import Act, act_of, covered_act
-from interlock.execution.effects import Effect
-from interlock.execution.executors import cost_attributes
-from interlock.execution.inputs.arguments import arguments_of
-from interlock.execution.inputs.binding import bind
-from interlock.execution.steps import Run, StepExecution, StepOutcome
+from interlock.execution.executors.models import cost_attributes
+from interlock.execution.inputs.binding import bind_what_is_left
+from interlock.execution.reviews import open_review
+from interlock.execution.run import Run, StepOutcome, system_entry
 from interlock.guard.gate import composed
 from interlock.machine import events as ev
-from interlock.machine.names import EffectName
-from interlock.machine.state import RunState, StepState, StepStatus
+from interlock.machine.state import RunState
 from interlock.store.commit import Commit
 from interlock.store.database import Row
 from interlock.store.entries import Entry
@@ -27,18 +21,15 @@ from interlock.store.rows import (
     ClosedDeadLetter,
     ClosedReview,
     DeadLetterPurpose,
-    EffectRow,
     FinishedRun,
     JournalRow,
     NewDeadLetter,
-    NewReview,
     OutboxRow,
     RunUpdate,
     UsedSignal,
 )
 from interlock.telemetry import names
 from interlock.telemetry.tracing import Tracing
-from interlock.workflows.spec import ReviewStep, ToolStep
 
 
 def commit_of(
@@ -104,89 +95,13 @@ async def records_of(commit: Commit, run: Run, state: RunState, commands: list[e
                 await finish(commit, run, state, command, now)
 
 
-async def open_review(commit: Commit, run: Run, state: RunState, command: ev.OpenReview, now: float) -> None:
-    """A question to a person: its row, the audit entry, the event for notification."""
-    name, program = command.step, run.version.program
-    here = state.steps[name]
-    step = program.work(name, here.variant, here.tool)
-    if command.purpose == "approve_act":
-        _ask_for_act(commit, run, name, here, now)
-        return
-    act = None
-    if command.purpose == "confirm":
-        assert isinstance(step, ToolStep)
-        title = f'Did "{step.tool}" do its work? It was cut off in the middle; look it up where it acts.'
-        shown, labels = await _given(StepExecution(run, name, step, here.attempt, state))
-        role = "reviewer"
-    else:
-        assert isinstance(step, ReviewStep)
-        title, role = step.title, step.role
-        shown, labels = await _bound(run, step.show, state, name)
-        covered = await covered_act(run, state, name)
-        if covered is not None:
-            act, arguments = covered
-            commit.artifacts.append(arguments.row)
-    sealed = await run.artifacts.seal(run.org_id, composed(shown), labels)
-    if isinstance(step, ToolStep):
-        commit.effects.append(_moved(run, name, step, here, sealed.ref).row("unknown"))
-    commit.artifacts.append(sealed.row)
-    _review(commit, run, command, title, role, sealed.ref, act, now)
-
-
-def _ask_for_act(commit: Commit, run: Run, name: str, here: StepState, now: float) -> None:
-    """The question whether one call of a mutating tool may be made; what it is made with came with the event that asks."""
-    step, request = run.version.program.work(name, here.variant, here.tool), here.request
-    assert isinstance(step, ToolStep)
-    assert request is not None
-    act = act_of(run, str(EffectName(name, here.variant)), step.tool, request.input, request.policy)
-    if act.digest != request.digest:
-        return  # the same commit has closed it again, and gone on to a fallback
-    title = f'May tool "{step.tool}" be called with these arguments?'
-    _review(commit, run, ev.OpenReview(name, "approve_act"), title, request.role, request.input, act, now)
-
-
-def _review(
-    commit: Commit, run: Run, command: ev.OpenReview, title: str, role: str, show: Ref, act: Act | None, now: float
-) -> None:
-    review_id = new_id("rev")
-    commit.new_reviews.append(
-        NewReview(
-            review_id=review_id,
-            org_id=run.org_id,
-            run_id=run.run_id,
-            step=command.step,
-            purpose=command.purpose,
-            title=title,
-            role=role,
-            show=show.to_json(),
-            act=act.to_json() if act is not None else None,
-        )
-    )
-    detail = {"step": command.step, "purpose": command.purpose, "review": review_id}
-    if act is not None:
-        detail |= {"act": act.digest, "tool": act.tool}
-    commit.audit.append(
-        _entry(
-            run,
-            "review.opened",
-            "open_review",
-            f"review:{review_id}",
-            now,
-            detail,
-            act.policy if act is not None else None,
-        )
-    )
-    payload = {"run_id": run.run_id, **detail, "title": title}
-    commit.outbox.append(OutboxRow(org_id=run.org_id, topic="review.opened", payload=payload))
-
-
 def open_dead_letter(commit: Commit, run: Run, state: RunState, command: ev.OpenDeadLetter, now: float) -> None:
     """A step for a person to look at: its row, the audit entry, the event for notification."""
     failure = state.steps[command.step].failure
     code, reason = (failure.code, failure.message) if failure is not None else ("unknown", "it failed")
     detail = _dead_letter(commit, run.org_id, run.run_id, command.step, command.purpose, code, reason)
     commit.audit.append(
-        _entry(run, "dead_letter.opened", "open_dead_letter", f"dead_letter:{detail['dead_letter']}", now, detail)
+        system_entry(run, "dead_letter.opened", "open_dead_letter", f"dead_letter:{detail['dead_letter']}", now, detail)
     )
 
 
@@ -225,7 +140,7 @@ def _dead_letter(
 
 async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, now: float) -> None:
     """The end of a run: its output, the audit entry, the event, and the queue row gone."""
-    output, labels = await _bound(run, run.version.workflow.output, state, None)
+    output, labels = await bind_what_is_left(run, run.version.workflow.output, state, None)
     sealed = await run.artifacts.seal(run.org_id, composed(output), labels)
     commit.artifacts.append(sealed.row)
     commit.runs[0] = replace(commit.runs[0], output=sealed.ref.to_json())
@@ -241,7 +156,7 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
         "output_tokens": state.usage.output_tokens,
         **cost_json(state.usage.known_cost, state.usage.unpriced),
     }
-    commit.audit.append(_entry(run, "run.finished", "finish_run", f"run:{run.run_id}", now, detail))
+    commit.audit.append(system_entry(run, "run.finished", "finish_run", f"run:{run.run_id}", now, detail))
     payload = {
         "run_id": run.run_id,
         "workflow": run.version.name,
@@ -249,42 +164,6 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
         "reason": command.reason,
     }
     commit.outbox.append(OutboxRow(org_id=run.org_id, topic="run.finished", payload=payload))
-
-
-async def _bound(run: Run, tree: Any, state: RunState, near: str | None) -> tuple[Any, Labels]:
-    """Value of a binding tree; empty if a subject was erased meanwhile, because the run must go on to its end."""
-    try:
-        bound = await bind(run, tree, state, near, lenient=True)
-        return bound.value, bound.labels
-    except Erased:
-        return {}, Labels()
-
-
-async def _given(execution: StepExecution) -> tuple[Any, Labels]:
-    """Arguments of the call in question, in the same way."""
-    try:
-        given = await arguments_of(execution, lenient=True)
-        return given.value, given.labels
-    except Erased:
-        return {}, Labels()
-
-
-def _moved(run: Run, name: str, step: ToolStep, state: StepState, ref: Ref) -> Effect:
-    """An effect whose row is there and only moves: its key and input stay what they were when it was intended."""
-    return Effect(run.run_id, str(EffectName(name, state.variant)), run.org_id, step.tool, "", state.attempt, ref)
-
-
-def confirmed_effects(run: Run, before: RunState, event: Any) -> list[EffectRow]:
-    """Ledger rows for a person's answer to "did it happen?"."""
-    if not isinstance(event, ev.ReviewDecided):
-        return []
-    state = before.steps.get(event.step)
-    if state is None or state.status is not StepStatus.CONFIRMING:
-        return []
-    step = run.version.program.work(event.step, state.variant, state.tool)
-    assert isinstance(step, ToolStep)
-    effect = _moved(run, event.step, step, state, event.output)
-    return [effect.row("succeeded" if event.approved else "failed", event.output if event.approved else None)]
 
 
 def emit_run_span(tracing: Tracing, run: Run, state: RunState, *, start: float, end: float) -> None:
@@ -306,26 +185,3 @@ def finish_attributes(run: Run, state: RunState) -> dict[str, Any]:
     if state.reason:
         attributes[names.ERROR_TYPE] = state.status.value
     return attributes
-
-
-def _entry(
-    run: Run,
-    event_type: Any,
-    action: str,
-    resource: str,
-    now: float,
-    detail: dict[str, Any],
-    policy_version: str | None = None,
-) -> Entry:
-    return Entry(
-        org_id=run.org_id,
-        event_type=event_type,
-        actor="system",
-        action=action,
-        resource=resource,
-        at=now,
-        run_id=run.run_id,
-        trace_id=run.trace.trace_id,
-        policy_version=policy_version,
-        detail=detail,
-    )

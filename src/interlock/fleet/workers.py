@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 from importlib import metadata
-from typing import Any
 
 from interlock.base.background import Loop
 from interlock.base.errors import NotFound
@@ -59,7 +58,7 @@ def _down(error: Exception) -> None:
     log(names.LOG_DATABASE_DOWN, str(error), level="error")
 
 
-async def workers(database: Database) -> list[dict[str, Any]]:
+async def workers(database: Database) -> list[dict[str, object]]:
     """All workers of the database, silent ones included; `silent` is in seconds, `runs` is the number of their runs."""
     return [dict(row) for row in await database.rows("list_workers")]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
+from interlock.base.json import Json, JsonObject
 from interlock.base.usage import Usage
 from interlock.gateway.batches import AnthropicBatches
 from interlock.gateway.failures import count, not_the_protocol
@@ -65,17 +65,17 @@ class AnthropicProvider:
         """Close the session; may be called twice."""
         await self._endpoint.close()
 
-    def _read(self, request: ModelRequest, body: Mapping[str, Any], *, request_id: str | None = None) -> ModelResponse:
+    def _read(self, request: ModelRequest, body: JsonObject, *, request_id: str | None = None) -> ModelResponse:
         return _read(self.name, request, body, request_id)
 
 
-def _body(request: ModelRequest) -> dict[str, Any]:
+def _body(request: ModelRequest) -> dict[str, Json]:
     system = "\n\n".join(turn.content for turn in request.messages if turn.role in {"system", "developer"})
     turns = _turns(request.messages)
     if not turns:
         # The API requires a user turn, OpenAI's does not; a single system message is sent as a user turn.
         turns, system = [{"role": "user", "content": system}], ""
-    body: dict[str, Any] = {
+    body: dict[str, Json] = {
         "model": request.model,
         "max_tokens": request.max_tokens,
         "messages": turns,
@@ -85,7 +85,7 @@ def _body(request: ModelRequest) -> dict[str, Any]:
         body["system"] = system
     if request.schema is not None:
         name = schema_name(request.schema)
-        tool = {"name": name, "description": "Give the answer.", "input_schema": _input_schema(request.schema)}
+        tool: Json = {"name": name, "description": "Give the answer.", "input_schema": _input_schema(request.schema)}
         body["tools"] = [tool]
         body["tool_choice"] = {"type": "tool", "name": name, "disable_parallel_tool_use": True}
     return body
@@ -105,15 +105,15 @@ def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
     return turns
 
 
-def _is_object(schema: Mapping[str, Any]) -> bool:
+def _is_object(schema: JsonObject) -> bool:
     return schema.get("type") == "object"
 
 
-def _input_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _input_schema(schema: JsonObject) -> dict[str, Json]:
     if _is_object(schema):
         return dict(schema)
     inner = dict(schema)
-    wrapper: dict[str, Any] = {"type": "object", "required": [_WRAPPED], "additionalProperties": False}
+    wrapper: dict[str, Json] = {"type": "object", "required": [_WRAPPED], "additionalProperties": False}
     for key in ("$defs", "definitions"):
         # References start at the root, so the definitions must stay at the root.
         if key in inner:
@@ -121,7 +121,7 @@ def _input_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**wrapper, "properties": {_WRAPPED: inner}}
 
 
-def _read(name: str, request: ModelRequest, body: Mapping[str, Any], request_id: str | None) -> ModelResponse:
+def _read(name: str, request: ModelRequest, body: JsonObject, request_id: str | None) -> ModelResponse:
     content = body.get("content")
     if not isinstance(content, list):
         raise not_the_protocol(name, "no content list")
@@ -148,7 +148,7 @@ def _read(name: str, request: ModelRequest, body: Mapping[str, Any], request_id:
     )
 
 
-def _text(request: ModelRequest, content: list[Any]) -> str | None:
+def _text(request: ModelRequest, content: list[object]) -> str | None:
     """The answer in the content blocks: the forced call's input as JSON, else the text; None if there is neither."""
     blocks = [block for block in content if isinstance(block, dict)]
     if request.schema is not None:
@@ -160,7 +160,7 @@ def _text(request: ModelRequest, content: list[Any]) -> str | None:
     return "".join(texts) if texts else None
 
 
-def _usage(name: str, reported: Any) -> Usage:
+def _usage(name: str, reported: object) -> Usage:
     """Token counts as `Usage`: the API's `input_tokens` exclude the cache, ours include it. The API reports no reasoning."""
     reported = reported if isinstance(reported, dict) else {}
     incoming, outgoing = count(reported.get("input_tokens")), count(reported.get("output_tokens"))

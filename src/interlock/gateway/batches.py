@@ -13,16 +13,17 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from interlock.base.errors import FailureKind, ProviderError
+from interlock.base.json import Json, JsonObject
 from interlock.gateway.failures import NotTheProtocol, kind_of, not_the_protocol, provider_words, status_error
 from interlock.gateway.http import Endpoint
 from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
 
 BatchAnswer = ModelResponse | ProviderError
-Body = Callable[[ModelRequest], Mapping[str, Any]]
-Read = Callable[[ModelRequest, Mapping[str, Any]], ModelResponse]
+Body = Callable[[ModelRequest], JsonObject]
+Read = Callable[[ModelRequest, JsonObject], ModelResponse]
 
 SUBMIT_SECONDS = 180.0
 """Maximum seconds of a submission, all its requests together."""
@@ -108,7 +109,7 @@ class OpenAIBatches:
         ]
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
         file = await self._endpoint.upload("/files", {"purpose": "batch"}, content, timeout=_UPLOAD_SECONDS)
-        body = {
+        body: JsonObject = {
             "input_file_id": _id(self._endpoint, file.body),
             "endpoint": "/v1/chat/completions",
             "completion_window": "24h",
@@ -146,7 +147,7 @@ class OpenAIBatches:
     async def fetch(self, ended: Ended, calls: Mapping[str, ModelRequest]) -> dict[str, BatchAnswer]:
         return await _collect(self._endpoint, ended, calls, self._line)
 
-    def _why(self, status: str, body: Mapping[str, Any]) -> ProviderError:
+    def _why(self, status: str, body: JsonObject) -> ProviderError:
         name = self._endpoint.name
         if status == "failed":
             errors = body.get("errors")
@@ -158,7 +159,7 @@ class OpenAIBatches:
             return ProviderError(f'provider "{name}" refused the batch: {error_detail}', kind=kind, retry_after=wait)
         return _unanswered(name, "ended" if status == "completed" else status)
 
-    def _line(self, line: Mapping[str, Any], request: ModelRequest) -> ModelResponse:
+    def _line(self, line: JsonObject, request: ModelRequest) -> ModelResponse:
         name, response, error = self._endpoint.name, line.get("response"), line.get("error")
         if isinstance(response, dict):
             status, body = response.get("status_code"), response.get("body")
@@ -184,7 +185,7 @@ class AnthropicBatches:
         self._read = read
 
     async def submit(self, name: str, calls: Mapping[str, ModelRequest]) -> str:  # noqa: ARG002  the API has no names
-        requests = [{"custom_id": one, "params": self._body(request)} for one, request in calls.items()]
+        requests: Json = [{"custom_id": one, "params": self._body(request)} for one, request in calls.items()]
         return await _create(self._endpoint, "/v1/messages/batches", {"requests": requests}, SUBMIT_SECONDS)
 
     async def find(self, name: str, ids: Collection[str], size: int, since: float, until: float) -> str | None:  # noqa: ARG002
@@ -227,7 +228,7 @@ class AnthropicBatches:
     async def fetch(self, ended: Ended, calls: Mapping[str, ModelRequest]) -> dict[str, BatchAnswer]:
         return await _collect(self._endpoint, ended, calls, self._line)
 
-    def _line(self, line: Mapping[str, Any], request: ModelRequest) -> ModelResponse:
+    def _line(self, line: JsonObject, request: ModelRequest) -> ModelResponse:
         name, result = self._endpoint.name, line.get("result")
         kind = str(result.get("type")) if isinstance(result, dict) else ""
         if not isinstance(result, dict) or kind not in {"succeeded", "errored", "canceled", "expired"}:
@@ -248,7 +249,7 @@ class AnthropicBatches:
         raise ProviderError(f'provider "{name}" did not make the call: {error_detail}', kind=kind_of(status))
 
 
-async def _create(endpoint: Endpoint, path: str, body: Mapping[str, Any], seconds: float) -> str:
+async def _create(endpoint: Endpoint, path: str, body: JsonObject, seconds: float) -> str:
     """Creates a batch and returns its id. After an unreadable success response the batch may exist nevertheless."""
     try:
         return _id(endpoint, (await endpoint.post(path, body, timeout=seconds)).body)
@@ -260,7 +261,7 @@ async def _collect(
     endpoint: Endpoint,
     ended: Ended,
     calls: Mapping[str, ModelRequest],
-    read: Callable[[Mapping[str, Any], ModelRequest], ModelResponse],
+    read: Callable[[JsonObject, ModelRequest], ModelResponse],
 ) -> dict[str, BatchAnswer]:
     """Answers by call id; of two lines for one call the first counts."""
     answers: dict[str, BatchAnswer] = {}
@@ -277,7 +278,7 @@ async def _collect(
     return answers
 
 
-def _lines(raw: bytes) -> list[dict[str, Any]]:
+def _lines(raw: bytes) -> list[JsonObject]:
     """The lines that are JSON objects."""
     found = []
     for line in raw.splitlines():
@@ -288,11 +289,11 @@ def _lines(raw: bytes) -> list[dict[str, Any]]:
     return _objects(found)
 
 
-def _objects(values: Any) -> list[dict[str, Any]]:
+def _objects(values: object) -> list[JsonObject]:
     return [one for one in values if isinstance(one, dict)] if isinstance(values, list) else []
 
 
-def _id(endpoint: Endpoint, body: Mapping[str, Any]) -> str:
+def _id(endpoint: Endpoint, body: JsonObject) -> str:
     found = body.get("id")
     if not isinstance(found, str) or not _ID.fullmatch(found):
         raise not_the_protocol(endpoint.name, "an object without an id")
@@ -303,12 +304,12 @@ def _results(batch: str) -> str:
     return f"/v1/messages/batches/{batch}/results"
 
 
-def _size(batch: Mapping[str, Any]) -> int:
+def _size(batch: JsonObject) -> int:
     counts = batch.get("request_counts")
     return sum(n for n in counts.values() if isinstance(n, int)) if isinstance(counts, dict) else 0
 
 
-def _moment(value: Any) -> float:
+def _moment(value: object) -> float:
     """Unix time of an RFC 3339 moment; 0 for anything else."""
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else None
@@ -317,7 +318,7 @@ def _moment(value: Any) -> float:
         return 0.0
 
 
-def _cleaned(endpoint: Endpoint, body: Any) -> dict[str, str]:
+def _cleaned(endpoint: Endpoint, body: object) -> dict[str, str]:
     return {"message": endpoint.clean(provider_words(body))}
 
 

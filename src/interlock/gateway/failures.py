@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 from interlock.base.credentials import scrub_keys
 from interlock.base.errors import FailureKind, ProviderError
@@ -108,7 +107,7 @@ def scrub(text: str, secret: str | None) -> str:
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
 
 
-def provider_words(body: Any) -> str:
+def provider_words(body: object) -> str:
     """The provider's own message in an error body, or "" if there is none.
 
     Reads OpenAI's and Anthropic's `{"error": {"message": …}}` and the forms of compatible servers
@@ -125,7 +124,7 @@ def provider_words(body: Any) -> str:
     return ""
 
 
-def status_error(name: str, status: int, headers: Mapping[str, str], body: Any, secret: str | None) -> ProviderError:
+def status_error(name: str, status: int, headers: Mapping[str, str], body: object, secret: str | None) -> ProviderError:
     """The error for a status other than 2xx."""
     error_detail = scrub(provider_words(body), secret)
     said = f": {error_detail}" if error_detail else ""
@@ -151,6 +150,6 @@ def not_the_protocol(name: str, what: str) -> NotTheProtocol:
     )
 
 
-def count(value: Any) -> int | None:
+def count(value: object) -> int | None:
     """A token count sent by a provider, or None for an invalid one."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS else None

@@ -10,12 +10,12 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from interlock.base.errors import FailureKind, InvalidInput, ProviderError
+from interlock.base.json import JsonObject
 from interlock.gateway.failures import not_the_protocol, scrub, status_error
 
 MAX_BODY = 20 * 1024 * 1024
@@ -28,7 +28,7 @@ _MAX_ERROR_BODY = 64 * 1024
 class Reply:
     """A complete 2xx answer: the parsed JSON object and its headers."""
 
-    body: dict[str, Any]
+    body: JsonObject
     headers: Mapping[str, str]
 
 
@@ -65,13 +65,13 @@ class Endpoint:
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
-    async def post(self, path: str, body: Mapping[str, Any], *, timeout: float) -> Reply:  # noqa: ASYNC109
+    async def post(self, path: str, body: JsonObject, *, timeout: float) -> Reply:  # noqa: ASYNC109
         """Send one JSON request and read the whole answer within `timeout` seconds.
 
         Raises:
             ProviderError: any failure of the provider, with the kinds documented at `Provider`; the same for the methods below.
         """
-        return self._reply(await self._call("POST", path, timeout=timeout, limit=self._max_body, json=body))
+        return self._reply(await self._call("POST", path, timeout=timeout, limit=self._max_body, body=body))
 
     async def upload(
         self,
@@ -84,7 +84,7 @@ class Endpoint:
         """Send form fields and one file of JSON lines."""
         form = aiohttp.FormData(fields)
         form.add_field("file", content, filename="calls.jsonl", content_type="application/jsonl")
-        return self._reply(await self._call("POST", path, timeout=timeout, limit=self._max_body, data=form))
+        return self._reply(await self._call("POST", path, timeout=timeout, limit=self._max_body, form=form))
 
     async def get(self, path: str, *, timeout: float) -> Reply:  # noqa: ASYNC109
         """Read a JSON object."""
@@ -102,11 +102,12 @@ class Endpoint:
         *,
         timeout: float,  # noqa: ASYNC109
         limit: int,
-        **content: Any,
+        body: JsonObject | None = None,
+        form: aiohttp.FormData | None = None,
     ) -> tuple[bytes, aiohttp.ClientResponse]:
         try:
             async with asyncio.timeout(timeout):
-                return await self._exchange(method, path, limit, content)
+                return await self._exchange(method, path, limit, body, form)
         except TimeoutError:
             raise self._transient(f"did not answer within {timeout:g} s") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
@@ -152,10 +153,12 @@ class Endpoint:
         return self._session
 
     async def _exchange(
-        self, method: str, path: str, limit: int, content: Mapping[str, Any]
+        self, method: str, path: str, limit: int, body: JsonObject | None, form: aiohttp.FormData | None
     ) -> tuple[bytes, aiohttp.ClientResponse]:
         session = self._open()
-        async with session.request(method, self.base_url + path, allow_redirects=False, **content) as response:
+        async with session.request(
+            method, self.base_url + path, allow_redirects=False, json=body, data=form
+        ) as response:
             if not 200 <= response.status < 300:
                 raw = await self._read(response, _MAX_ERROR_BODY, cut=True)
                 raise status_error(self.name, response.status, response.headers, _lenient_json(raw), self._secret)
@@ -180,7 +183,7 @@ class Endpoint:
                 raise not_the_protocol(self.name, f"more than {limit} bytes")
         return b"".join(chunks)
 
-    def _parse(self, raw: bytes, response: aiohttp.ClientResponse) -> dict[str, Any]:
+    def _parse(self, raw: bytes, response: aiohttp.ClientResponse) -> JsonObject:
         try:
             # Only decoded: the bounds are checked for the answer inside it, where a correction is possible.
             parsed = json.loads(raw)
@@ -199,7 +202,7 @@ class Endpoint:
         return ProviderError(f'provider "{self.name}" {what}', kind=FailureKind.TRANSIENT, detail=detail)
 
 
-def _lenient_json(raw: bytes) -> Any:
+def _lenient_json(raw: bytes) -> object:
     """An error body, parsed if it is JSON; otherwise the status is sufficient."""
     try:
         return json.loads(raw)  # nothing of it is used but words, which are scrubbed

@@ -24,13 +24,17 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interlock.base.errors import FailureKind, ProviderError
+from interlock.base.json import Json, JsonObject
 from interlock.gateway.failures import scrub
 from interlock.gateway.openai import read_completion, wire_messages
 from interlock.gateway.provider import ModelRequest, ModelResponse
 from interlock.gateway.weights import SMOLLM2_135M, Weights, ensure_weights, verify, weights_path
+
+if TYPE_CHECKING:
+    import xllamacpp
 
 _CORES = os.cpu_count() or 1
 
@@ -94,9 +98,9 @@ class LocalProvider:
         self._threads = threads
         self._repeat_penalty = repeat_penalty
         # Last in, first out: under low load the copy that has cached the prompts answers.
-        self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[xllamacpp.Server] = queue.LifoQueue()
         self._pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix=f"interlock-{name}")
-        self._loading: asyncio.Task[Any] | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._stops: set[threading.Event] = set()
         self._closed = False
 
@@ -163,7 +167,7 @@ class LocalProvider:
                 except (RuntimeError, ValueError) as error:
                     raise self._permanent("cannot load its weights", error) from error
 
-    def _params(self, params: Any, path: Path, private: Path) -> Any:
+    def _params(self, params: xllamacpp.CommonParams, path: Path, private: Path) -> xllamacpp.CommonParams:
         params.model.path = str(path)
         params.model_alias = {self._weights.name}
         params.n_parallel = 1
@@ -181,7 +185,7 @@ class LocalProvider:
         params.ui = False
         return params
 
-    async def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def _generate(self, body: JsonObject) -> JsonObject:
         stop = threading.Event()
         self._stops.add(stop)
         try:
@@ -192,10 +196,10 @@ class LocalProvider:
             stop.set()
             self._stops.discard(stop)
 
-    def _call(self, body: dict[str, Any], stop: threading.Event) -> dict[str, Any]:
+    def _call(self, body: JsonObject, stop: threading.Event) -> JsonObject:
         """One blocking generation, in a pool thread. Streamed, because only a stream can be ended early."""
         pieces: list[str] = []
-        last: dict[str, Any] = {}
+        last: dict[str, Json] = {}
         finish: str | None = None
 
         def receive(chunk: dict[str, Any]) -> bool:
@@ -224,7 +228,7 @@ class LocalProvider:
         message = {"role": "assistant", "content": "".join(pieces)}
         return {**last, "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
 
-    def _far_error(self, error: Any) -> ProviderError:
+    def _far_error(self, error: object) -> ProviderError:
         error = error if isinstance(error, Mapping) else {"message": str(error)}
         kind = FailureKind.PERMANENT if error.get("code") == 400 else FailureKind.TRANSIENT
         error_detail = scrub(str(error.get("message", "no reason given")), None)
@@ -235,12 +239,12 @@ class LocalProvider:
         return ProviderError(f'provider "{self.name}" {what}', kind=FailureKind.PERMANENT, detail=detail)
 
 
-def _failed(task: asyncio.Task[Any]) -> bool:
+def _failed(task: asyncio.Task[None]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-def _body(request: ModelRequest, repeat_penalty: float) -> dict[str, Any]:
-    body: dict[str, Any] = {
+def _body(request: ModelRequest, repeat_penalty: float) -> JsonObject:
+    body: dict[str, Json] = {
         "messages": wire_messages(request.messages),
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,
@@ -265,11 +269,13 @@ def _grammar(schema: str) -> str:
     limited to 80 tokens 9 were complete JSON with `response_format`, all 24 with the grammar, at 42 tokens instead of 74.
     Rules that a grammar cannot express (`uniqueItems`, `not`, `if`) are checked by the validator, as for every answer.
     """
+    sayable = _sayable(json.loads(schema))
+    assert isinstance(sayable, dict)  # as every schema of an answer
     options = {"whitespace_flexible": False, "lenient": True}
-    return f"%llguidance {{}}\nstart: %json {json.dumps({**_sayable(json.loads(schema)), 'x-guidance': options})}"
+    return f"%llguidance {{}}\nstart: %json {json.dumps({**sayable, 'x-guidance': options})}"
 
 
-def _sayable(schema: Any) -> Any:
+def _sayable(schema: Json) -> Json:
     """The schema without keywords that invalidate the grammar, and with integers limited to those that JSON keeps exact."""
     if isinstance(schema, list):
         return [_sayable(item) for item in schema]

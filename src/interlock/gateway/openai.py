@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from interlock.base.errors import FailureKind
+from interlock.base.json import Json, JsonObject
 from interlock.base.usage import Usage
 from interlock.gateway.batches import OpenAIBatches
 from interlock.gateway.failures import BilledError, count, not_the_protocol, scrub
@@ -80,8 +81,8 @@ class OpenAIProvider:
         """Close the session; may be called twice."""
         await self._endpoint.close()
 
-    def _body(self, request: ModelRequest) -> dict[str, Any]:
-        body: dict[str, Any] = {
+    def _body(self, request: ModelRequest) -> dict[str, Json]:
+        body: dict[str, Json] = {
             "model": request.model,
             "messages": wire_messages(request.messages),
             self._token_field: request.max_tokens,
@@ -98,7 +99,7 @@ class OpenAIProvider:
             }
         return body
 
-    def _read(self, request: ModelRequest, body: Mapping[str, Any]) -> ModelResponse:
+    def _read(self, request: ModelRequest, body: JsonObject) -> ModelResponse:
         return read_completion(self.name, request, body, secret=self._secret)
 
 
@@ -112,13 +113,13 @@ def wire_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": roles.get(turn.role, turn.role), "content": turn.content} for turn in messages]
 
 
-def schema_name(schema: Mapping[str, Any]) -> str:
+def schema_name(schema: JsonObject) -> str:
     """A name allowed by the protocol (letters, digits, `_`, `-`, at most 64), from the schema's title."""
     title = schema.get("title")
     return re.sub(r"[^A-Za-z0-9_-]+", "_", title)[:64] if isinstance(title, str) and title.strip() else "answer"
 
 
-def fits_strict(schema: Any) -> bool:
+def fits_strict(schema: Json) -> bool:
     """True if every object in the schema is closed and requires all of its properties.
 
     Source: https://platform.openai.com/docs/guides/structured-outputs#supported-schemas.
@@ -130,15 +131,18 @@ def fits_strict(schema: Any) -> bool:
     properties = schema.get("properties")
     if isinstance(properties, Mapping) or schema.get("type") == "object":
         names = set(properties) if isinstance(properties, Mapping) else set()
-        if schema.get("additionalProperties") is not False or set(schema.get("required", ())) != names:
+        required = schema.get("required", ())
+        if (
+            schema.get("additionalProperties") is not False
+            or not isinstance(required, Sequence)
+            or set(required) != names
+        ):
             return False
     # enum and const contain values, not schemas: an object among them is not an object schema.
     return all(fits_strict(value) for key, value in schema.items() if key not in {"enum", "const", "default"})
 
 
-def read_completion(
-    name: str, request: ModelRequest, body: Mapping[str, Any], *, secret: str | None = None
-) -> ModelResponse:
+def read_completion(name: str, request: ModelRequest, body: JsonObject, *, secret: str | None = None) -> ModelResponse:
     """Parses a chat completion.
 
     Raises:
@@ -182,7 +186,7 @@ def refused(name: str, why: str, usage: Usage) -> BilledError:
     return BilledError(f'provider "{name}" refused to answer: {why}', kind=FailureKind.PERMANENT, usage=usage)
 
 
-def _usage(request: ModelRequest, reported: Any, text: str) -> tuple[Usage, bool]:
+def _usage(request: ModelRequest, reported: object, text: str) -> tuple[Usage, bool]:
     """The reported counts, or an estimate (second item True) if the server reports none."""
     reported = reported if isinstance(reported, dict) else {}
     incoming, outgoing = count(reported.get("prompt_tokens")), count(reported.get("completion_tokens"))
@@ -199,7 +203,7 @@ def _usage(request: ModelRequest, reported: Any, text: str) -> tuple[Usage, bool
     return Usage(input_tokens=incoming, output_tokens=outgoing), True
 
 
-def _detail(reported: Mapping[str, Any], group: str, name: str) -> int:
+def _detail(reported: JsonObject, group: str, name: str) -> int:
     """A count of a group of details; 0 if the server reports none."""
     details = reported.get(group)
     return (count(details.get(name)) or 0) if isinstance(details, dict) else 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
+from interlock.base.json import JsonObject
 from interlock.base.usage import Usage
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -37,7 +38,7 @@ class ModelRequest:
     model: str
     messages: Sequence[Message]
     max_tokens: int = 512
-    schema: Mapping[str, Any] | None = None
+    schema: JsonObject | None = None
     temperature: float = 0.0
     seed: int | None = None
     timeout: float = 60.0
@@ -57,7 +58,7 @@ class ModelResponse:
     usage: Usage
     finish_reason: FinishReason = "stop"
     response_id: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: JsonObject = field(default_factory=dict)
 
 
 class Provider(Protocol):

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jsonschema_rs
 
 from interlock.base.errors import FailureKind, InvalidInput, InvalidSpec, ProviderError
-from interlock.base.json import InvalidJson, Json, parse_json
+from interlock.base.json import InvalidJson, Json, JsonObject, parse_json
 from interlock.base.usage import Usage
 from interlock.budget.prices import priced
 from interlock.gateway.failures import BilledError
@@ -44,7 +43,7 @@ class StructuredResponse:
         response: the last answer of the provider, the source of `value`.
     """
 
-    value: Any
+    value: Json
     usage: Usage
     response: ModelResponse
 
@@ -52,7 +51,7 @@ class StructuredResponse:
 _compiled: OrderedDict[bytes, Validator] = OrderedDict()
 
 
-def compile_schema(schema: Mapping[str, Any]) -> Validator:
+def compile_schema(schema: JsonObject) -> Validator:
     """The compiled validator of a schema; the last 256 are kept, by the schema's digest.
 
     Messages show no values and no undeclared names, formats are enforced, and references never leave the document.
@@ -105,14 +104,13 @@ async def complete_structured(
     problems: list[str] = []
     for attempt in range(1, max_corrections + 2):
         if answered is not None and attempt == 1:
-            response, usage = answered, answered.usage
+            response = answered
         else:
             try:
-                response = await provider.complete(request)
+                response = await complete_priced(provider, request)
             except ProviderError as error:
-                raise _with_usage(error, used, provider.name, request.model) from error
-            usage = priced(replace(response.usage, model=response.model), provider.name, request.model)
-        used += usage
+                raise _with_usage(error, used, provider.name) from error
+        used += response.usage
         value, problems = _judge(response, validator)
         if not problems:
             return StructuredResponse(value, used, response)
@@ -125,18 +123,31 @@ async def complete_structured(
     )
 
 
-def _with_usage(error: ProviderError, used: Usage, provider: str, model: str) -> ProviderError:
+async def complete_priced(provider: Provider, request: ModelRequest) -> ModelResponse:
+    """One call of a provider; the usage of the response, or of a failure that was billed, has its cost.
+
+    Raises:
+        ProviderError: the call failed.
+    """
+    try:
+        response = await provider.complete(request)
+    except BilledError as error:
+        usage = priced(error.usage, provider.name, request.model)
+        raise BilledError(
+            error.message, kind=error.kind, retry_after=error.retry_after, detail=error.detail, usage=usage
+        ) from error
+    return replace(response, usage=priced(replace(response.usage, model=response.model), provider.name, request.model))
+
+
+def _with_usage(error: ProviderError, used: Usage, provider: str) -> ProviderError:
     """The same failure, with the usage of this call and the earlier ones; unchanged if none of them was answered."""
-    if isinstance(error, BilledError):
-        used += priced(error.usage, provider, model)
-    elif not used.attempts:
+    if not used.attempts:
         return error
-    else:
-        used += Usage(provider, attempts=1)
+    used += error.usage if isinstance(error, BilledError) else Usage(provider, attempts=1)
     return BilledError(error.message, kind=error.kind, retry_after=error.retry_after, detail=error.detail, usage=used)
 
 
-def _judge(response: ModelResponse, validator: Validator) -> tuple[Any, list[str]]:
+def _judge(response: ModelResponse, validator: Validator) -> tuple[Json, list[str]]:
     """The value and its faults, each one line with place and rule."""
     if response.finish_reason == "length":
         # Even if it can be parsed: a cut tool input may be a valid object without its last fields.

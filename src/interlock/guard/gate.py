@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 from interlock.base.acceptance import MARK
 from interlock.base.accepted import Accepted
@@ -62,7 +62,7 @@ class Inspection:
     action: Literal["pass", "flag", "redact"]
 
     @property
-    def value(self) -> Any:
+    def value(self) -> Json:
         return self.accepted.value
 
     @property
@@ -109,7 +109,7 @@ async def inspect(
     return Inspection(Accepted(shown, MARK), tuple(injections), tuple(personal), action)
 
 
-def composed(value: Any) -> Accepted:
+def composed(value: Json) -> Accepted:
     """Accepts a value composed of accepted values and parts of a definition: bound arguments, a rendered request."""
     return Accepted(value, MARK)
 
@@ -119,7 +119,7 @@ def secret(vault: dict[str, str]) -> Accepted:
     return Accepted(vault, MARK)
 
 
-def _detect(value: Any, redactor: Redactor | None) -> tuple[list[str], list[str], Any]:
+def _detect(value: Json, redactor: Redactor | None) -> tuple[list[str], list[str], Json]:
     injections = scan(value)
     if redactor is None:
         return injections, sorted({one.kind for text in strings(value) for one in find(text)}), value

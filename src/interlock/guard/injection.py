@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Any
 
 from interlock.guard.pii import strings
 
@@ -19,7 +18,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 )  # fmt: skip
 
 
-def scan(value: Any) -> list[str]:
+def scan(value: object) -> list[str]:
     """Kinds of prompt injection found in a JSON value's raw strings; empty if none."""
     found = set()
     for text in strings(value):

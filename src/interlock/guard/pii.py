@@ -12,10 +12,10 @@ from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
 
 from interlock.base.credentials import KEYS
 from interlock.base.ids import random_token
+from interlock.base.json import Json
 
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("api_key", KEYS),
@@ -135,7 +135,7 @@ class Redactor:
     def new(cls) -> Redactor:
         return cls({}, {})
 
-    def redact(self, value: Any) -> Any:
+    def redact(self, value: Json) -> Json:
         """A JSON value with every string redacted; keys are unchanged."""
         if isinstance(value, str):
             return self._text(value)
@@ -161,12 +161,12 @@ class Redactor:
         return token
 
 
-def reveal(value: Any, vault: dict[str, str]) -> Any:
+def reveal(value: Json, vault: dict[str, str]) -> Json:
     """A JSON value with the vault's tokens replaced by their values."""
     kinds = "|".join(sorted({re.escape(token[: -_TOKEN_CHARACTERS - 1]) for token in vault}, key=len, reverse=True))
     pattern = re.compile(f"(?:{kinds})_[0-9a-z]{{{_TOKEN_CHARACTERS}}}")
 
-    def replace(item: Any) -> Any:
+    def replace(item: Json) -> Json:
         if isinstance(item, str):
             return pattern.sub(lambda match: vault.get(match[0], match[0]), item)
         if isinstance(item, dict):
@@ -178,7 +178,7 @@ def reveal(value: Any, vault: dict[str, str]) -> Any:
     return replace(value) if vault else value
 
 
-def strings(value: Any) -> Iterator[str]:
+def strings(value: object) -> Iterator[str]:
     """Every string in a JSON value, keys included, because a key can contain an injection too."""
     if isinstance(value, str):
         yield value

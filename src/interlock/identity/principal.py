@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, TypedDict, get_args
 
 from interlock.base.errors import Denied
 
@@ -53,6 +53,14 @@ _GRANTS: dict[Permission, frozenset[Role]] = {
 }
 
 
+class PrincipalJson(TypedDict):
+    """`Principal` as JSON."""
+
+    user_id: str
+    org_id: str
+    roles: list[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """The acting user. Every row they cause carries `org_id`; every audit entry about it carries `user_id`."""
@@ -78,9 +86,9 @@ class Principal:
     def actor(self) -> str:
         return f"user:{self.user_id}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, str | list[str]]:
         return {"user_id": self.user_id, "org_id": self.org_id, "roles": sorted(self.roles)}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
+    def from_json(cls, data: PrincipalJson) -> Self:
         return cls(data["user_id"], data["org_id"], frozenset(data["roles"]))

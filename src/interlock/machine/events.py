@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal, cast, get_args, get_type_hints
@@ -10,7 +10,7 @@ from typing import Annotated, Literal, cast, get_args, get_type_hints
 from pydantic import Field, TypeAdapter
 
 from interlock.base.errors import FailureKind
-from interlock.base.json import Json
+from interlock.base.json import Json, JsonObject
 from interlock.base.refs import Ref
 from interlock.base.usage import Usage
 from interlock.machine.version import NeedsNewerRelease
@@ -335,6 +335,7 @@ Command = Perform | Compensate | StartTimer | OpenReview | CloseReview | OpenDea
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 _KINDS = frozenset(get_args(get_type_hints(one)["type"])[0] for one in get_args(get_args(Event)[0]))
 _REFS = ("output", "payload", "input", "request")
+_ref = cast("Callable[[JsonObject], Ref]", Ref.from_json)  # of what `event_to_json` wrote
 
 
 def event_to_json(event: Event) -> dict[str, Json]:
@@ -364,9 +365,9 @@ def event_from_json(data: Mapping[str, Json]) -> Event:
     fields: dict[str, object] = dict(data)
     for name in _REFS:
         if isinstance(ref := data.get(name), Mapping):
-            fields[name] = Ref.from_json(ref)
+            fields[name] = _ref(ref)
     if isinstance(failure := data.get("failure"), Mapping) and isinstance(
         detail := failure.get("error_detail"), Mapping
     ):
-        fields["failure"] = {**failure, "error_detail": Ref.from_json(detail)}
+        fields["failure"] = {**failure, "error_detail": _ref(detail)}
     return _EVENTS.validate_python(fields)

@@ -8,9 +8,8 @@ their steps are named like their siblings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from interlock.machine.names import (
     CALL,
@@ -28,7 +27,7 @@ from interlock.machine.names import (
 )
 from interlock.machine.state import StepState
 from interlock.workflows.contracts import ToolContract
-from interlock.workflows.facts import compile_condition
+from interlock.workflows.facts import CompiledCondition, compile_condition
 from interlock.workflows.spec import (
     AgentStep,
     BranchStep,
@@ -86,12 +85,6 @@ class Node:
     home: str
     agent: AgentStep | None = None
     variants: tuple[Step, ...] = ()
-
-
-class CompiledCondition(Protocol):
-    """A condition compiled by the CEL library; `facts.holds` evaluates it."""
-
-    def variables(self) -> Iterable[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +145,11 @@ class Program:
         if not variant or not isinstance(step, ModelStep | ToolStep):
             return None
         return step.fallback[variant - 1]
+
+    @property
+    def concurrent(self) -> bool:
+        """True if two model calls of a run may be under way at once."""
+        return any(isinstance(node.step, MapStep | ParallelStep) for node in self.nodes.values())
 
     def mutates(self, tool: str) -> bool:
         return tool in self.contracts and self.contracts[tool].mutating

@@ -19,6 +19,7 @@ from typing import Any, get_args
 import cedarpy
 
 from interlock.base.errors import InvalidSpec
+from interlock.base.json import Json
 from interlock.base.labels import Sensitivity, Trust
 from interlock.policy.cedar import CedarPolicy
 from interlock.policy.decision import Action
@@ -78,7 +79,7 @@ class Fault:
     message: str
 
 
-def tool_attributes(contract: ToolContract) -> dict[str, Any]:
+def tool_attributes(contract: ToolContract) -> dict[str, Json]:
     """Attributes of a tool that a policy reads."""
     return {"effect": contract.effect, "scopes": sorted(contract.scopes)}
 

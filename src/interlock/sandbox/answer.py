@@ -10,10 +10,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from interlock.base.errors import Denied
-from interlock.base.json import InvalidJson, decode_json, sentence
+from interlock.base.json import InvalidJson, Json, decode_json, sentence
 from interlock.sandbox.environment import Ending, Job, SandboxResult
 
 ENVELOPE_BYTES = 16 * 1024  # in addition to the output: ending, error text
@@ -78,7 +77,7 @@ def ended(
     measured: Measured,
     error: str | None = None,
     *,
-    output: Any = None,
+    output: Json = None,
     retryable: bool = False,
     nothing_happened: bool = False,
     retry_after: float | None = None,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
+
+from interlock.base.json import Json, JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,8 @@ class Job:
     bundle: Path
     tool: str
     function: str
-    arguments: Mapping[str, Any]
-    context: Mapping[str, Any]
+    arguments: JsonObject
+    context: JsonObject
     allowed_tools: frozenset[str]
     egress: tuple[str, ...] = ()
     limits: SandboxLimits = field(default_factory=SandboxLimits)
@@ -79,7 +80,7 @@ class SandboxResult:
     """
 
     ending: Ending
-    output: Any = None
+    output: Json = None
     error: str | None = None
     retryable: bool = False
     nothing_happened: bool = False

@@ -14,11 +14,10 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from interlock.base.clock import since_boot
 from interlock.base.errors import FailureKind, SandboxError
-from interlock.sandbox import seccomp
+from interlock.sandbox import runner, seccomp
 from interlock.sandbox.answer import ENVELOPE_BYTES, Measured, describe_exit, ended, read_answer
 from interlock.sandbox.egress import EgressProxy, OnEvent
 from interlock.sandbox.environment import Job, SandboxResult
@@ -219,7 +218,7 @@ class Instance:
             os.write(block_write, b"1")
 
     async def _dispatch(self, job: Job) -> None:
-        body: dict[str, Any] = {
+        body: runner.Job = {
             "tool": job.tool,
             "function": job.function,
             "arguments": dict(job.arguments),

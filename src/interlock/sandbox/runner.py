@@ -26,7 +26,8 @@ import signal
 import socket
 import sys
 import types
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import NoReturn, TypedDict
 
 TOOL_DIRECTORY = "/tool"
 BUNDLE_COPY_SOURCE = "/interlock/bundle"
@@ -48,6 +49,17 @@ PRELOAD = (
     "csv",
     "sqlite3",
 )
+
+
+class Job(TypedDict):
+    """What the host sends."""
+
+    tool: str
+    function: str
+    arguments: Mapping[str, object]
+    context: Mapping[str, object]
+    allowed_tools: list[str]
+    output_bytes: int
 
 
 class Retry(Exception):
@@ -106,7 +118,7 @@ def main() -> NoReturn:
         signal.pause()
 
 
-def limit(setup: dict[str, Any]) -> None:
+def limit(setup: Mapping[str, int]) -> None:
     """Hard limits: without capabilities no process inside can raise them again."""
     for kind, value in (
         (resource.RLIMIT_AS, setup["memory_bytes"]),
@@ -244,7 +256,7 @@ def answer_to(line: bytes) -> bytes:
         return pack(raised(error))
 
 
-def load(job: dict[str, Any]) -> Any:
+def load(job: Job) -> Callable[..., object]:
     path = f"{TOOL_DIRECTORY}/main.py"
     if not os.path.isfile(path):
         raise Refusal(f'the bundle of tool "{job["tool"]}" has no main.py')
@@ -254,13 +266,13 @@ def load(job: dict[str, Any]) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules["main"] = module
     spec.loader.exec_module(module)
-    function = getattr(module, job["function"], None)
+    function: object = getattr(module, job["function"], None)
     if not callable(function):
         raise Refusal(f'main.py of tool "{job["tool"]}" has no function "{job["function"]}"; define it')
     return function
 
 
-def call(function: Any, job: dict[str, Any]) -> Any:
+def call(function: Callable[..., object], job: Job) -> object:
     import inspect  # noqa: PLC0415 - preloaded in a warm sandbox; a cold one needs it only here
 
     arguments = dict(job["arguments"])
@@ -278,14 +290,14 @@ def call(function: Any, job: dict[str, Any]) -> Any:
     if inspect.isawaitable(value):
         import asyncio  # noqa: PLC0415 - only for tools that need it
 
-        async def settle() -> Any:
+        async def settle() -> object:
             return await value
 
         return asyncio.run(settle())
     return value
 
 
-def encode(value: Any, output_bytes: int) -> bytes:
+def encode(value: object, output_bytes: int) -> bytes:
     try:
         output = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -295,7 +307,7 @@ def encode(value: Any, output_bytes: int) -> bytes:
     return b'{"ending":"ok","output":' + output + b"}\n"
 
 
-def raised(error: BaseException) -> dict[str, Any]:
+def raised(error: BaseException) -> dict[str, object]:
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - the tool's own exception class may be broken
@@ -311,7 +323,7 @@ def raised(error: BaseException) -> dict[str, Any]:
     }
 
 
-def pack(answer: dict[str, Any]) -> bytes:
+def pack(answer: dict[str, object]) -> bytes:
     return json.dumps(answer).encode() + b"\n"
 
 

@@ -6,17 +6,17 @@ about the `parked_run` lets workers have the run again. Discarding gives up: the
 
 from __future__ import annotations
 
-from typing import Any
-
 import asyncpg
 
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, ContractViolation, Erased, InterlockError, InvalidInput, NotFound
+from interlock.base.json import Json
 from interlock.base.refs import Ref
+from interlock.budget.reservations import Reservations
 from interlock.definitions.versions import Version, Versions
 from interlock.execution.inputs.arguments import arguments_of
 from interlock.execution.loading import folded, run_of
-from interlock.execution.steps import StepExecution
+from interlock.execution.run import StepExecution
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.machine.events import CancelRequested, DeadLetterDiscarded, DeadLetterRequeued, event_to_json
@@ -98,7 +98,7 @@ class DeadLetters:
     # -- deciding ----------------------------------------------------------------------------------------------
 
     async def requeue(
-        self, principal: Principal, dead_letter_id: str, note: str = "", arguments: Any = None
+        self, principal: Principal, dead_letter_id: str, note: str = "", arguments: Json = None
     ) -> DeadLetterView:
         """Has it tried again.
 
@@ -197,11 +197,13 @@ class DeadLetters:
         decided = {"status": status, "decided_by": principal.user_id, "note": note, "new_run": new_run}
         return DeadLetterView.model_validate(dict(dead_letter) | decided)
 
-    def _tell(self, commit: Commit, dead_letter: Row, event: Any) -> None:
+    def _tell(
+        self, commit: Commit, dead_letter: Row, event: CancelRequested | DeadLetterDiscarded | DeadLetterRequeued
+    ) -> None:
         signal = NewSignal(org_id=dead_letter["org_id"], run_id=dead_letter["run_id"], event=event_to_json(event))
         commit.new_signals.append(signal)
 
-    async def _edited(self, dead_letter: Row, run: Row, arguments: Any, commit: Commit) -> Ref | None:
+    async def _edited(self, dead_letter: Row, run: Row, arguments: Json, commit: Commit) -> Ref | None:
         """Replacement of the step's arguments, as it will be given to the step."""
         if arguments is None:
             return None
@@ -212,7 +214,7 @@ class DeadLetters:
         commit.new_vaults += taken.vaults
         return taken.ref
 
-    async def _new_run(self, principal: Principal, dead_letter: Row, run: Row, arguments: Any) -> tuple[str, Commit]:
+    async def _new_run(self, principal: Principal, dead_letter: Row, run: Row, arguments: Json) -> tuple[str, Commit]:
         """The whole of a failed run again: for the same user, or with an edited input for its editor."""
         key = f"requeue:{dead_letter['dead_letter_id']}"
         vault = await vault_of(self._database, self._artifacts, run)
@@ -235,27 +237,29 @@ class DeadLetters:
         assert row is not None, "a letter is about a run"
         return row
 
-    async def _arguments(self, run: Row, version: Version, state: RunState, dead_letter: Row) -> Any:
+    async def _arguments(self, run: Row, version: Version, state: RunState, dead_letter: Row) -> Json:
         """Arguments of a retry; for a compensation, the arguments of the original call."""
         name, here = dead_letter["step"], state.steps[dead_letter["step"]]
         variant = here.variant if dead_letter["purpose"] == "compensation" else 0
         step = version.program.work(name, variant, here.tool)
         if not isinstance(step, ModelStep | ToolStep):
             return {}
-        reading = run_of(run, version, self._artifacts, fence=0)
+        reading = run_of(run, version, self._artifacts, Reservations(self._database), fence=0)
         try:
-            return (await arguments_of(StepExecution(reading, name, step, here.attempt, state), lenient=True)).value
+            bound = await arguments_of(StepExecution(reading, name, step, here.attempt, state), lenient=True)
         except (Erased, ContractViolation):
             return None
+        value: Json = bound.value
+        return value
 
-    async def _opened(self, principal: Principal, ref: Ref) -> Any:
+    async def _opened(self, principal: Principal, ref: Ref) -> Json:
         try:
             return await self._artifacts.open(principal.org_id, ref)
         except Erased:
             return None
 
 
-def _fits(version: Version, step: Step, arguments: Any) -> None:
+def _fits(version: Version, step: Step, arguments: Json) -> None:
     """Raises:
     ContractViolation: the step cannot be performed with these.
     """

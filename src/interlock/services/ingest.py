@@ -6,9 +6,8 @@ One value has one token within a run: redaction starts from every vault the run 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from interlock.base.json import accept_json
+from interlock.base.json import Json, accept_json
 from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.refs import Ref
 from interlock.guard.gate import Inspection, Stage, inspect, secret
@@ -28,7 +27,7 @@ class Taken:
         flags: what the scanner and the redactor found.
     """
 
-    value: Any
+    value: Json
     ref: Ref
     artifacts: list[ArtifactRow]
     vaults: list[NewVault]
@@ -43,7 +42,7 @@ class Redaction:
         self._artifacts = artifacts
         self._block = block_injections
 
-    async def take(self, run: Row, value: Any, *, origin: str) -> Taken:
+    async def take(self, run: Row, value: object, *, origin: str) -> Taken:
         """A person's value, about the same people as the run's input.
 
         Args:
@@ -55,7 +54,7 @@ class Redaction:
             Denied: it holds an injected order, and the settings say `block`.
             Erased: a person whom the run is about was erased; nothing more may be stored about them.
         """
-        accept_json(value)
+        value = accept_json(value)
         known = await vault_of(self._database, self._artifacts, run)
         redactor = Redactor(dict(known), {})
         inspection = await inspect(value, Stage.HUMAN_TEXT, run["org_id"], redactor=redactor, block=self._block)
@@ -80,7 +79,7 @@ class Redaction:
         """
         return str((await self.inspect(org_id, text)).value)
 
-    async def inspect(self, org_id: str, value: Any) -> Inspection:
+    async def inspect(self, org_id: str, value: object) -> Inspection:
         """Redacts a person's text permanently; raises as `note`."""
         return await inspect(accept_json(value), Stage.HUMAN_TEXT, org_id, block=self._block)
 
@@ -96,5 +95,7 @@ async def vault_of(database: Database, artifacts: Artifacts, run: Row) -> dict[s
     refs += [row["vault"] for row in await database.rows("list_vaults", run["run_id"], org=org_id)]
     vault: dict[str, str] = {}
     for ref in refs:
-        vault |= await artifacts.open(org_id, Ref.from_json(ref))
+        opened = await artifacts.open(org_id, Ref.from_json(ref))
+        assert isinstance(opened, dict)  # a redactor's vault
+        vault |= opened
     return vault

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Literal, Protocol, TypedDict
 
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound, SelfApproval
-from interlock.base.labels import Labels, Sensitivity, Trust
+from interlock.base.json import Json, JsonObject
+from interlock.base.labels import Labels, LabelsJson, Sensitivity, Trust
 from interlock.base.refs import Ref
 from interlock.execution.approvals import Approval
 from interlock.guard.gate import composed
@@ -16,8 +19,8 @@ from interlock.machine.events import ReviewDecided, event_to_json
 from interlock.services.ingest import Redaction, Taken
 from interlock.services.views.reviews import ReviewView
 from interlock.store.artifacts import Artifacts
-from interlock.store.commit import Commit, Committer
-from interlock.store.database import Database
+from interlock.store.commit import Commit
+from interlock.store.database import Database, Row
 from interlock.store.entries import Entry, EventType
 from interlock.store.rows import DecidedReview, NewSignal, ReviewDecision, RevokedApproval
 from interlock.workflows.facts import Facts
@@ -28,10 +31,16 @@ DIGEST_SHOWN = 16
 """Digits of an act's digest that people are shown; they suffice to tell one act from another."""
 
 
+class Submits(Protocol):
+    """Makes commits durable, as `store.commit.Committer`."""
+
+    async def submit(self, commit: Commit) -> None: ...
+
+
 class OutputFacts(Protocol):
     """Knows what tools can have given."""
 
-    async def facts(self, org_id: str, run_id: str, step: str, output: Any) -> Facts:
+    async def facts(self, org_id: str, run_id: str, step: str, output: Json) -> Facts:
         """The facts of a tool's output; raises ContractViolation if the tool cannot have given it."""
         ...
 
@@ -51,6 +60,26 @@ class Approving:
     by_requester: bool
 
 
+class _Act(TypedDict):
+    """The call that a review approves, with its arguments opened."""
+
+    step: str
+    tool: str
+    digest: str
+    arguments: Json
+    labels: LabelsJson
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A review's row with the values that it shows, and their labels."""
+
+    row: Row
+    show: Json
+    labels: Labels
+    act: _Act | None
+
+
 class ReviewQueue:
     """Open and decided reviews of an organisation.
 
@@ -61,7 +90,7 @@ class ReviewQueue:
     def __init__(
         self,
         database: Database,
-        committer: Committer,
+        committer: Submits,
         artifacts: Artifacts,
         clock: Clock,
         *,
@@ -90,7 +119,7 @@ class ReviewQueue:
         principal.require("review.read")
         args = (status, run_id, after, max(1, min(limit, MAX_PAGE)))
         rows = await self._database.rows("list_reviews", *args, org=principal.org_id)
-        return [_view(await self._with_values(principal, dict(row))) for row in rows]
+        return [_view(await self._with_values(principal, row)) for row in rows]
 
     async def get(self, principal: Principal, review_id: str) -> ReviewView:
         """Raises:
@@ -98,12 +127,12 @@ class ReviewQueue:
         """
         return _view(await self._row(principal, review_id))
 
-    async def _row(self, principal: Principal, review_id: str) -> dict[str, Any]:
+    async def _row(self, principal: Principal, review_id: str) -> _Shown:
         principal.require("review.read")
         row = await self._database.row("get_review", review_id, org=principal.org_id)
         if row is None:
             raise NotFound(f'no review "{review_id}"')
-        return await self._with_values(principal, dict(row))
+        return await self._with_values(principal, row)
 
     async def decide(
         self,
@@ -111,7 +140,7 @@ class ReviewQueue:
         review_id: str,
         decision: Literal["approve", "reject"],
         note: str,
-        output: Any = None,
+        output: Json = None,
     ) -> ReviewView:
         """Decides an open review; the run goes on as soon as this is durable.
 
@@ -127,7 +156,8 @@ class ReviewQueue:
         if len(note) > _MAX_NOTE:
             raise InvalidInput(f"a note may have {_MAX_NOTE} characters; this one has {len(note)}")
         note = await self._redaction.note(principal.org_id, note)
-        review = await self._row(principal, review_id)
+        shown = await self._row(principal, review_id)
+        review, act = shown.row, shown.act
         _require_role(principal, review)
         if review["status"] != "open":
             raise Conflict(f"this review is already {review['status']}")
@@ -138,16 +168,14 @@ class ReviewQueue:
         if review["purpose"] == "confirm" and approved and output is not None and self._answers is not None:
             facts = await self._answers.facts(principal.org_id, review["run_id"], review["step"], output)
         # About the same people as what was shown, so it is erased with them.
-        about: Labels = review["labels"]
-        labels = Labels(Trust.USER, about.sensitivity, about.subjects, frozenset({"review"}))
+        labels = Labels(Trust.USER, shown.labels.sensitivity, shown.labels.subjects, frozenset({"review"}))
         if review["purpose"] == "confirm" and output is not None:
             given = await self._given(review, output)
         else:
-            decided = {"approved": approved, "by": principal.user_id, "note": note}
+            decided: Json = {"approved": approved, "by": principal.user_id, "note": note}
             value = composed(decided if review["purpose"] != "confirm" else None)
             sealed = await self._artifacts.seal(principal.org_id, value, labels)
             given = Taken(None, sealed.ref, [sealed.row], [], [])
-        act = review["act"]
         digest = act["digest"] if act is not None else ""
         event = ReviewDecided(review["step"], now, approved, given.ref, facts, digest)
         run_id = review["run_id"]
@@ -168,11 +196,11 @@ class ReviewQueue:
             kind: EventType = "approval.granted" if approved else "approval.denied"
             audit.append(_entry(principal, review, kind, decision, now, _about(act)))
             if approved:
-                commit.new_approvals = [self._approval(principal, review, now).row(self._approving.key)]
+                commit.new_approvals = [self._approval(principal, review, act, now).row(self._approving.key)]
         await self._committer.submit(commit)
-        return _view({**review, "status": status, "decided_by": principal.user_id, "note": note})
+        return _view(shown, {"status": status, "decided_by": principal.user_id, "note": note})
 
-    async def _given(self, review: dict[str, Any], output: Any) -> Taken:
+    async def _given(self, review: Row, output: Json) -> Taken:
         """Redacts an operator's answer for a tool into the run's vault; permanently if a subject was erased."""
         run = await self._database.row("get_run", review["run_id"], org=review["org_id"])
         assert run is not None, "a review is about a run"
@@ -192,11 +220,12 @@ class ReviewQueue:
                 used, expired or revoked.
         """
         principal.require("review.decide")
-        review = await self._row(principal, review_id)
+        shown = await self._row(principal, review_id)
+        review, act = shown.row, shown.act
         _require_role(principal, review)
-        if review["act"] is None or review["status"] != "approved":
+        if act is None or review["status"] != "approved":
             raise Conflict("this review has approved no call of a tool, so there is nothing to revoke")
-        entry = _entry(principal, review, "approval.revoked", "revoke", self._clock.now(), _about(review["act"]))
+        entry = _entry(principal, review, "approval.revoked", "revoke", self._clock.now(), _about(act))
         row = RevokedApproval(review_id=review_id, revoked_by=principal.user_id)
         try:
             await self._committer.submit(Commit(principal.org_id, revoked_approvals=[row], audit=[entry]))
@@ -204,7 +233,7 @@ class ReviewQueue:
             raise Conflict("this approval is used, expired or revoked, so it cannot be revoked any more") from error
         return await self.get(principal, review_id)
 
-    def _require_another(self, principal: Principal, review: dict[str, Any]) -> None:
+    def _require_another(self, principal: Principal, review: Row) -> None:
         """Refuses the requester of an act as its approver; every reviewer may answer whether an effect happened."""
         if self._approving.by_requester or review["purpose"] == "confirm":
             return
@@ -219,8 +248,7 @@ class ReviewQueue:
             "review.self_approval = true in the settings lets people approve what they asked for"
         )
 
-    def _approval(self, principal: Principal, review: dict[str, Any], now: float) -> Approval:
-        act = review["act"]
+    def _approval(self, principal: Principal, review: Row, act: _Act, now: float) -> Approval:
         return Approval(
             review["review_id"],
             principal.org_id,
@@ -232,37 +260,45 @@ class ReviewQueue:
             int(now) + self._approving.seconds,
         )
 
-    async def _with_values(self, principal: Principal, row: dict[str, Any]) -> dict[str, Any]:
+    async def _with_values(self, principal: Principal, row: Row) -> _Shown:
         """The row with what the reviewer is to see: nothing if that person was erased; the question stays open."""
         ref = Ref.from_json(row["show"])
         try:
-            row["show"], row["labels"] = await self._artifacts.open(principal.org_id, ref), ref.labels
+            show, labels = await self._artifacts.open(principal.org_id, ref), ref.labels
         except Erased:
-            row["show"], row["labels"] = {}, Labels()
-        if row["act"] is not None:
-            arguments = Ref.from_json(row["act"]["arguments"])
-            value = row["show"] if arguments == ref else await self._opened(principal, arguments)
-            row["act"] = {**row["act"], "arguments": value, "labels": arguments.labels.to_json()}
-        return row
+            show, labels = {}, Labels()
+        if row["act"] is None:
+            return _Shown(row, show, labels, None)
+        arguments = Ref.from_json(row["act"]["arguments"])
+        value = show if arguments == ref else await self._opened(principal, arguments)
+        step, tool, digest = row["act"]["step"], row["act"]["tool"], row["act"]["digest"]
+        act: _Act = {
+            "step": step,
+            "tool": tool,
+            "digest": digest,
+            "arguments": value,
+            "labels": arguments.labels.to_json(),
+        }
+        return _Shown(row, show, labels, act)
 
-    async def _opened(self, principal: Principal, ref: Ref) -> Any:
+    async def _opened(self, principal: Principal, ref: Ref) -> Json:
         try:
             return await self._artifacts.open(principal.org_id, ref)
         except Erased:
             return {}
 
 
-def _require_role(principal: Principal, review: dict[str, Any]) -> None:
+def _require_role(principal: Principal, review: Row) -> None:
     if review["role"] not in principal.roles and "admin" not in principal.roles:
         raise Denied(f'this review needs role "{review["role"]}"')
 
 
-def _about(act: dict[str, Any]) -> dict[str, Any]:
+def _about(act: _Act) -> dict[str, Json]:
     return {"step": act["step"], "tool": act["tool"], "act": act["digest"]}
 
 
 def _entry(
-    principal: Principal, review: dict[str, Any], event_type: EventType, action: str, now: float, detail: dict[str, Any]
+    principal: Principal, review: Row, event_type: EventType, action: str, now: float, detail: JsonObject
 ) -> Entry:
     return Entry(
         org_id=principal.org_id,
@@ -278,10 +314,15 @@ def _entry(
     )
 
 
-def _view(row: dict[str, Any]) -> ReviewView:
-    act = row["act"]
-    if act is not None:
+def _view(shown: _Shown, decided: Mapping[str, str] = MappingProxyType({})) -> ReviewView:
+    """The review as people see it.
+
+    Args:
+        decided: columns that the row will have once the decision is stored.
+    """
+    row, act = shown.row, None
+    if shown.act is not None:
         approval = {name: row[name] for name in ("expires_at", "consumed_at", "revoked_at")}
         given = approval if approval["expires_at"] is not None else None
-        act = {**act, "digest": act["digest"][:DIGEST_SHOWN], "approval": given}
-    return ReviewView.model_validate({**row, "act": act})
+        act = {**shown.act, "digest": shown.act["digest"][:DIGEST_SHOWN], "approval": given}
+    return ReviewView.model_validate({**dict(row), **decided, "show": shown.show, "act": act})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Erased, NotFound
+from interlock.base.json import Json, JsonObject
 from interlock.base.refs import Ref
 from interlock.base.usage import cost_json
 from interlock.definitions.versions import Versions
@@ -24,7 +24,7 @@ from interlock.services.waiting import waits_for, way_of
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
-from interlock.store.entries import Entry
+from interlock.store.entries import Entry, EventType
 from interlock.telemetry.tracing import Tracing
 
 MAX_PAGE = 200
@@ -82,7 +82,7 @@ class Runs:
         asked = await self._database.rows("open_questions", run_id, org=principal.org_id)
         return await asyncio.to_thread(_run, row, version.program, state, times, errors, effects, asked)
 
-    async def result(self, principal: Principal, run_id: str, *, revealed: bool = False) -> Any:
+    async def result(self, principal: Principal, run_id: str, *, revealed: bool = False) -> Json:
         """The run's output, redacted; with `revealed` (role operator, audited) with the personal data back in it.
 
         Raises:
@@ -99,7 +99,7 @@ class Runs:
         await self._committer.submit(Commit(principal.org_id, audit=[entry]))
         return reveal(output, await vault_of(self._database, self._artifacts, row))
 
-    async def values(self, principal: Principal, run_id: str) -> dict[str, Any]:
+    async def values(self, principal: Principal, run_id: str) -> dict[str, Json]:
         """Input and step outputs, redacted, by name; for the person who debugs a run."""
         row = await self._row(principal, run_id)
         _, state = await folded(self._database, self._versions, row)
@@ -133,7 +133,7 @@ class Runs:
             return failure.message
         return f"{failure.message}: {error_detail}"
 
-    def _entry(self, principal: Principal, row: Row, event_type: Any, action: str, detail: dict[str, Any]) -> Entry:
+    def _entry(self, principal: Principal, row: Row, event_type: EventType, action: str, detail: JsonObject) -> Entry:
         return Entry(
             org_id=principal.org_id,
             event_type=event_type,
@@ -158,12 +158,12 @@ def is_over(status: str) -> bool:
     return RunStatus(status) in TERMINAL
 
 
-def _summary_fields(row: Row) -> dict[str, Any]:
+def _summary_fields(row: Row) -> dict[str, object]:
     names = {"user_id": row["principal"]["user_id"], "steps_done": row["steps"]}
     return dict(row) | names | cost_json(row["nano_usd"], row["unpriced"])
 
 
-def _timed(times: StepTimes | None) -> dict[str, Any]:
+def _timed(times: StepTimes | None) -> dict[str, Json]:
     return times.to_json() if times is not None else {}
 
 
@@ -177,16 +177,18 @@ def _run(
     asked: list[Row],
 ) -> RunView:
     steps = [
-        StepView(
-            id=name,
-            status=step.status,
-            attempt=step.attempt,
-            fallback=way_of(program, name, step),
-            tool=step.tool,
-            facts=step.facts,
-            error=errors.get(name),
-            output=step.output.digest if step.output else None,
-            **_timed(times.get(name)),
+        StepView.model_validate(
+            {
+                "id": name,
+                "status": step.status,
+                "attempt": step.attempt,
+                "fallback": way_of(program, name, step),
+                "tool": step.tool,
+                "facts": step.facts,
+                "error": errors.get(name),
+                "output": step.output.digest if step.output else None,
+                **_timed(times.get(name)),
+            }
         )
         for name, step in state.steps.items()
     ]

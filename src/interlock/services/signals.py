@@ -3,14 +3,12 @@ together."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import asyncpg
 
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, NotFound
 from interlock.base.ids import new_id
-from interlock.base.json import accept_json
+from interlock.base.json import JsonObject, accept_json
 from interlock.definitions.versions import Versions
 from interlock.identity.principal import Principal
 from interlock.machine.events import CancelRequested, PauseRequested, ResumeRequested, SignalReceived, event_to_json
@@ -21,13 +19,14 @@ from interlock.services.submit import checked_key
 from interlock.services.views.runs import SentSignal
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
-from interlock.store.entries import Entry
+from interlock.store.entries import Entry, EventType
 from interlock.store.rows import NewSignal, SignalId
 from interlock.workflows.facts import facts_of
 from interlock.workflows.schemas import check_value
 
 _MAX_REASON = 500
 _ONCE = "signal_ids_pkey"
+_Signal = SignalReceived | PauseRequested | ResumeRequested | CancelRequested
 
 
 class Signals:
@@ -43,7 +42,7 @@ class Signals:
         self._clock = clock
 
     async def signal(
-        self, principal: Principal, run_id: str, name: str, payload: Any, key: str | None = None
+        self, principal: Principal, run_id: str, name: str, payload: object, key: str | None = None
     ) -> SentSignal:
         """Sends a signal. A run that does not wait for it yet keeps it; one key counts once, also when sent concurrently.
 
@@ -148,7 +147,7 @@ class Signals:
         return row
 
     def _signal_commit(
-        self, principal: Principal, run: Row, event: Any, event_type: Any, action: str, detail: dict[str, Any]
+        self, principal: Principal, run: Row, event: _Signal, event_type: EventType, action: str, detail: JsonObject
     ) -> Commit:
         entry = Entry(
             org_id=principal.org_id,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import asyncpg
 
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, InvalidInput
 from interlock.base.ids import new_id
-from interlock.base.json import accept_json
+from interlock.base.json import Json, JsonObject, accept_json
 from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.refs import RefJson
 from interlock.definitions.versions import Version, Versions
@@ -58,7 +57,7 @@ class Submission:
         self._engine = engine
 
     async def accept(
-        self, principal: Principal, workflow: str, value: Any, idempotency_key: str | None, *, priority: int = 0
+        self, principal: Principal, workflow: str, value: object, idempotency_key: str | None, *, priority: int = 0
     ) -> tuple[str, bool]:
         """(run id, whether it is new). The same key with the same input is the same run.
 
@@ -72,7 +71,7 @@ class Submission:
             Denied: the role may not, or the input holds an injected order and the settings say `block`.
         """
         principal.require("run.start")
-        accept_json(value)
+        value = accept_json(value)
         if checked_key(idempotency_key):
             # First: what was accepted once is not held against what has been deployed since.
             existing = await self._existing(principal, workflow, str(idempotency_key), value)
@@ -91,14 +90,14 @@ class Submission:
             return existing, False
         return run_id, True
 
-    async def propose(self, principal: Principal, workflow: str, value: Any, key: str) -> tuple[str, Commit]:
+    async def propose(self, principal: Principal, workflow: str, value: object, key: str) -> tuple[str, Commit]:
         """As `accept`, but the new run is the caller's to commit, together with what made it start."""
         principal.require("run.start")
-        accept_json(value)
+        value = accept_json(value)
         _, version = await self._checked(principal, workflow, value, key, 0)
         return await self._proposed(principal, version, value, key, 0)
 
-    async def propose_again(self, row: Row, value: Any, key: str, *, actor: str) -> tuple[str, Commit]:
+    async def propose_again(self, row: Row, value: Json, key: str, *, actor: str) -> tuple[str, Commit]:
         """A new run of the same workflow's head version, for the same principal and with the same stored input.
 
         Args:
@@ -115,7 +114,7 @@ class Submission:
         return self._queued(row["org_id"], version, key, again, principal=row["principal"], actor=actor)
 
     async def _checked(
-        self, principal: Principal, workflow: str, value: Any, idempotency_key: str | None, priority: int
+        self, principal: Principal, workflow: str, value: Json, idempotency_key: str | None, priority: int
     ) -> tuple[str, Version]:
         if not -_MAX_PRIORITY <= priority <= _MAX_PRIORITY:
             raise InvalidInput(f"priority must be -{_MAX_PRIORITY} to {_MAX_PRIORITY}")
@@ -124,7 +123,7 @@ class Submission:
         check_value(version.input_validator, value, what="input", to_sender=True)
         return key, version
 
-    async def _existing(self, principal: Principal, workflow: str, key: str, value: Any) -> str | None:
+    async def _existing(self, principal: Principal, workflow: str, key: str, value: Json) -> str | None:
         row = await self._database.row("find_run_by_key", principal.org_id, workflow, key, org=principal.org_id)
         if row is None:
             return None
@@ -138,7 +137,7 @@ class Submission:
         return str(row["run_id"])
 
     async def _proposed(
-        self, principal: Principal, version: Version, value: Any, key: str, priority: int
+        self, principal: Principal, version: Version, value: Json, key: str, priority: int
     ) -> tuple[str, Commit]:
         redactor = Redactor.new()
         inspection = await inspect(value, Stage.INPUT, principal.org_id, redactor=redactor, block=self._block)
@@ -161,7 +160,7 @@ class Submission:
         return run_id, commit
 
     def _queued(
-        self, org_id: str, version: Version, key: str, taken: _Stored, *, principal: dict[str, Any], actor: str
+        self, org_id: str, version: Version, key: str, taken: _Stored, *, principal: JsonObject, actor: str
     ) -> tuple[str, Commit]:
         """A run's row and its audit entry.
 
@@ -199,7 +198,7 @@ class Submission:
         )
         return run_id, Commit(org_id, new_runs=[row], audit=[entry])
 
-    def _labels(self, principal: Principal, version: Version, value: Any, *, pii: bool) -> Labels:
+    def _labels(self, principal: Principal, version: Version, value: Json, *, pii: bool) -> Labels:
         subjects: frozenset[str] = frozenset()
         if version.workflow.subject is not None:
             reference = parse(version.workflow.subject)

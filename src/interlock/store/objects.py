@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 import obstore
 from obstore.exceptions import NotFoundError
-from obstore.store import LocalStore
+from obstore.store import LocalStore, ObjectStore
 
 from interlock.base.errors import IntegrityError
 
@@ -16,7 +15,7 @@ from interlock.base.errors import IntegrityError
 class Objects:
     """Immutable blobs by name. Writing the same name twice is fine: names are digests of the content."""
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
     @classmethod

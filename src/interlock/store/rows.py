@@ -214,21 +214,31 @@ class EffectRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoneClaim:
-    """The event that answers a claimed command, and the tokens and nano-USD it counts for; None if nothing was reserved."""
+    """The event that answers a claimed command."""
 
     run_id: str
     command: str
     event: Mapping[str, Json]
-    tokens: int | None = None
-    nano_usd: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SettledClaim:
-    """A claim whose outcome is in the run's row, so that its reservation ends."""
+class UsedReservation:
+    """A reservation whose call has ended: from now on it counts for what the call used, under fencing token 0."""
 
-    run_id: str
-    command: str
+    scope: str
+    holder: str
+    fence: int
+    tokens: int
+    nano_usd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettledReservation:
+    """A reservation that ends, under this fencing token and under 0: its scope has the call's usage now."""
+
+    scope: str
+    holder: str
+    fence: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import structlog
+from structlog.typing import EventDict, WrappedLogger
 
 from interlock.base.credentials import scrub_keys
+from interlock.base.json import Json
 from interlock.telemetry.spans import current_ids
 
 # Shapes of credentials: ours (il_…), providers' (sk-…, AWS, GitHub, Slack), bearer tokens,
@@ -52,7 +53,7 @@ def configure(*, level: str, file: Path | None = None) -> None:
     )
 
 
-def log(event_type: str, message: str = "", *, level: str = "info", **data: Any) -> None:
+def log(event_type: str, message: str = "", *, level: str = "info", **data: object) -> None:
     """Writes one log event; `event_type` is a name from `names`."""
     if _LEVELS[level] >= _threshold:
         getattr(structlog.get_logger(), level)(event_type, message=message, **data)
@@ -63,14 +64,14 @@ def stack_of(error: BaseException) -> str:
     return "".join(traceback.format_tb(error.__traceback__))
 
 
-def _trace_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _trace_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     ids = current_ids()
     if ids is not None:
         event["trace_id"], event["span_id"] = ids.trace_id, ids.span_id
     return event
 
 
-def _shape(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _shape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Arranges an event as the fields timestamp, trace_id, span_id, level, event_type, message and structured_data."""
     head = {key: event.pop(key, None) for key in ("timestamp", "level", "trace_id", "span_id", "message")}
     line = {"event_type": event.pop("event"), **head}
@@ -79,7 +80,7 @@ def _shape(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     return line
 
 
-def _scrubbed(value: Any) -> Any:
+def _scrubbed(value: object) -> Json:
     """JSON without credentials at any depth; a value that is not JSON becomes text first, and is scrubbed too."""
     if value is None or isinstance(value, bool | int | float):
         return value

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from interlock.base.errors import InterlockError
+from interlock.base.json import Json, JsonObject
 from interlock.telemetry import names
 
 
@@ -50,7 +51,7 @@ class Span:
         self,
         name: str,
         ids: TraceIds,
-        attributes: Mapping[str, Any],
+        attributes: JsonObject,
         *,
         parent_id: str | None,
         start_ns: int,
@@ -59,16 +60,16 @@ class Span:
         self.name = name
         self.trace_id, self.span_id = ids.trace_id, ids.span_id
         self.parent_id = parent_id
-        self.attributes = dict(attributes)
+        self.attributes: dict[str, Json] = dict(attributes)
         self.start_ns, self.end_ns = start_ns, 0
         self.ok = True
         self._done = done
         self._token: Token[Span | None] | None = None
 
-    def set_attribute(self, name: str, value: Any) -> None:
+    def set_attribute(self, name: str, value: Json) -> None:
         self.attributes[name] = value
 
-    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+    def set_attributes(self, attributes: JsonObject) -> None:
         self.attributes.update(attributes)
 
     def end(self, end_ns: int) -> None:
@@ -104,7 +105,7 @@ def current_ids() -> TraceIds | None:
     return TraceIds(span.trace_id, span.span_id) if span is not None else None
 
 
-def finished_attributes(span: Span) -> dict[str, Any]:
+def finished_attributes(span: Span) -> dict[str, Json]:
     """Attributes of an ended span, including the two that every span has."""
     return {
         names.SUCCESS: span.ok,

@@ -7,16 +7,19 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from pydantic_core import to_json
 
 from interlock.base.background import Loop
 from interlock.base.errors import InterlockError, Unavailable
+from interlock.base.json import JsonObject
 from interlock.store.database import Database
 from interlock.store.queries import QUERIES
 from interlock.telemetry import names
 from interlock.telemetry.spans import Span, TraceIds, current_ids, finished_attributes
+
+_SpanRow = tuple[str, str, str, str | None, str, int, int, bool, str]
+"""Values of the columns of `insert_spans`."""
 
 _FLUSH_SECONDS = 0.25
 _KEPT_WHILE_DOWN = 20_000  # spans kept in memory while the database is unavailable; the oldest are dropped first
@@ -49,7 +52,7 @@ class Tracing:
         """Writes the spans that have ended so far."""
         await self._store.flush()
 
-    def span(self, name: str, attributes: Mapping[str, Any], *, parent: TraceIds | None = None) -> Span:
+    def span(self, name: str, attributes: JsonObject, *, parent: TraceIds | None = None) -> Span:
         """A span around a block, under `parent` or the current one; success, error.type and latency.ms are set."""
         above = parent or current_ids()
         trace_id = above.trace_id if above else secrets.token_hex(16)
@@ -63,9 +66,7 @@ class Tracing:
             done=self._done,
         )
 
-    def emit(
-        self, name: str, ids: TraceIds, *, start: float, end: float, ok: bool, attributes: Mapping[str, Any]
-    ) -> None:
+    def emit(self, name: str, ids: TraceIds, *, start: float, end: float, ok: bool, attributes: JsonObject) -> None:
         """Records a finished root span with ids that were assigned earlier. Times are seconds since the epoch."""
         span = Span(name, ids, attributes, parent_id=None, start_ns=int(start * 1e9), done=self._done)
         span.ok = ok
@@ -120,7 +121,7 @@ class _SpanStore:
                 raise
 
 
-def _row(span: Span) -> tuple[Any, ...]:
+def _row(span: Span) -> _SpanRow:
     attributes = finished_attributes(span)
     try:
         text = _encode(attributes)
@@ -133,11 +134,11 @@ def _row(span: Span) -> tuple[Any, ...]:
     return (span.trace_id, span.span_id, org, span.parent_id, name, span.start_ns, span.end_ns, span.ok, text)
 
 
-def _encode(attributes: Any) -> str:
+def _encode(attributes: object) -> str:
     return to_json(attributes, fallback=str, bytes_mode="base64", inf_nan_mode="null").decode()
 
 
-def _storable(value: Any) -> Any:
+def _storable(value: object) -> object:
     # A database text can contain neither NUL nor a lone surrogate; one such span would block all later ones.
     if isinstance(value, str):
         return value.replace("\0", "").encode(errors="replace").decode()

@@ -19,7 +19,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from interlock.sandbox.answer import Measured, ended
 from interlock.sandbox.environment import Job, Sandbox, SandboxLimits, SandboxResult
@@ -67,7 +66,7 @@ class ToolBatches:
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._gathering: dict[_BatchKey, _Gathering] = {}
-        self._alone: OrderedDict[tuple[_BatchKey, Any], None] = OrderedDict()
+        self._alone: OrderedDict[tuple[_BatchKey, object], None] = OrderedDict()
 
     async def run(self, job: Job, terms: Batch) -> SandboxResult:
         """The result of this one call of `run`, independent of the calls that shared its sandbox.
@@ -194,7 +193,7 @@ def read_items(whole: SandboxResult, count: int) -> list[SandboxResult] | Sandbo
     return results
 
 
-def _read_item(item: Any, measured: Measured) -> SandboxResult | None:
+def _read_item(item: object, measured: Measured) -> SandboxResult | None:
     """The result of an item; None if the item has the wrong shape."""
     if not isinstance(item, Mapping):
         return None
@@ -220,5 +219,5 @@ def _read_item(item: Any, measured: Measured) -> SandboxResult | None:
     )
 
 
-def _is_pause(value: Any) -> bool:
+def _is_pause(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_PAUSE

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from interlock.admission.tool_health import Check, HealthVerdict
 from interlock.base.errors import InterlockError
 from interlock.telemetry import names
@@ -42,7 +40,7 @@ class HealthChecks:
         return verdict_of(check.tool, result.output)
 
 
-def verdict_of(tool: str, output: Any) -> HealthVerdict:
+def verdict_of(tool: str, output: object) -> HealthVerdict:
     """Parses the untrusted result of `health`."""
     if not isinstance(output, dict) or not isinstance(output.get("healthy"), bool):
         return HealthVerdict(False, f'tool "{tool}": health must return {{"healthy": true|false, "detail": "…"}}')

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from interlock.base.errors import Denied, FailureKind, NothingHappened, ToolError
+from interlock.base.json import JsonObject
 from interlock.sandbox.environment import Job, Sandbox, SandboxLimits, SandboxResult
 from interlock.tools.batches import ToolBatches
 from interlock.workflows.contracts import MIB, ToolContract
 
 Function = Literal["run", "commit", "compensate", "probe", "health"]
-Locate = Callable[[str], Coroutine[Any, Any, Path]]
+Locate = Callable[[str], Awaitable[Path]]
 """Bundle digest → unpacked directory."""
 
 _MAX_CLASS_NAME = 60
@@ -47,9 +48,9 @@ class Tools:
         self,
         tool: Tool,
         function: Function,
-        arguments: Mapping[str, Any],
+        arguments: JsonObject,
         *,
-        context: Mapping[str, Any],
+        context: JsonObject,
         allowed: frozenset[str],
         until: float | None = None,
     ) -> SandboxResult:

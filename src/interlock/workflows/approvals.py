@@ -8,7 +8,6 @@ sequence. `approves: false` covers nothing. Both the check and the run use this 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from interlock.base.refs import canonical_json
 from interlock.workflows.bindings import Reference, references
@@ -73,11 +72,11 @@ def _holds(shown: Reference, bound: Reference) -> bool:
     return same and bound.path[: len(shown.path)] == shown.path
 
 
-def _subtrees(tree: Any) -> Iterator[Any]:
+def _subtrees(tree: object) -> Iterator[object]:
     yield tree
     for one in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
         yield from _subtrees(one)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return canonical_json(value).decode()

@@ -9,10 +9,12 @@ A binding moves values and does not compute: conditions read facts (`facts.py`),
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal, get_args
+
+from interlock.base.json import Json
 
 _INDEX = re.compile(r"[0-9]{1,9}\Z")
 _REFERENCE = re.compile(
@@ -20,17 +22,21 @@ _REFERENCE = re.compile(
 )
 
 
+Root = Literal["input", "run", "item", "index", "steps", "last"]
+_ROOTS: Mapping[str, Root] = {name: name for name in get_args(Root)}
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """A parsed `$…` string: its source, and the fields and indices below it."""
 
-    root: Literal["input", "run", "item", "index", "steps", "last"]
+    root: Root
     step: str | None
     path: tuple[str, ...]
     text: str
 
 
-def parse(value: Any) -> Reference | None:
+def parse(value: object) -> Reference | None:
     """The reference in a string, or None for a literal.
 
     Raises:
@@ -49,11 +55,11 @@ def _parsed(value: str) -> Reference:
             f'"{value}" is not a reference; write $input.field, $steps.id.field, $run.id, $item, $index, $last.id.field, '
             "or $$ for a literal $"
         )
-    root: Any = match[2] if match["step"] else match[1]
+    root = _ROOTS[match[2] if match["step"] else match[1]]
     return Reference(root, match["step"], tuple(part for part in match["path"].split(".") if part), value)
 
 
-def references(tree: Any) -> Iterator[Reference]:
+def references(tree: object) -> Iterator[Reference]:
     """Every reference in a binding tree."""
     if isinstance(tree, dict):
         for value in tree.values():
@@ -67,7 +73,7 @@ def references(tree: Any) -> Iterator[Reference]:
             yield reference
 
 
-def resolve(tree: Any, lookup: Callable[[Reference], Any]) -> Any:
+def resolve(tree: Json, lookup: Callable[[Reference], Json]) -> Json:
     """The tree with every reference replaced by what `lookup` returns for it."""
     if isinstance(tree, dict):
         return {key: resolve(value, lookup) for key, value in tree.items()}
@@ -79,7 +85,7 @@ def resolve(tree: Any, lookup: Callable[[Reference], Any]) -> Any:
     return tree[1:] if isinstance(tree, str) and tree.startswith("$$") else tree
 
 
-def dig(value: Any, path: tuple[str, ...]) -> Any:
+def dig(value: Json, path: tuple[str, ...]) -> Json:
     """The part of a value at a path; None where it is absent."""
     for part in path:
         if isinstance(value, dict):

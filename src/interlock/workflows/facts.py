@@ -5,9 +5,9 @@ Free text is never a fact, so text written by a model or an attacker cannot cont
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import cel
 
@@ -19,12 +19,23 @@ MAX_NESTING = 50
 """Maximum nesting of brackets in a condition or a policy, for the same reason."""
 
 Facts = dict[str, Any]
+"""The facts of one step: `bool`, `int`, `float` or `str`, as its schema says."""
 
 
-def fact_fields(schema: Mapping[str, Any]) -> dict[str, str]:
+class CompiledCondition(Protocol):
+    """A condition compiled by the CEL library; `holds` evaluates it."""
+
+    @property
+    def source(self) -> str: ...
+    def variables(self) -> Iterable[str]: ...
+    def execute(self, context: dict[str, Facts], /) -> object: ...
+
+
+def fact_fields(schema: Mapping[str, object]) -> dict[str, str]:
     """Top-level fields of an object schema that are facts, with their kind: `bool`, `number` or `enum`."""
     fields: dict[str, str] = {}
-    for name, field in schema.get("properties", {}).items():
+    properties = schema.get("properties")
+    for name, field in properties.items() if isinstance(properties, Mapping) else ():
         if not isinstance(field, Mapping):
             continue
         kind = field.get("type")
@@ -37,7 +48,7 @@ def fact_fields(schema: Mapping[str, Any]) -> dict[str, str]:
     return fields
 
 
-def facts_of(schema: Mapping[str, Any], value: Any) -> Facts:
+def facts_of(schema: Mapping[str, object], value: object) -> Facts:
     """The facts of a value that fits `schema`."""
     if not isinstance(value, Mapping):
         return {}
@@ -45,8 +56,8 @@ def facts_of(schema: Mapping[str, Any], value: Any) -> Facts:
 
 
 @lru_cache(maxsize=4096)  # compilation takes a hundred times as long as an evaluation, and its result is constant
-def compile_condition(expression: str) -> Any:
-    """A compiled CEL program with `.variables` and `.execute(context)`.
+def compile_condition(expression: str) -> CompiledCondition:
+    """A compiled CEL program.
 
     Raises:
         InvalidSpec: the parser's reason, first line; or it is longer or nested deeper than CEL's recursion can take.
@@ -57,9 +68,10 @@ def compile_condition(expression: str) -> Any:
             "deep; let a step compute it"
         )
     try:
-        return cel.compile(expression)
+        compiled: CompiledCondition = cel.compile(expression)
     except ValueError as error:
         raise InvalidSpec(f"condition {expression!r} is not CEL: {str(error).splitlines()[0]}") from error
+    return compiled
 
 
 def nesting(text: str) -> int:
@@ -74,7 +86,7 @@ def nesting(text: str) -> int:
     return deepest
 
 
-def holds(program: Any, facts: Mapping[str, Facts]) -> bool:
+def holds(program: CompiledCondition, facts: Mapping[str, Facts]) -> bool:
     """Evaluates a condition.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
 from interlock.base.errors import ContractViolation, InvalidSpec
+from interlock.base.json import JsonObject
 from interlock.base.refs import canonical_json
 from interlock.workflows.schemas import Validator, validator_for
 from interlock.workflows.spec import JsonSchema, Part
@@ -49,20 +50,21 @@ class _Unbounded(jinja2.TemplateRuntimeError):
 class _Environment(ImmutableSandboxedEnvironment):
     """Environment in which a template reads only fields of its slots: `order.items` is a field, never a dict's method."""
 
-    def getattr(self, obj: Any, attribute: str) -> Any:
+    def getattr(self, obj: object, attribute: str) -> object:
         if isinstance(obj, LoopContext):
             return super().getattr(obj, attribute)
         return self._field(obj, attribute, self.undefined(obj=obj, name=attribute))
 
-    def getitem(self, obj: Any, argument: Any) -> Any:
+    def getitem(self, obj: object, argument: object) -> object:
         # The requested name may be a slot's value, which messages must not contain.
         return self._field(obj, argument, self.undefined(hint="a list or an object has no element of that name"))
 
-    def _field(self, obj: Any, argument: Any, missing: Any) -> Any:
+    def _field(self, obj: Any, argument: object, missing: object) -> object:
         try:
-            return obj[argument]
+            found: object = obj[argument]
         except (TypeError, LookupError):
             return missing
+        return found
 
 
 # Undefined names are errors, not "".
@@ -78,7 +80,7 @@ _ENVIRONMENT.filters = {name: _ENVIRONMENT.filters[name] for name in _FILTERS}
 
 
 @jinja2.pass_context
-def _counted(context: Context, items: Iterable[Any]) -> Iterator[Any]:
+def _counted(context: Context, items: Iterable[object]) -> Iterator[object]:
     for item in items:
         if next(context[_COUNTER]) >= MAX_TURNS:
             raise _Unbounded(f"its loops turn more than {MAX_TURNS} times; give it less")
@@ -113,7 +115,7 @@ class Prompt:
     _templates: tuple[tuple[str, jinja2.Template | str], ...]
     _validator: Validator
 
-    def render(self, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def render(self, values: JsonObject) -> list[tuple[str, str]]:
         """(role, content) pairs.
 
         Raises:
@@ -185,7 +187,7 @@ def _refused(node: nodes.Node) -> str | None:
     return None
 
 
-def _small(value: Any) -> bool:
+def _small(value: str | float | None) -> bool:
     return len(value) <= _MAX_ARGUMENT if isinstance(value, str) else value is None or abs(value) <= _MAX_ARGUMENT
 
 

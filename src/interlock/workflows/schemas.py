@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import jsonschema_rs
 
 from interlock.base.errors import ContractViolation
 from interlock.base.json import MAX_PLACE, place, sentence
+from interlock.workflows.spec import JsonSchema
 
 MAX_MESSAGE = 200
 """Maximum characters of the message about one violated rule."""
@@ -52,12 +52,12 @@ class Validator:
         schema: its source, for the names that it declares.
     """
 
-    def __init__(self, compiled: Any, schema: Any) -> None:
+    def __init__(self, compiled: jsonschema_rs.Validator, schema: JsonSchema) -> None:
         self._compiled = compiled
         self._declared = frozenset(_declared(schema))
         self._outermost = _names(schema)
 
-    def iter_errors(self, value: Any) -> Iterator[Violation]:
+    def iter_errors(self, value: object) -> Iterator[Violation]:
         """Violations of a value, in the order of the schema."""
         for error in self._compiled.iter_errors(value):
             path = [str(part) for part in error.schema_path]
@@ -68,10 +68,10 @@ class Validator:
                 place(error.instance_path, self._declared, value),
                 keyword,
                 self._message(keyword, path, error.message),
-                tuple(error.kind.unexpected) if keyword in _CLOSED else (),
+                _refused(error.kind) if keyword in _CLOSED else (),
             )
 
-    def check(self, value: Any, *, what: str, to_sender: bool = False) -> None:
+    def check(self, value: object, *, what: str, to_sender: bool = False) -> None:
         """Validates a value; raises as `check_value`."""
         if self._compiled.is_valid(value):
             return
@@ -91,7 +91,7 @@ class Validator:
         return sentence(f'the value does not meet "{keyword}" of its schema', MAX_MESSAGE)
 
 
-def validator_for(schema: Any, *, formats: bool = False) -> Validator:
+def validator_for(schema: JsonSchema, *, formats: bool = False) -> Validator:
     """A validator that opens no connection, for any reference in the schema.
 
     Args:
@@ -104,7 +104,7 @@ def validator_for(schema: Any, *, formats: bool = False) -> Validator:
     return Validator(compiled, schema)
 
 
-def check_value(validator: Validator, value: Any, *, what: str, to_sender: bool = False) -> None:
+def check_value(validator: Validator, value: object, *, what: str, to_sender: bool = False) -> None:
     """Validates against a compiled schema.
 
     Args:
@@ -116,14 +116,20 @@ def check_value(validator: Validator, value: Any, *, what: str, to_sender: bool 
     validator.check(value, what=what, to_sender=to_sender)
 
 
+def _refused(kind: jsonschema_rs.ValidationErrorKind) -> tuple[str, ...]:
+    """The names that a closed object has and may not have."""
+    kinds = jsonschema_rs.ValidationErrorKind
+    return tuple(kind.unexpected) if isinstance(kind, kinds.AdditionalProperties | kinds.UnevaluatedProperties) else ()
+
+
 def _closed(names: Collection[str]) -> str:
     said = "Additional properties are not allowed"
     return sentence(f"{said}; declared are {', '.join(names)}", MAX_MESSAGE) if names else said
 
 
-def _declared(schema: Any) -> Iterator[str]:
+def _declared(schema: JsonSchema) -> Iterator[str]:
     """All property names that a schema declares at any depth."""
-    below = [schema]
+    below: list[object] = [schema]
     while below:
         part = below.pop()
         if isinstance(part, dict):
@@ -133,7 +139,7 @@ def _declared(schema: Any) -> Iterator[str]:
             below += part
 
 
-def _names(schema: Any) -> list[str]:
+def _names(schema: object) -> list[str]:
     """The property names that the schema's outermost object declares."""
     properties = schema.get("properties") if isinstance(schema, dict) else None
     return [name for name in properties if isinstance(name, str)] if isinstance(properties, dict) else []

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
 
 from interlock.base.errors import InvalidSpec
+from interlock.base.json import Json
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Path = Sequence[str | int]
@@ -27,10 +29,10 @@ class Source:
     """A parsed definition file: its name for messages, its plain data, and the tree with line numbers."""
 
     name: str
-    data: Any
-    _tree: Any
+    data: Json
+    _tree: object
 
-    def with_data(self, data: Any) -> Source:
+    def with_data(self, data: Json) -> Source:
         """The same file with other data at the same places."""
         return Source(self.name, data, self._tree)
 
@@ -38,11 +40,9 @@ class Source:
         """The 1-based line of the value at `path`, or of its nearest parent."""
         node, line = self._tree, 1
         for part in path:
-            position = _position(node, part)
-            if position is None:
-                continue  # pydantic adds union tags to its paths; they are not in the file
-            line = position
-            node = node[part]
+            found = _part(node, part)
+            if found is not None:  # pydantic adds union tags to its paths; they are not in the file
+                line, node = found
         return line
 
     def complaint(self, path: Path, message: str) -> str:
@@ -55,11 +55,12 @@ class Source:
         )
 
 
-def _position(node: Any, part: str | int) -> int | None:
+def _part(node: object, part: str | int) -> tuple[int, object] | None:
+    """A part of a node, and its line."""
     if isinstance(node, CommentedMap) and part in node and part in (node.lc.data or {}):  # merged keys (<<) are not
-        return int(node.lc.key(part)[0]) + 1
+        return int(node.lc.key(part)[0]) + 1, node[part]
     if isinstance(node, CommentedSeq) and isinstance(part, int) and 0 <= part < len(node):
-        return int(node.lc.item(part)[0]) + 1
+        return int(node.lc.item(part)[0]) + 1, node[part]
     return None
 
 
@@ -104,7 +105,7 @@ def _refuse_anchors_and_tags(text: str, name: str) -> None:
             raise InvalidSpec(f"{name}:{line}: YAML tags are not accepted here; leave the tag out, or quote the value")
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: object) -> Json:
     if isinstance(node, CommentedMap | dict):
         plain_map = {str(key): _plain(value) for key, value in node.items()}
         if len(plain_map) != len(node):
@@ -142,7 +143,7 @@ def _faults(error: ValidationError, source: Source) -> Iterable[str]:
         yield source.complaint(_real_path(path, source.data), _mend(fault))
 
 
-def _real_path(path: Path, data: Any) -> list[str | int]:
+def _real_path(path: Path, data: Json) -> list[str | int]:
     real: list[str | int] = []
     for index, part in enumerate(path):
         if isinstance(data, dict) and part in data:
@@ -155,7 +156,7 @@ def _real_path(path: Path, data: Any) -> list[str | int]:
     return real
 
 
-def _mend(fault: Any) -> str:
+def _mend(fault: ErrorDetails) -> str:
     kind, message = fault["type"], str(fault["msg"])
     if kind == "missing":
         return "is required; add it"

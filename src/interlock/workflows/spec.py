@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from interlock.base.json import JsonField
 from interlock.base.money import UsdLimit
 
 MAX_STEPS = 500
@@ -64,10 +65,12 @@ class Fallback(Part):
     """
 
     tool: Identifier | None = Field(default=None, description="another tool")
-    input: dict[str, Any] | None = Field(default=None, description="arguments of the tool; absent: those of the step")
+    input: dict[str, JsonField] | None = Field(
+        default=None, description="arguments of the tool; absent: those of the step"
+    )
     model: Identifier | None = Field(default=None, description="another model alias, same prompt and output")
     last_good: bool = Field(default=False, description="the newest result that the same call gave in an earlier run")
-    value: dict[str, Any] | None = Field(default=None, description="a fixed answer")
+    value: dict[str, JsonField] | None = Field(default=None, description="a fixed answer")
     max_age: Seconds | None = Field(
         default=None, description="freshness: an answer that describes a state older than this, in seconds, is refused"
     )
@@ -97,7 +100,7 @@ class _AskingStep(_WorkStep):
 
     model: str = Field(default="default", description="alias from the settings' models")
     prompt: Identifier = Field(description="name of a file in prompts/")
-    values: dict[str, Any] = Field(default_factory=dict, description="slot → binding")
+    values: dict[str, JsonField] = Field(default_factory=dict, description="slot → binding")
     output: JsonSchema = Field(description="JSON Schema of the answer; an object")
     max_tokens: int = Field(default=512, ge=1, le=200_000)
     temperature: float = Field(default=0.0, ge=0, le=2)
@@ -135,7 +138,7 @@ class ToolStep(_WorkStep):
 
     kind: Literal["tool"]
     tool: Identifier
-    input: dict[str, Any] = Field(default_factory=dict, description="argument → binding")
+    input: dict[str, JsonField] = Field(default_factory=dict, description="argument → binding")
 
 
 class ReviewStep(_StepBase):
@@ -143,7 +146,7 @@ class ReviewStep(_StepBase):
 
     kind: Literal["review"]
     title: str
-    show: dict[str, Any] = Field(default_factory=dict, description="values shown to the reviewer: name → binding")
+    show: dict[str, JsonField] = Field(default_factory=dict, description="values shown to the reviewer: name → binding")
     role: str = Field(default="reviewer", description="role a principal needs to decide")
     approves: Identifier | Literal[False] | None = Field(
         default=None,
@@ -213,7 +216,7 @@ class MapStep(_StepBase):
     concurrency: int = Field(default=8, ge=1, le=1000, description="maximum number of concurrent items")
     on_item_failure: Literal["fail", "continue"] = "fail"
     steps: Steps = Field(min_length=1)
-    result: Any = Field(default=None, description="binding of one item's result; absent: the last step's output")
+    result: JsonField = Field(default=None, description="binding of one item's result; absent: the last step's output")
 
 
 class LoopStep(_StepBase):
@@ -237,7 +240,7 @@ class SubworkflowStep(_StepBase):
 
     kind: Literal["subworkflow"]
     workflow: Identifier
-    input: dict[str, Any] = Field(default_factory=dict, description="field of its input → binding")
+    input: dict[str, JsonField] = Field(default_factory=dict, description="field of its input → binding")
 
 
 WorkStep = ModelStep | AgentStep | ToolStep
@@ -265,7 +268,9 @@ class Workflow(Part):
         description='"hold": a step that finally failed waits in the dead-letter queue for an operator, and nothing is compensated',
     )
     steps: Steps = Field(min_length=1)
-    output: dict[str, Any] = Field(default_factory=dict, description="name → binding; null where the step did not run")
+    output: dict[str, JsonField] = Field(
+        default_factory=dict, description="name → binding; null where the step did not run"
+    )
 
 
 for _model in (ParallelStep, BranchCase, BranchStep, MapStep, LoopStep, Workflow):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import jsonschema_rs
 
@@ -66,7 +65,7 @@ class Visible:
     def after(self, name: str, seen: Seen) -> Visible:
         return replace(self, before={**self.before, name: seen})
 
-    def bindings(self, tree: Any, path: ValuePath) -> Iterator[Problem]:
+    def bindings(self, tree: object, path: ValuePath) -> Iterator[Problem]:
         """Faults of every reference in a binding tree."""
         try:
             found = list(references(tree))
@@ -183,5 +182,5 @@ def _field_problem(reference: Reference, schema: JsonSchema, owner: str) -> str 
     return _unknown(reference, properties, owner)
 
 
-def _unknown(reference: Reference, properties: Mapping[str, Any], owner: str) -> str:
+def _unknown(reference: Reference, properties: Iterable[str], owner: str) -> str:
     return f'"{reference.text}": {owner} has no field "{reference.path[0]}"; {listed(properties, "fields")}'

@@ -29,7 +29,7 @@ from interlock.store.commit import Commit
 from interlock.store.rows import ArtifactRow, NewSignal
 
 from .scenario import OUTCOMES, TOLD_TYPES, Entry, Record, Scenario, line, normalised, told_event
-from .scripted import ScriptedKernel
+from .scripted import ScriptedSteps
 from .world import MODELS
 
 PATIENCE = 180.0
@@ -85,8 +85,8 @@ class Observer:
 class Run:
     """One scenario's run."""
 
-    def __init__(self, app: App, kernel: ScriptedKernel, seen: Observer, admin: Principal, scenario: Scenario) -> None:
-        self._app, self._kernel, self._seen, self._admin = app, kernel, seen, admin
+    def __init__(self, app: App, steps: ScriptedSteps, seen: Observer, admin: Principal, scenario: Scenario) -> None:
+        self._app, self._steps, self._seen, self._admin = app, steps, seen, admin
         self._scenario = scenario
         self._length = 0
         self.run_id = ""
@@ -109,12 +109,12 @@ class Run:
         await self._happened("the start", script)
         for number, entry in enumerate(script, start=1):
             await self._enter(entry, script[number:])
-        await self._seen.until(lambda: not self._kernel.waiting(self.run_id), self._where)
+        await self._seen.until(lambda: not self._steps.waiting(self.run_id), self._where)
         return await self._record()
 
     def _where(self) -> str:
         journal = [line(event) for event in self._seen.journals.get(self.run_id, [])]
-        return f"{self._scenario.id}: waiting {self._kernel.waiting(self.run_id)}, journal {journal}"
+        return f"{self._scenario.id}: waiting {self._steps.waiting(self.run_id)}, journal {journal}"
 
     async def _happened(self, what: str, ahead: list[Entry]) -> None:
         """Waits until the journal is as long as the script has come; only timers may have gone ahead."""
@@ -132,11 +132,11 @@ class Run:
         if entry.verb in OUTCOMES:
             kind = "compensate" if entry.verb in {"undone", "undo_fails"} else "perform"
             step = str(entry.target)
-            under_way = self._kernel.under_way
+            under_way = self._steps.under_way
             await self._seen.until(
                 lambda: under_way(self.run_id, kind, step) is not None, lambda: f"{entry}: {self._where()}"
             )
-            self._kernel.answer(self.run_id, kind, entry, self._app.clock.now())
+            self._steps.answer(self.run_id, kind, entry, self._app.clock.now())
         elif entry.verb != "timer":
             await self._tell(entry)
         if entry.ignored:
@@ -203,7 +203,7 @@ class Run:
 
     async def _expect(self, wanted: dict[str, Any]) -> None:
         if "under_way" in wanted:
-            waiting = self._kernel.waiting
+            waiting = self._steps.waiting
             await self._seen.until(lambda: waiting(self.run_id) == wanted["under_way"], self._where)
         rows = await self._seen.rows("select status from runs where run_id = %s", self.run_id)
         found = {"status": rows[0][0], "under_way": wanted.get("under_way"), **await self._seen.people(self.run_id)}
@@ -223,7 +223,7 @@ class Run:
         assert len(asked) == (status == "failed"), "whether to try the whole of it again is asked of a failed run"
         opened = await self._app.artifacts.open(self._admin.org_id, Ref.from_json(output))
         events = [normalised(event) for event in self._seen.journals[self.run_id]]
-        works = sorted(self._kernel.works.get(self.run_id, []))
+        works = sorted(self._steps.works.get(self.run_id, []))
         people = await self._seen.people(self.run_id)
         return Record(events, status, reason, works, effects=dict(effects), output=opened, **people)
 
@@ -237,11 +237,11 @@ async def drive(
     given = Settings(database=database, data_dir=data_dir, models=MODELS, worker=worker, review=REVIEW, **settings)
     async with App(project, given) as app, await psycopg.AsyncConnection.connect(owner_url, autocommit=True) as owner:
         await app.admin.deploy(admin, app.read_project())
-        kernel, seen = ScriptedKernel(app.database, app.committer, app.approving.key), Observer(owner)
-        runs = {scenario.id: Run(app, kernel, seen, admin, scenario) for scenario in scenarios}
+        steps, seen = ScriptedSteps(app.database, app.committer, app.approving.key), Observer(owner)
+        runs = {scenario.id: Run(app, steps, seen, admin, scenario) for scenario in scenarios}
         for run in runs.values():
             await run.prepare()
-        engine = app._engine(_services(app, kernel))
+        engine = app._engine(_services(app, steps))
         watching = asyncio.create_task(seen.watch())
         # Caught, because printing one run's error with all it knew would keep the others waiting.
         with capture_logs() as logs:
@@ -249,7 +249,7 @@ async def drive(
             try:
                 played = await asyncio.gather(*(run.play() for run in runs.values()), return_exceptions=True)
             finally:
-                kernel.give_up()
+                steps.give_up()
                 await engine.drain()
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
@@ -265,13 +265,13 @@ def _why(error: BaseException, run_id: str, logs: list[Any]) -> str:
     return "\n".join([*traceback.format_exception(error), *said[-3:]])
 
 
-def _services(app: App, kernel: Any) -> EngineServices:
+def _services(app: App, steps: Any) -> EngineServices:
     return EngineServices(
         database=app.database,
         committer=app.committer,
         artifacts=app.artifacts,
         versions=app.versions,
-        kernel=kernel,
+        steps=steps,
         policies=app.policies,
         tracing=app.tracing,
         clock=app.clock,

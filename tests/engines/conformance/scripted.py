@@ -1,6 +1,6 @@
-"""The scripted kernel: takes work from a real engine, and answers when it is that answer's turn in the script.
+"""Scripted steps: take work from a real engine, and answer when it is that answer's turn in the script.
 
-Values are really sealed and the effect ledger is really written, in the order of the real kernel; only nobody is called.
+Values are really sealed and the effect ledger is really written, in the order of the real kernel; only no call is made.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from interlock.base.errors import LeaseLost
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.execution.approvals import Act, Approvals, act_of, consumed_rows
-from interlock.execution.effects import Effect, EffectLedger, idempotency_key
-from interlock.execution.steps import StepExecution, StepOutcome
+from interlock.execution.effects import Effect, EffectLedger, EffectSite
+from interlock.execution.run import StepExecution, StepOutcome
 from interlock.guard.gate import composed
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Committer
@@ -29,8 +29,8 @@ _REFUSED = {"denied", "budget", "invalid"}
 """Kinds of failure that come before anything is called."""
 
 
-class ScriptedKernel:
-    """Fulfils what engines use of `runtime.kernel.Kernel`."""
+class ScriptedSteps:
+    """Fulfils what engines use of `execution.steps.Steps`."""
 
     def __init__(self, database: Database, committer: Committer, approval_key: bytes) -> None:
         self._approvals = Approvals(database, approval_key)
@@ -69,9 +69,9 @@ class ScriptedKernel:
         if _mutates(execution) and entry.verb != "defer" and not (failed and entry.options.get("kind") in _REFUSED):
             effect = await self._begun(execution)
             if not failed:
-                outcome.effects.append(effect.row("succeeded", sealed.ref))
+                outcome.effects.append(effect.succeeded(sealed.ref))
             elif not event.failure.ambiguous:
-                outcome.effects.append(effect.row("failed"))
+                outcome.effects.append(effect.failed())
         return outcome
 
     async def _lacking(self, execution: StepExecution, entry: Entry, now: float) -> StepOutcome:
@@ -85,9 +85,7 @@ class ScriptedKernel:
     async def compensate(self, execution: StepExecution) -> StepOutcome:
         entry, now = await self._asked("compensate", execution)
         event = outcome_event(entry, execution.attempt, now, now, _none())
-        effects = (
-            [_effect(execution, await self._arguments(execution)).row("compensated")] if entry.verb == "undone" else []
-        )
+        effects = [_effect(execution, await self._arguments(execution)).compensated()] if entry.verb == "undone" else []
         return StepOutcome(event, effects=effects)
 
     async def _asked(self, kind: str, execution: StepExecution) -> tuple[Entry, float]:
@@ -104,40 +102,35 @@ class ScriptedKernel:
 
     async def _begun(self, execution: StepExecution) -> Effect:
         """The effect of an attempt, on record as being made."""
-        in_doubt = execution.attempt > 1 and await self._ledger.status(execution) == "executing"
+        in_doubt = execution.attempt > 1 and await self._ledger.status(_site(execution)) == "executing"
         arguments = await self._arguments(execution)
         effect = _effect(execution, arguments)
         standing = await self._approvals.standing(_act(execution, arguments), effect.idempotency_key)
         assert standing.facts.digest_matches is (execution.here.asked > 0), "what a person approved is on record"
         if not in_doubt:
             consumed = consumed_rows(standing.unused, effect.idempotency_key)
-            await self._ledger.intend(execution, effect, arguments, consumed)
-        await self._ledger.executing(execution, effect)
+            await self._ledger.intend(execution.run, effect, arguments, consumed)
+        await self._ledger.executing(execution.run, effect)
         return effect
 
     async def _arguments(self, execution: StepExecution) -> Sealed:
         return await execution.run.artifacts.seal(execution.run.org_id, composed({"step": execution.name}), Labels())
 
 
-def _effect(execution: StepExecution, arguments: Sealed) -> Effect:
+def _site(execution: StepExecution) -> EffectSite:
     assert isinstance(execution.step, ToolStep)
-    key = idempotency_key(execution.run.run_id, execution.effect_name, arguments.ref.digest)
-    return Effect(
-        execution.run.run_id,
-        execution.effect_name,
-        execution.run.org_id,
-        execution.step.tool,
-        key,
-        execution.attempt,
-        arguments.ref,
+    run = execution.run
+    return EffectSite(
+        run.run_id, execution.effect_name, run.org_id, run.version.tools[execution.step.tool], execution.attempt
     )
+
+
+def _effect(execution: StepExecution, arguments: Sealed) -> Effect:
+    return _site(execution).effect(arguments.ref)
 
 
 def _act(execution: StepExecution, arguments: Sealed) -> Act:
-    assert isinstance(execution.step, ToolStep)
-    return act_of(
-        execution.run, execution.effect_name, execution.step.tool, arguments.ref, execution.run.policy.version
-    )
+    return act_of(execution.run, _site(execution), arguments.ref, execution.run.policy.version)
 
 
 def _mutates(execution: StepExecution) -> bool:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from engines.conftest import Desk, OpenApp
 from engines.harness import ASK, Model, Observer, think, until, workflow, write
-from interlock.store.commit import LEASE_LOST
 
 ONE_STEP = {"concurrency": 1, "lease_seconds": 60}
-SUM = "select sum(tokens), sum(nano_usd) from claims where run_id = %s"
+SUM = "select sum(tokens), sum(nano_usd) from reservations where scope = 'run:' || %s"
 
 
 def _indent(text: str) -> str:
@@ -81,44 +79,3 @@ async def test_a_run_without_a_budget_sets_nothing_aside(
     run = await desk.start("free")
     await until(lambda: model.count == 2, lambda: "the calls are not under way")
     assert seen.rows(SUM, run) == [(None, None)]
-
-
-async def test_the_rule(desk: Desk, seen: Observer) -> None:
-    """What the row says, what others have, and what is wanted, against the limit; for nobody but the claim's holder.
-
-    At the limit a call fits, and one nano-USD above it does not; in floating point, three tenths are more than 0.3.
-    """
-    run, tenth = await desk.start("ample"), 100_000_000
-    seen.connection.execute(
-        "update runs set input_tokens = 20, output_tokens = 10, nano_usd = %s where run_id = %s", (tenth, run)
-    )
-    seen.connection.execute(
-        "insert into claims (run_id, org_id, command, fence, tokens, nano_usd) "
-        "select run_id, org_id, c.command, 7, c.tokens, c.nano_usd from runs, "
-        "(values ('other', 30, %s::bigint), ('mine', 500, 9)) as c(command, tokens, nano_usd) where run_id = %s",
-        (tenth, run),
-    )
-
-    def reserve(
-        tokens: int, nano_usd: int, fence: int = 7, limit: int | None = 100, most: int | None = 3 * tenth
-    ) -> tuple[object, ...]:
-        query = "select fits, used_tokens, used_nano_usd from reserve_claim(%s, 'mine', %s, %s, %s, %s, %s)"
-        return tuple(seen.rows(query, run, fence, tokens, nano_usd, limit, most)[0])
-
-    mine = "select tokens, nano_usd from claims where run_id = %s and command = 'mine'"
-    assert reserve(40, tenth) == (True, 60, 2 * tenth)
-    assert seen.rows(mine, run) == [(40, tenth)]
-    assert reserve(41, tenth) == (False, 60, 2 * tenth)
-    assert seen.rows(mine, run) == [(None, None)]
-    assert reserve(40, tenth + 1) == (False, 60, 2 * tenth)
-    assert reserve(40, tenth, most=3 * tenth - 1) == (False, 60, 2 * tenth)
-    assert reserve(5000, tenth, limit=None)[0] is True
-    assert reserve(40, 10**15, most=None)[0] is True
-    types = "select distinct data_type from information_schema.columns where column_name = 'nano_usd'"
-    assert seen.rows(types) == [("bigint",)], "what a float cannot hold is kept to the nano"
-    enormous = 2**53
-    assert reserve(40, enormous + 1, most=2 * tenth + enormous) == (False, 60, 2 * tenth)
-    assert reserve(40, enormous + 1, most=2 * tenth + enormous + 1) == (True, 60, 2 * tenth)
-    with pytest.raises(psycopg.Error) as caught:
-        reserve(1, 0, fence=6)
-    assert caught.value.sqlstate == LEASE_LOST

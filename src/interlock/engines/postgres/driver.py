@@ -14,13 +14,15 @@ import contextlib
 from typing import Any
 
 from interlock.base.errors import InvalidInput, LeaseLost, Unavailable
+from interlock.budget.reservations import Amount
 from interlock.engines.postgres.refusals import Arrived, Refused, Sent, Work, sift, work_in
-from interlock.execution.attempt import unrecordable
-from interlock.execution.batch.reservations import abandon_calls, hold_reserved, release_reserved
+from interlock.execution.batch.outstanding import abandon_calls
 from interlock.execution.engine import HOLD_SECONDS, EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, input_facts, load_run, replayed, seed_of, work_of
-from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, records_of
-from interlock.execution.steps import Run, StepOutcome
+from interlock.execution.records import commit_of, emit_run_span, records_of
+from interlock.execution.reviews import confirmed_effects
+from interlock.execution.run import Run, StepOutcome, holder_of, works_ended
+from interlock.execution.steps import unrecordable
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, pending
 from interlock.machine.persistent import changed_keys
@@ -114,8 +116,8 @@ class RunDriver:
         # First of all: a run that was cancelled before it began does not begin.
         self._take_signals(row["signals"])
         self._state, self._seq = await replayed(services.database, self._run.version.program, row)
-        self._written, self._run.usage = self._state, self._state.usage
-        hold_reserved(self._run, self._state, row)
+        self._written = self._state
+        self._run.budget.settle(Amount.of(self._state.usage), ())
         if self._seq:
             self._run.resumed = True
             log(names.LOG_RUN_RESUMED, run_id=run_id, events=self._seq)
@@ -208,7 +210,7 @@ class RunDriver:
         How many it heard: with those that end the run it stops. Its end is recorded by itself; signals that came with it stay
         where they are, and the run with them, if they may bring it back.
         """
-        state, commands, events = self._state, [], []
+        state, commands = self._state, []
         accepted: list[StepOutcome] = []
         settled: list[EffectRow] = []
         received = 0
@@ -222,7 +224,6 @@ class RunDriver:
                 continue  # stale: a duplicate delivery, or a decision that no review waits for
             settled += confirmed_effects(self._run, before, outcome.event)
             accepted.append(outcome)
-            events.append(outcome.event)
             commands += given
         used = _signals_of(outcomes[:received])
         ahead = bool(commands) and all(self._may_go_ahead(state, command) for command in commands)
@@ -243,7 +244,9 @@ class RunDriver:
             used_signals=used,
         )
         commit.effects += settled
-        abandon_calls(commit, self._run, self._state, state)
+        ended = works_ended(one.event for one in accepted)
+        commit.settled_reservations += self._run.settled(ended)
+        abandoned = abandon_calls(commit, self._run, self._state, state)
         await records_of(commit, self._run, state, commands, self._services.clock.now())
         self._state, self._written, self._seq = state, state, self._seq + len(accepted)
         self._sent = sent
@@ -254,7 +257,7 @@ class RunDriver:
                 await asyncio.sleep(0)
         else:
             await self._durable()
-        self._settle_budget(events)
+        self._settle_budget(ended, abandoned)
         before_these = set(self._tasks)
         self._issue(commands)
         sent.begun = {task: begun for task, begun in self._tasks.items() if task not in before_these}
@@ -318,12 +321,11 @@ class RunDriver:
             task.cancel()
         await asyncio.gather(*sent.begun, return_exceptions=True)
         void = set(sent.begun.values())
-        for _, step, _ in void:
-            self._run.ledger.release(step)
         assert self._again is not None
         self._again |= sift(self._events, void)
         self._state = self._written = sent.state
-        self._seq, self._run.usage = sent.seq, sent.state.usage
+        self._seq = sent.seq
+        self._run.budget.settle(Amount.of(sent.state.usage), [holder_of(step, attempt) for _, step, attempt in void])
         timers = [one for one in pending(sent.state) if isinstance(one, ev.StartTimer)]
         self._issue([one for one in timers if one.timer not in self._timers])
 
@@ -337,14 +339,11 @@ class RunDriver:
         tool = self._run.version.tools.get(step.tool) if isinstance(step, ToolStep) else None
         return tool is not None and not tool.contract.mutating
 
-    def _settle_budget(self, events: list[Any]) -> None:
-        self._run.usage = self._state.usage
-        for event in events:
-            if isinstance(event, ev.StepSucceeded | ev.StepFailed | ev.ApprovalNeeded):
-                self._run.ledger.release(event.step)
-            elif isinstance(event, ev.StepDeferred):
-                self._run.ledger.settle(event.step)
-        release_reserved(self._run, self._state)
+    def _settle_budget(self, ended: list[tuple[str, int]], abandoned: list[tuple[str, int]]) -> None:
+        """What these calls used is in the state now; the transaction that says so may still be under way."""
+        budget = self._run.budget
+        budget.abandon(holder_of(*work) for work in abandoned)
+        budget.settle(Amount.of(self._state.usage), [holder_of(*work) for work in (*ended, *abandoned)])
 
     def _finished(self) -> None:
         services, run, state = self._services, self._run, self._state
@@ -381,8 +380,8 @@ class RunDriver:
         task = asyncio.current_task()
         assert task is not None
         try:
-            kernel = self._services.kernel
-            outcome = await (kernel.compensate(execution) if compensate else kernel.perform(execution))
+            steps = self._services.steps
+            outcome = await (steps.compensate(execution) if compensate else steps.perform(execution))
             self._events.put_nowait(outcome)
         except Exception as error:  # noqa: BLE001  the drive must end with it, not wait for ever
             self._events.put_nowait(error)

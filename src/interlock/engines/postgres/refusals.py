@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interlock.base.errors import InvalidInput
-from interlock.execution.steps import StepOutcome
+from interlock.execution.run import StepOutcome
 from interlock.machine.events import CompensationFailed, CompensationSucceeded
 from interlock.machine.state import RunState
 

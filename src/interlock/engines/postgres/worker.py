@@ -162,6 +162,7 @@ class PostgresEngine:
         row = await self._services.database.row("get_crashes", run_id, org=org_id)
         if row is not None and not row["parked"]:  # else its dead letter lies there from the last time
             run = await self._services.database.row("get_run", run_id, org=org_id)
+            assert run is not None, "crashes are counted of runs that exist"
             park_run(commit, run, reason, self._services.clock.now())
         await self._services.committer.submit(commit)
 

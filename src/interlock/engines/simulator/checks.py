@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from interlock.base.errors import FailureKind
 from interlock.base.labels import Labels
@@ -16,6 +15,7 @@ from interlock.machine.machine import advance, fold
 from interlock.machine.names import DEADLINE, TimerKey, is_numbered
 from interlock.machine.program import Program
 from interlock.machine.state import RunState, StepStatus, state_from_json, state_to_json
+from interlock.workflows.facts import Facts
 from interlock.workflows.spec import CONTAINERS, MapStep, ToolStep, WaitStep
 
 _VALUE = Ref("1" * 64, 1, Labels())
@@ -29,6 +29,10 @@ _UNDOING = frozenset(
     }
 )
 _DONE = _UNDOING | {StepStatus.SUCCEEDED}
+
+_OF_ATTEMPTS = (ev.StepSucceeded, ev.StepFailed, ev.StepDeferred, ev.ApprovalNeeded)
+_OF_COMPENSATIONS = (ev.CompensationSucceeded, ev.CompensationFailed)
+_REPEATABLE = (ev.PauseRequested, ev.ResumeRequested, ev.DeadLetterRequeued, ev.DeadLetterDiscarded)
 
 
 class Broken(Exception):
@@ -53,16 +57,15 @@ class Invariants:
     effects: dict[str, None] = field(default_factory=dict)
     kept: dict[str, None] = field(default_factory=dict)
 
-    def note(self, program: Program, before: RunState, event: Any, commands: Iterable[ev.Command]) -> None:
+    def note(self, program: Program, before: RunState, event: ev.Event, commands: Iterable[ev.Command]) -> None:
         """Raises Broken if an effect is commanded twice."""
         self._event(program, before, event)
         for command in commands:
-            kind = type(command)
-            if kind is ev.Perform:
-                _check_approved(before, event, command.step)  # type: ignore[union-attr]
-                self._begin(("perform", command.step, command.attempt))  # type: ignore[union-attr]
-            elif kind is ev.Compensate:
-                self._begin(("undo", command.step, command.attempt))  # type: ignore[union-attr]
+            if isinstance(command, ev.Perform):
+                _check_approved(before, event, command.step)
+                self._begin(("perform", command.step, command.attempt))
+            elif isinstance(command, ev.Compensate):
+                self._begin(("undo", command.step, command.attempt))
             elif isinstance(command, ev.OpenReview):
                 self.reviews[command.step] = None
             elif isinstance(command, ev.CloseReview):
@@ -77,26 +80,25 @@ class Invariants:
             raise Broken(f'"{key[1]}": attempt {key[2]} to {key[0]} was commanded twice')
         self.work[key] = None
 
-    def _event(self, program: Program, before: RunState, event: Any) -> None:
-        kind = type(event)
-        if kind in {ev.StepSucceeded, ev.StepFailed, ev.StepDeferred, ev.ApprovalNeeded}:
+    def _event(self, program: Program, before: RunState, event: ev.Event) -> None:
+        if isinstance(event, _OF_ATTEMPTS):
             key = ("perform", event.step, event.attempt)
             del self.work[key]
-            if kind is not ev.StepDeferred:  # nothing was tried: the same attempt again
+            if not isinstance(event, ev.StepDeferred):  # nothing was tried: the same attempt again
                 self.ended.add(key)
-            if kind is ev.StepSucceeded:
+            if isinstance(event, ev.StepSucceeded):
                 self._effect(program, before, event.step)
-        elif kind is ev.ReviewDecided:
+        elif isinstance(event, ev.ReviewDecided):
             del self.reviews[event.step]
             if event.approved and before.steps[event.step].status is StepStatus.CONFIRMING:
                 self._effect(program, before, event.step)
-        elif kind in {ev.CompensationSucceeded, ev.CompensationFailed}:
+        elif isinstance(event, _OF_COMPENSATIONS):
             key = ("undo", event.step, event.attempt)
             del self.work[key]
             self.ended.add(key)
-            if kind is ev.CompensationSucceeded:
+            if isinstance(event, ev.CompensationSucceeded):
                 del self.effects[event.step]
-        elif kind is ev.DeadLetterDiscarded and event.step in self.effects:
+        elif isinstance(event, ev.DeadLetterDiscarded) and event.step in self.effects:
             self.kept[event.step] = None
 
     def _effect(self, program: Program, before: RunState, name: str) -> None:
@@ -122,12 +124,11 @@ class Invariants:
                 return spec.signal
         return None
 
-    def may_be_new(self, event: Any) -> bool:
+    def may_be_new(self, event: ev.Event) -> bool:
         """True if an event, though delivered before, would answer something that is open now."""
-        kind = type(event)
-        if kind in {ev.PauseRequested, ev.ResumeRequested, ev.DeadLetterRequeued, ev.DeadLetterDiscarded}:
+        if isinstance(event, _REPEATABLE):
             return True
-        return kind is ev.StepDeferred and ("perform", event.step, event.attempt) in self.work
+        return isinstance(event, ev.StepDeferred) and ("perform", event.step, event.attempt) in self.work
 
     def take_over(self, commands: Iterable[ev.Command]) -> None:
         """A new driver does what `pending` says: that must be just what was under way."""
@@ -137,7 +138,7 @@ class Invariants:
             raise Broken("a driver that takes the run over would do other work than was under way")
 
 
-def _check_approved(before: RunState, event: Any, name: str) -> None:
+def _check_approved(before: RunState, event: ev.Event, name: str) -> None:
     """An act that a person is asked about is performed only once that person has approved this very act. Raises Broken."""
     step = before.steps.get(name)
     if step is None or step.status is not StepStatus.APPROVING or step.request is None:
@@ -147,7 +148,7 @@ def _check_approved(before: RunState, event: Any, name: str) -> None:
         raise Broken(f'"{name}" was performed although its act was not approved')
 
 
-def advance_checked(program: Program, state: RunState, event: Any) -> tuple[RunState, list[ev.Command]]:
+def advance_checked(program: Program, state: RunState, event: ev.Event) -> tuple[RunState, list[ev.Command]]:
     """Applies an event. Raises Broken if the machine raises anything: it must be total."""
     try:
         return advance(program, state, event)
@@ -155,14 +156,14 @@ def advance_checked(program: Program, state: RunState, event: Any) -> tuple[RunS
         raise Broken(f"{_text(event)} raised {type(error).__name__}: {error}") from error
 
 
-def refuse(program: Program, state: RunState, event: Any) -> None:
+def refuse(program: Program, state: RunState, event: ev.Event) -> None:
     """An event that answers nothing changes nothing. Raises Broken."""
     after, commands = advance_checked(program, state, event)
     if after is not state or commands:
         raise Broken(f"{_text(event)} was taken although it answers nothing")
 
 
-def _text(event: Any) -> str:
+def _text(event: ev.Event) -> str:
     return json.dumps(ev.event_to_json(event))
 
 
@@ -238,7 +239,7 @@ def _failed_around(program: Program, state: RunState, name: str) -> str | None:
     return None
 
 
-def check_fold(program: Program, journal: Iterable[Any], state: RunState, *, text: bool) -> None:
+def check_fold(program: Program, journal: Iterable[ev.Event], state: RunState, *, text: bool) -> None:
     """The journal, folded, is the state; with `text`, through JSON as the journal is kept. Raises Broken."""
     if text:
         journal = [ev.event_from_json(json.loads(json.dumps(ev.event_to_json(event)))) for event in journal]
@@ -253,34 +254,31 @@ def check_totality(program: Program, state: RunState, dice: Dice) -> None:
     name = dice.pick([*state.steps, *program.nodes, "", "unknown", "a#1/b"])
     attempt = dice.pick((-1, 0, 1, 2, 2**64))
     at = dice.pick((0.0, -1.0, 1e12))
-    facts: dict[str, Any] = dice.pick(({}, {"n": 10**400, "count": -1}, {"n": "text", "count": True}, {"count": 2}))
+    facts: Facts = dice.pick(({}, {"n": 10**400, "count": -1}, {"n": "text", "count": True}, {"count": 2}))
     failure = ev.Failure(
         dice.pick(tuple(FailureKind)), "code", "it failed", dice.pick((None, -1.0)), dice.below(2) == 0
     )
-    event: Any = dice.pick(
-        (
-            ev.RunStarted(at, 1, facts),
-            ev.StepSucceeded(name, attempt, at, at, _VALUE, facts, calls=dice.pick(((), ("book",), ("unheard_of",)))),
-            ev.StepFailed(name, attempt, at, at, failure),
-            ev.StepDeferred(name, attempt, at, at, -1.0),
-            ev.ApprovalNeeded(name, attempt, at, at, "", _VALUE, ""),
-            ev.ReviewDecided(name, at, dice.below(2) == 0, _VALUE, facts),
-            ev.TimerFired(
-                dice.pick(
-                    [*state.timers, "", DEADLINE, str(TimerKey.limit(name, 1)), str(TimerKey.compensate(name, 1))]
-                ),
-                at,
-            ),
-            ev.CompensationSucceeded(name, attempt, at, at),
-            ev.CompensationFailed(name, attempt, at, at, failure),
-            ev.CancelRequested(at, ""),
-            ev.SignalReceived("go", name, at, _VALUE, facts),
-            ev.PauseRequested(at),
-            ev.ResumeRequested(at),
-            ev.DeadLetterRequeued(name, at, _VALUE),
-            ev.DeadLetterDiscarded(name, at),
-        )
+    events: tuple[ev.Event, ...] = (
+        ev.RunStarted(at, 1, facts),
+        ev.StepSucceeded(name, attempt, at, at, _VALUE, facts, calls=dice.pick(((), ("book",), ("unheard_of",)))),
+        ev.StepFailed(name, attempt, at, at, failure),
+        ev.StepDeferred(name, attempt, at, at, -1.0),
+        ev.ApprovalNeeded(name, attempt, at, at, "", _VALUE, ""),
+        ev.ReviewDecided(name, at, dice.below(2) == 0, _VALUE, facts),
+        ev.TimerFired(
+            dice.pick([*state.timers, "", DEADLINE, str(TimerKey.limit(name, 1)), str(TimerKey.compensate(name, 1))]),
+            at,
+        ),
+        ev.CompensationSucceeded(name, attempt, at, at),
+        ev.CompensationFailed(name, attempt, at, at, failure),
+        ev.CancelRequested(at, ""),
+        ev.SignalReceived("go", name, at, _VALUE, facts),
+        ev.PauseRequested(at),
+        ev.ResumeRequested(at),
+        ev.DeadLetterRequeued(name, at, _VALUE),
+        ev.DeadLetterDiscarded(name, at),
     )
+    event = dice.pick(events)
     after, commands = advance_checked(program, state, event)
     if after is state and commands:
         raise Broken(f"{_text(event)} was refused, yet it gave commands")

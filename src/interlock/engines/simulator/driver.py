@@ -5,14 +5,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from interlock.machine import events as ev
 from interlock.machine.machine import advance
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
+from interlock.workflows.facts import Facts
 
-Responder = Callable[[ev.Command, float], Any]
+Responder = Callable[[ev.Command, float], ev.Event | None]
 """(command, now) → the event that answers it, or None to leave it unanswered."""
 
 _MAX_EVENTS = 100_000  # a program that needs more does not end
@@ -24,10 +24,10 @@ class SimulatedRun:
 
     program: Program
     state: RunState = field(default_factory=RunState)
-    events: list[Any] = field(default_factory=list)
+    events: list[ev.Event] = field(default_factory=list)
     commands: list[ev.Command] = field(default_factory=list)
 
-    def tell(self, event: Any) -> list[ev.Command] | None:
+    def tell(self, event: ev.Event) -> list[ev.Command] | None:
         """The commands an event leads to; None if the machine refuses it, which is not journalled, as in a real driver."""
         before = self.state
         self.state, commands = advance(self.program, before, event)
@@ -38,9 +38,7 @@ class SimulatedRun:
         return commands
 
 
-def simulate(
-    program: Program, answer: Responder, *, seed: int = 0, facts: dict[str, Any] | None = None
-) -> SimulatedRun:
+def simulate(program: Program, answer: Responder, *, seed: int = 0, facts: Facts | None = None) -> SimulatedRun:
     """Runs a program to its end, or until nothing more will happen.
 
     Work is answered at once, in the order commanded; timers fire in order of their due times once all work is done.

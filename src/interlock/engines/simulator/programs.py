@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from interlock.machine.program import Program, compile_program
 from interlock.workflows.contracts import ToolContract
@@ -18,6 +18,7 @@ from interlock.workflows.spec import (
     BranchStep,
     Budget,
     Fallback,
+    JsonSchema,
     LoopStep,
     MapStep,
     ModelStep,
@@ -32,7 +33,7 @@ from interlock.workflows.spec import (
 )
 
 T = TypeVar("T")
-_OBJECT: dict[str, Any] = {"type": "object"}
+_OBJECT: JsonSchema = {"type": "object"}
 LOOK, SEND, BOOK = "look", "send", "book"
 CONTRACTS = {
     LOOK: ToolContract(name=LOOK, description="", effect="pure", input=_OBJECT, output=_OBJECT),
@@ -95,7 +96,7 @@ def random_program(dice: Dice) -> Program:
         child = _WORKFLOW.model_copy(update={"name": _CHILD, "steps": maker.steps(_DEEPEST - 1, least=1)})
     maker.child = child is not None
     steps = maker.steps(0, least=1)
-    fields: dict[str, Any] = {"steps": steps, "budget": dice.pick(_BUDGETS)}
+    fields: dict[str, object] = {"steps": steps, "budget": dice.pick(_BUDGETS)}
     if dice.below(4) == 0:
         fields["deadline"] = 30.0
     if dice.below(4) == 0:
@@ -116,7 +117,7 @@ class _Maker:
 
     def _step(self, depth: int) -> Step:
         self._made += 1
-        fields: dict[str, Any] = {"id": f"s{self._made}"}
+        fields: dict[str, object] = {"id": f"s{self._made}"}
         if self._dice.below(4) == 0:
             fields["on_failure"] = "continue"
         kind = self._dice.below(16 if depth < _DEEPEST else 9)
@@ -130,11 +131,11 @@ class _Maker:
             return self._wait(fields)
         return self._container(fields, kind, depth + 1)
 
-    def _tool(self, fields: dict[str, Any]) -> Step:
+    def _tool(self, fields: dict[str, object]) -> Step:
         fields["tool"] = self._dice.pick(TOOLS)
         return _TOOL.model_copy(update=self._work(fields, _TOOL_FALLBACKS))
 
-    def _work(self, fields: dict[str, Any], fallbacks: Sequence[Fallback]) -> dict[str, Any]:
+    def _work(self, fields: dict[str, object], fallbacks: Sequence[Fallback]) -> dict[str, object]:
         dice = self._dice
         fields["retry"] = dice.pick(_RETRIES)
         chance = dice.below(8)
@@ -144,13 +145,13 @@ class _Maker:
             fields["deadline"] = 2.0
         return fields
 
-    def _review(self, fields: dict[str, Any]) -> Step:
+    def _review(self, fields: dict[str, object]) -> Step:
         if self._dice.below(3) == 0:
             fields["deadline"] = 20.0
         fields["on_reject"] = self._dice.pick(("fail", "continue"))
         return _REVIEW.model_copy(update=fields)
 
-    def _wait(self, fields: dict[str, Any]) -> Step:
+    def _wait(self, fields: dict[str, object]) -> Step:
         kind = self._dice.below(4)
         if kind == 0:
             return _WAIT.model_copy(update=fields)
@@ -163,7 +164,7 @@ class _Maker:
                 fields["timeout"] = 5.0
         return _WAIT.model_copy(update=fields)
 
-    def _container(self, fields: dict[str, Any], kind: int, depth: int) -> Step:
+    def _container(self, fields: dict[str, object], kind: int, depth: int) -> Step:
         dice = self._dice
         match kind:
             case 9 | 10:

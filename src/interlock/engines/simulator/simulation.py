@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from interlock.base.errors import FailureKind
 from interlock.base.labels import Labels
@@ -29,11 +28,12 @@ from interlock.machine.machine import pending
 from interlock.machine.names import TURN, TimerKey, TimerKind, id_of
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
+from interlock.workflows.facts import Facts
 from interlock.workflows.spec import AgentStep, MapStep
 
 _MOST_EVENTS = 2000  # no program here needs a tenth of it
 _VALUE = Ref("0" * 64, 0, Labels())
-_FACTS: tuple[dict[str, Any], ...] = ({}, {"n": 1, "flag": False}, {"n": 3, "flag": True})
+_FACTS: tuple[Facts, ...] = ({}, {"n": 1, "flag": False}, {"n": 3, "flag": True})
 _FAILURES = (
     FailureKind.TRANSIENT,
     FailureKind.TRANSIENT,
@@ -60,7 +60,7 @@ class Simulated:
     seed: int
     program: Program
     state: RunState
-    journal: list[Any]
+    journal: list[ev.Event]
     faults: Counter[str]
     problem: str | None = None
 
@@ -86,11 +86,11 @@ class _World:
     dice: Dice
     program: Program
     state: RunState = field(default_factory=RunState)
-    journal: list[Any] = field(default_factory=list)
+    journal: list[ev.Event] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     now: float = 0.0
     invariants: Invariants = field(default_factory=Invariants)
-    outcomes: dict[tuple[str, int], Any] = field(default_factory=dict)  # as the outside keeps them over crashes
+    outcomes: dict[tuple[str, int], ev.Event] = field(default_factory=dict)  # as the outside keeps them over crashes
     signals: int = 0
     dead_letters_left: int = 2
 
@@ -116,7 +116,7 @@ class _World:
         if dice.below(4) == 0:
             check_fold(self.program, self.journal, self.state, text=dice.below(8) == 0)
 
-    def apply(self, event: Any) -> None:
+    def apply(self, event: ev.Event) -> None:
         """An event that fits the state."""
         before = self.state
         after, commands = advance_checked(self.program, before, event)
@@ -179,7 +179,7 @@ class _World:
                     return
         self.apply(event)
 
-    def _done(self, name: str, attempt: int) -> Any:
+    def _done(self, name: str, attempt: int) -> ev.Event:
         dice = self.dice
         if dice.below(4):
             facts, calls = self._result(name)
@@ -197,7 +197,7 @@ class _World:
         after = 9.0 if kind is FailureKind.RATE_LIMITED else None
         return ev.StepFailed(name, attempt, self.now, self.now, ev.Failure(kind, "code", "it failed", after, ambiguous))
 
-    def _result(self, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def _result(self, name: str) -> tuple[Facts, tuple[str, ...]]:
         dice, node = self.dice, self.program.node(name)
         if isinstance(node.step, MapStep):
             return {"count": dice.below(MAX_ITEMS + 2) if dice.below(4) == 0 else dice.below(3)}, ()
@@ -205,7 +205,7 @@ class _World:
             return {}, tuple(dice.pick((LOOK, LOOK, SEND, BOOK)) for _ in range(1 + dice.below(3)))
         return dice.pick(_FACTS), ()
 
-    def _compensated(self, name: str, attempt: int) -> Any:
+    def _compensated(self, name: str, attempt: int) -> ev.Event:
         if self.dice.below(4):
             return ev.CompensationSucceeded(name, attempt, self.now, self.now)
         self.faults["undoing failed"] += 1
@@ -260,7 +260,7 @@ class _World:
         self._refused(ev.StepSucceeded(name, attempt, self.now, self.now, _VALUE))
         self._refused(ev.CompensationSucceeded(name, step.compensation_attempt - 1, self.now, self.now))
 
-    def _refused(self, event: Any) -> None:
+    def _refused(self, event: ev.Event) -> None:
         if not self.invariants.may_be_new(event):
             refuse(self.program, self.state, event)
 

@@ -22,14 +22,16 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from interlock.base.errors import InterlockError, InvalidInput, LeaseLost, Unavailable
-from interlock.engines.temporal.reservations import reserving, settled_claims, used_of
+from interlock.base.usage import Usage
+from interlock.budget.reservations import Amount
 from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Task, TaskResult
-from interlock.execution.attempt import unrecordable
-from interlock.execution.batch.reservations import abandon_calls, hold_reserved, release_reserved
+from interlock.execution.batch.outstanding import abandon_calls
 from interlock.execution.engine import HOLD_SECONDS, MAX_CRASHES, EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, fold_in_slices, journal_after, load_run, pages_of, work_of
-from interlock.execution.records import commit_of, confirmed_effects, emit_run_span, park_run, records_of
-from interlock.execution.steps import Run, StepOutcome
+from interlock.execution.records import commit_of, emit_run_span, park_run, records_of
+from interlock.execution.reviews import confirmed_effects
+from interlock.execution.run import Run, StepOutcome, holder_of, works_ended
+from interlock.execution.steps import unrecordable
 from interlock.machine import events as ev
 from interlock.machine.machine import advance
 from interlock.machine.names import CommandKey, CommandKind
@@ -41,7 +43,7 @@ from interlock.telemetry.logs import log, stack_of
 
 _HELD = 256  # runs whose state is kept at hand
 _ATTEMPT_BITS = 16
-_OVER = {"step_succeeded", "step_failed", "approval_needed"}
+_OVER = {"step_succeeded", "step_failed"}
 
 
 @dataclass(slots=True)
@@ -51,7 +53,6 @@ class _Held:
     Attributes:
         created: seconds since the epoch.
         lock: one commit to the journal at a time.
-        working: the run as the commands under way hold it.
     """
 
     run: Run
@@ -59,7 +60,6 @@ class _Held:
     state: RunState
     journal: list[dict[str, Any]]
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    working: list[Run] = field(default_factory=list)
 
     @property
     def seq(self) -> int:
@@ -67,16 +67,10 @@ class _Held:
 
     def move(self, state: RunState, events: list[dict[str, Any]]) -> None:
         """On to a later state. What a step had reserved is replaced by what it used in one go."""
-        self.state, self.run.usage = state, state.usage
+        self.state = state
         self.journal += events
-        for run in self.working:
-            run.usage = state.usage
-        for event in events:
-            if event["type"] in _OVER:
-                self.run.ledger.release(event["step"])
-            elif event["type"] == "step_deferred":
-                self.run.ledger.settle(event["step"])
-        release_reserved(self.run, state)
+        holders = [holder_of(event["step"], event["attempt"]) for event in events if event["type"] in _OVER]
+        self.run.budget.settle(Amount.of(state.usage), holders)
 
 
 class Performer:
@@ -166,8 +160,7 @@ class Performer:
         async for page in pages_of(self._services.database, row):
             state = await fold_in_slices(run.version.program, map(ev.event_from_json, page), state)
             journal += page
-        run.usage = state.usage
-        hold_reserved(run, state, row)
+        run.budget.settle(Amount.of(state.usage), ())
         return _Held(run, row["created_at"].timestamp(), state, journal)
 
     async def _reload(self, held: _Held) -> None:
@@ -241,7 +234,8 @@ class Performer:
             commit.places.append(PlaceRow(run_id=run.run_id, held=_works(state, now)))
         if held.state.over and not state.over:
             commit.revived.append(RevivedRun(run_id=run.run_id))
-        commit.settled_claims += settled_claims(run, events) + abandon_calls(commit, run, held.state, state)
+        commit.settled_reservations += run.settled(works_ended(events))
+        abandon_calls(commit, run, held.state, state)
         await records_of(commit, run, state, commands, now)
         commit.used_signals += consumed + received  # now that what came of them is on record
         if claim is not None and complete:
@@ -282,13 +276,11 @@ class Performer:
             return answered
         # Only a first attempt of a workflow that was never interrupted knows that no other attempt was here before.
         resumed = info.attempt > 1 or task["rebuilt"]
-        run = replace(held.run, claim=name, fence=fence, resumed=resumed, usage=held.state.usage)
-        run.set_aside = reserving(self._services.database, run)
-        held.working.append(run)
-        try:
-            outcome = await self._through_kernel(held, run, command)
-        finally:
-            held.working.remove(run)
+        run = replace(held.run, claim=name, fence=fence, resumed=resumed)
+        execution = work_of(run, held.state, command["step"], command["attempt"])
+        steps = self._services.steps
+        compensate = command["kind"] == "compensate"
+        outcome = await (steps.compensate(execution) if compensate else steps.perform(execution))
         try:
             return await self._done(run, name, outcome)
         except InvalidInput:
@@ -303,17 +295,12 @@ class Performer:
         commit = commit_of(run, outcomes=[outcome])
         commit.journal = []  # its number is the workflow's to give; the next activity records it
         if not isinstance(outcome.event, ev.StepDeferred):  # then nothing was tried, and the same command comes again
-            tokens, nano_usd = used_of(run, outcome.event)
-            commit.done_claims.append(
-                DoneClaim(run_id=run.run_id, command=name, event=event, tokens=tokens, nano_usd=nano_usd)
-            )
+            commit.done_claims.append(DoneClaim(run_id=run.run_id, command=name, event=event))
+        if isinstance(outcome.event, ev.StepSucceeded | ev.StepFailed):
+            used = Amount.of(outcome.event.usage or Usage())
+            commit.used_reservations += run.used(outcome.event.step, outcome.event.attempt, used)
         await self._services.committer.submit(commit)
         return {"event": event}
-
-    async def _through_kernel(self, held: _Held, run: Run, command: Command) -> StepOutcome:
-        execution = work_of(run, held.state, command["step"], command["attempt"])
-        kernel = self._services.kernel
-        return await (kernel.compensate(execution) if command["kind"] == "compensate" else kernel.perform(execution))
 
     async def _answered(self, held: _Held, name: str) -> TaskResult | None:
         """Why a claim was not to be had, if it needs no doing any more: it was done, or the run is over."""

@@ -26,7 +26,7 @@ from interlock.engines.temporal.tasks import SIGNAL_TYPE, WORKFLOW_TYPE, Beginni
 from interlock.engines.temporal.workflow import program_to_json
 from interlock.execution.engine import EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, input_facts, load_run, replayed, seed_of
-from interlock.execution.steps import Run
+from interlock.execution.run import Run
 from interlock.machine import version as machine_version
 from interlock.machine.state import state_to_json
 from interlock.store.commit import Commit

@@ -26,24 +26,19 @@ from interlock.base.errors import (
     ProviderError,
 )
 from interlock.base.ids import new_id
-from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.settings import BatchSettings
-from interlock.budget.ledger import Amount
-from interlock.execution.batch.values import BatchCall, delivered, plain_of, request_of, seal_answer
-from interlock.execution.steps import StepExecution
+from interlock.execution.batch.values import BatchCall, delivered, request_of, seal_answer
+from interlock.execution.call import ModelCall
 from interlock.gateway.batches import SUBMIT_SECONDS, BatchAnswer, ModelBatches, batches_of
-from interlock.gateway.provider import ModelRequest, ModelResponse, Provider
+from interlock.gateway.provider import ModelResponse
 from interlock.guard.gate import composed
-from interlock.machine.names import DEADLINE
 from interlock.machine.retry import RETRYABLE, jitter
-from interlock.machine.state import limit_key
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
 from interlock.store.rows import BatchedAnswer
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
-from interlock.workflows.spec import ModelStep
 
 _MAX_CALLS = 1000
 # Tokens that the calls of a batch may need: bounds what is held in memory of requests and answers. One call may need more.
@@ -66,20 +61,8 @@ class BatchedCalls:
         self._committer = committer
         self._settings = settings
 
-    async def answer(
-        self,
-        execution: StepExecution,
-        provider: Provider,
-        request: ModelRequest,
-        *,
-        labels: Labels,
-        reserved: Amount,
-    ) -> ModelResponse:
+    async def send(self, call: ModelCall) -> ModelResponse:
         """The call's answer, once it is there; its usage has its cost.
-
-        Args:
-            labels: of the request.
-            reserved: for the call.
 
         Raises:
             Deferred: it is not; `retry_after` in seconds.
@@ -87,87 +70,84 @@ class BatchedCalls:
             Erased: a subject of the call was erased meanwhile.
             LeaseLost: the run was taken over.
         """
-        batches = batches_of(provider)
+        batches = batches_of(call.provider)
         if batches is None:
             raise ProviderError(
-                f'provider "{provider.name}" has no batch API; remove batch from step "{execution.path}"',
+                f'provider "{call.provider.name}" has no batch API; remove batch from step "{call.path}"',
                 kind=FailureKind.PERMANENT,
             )
-        call = await self._find(execution, request, labels, reserved)
-        if call is None:
+        row = await self._find(call)
+        if row is None:
             seconds = self._settings.gather_seconds
             raise Deferred("the call waits for others to go with it", retry_after=seconds, pending=True)
-        if call["status"] == "waiting":
-            await self._submit_batch(execution, batches)
-        elif call["status"] == "submitted":
-            await self._look_after(execution, batches, call["batch_id"])
-        if call["status"] != "done":
-            call = await self._row(execution)
-        if call is None or call["status"] != "done":
-            raise Deferred("the batch is not done", retry_after=self._wait(execution, call), pending=True)
-        if call["result"] is None:
+        if row["status"] == "waiting":
+            await self._submit_batch(call, batches)
+        elif row["status"] == "submitted":
+            await self._look_after(call, batches, row["batch_id"])
+        if row["status"] != "done":
+            row = await self._row(call.caller.run_id, call.name, call.caller.org_id)
+        if row is None or row["status"] != "done":
+            raise Deferred("the batch is not done", retry_after=self._wait(call, row), pending=True)
+        if row["result"] is None:
             raise Erased("the call's subject was erased; it cannot be read again")
-        kept = await execution.run.artifacts.open(execution.run.org_id, Ref.from_json(call["result"]))
-        return delivered(kept, provider.name, request.model)
+        kept = await call.caller.artifacts.open(call.caller.org_id, Ref.from_json(row["result"]))
+        return delivered(kept, call.provider.name, call.request.model)
 
-    async def status(self, execution: StepExecution) -> str | None:
-        """The status of the call that this attempt waits for; None if there is none yet."""
-        row = await self._row(execution)
-        return str(row["status"]) if row is not None and _is_waited_for(row, execution) else None
+    async def status(self, run_id: str, step: str, attempt: int, org_id: str) -> str | None:
+        """The status of the call that this attempt at a step waits for; None if there is none yet."""
+        row = await self._row(run_id, step, org_id)
+        return str(row["status"]) if row is not None and _is_waited_for(row, attempt) else None
 
     # -- one call ----------------------------------------------------------------------------------------------
 
-    async def _row(self, execution: StepExecution) -> Row | None:
-        return await self._database.row(
-            "get_batched_call", execution.run.run_id, execution.name, org=execution.run.org_id
-        )
+    async def _row(self, run_id: str, step: str, org_id: str) -> Row | None:
+        return await self._database.row("get_batched_call", run_id, step, org=org_id)
 
-    async def _find(
-        self, execution: StepExecution, request: ModelRequest, labels: Labels, reserved: Amount
-    ) -> Row | None:
+    async def _find(self, call: ModelCall) -> Row | None:
         """The call that this attempt waits for; None if it was only now made."""
-        run, row = execution.run, await self._row(execution)
-        sealed = await run.artifacts.seal(run.org_id, composed(plain_of(request)), labels)
-        if row is not None and _is_waited_for(row, execution) and row["request"]["digest"] == sealed.ref.digest:
-            if row["attempt"] != execution.attempt:
-                adopted = (row["call_id"], execution.attempt, _until(execution))
-                await self._database.execute("adopt_batched_call", *adopted, org=run.org_id)
+        caller = call.caller
+        run_id, org = caller.run_id, caller.org_id
+        row = await self._row(run_id, call.name, org)
+        sealed = await caller.artifacts.seal(org, composed(call.plain), call.labels)
+        if row is not None and _is_waited_for(row, call.attempt) and row["request"]["digest"] == sealed.ref.digest:
+            if row["attempt"] != call.attempt:
+                adopted = (row["call_id"], call.attempt, call.until)
+                await self._database.execute("adopt_batched_call", *adopted, org=org)
             return row
-        commit = run.commit()  # refused if the lease is lost, so no call is made then
+        commit = caller.commit()  # refused if the lease is lost, so no call is made then
         commit.artifacts.append(sealed.row)
         await self._committer.submit(commit)
-        identity = (new_id("call"), run.org_id, run.run_id, execution.name, execution.attempt)
-        amount = (reserved.tokens, reserved.cost)
-        values = (*identity, _pin(execution), sealed.ref.to_json(), *amount, _until(execution))
-        await self._database.execute("put_batched_call", *values, org=run.org_id)
+        identity = (new_id("call"), org, run_id, call.name, call.attempt)
+        values = (*identity, call.pin, sealed.ref.to_json(), call.worst.tokens, call.until)
+        await self._database.execute("put_batched_call", *values, org=org)
         return None
 
-    def _wait(self, execution: StepExecution, call: Row | None) -> float:
+    def _wait(self, call: ModelCall, row: Row | None) -> float:
         """Seconds until the call is worth another look: shortly after the batch is, and not when all the others look."""
         soon = self._settings.check_seconds
-        known = call is not None and call["next_in"] is not None and not call["taken"]
-        wait = max(float(call["next_in"]), 0.0) if known and call is not None else soon
-        spread = 0.02 + 0.1 * jitter(0, f"{execution.run.run_id}/{execution.name}", execution.here.deferrals)
+        known = row is not None and row["next_in"] is not None and not row["taken"]
+        wait = max(float(row["next_in"]), 0.0) if known and row is not None else soon
+        spread = 0.02 + 0.1 * jitter(0, f"{call.caller.run_id}/{call.name}", call.deferrals)
         return wait + spread * max(wait, soon)
 
-    # -- handing in --------------------------------------------------------------------------------------------
+    # -- submitting --------------------------------------------------------------------------------------------
 
-    async def _submit_batch(self, execution: StepExecution, batches: ModelBatches) -> None:
+    async def _submit_batch(self, call: ModelCall, batches: ModelBatches) -> None:
         """Submits all waiting calls of this model, unless another worker is doing so."""
-        org, batch_id = execution.run.org_id, new_id("batch")
-        values = (org, _pin(execution), batch_id, _MAX_CALLS, _MAX_TOKENS, _RECOVER_SECONDS)
+        org, batch_id = call.caller.org_id, new_id("batch")
+        values = (org, call.pin, batch_id, _MAX_CALLS, _MAX_TOKENS, _RECOVER_SECONDS)
         if await self._database.rows("claim_batched_calls", *values, org=org):
-            await self._submit(execution, batches, batch_id, age=0.0)
+            await self._submit(call, batches, batch_id, age=0.0)
 
-    async def _submit(self, execution: StepExecution, batches: ModelBatches, batch_id: str, *, age: float) -> None:
-        org, calls = execution.run.org_id, await self._calls(execution, batch_id)
+    async def _submit(self, call: ModelCall, batches: ModelBatches, batch_id: str, *, age: float) -> None:
+        org, calls = call.caller.org_id, await self._calls(call, batch_id)
         if not calls:
             await self._database.execute("batch_ended", batch_id, org=org)
             return
         if not await self._database.execute("batch_tried", batch_id, _RECOVER_SECONDS, len(calls), org=org):
             return  # this process was stopped for so long that another worker has submitted it
         try:
-            named = await batches.submit(batch_id, {one: call.request for one, call in calls.items()})
+            named = await batches.submit(batch_id, {one: other.request for one, other in calls.items()})
         except ProviderError as error:
             if error.kind in RETRYABLE and age <= _LOST_SECONDS:
                 pause = max(self._pause(age), _RECOVER_SECONDS)
@@ -175,20 +155,20 @@ class BatchedCalls:
                     # Refused, so there is nothing to look for before the next try.
                     await self._database.execute("batch_tried", batch_id, _RECOVER_SECONDS, 0, org=org)
                     pause = self._pause(age)
-                await self._defer(execution, batch_id, pause, error)
+                await self._defer(call, batch_id, pause, error)
             given = _lost(error) if error.kind in RETRYABLE else error
-            await self._store(execution, batch_id, calls, dict.fromkeys(calls, given))
+            await self._store(call, batch_id, calls, dict.fromkeys(calls, given))
             return
         await self._database.execute("batch_submitted", batch_id, named, self._settings.check_seconds, org=org)
         log(names.LOG_BATCH_SUBMITTED, org_id=org, batch=batch_id, provider_id=named, calls=len(calls))
 
-    async def _calls(self, execution: StepExecution, batch_id: str) -> dict[str, BatchCall]:
+    async def _calls(self, call: ModelCall, batch_id: str) -> dict[str, BatchCall]:
         """The calls of a batch whose steps still wait; the others are finished."""
-        org, found, lost = execution.run.org_id, {}, []
+        org, found, lost = call.caller.org_id, {}, []
         for row in await self._database.rows("batch_calls", batch_id, org=org):
             ref = Ref.from_json(row["request"])
             try:
-                request = request_of(await execution.run.artifacts.open(org, ref)) if row["wanted"] else None
+                request = request_of(await call.caller.artifacts.open(org, ref)) if row["wanted"] else None
             except Erased:
                 request = None
             except (IntegrityError, NotFound) as error:
@@ -204,19 +184,19 @@ class BatchedCalls:
 
     # -- looking after -----------------------------------------------------------------------------------------
 
-    async def _look_after(self, execution: StepExecution, batches: ModelBatches, batch_id: str) -> None:
+    async def _look_after(self, call: ModelCall, batches: ModelBatches, batch_id: str) -> None:
         """Polls the provider if it is time and no other worker does, and stores the answers."""
-        row = await self._database.row("take_batch", batch_id, _LOOK_SECONDS, org=execution.run.org_id)
+        row = await self._database.row("take_batch", batch_id, _LOOK_SECONDS, org=call.caller.org_id)
         if row is None:
             return
         try:
             if row["status"] == "submitting":
-                await self._recover(execution, batches, batch_id, row)
+                await self._recover(call, batches, batch_id, row)
             else:
-                await self._collect(execution, batches, batch_id, row)
+                await self._collect(call, batches, batch_id, row)
         except asyncio.CancelledError:
             if row["status"] == "submitted":  # reading has no effect, so the next worker may do it at once
-                later = self._database.execute("batch_later", batch_id, 0.0, org=execution.run.org_id)
+                later = self._database.execute("batch_later", batch_id, 0.0, org=call.caller.org_id)
                 await asyncio.shield(asyncio.ensure_future(later))
             raise
         except ProviderError as error:
@@ -224,64 +204,64 @@ class BatchedCalls:
             submitted = row["status"] == "submitted"
             age = row["out"] if submitted else row["age"]
             if age > _LOST_SECONDS + (_GRACE_SECONDS if submitted else 0.0):
-                await self._give_up(execution, batch_id, error)
+                await self._give_up(call, batch_id, error)
             else:
-                await self._defer(execution, batch_id, self._pause(age), error)
+                await self._defer(call, batch_id, self._pause(age), error)
 
-    async def _recover(self, execution: StepExecution, batches: ModelBatches, batch_id: str, row: Row) -> None:
+    async def _recover(self, call: ModelCall, batches: ModelBatches, batch_id: str, row: Row) -> None:
         """Recovers a batch without a recorded submission: it is found at the provider, or submitted again."""
         named = None
         if row["calls"]:  # else no worker got as far as trying
-            rows = await self._database.rows("batch_calls", batch_id, org=execution.run.org_id)
+            rows = await self._database.rows("batch_calls", batch_id, org=call.caller.org_id)
             ids = {one["call_id"] for one in rows}
             window = (row["created"], row["tried"] + SUBMIT_SECONDS)
             named = await batches.find(batch_id, ids, row["calls"], *window)
         if named is None:
-            await self._submit(execution, batches, batch_id, age=row["age"])
+            await self._submit(call, batches, batch_id, age=row["age"])
         else:
-            await self._database.execute("batch_submitted", batch_id, named, 0.0, org=execution.run.org_id)
-            log(names.LOG_BATCH_SUBMITTED, org_id=execution.run.org_id, batch=batch_id, provider_id=named, found=True)
+            await self._database.execute("batch_submitted", batch_id, named, 0.0, org=call.caller.org_id)
+            log(names.LOG_BATCH_SUBMITTED, org_id=call.caller.org_id, batch=batch_id, provider_id=named, found=True)
 
-    async def _collect(self, execution: StepExecution, batches: ModelBatches, batch_id: str, row: Row) -> None:
+    async def _collect(self, call: ModelCall, batches: ModelBatches, batch_id: str, row: Row) -> None:
         ended = await batches.look(row["provider_id"])
         if ended is None:
             if row["out"] > _LOST_SECONDS:
-                await self._give_up(execution, batch_id, ProviderError("its time is over", kind=FailureKind.TRANSIENT))
+                await self._give_up(call, batch_id, ProviderError("its time is over", kind=FailureKind.TRANSIENT))
             else:
-                await self._database.execute("batch_later", batch_id, self._pause(row["out"]), org=execution.run.org_id)
+                await self._database.execute("batch_later", batch_id, self._pause(row["out"]), org=call.caller.org_id)
             return
         if ended.error.kind is FailureKind.RATE_LIMITED and row["age"] <= _LOST_SECONDS:
-            await self._make_smaller(execution, batch_id, ended.error)
-        calls = await self._calls(execution, batch_id)
-        answers = await batches.fetch(ended, {one: call.request for one, call in calls.items()})
-        await self._store(execution, batch_id, calls, {one: answers.get(one, ended.error) for one in calls})
+            await self._make_smaller(call, batch_id, ended.error)
+        calls = await self._calls(call, batch_id)
+        answers = await batches.fetch(ended, {one: other.request for one, other in calls.items()})
+        await self._store(call, batch_id, calls, {one: answers.get(one, ended.error) for one in calls})
 
-    async def _give_up(self, execution: StepExecution, batch_id: str, error: ProviderError) -> None:
-        calls = await self._calls(execution, batch_id)
-        await self._store(execution, batch_id, calls, dict.fromkeys(calls, _lost(error)))
+    async def _give_up(self, call: ModelCall, batch_id: str, error: ProviderError) -> None:
+        calls = await self._calls(call, batch_id)
+        await self._store(call, batch_id, calls, dict.fromkeys(calls, _lost(error)))
 
-    async def _make_smaller(self, execution: StepExecution, batch_id: str, error: ProviderError) -> NoReturn:
+    async def _make_smaller(self, call: ModelCall, batch_id: str, error: ProviderError) -> NoReturn:
         """It was more than the account may queue now, which no call is to blame for: half of it is tried again later, and the
         other half goes with the next submission."""
-        calls, org = sorted(await self._calls(execution, batch_id)), execution.run.org_id
+        calls, org = sorted(await self._calls(call, batch_id)), call.caller.org_id
         pause = error.retry_after or self._settings.max_check_seconds
         await self._database.execute("unsubmit_batch", batch_id, calls[(len(calls) + 1) // 2 :], pause, org=org)
-        await self._defer(execution, batch_id, pause, error)
+        await self._defer(call, batch_id, pause, error)
 
     async def _store(
         self,
-        execution: StepExecution,
+        call: ModelCall,
         batch_id: str,
         calls: Mapping[str, BatchCall],
         answers: Mapping[str, BatchAnswer],
     ) -> None:
         """Keeps every call's answer for the step that waits for it, and ends the batch."""
-        org = execution.run.org_id
+        org = call.caller.org_id
         ids = list(calls)
         for start in range(0, len(ids), _STORED_AT_ONCE):
             commit, rows = Commit(org), list[BatchedAnswer]()
             for one in ids[start : start + _STORED_AT_ONCE]:
-                sealed = await seal_answer(execution, calls[one], answers[one])
+                sealed = await seal_answer(call.caller.artifacts, org, calls[one], answers[one])
                 commit.artifacts += [sealed.row] if sealed else []
                 rows.append(BatchedAnswer(call_id=one, result=sealed.ref.to_json() if sealed else None))
             await self._committer.submit(commit)
@@ -295,37 +275,25 @@ class BatchedCalls:
         settings = self._settings
         return min(max(age / 4, settings.check_seconds), settings.max_check_seconds)
 
-    async def _defer(self, execution: StepExecution, batch_id: str, seconds: float, error: ProviderError) -> NoReturn:
+    async def _defer(self, call: ModelCall, batch_id: str, seconds: float, error: ProviderError) -> NoReturn:
         """The provider cannot be asked now; the batch is there all the same, or will be."""
         longest = max(_MAX_PAUSE_SECONDS, self._settings.max_check_seconds)
         wait = min(max(seconds, error.retry_after or 0.0), longest)
-        await self._database.execute("batch_later", batch_id, wait, org=execution.run.org_id)
+        await self._database.execute("batch_later", batch_id, wait, org=call.caller.org_id)
         log(
             names.LOG_BATCH_DELAYED,
             error.message,
             level="warning",
-            org_id=execution.run.org_id,
+            org_id=call.caller.org_id,
             batch=batch_id,
             seconds=wait,
         )
         raise Deferred(error.message, retry_after=wait, pending=True) from error
 
 
-def _is_waited_for(row: Row, execution: StepExecution) -> bool:
+def _is_waited_for(row: Row, attempt: int) -> bool:
     """True if this attempt waits for the call: it made it, or the attempt before it failed for another reason."""
-    return bool(row["attempt"] == execution.attempt or row["status"] != "done")
-
-
-def _pin(execution: StepExecution) -> str:
-    assert isinstance(execution.step, ModelStep)
-    return execution.run.version.models[execution.step.model]
-
-
-def _until(execution: StepExecution) -> float | None:
-    """Moment after which no step waits, seconds since the epoch: the step's deadline or the run's."""
-    timers = execution.state.timers
-    keys = (limit_key(execution.name, execution.here), DEADLINE)
-    return min((timers[key] for key in keys if key in timers), default=None)
+    return bool(row["attempt"] == attempt or row["status"] != "done")
 
 
 def _lost(error: ProviderError) -> ProviderError:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from interlock.base.errors import Erased, FailureKind, PayloadTooLarge, ProviderError
+from interlock.base.json import Json
 from interlock.base.labels import Labels
 from interlock.base.usage import Usage
 from interlock.budget.prices import priced
-from interlock.execution.steps import StepExecution
 from interlock.gateway.batches import BatchAnswer
 from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse
 from interlock.guard.gate import Stage, composed, inspect
-from interlock.store.artifacts import Sealed
+from interlock.store.artifacts import Artifacts, Sealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +38,23 @@ def plain_of(request: ModelRequest) -> dict[str, Any]:
     }
 
 
-def request_of(plain: Mapping[str, Any]) -> ModelRequest:
+def request_of(plain: Json) -> ModelRequest:
+    assert isinstance(plain, dict)  # `plain_of` made it
     messages = [Message(role, content) for role, content in plain["messages"]]
     return ModelRequest(**{**plain, "messages": messages, "schema": json.loads(plain["schema"])})
 
 
-async def seal_answer(execution: StepExecution, call: BatchCall, answer: BatchAnswer) -> Sealed | None:
+async def seal_answer(artifacts: Artifacts, org: str, call: BatchCall, answer: BatchAnswer) -> Sealed | None:
     """A call's answer as a value about the same people as the call; None if one of them was erased."""
     labels = call.labels.join(Labels(origins=frozenset({f"model:{call.request.model}"})))
     try:
-        org = execution.run.org_id
         try:
             # The answer passes the gate again as the output of its step, once it is parsed.
             kept = await inspect(_kept(answer), Stage.MODEL_OUTPUT, org)
-            return await execution.run.artifacts.seal(org, kept.accepted, labels)
+            return await artifacts.seal(org, kept.accepted, labels)
         except PayloadTooLarge as error:
             refused = ProviderError(error.message, kind=FailureKind.PERMANENT)
-            return await execution.run.artifacts.seal(org, composed(_kept(refused)), labels)
+            return await artifacts.seal(org, composed(_kept(refused)), labels)
     except Erased:
         return None
 
@@ -69,12 +68,13 @@ def _kept(answer: BatchAnswer) -> dict[str, Any]:
     return {**kept, **said, "response_id": answer.response_id}
 
 
-def delivered(kept: Mapping[str, Any], provider: str, model: str) -> ModelResponse:
+def delivered(kept: Json, provider: str, model: str) -> ModelResponse:
     """The answer that was kept, its usage at the price of a batch; raises the error that was. Neither says how the provider is now.
 
     Args:
         provider, model: who was asked, and for which model.
     """
+    assert isinstance(kept, dict)  # `_kept` made it
     usage = priced(Usage(**kept["usage"]), provider, model, batch=True) if kept["usage"] is not None else None
     if "error" not in kept:
         said = {name: kept[name] for name in ("text", "model", "finish_reason", "response_id")}

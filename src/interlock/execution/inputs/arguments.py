@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interlock.execution.inputs.binding import Bound, bind
 from interlock.execution.inputs.conversation import asked_for
-from interlock.execution.steps import StepExecution
+from interlock.execution.run import StepExecution
 from interlock.workflows.spec import ModelStep, ToolStep
 
 

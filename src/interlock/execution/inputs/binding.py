@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from interlock.base.errors import ContractViolation
+from interlock.base.errors import ContractViolation, Erased
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
-from interlock.execution.steps import Run
+from interlock.execution.run import Run
 from interlock.machine.names import InstanceName, enclosing, frame_of, id_of, path_of, unnumbered, within
 from interlock.machine.state import COMPENSATION, RunState, StepState, StepStatus, is_settled
 from interlock.workflows.bindings import Reference, dig, references, resolve
@@ -53,6 +53,15 @@ async def bind(
     reader = _Reader(run, state, lenient, now)
     value = await reader.tree(tree, near)
     return Bound(value, reader.labels, reader.stale)
+
+
+async def bind_what_is_left(run: Run, tree: Any, state: RunState, near: str | None) -> tuple[Any, Labels]:
+    """Value of a binding tree; empty if a subject was erased meanwhile, because the run must go on to its end."""
+    try:
+        bound = await bind(run, tree, state, near, lenient=True)
+    except Erased:
+        return {}, Labels()
+    return bound.value, bound.labels
 
 
 class _Reader:

@@ -7,7 +7,7 @@ from typing import Any
 from interlock.base.errors import IntegrityError
 from interlock.base.labels import Labels
 from interlock.definitions.agent_schemas import instructions, results_message, said
-from interlock.execution.steps import StepExecution
+from interlock.execution.run import StepExecution
 from interlock.machine.names import InstanceName, call_of, enclosing, turn_of
 from interlock.machine.state import StepStatus
 from interlock.workflows.spec import AgentStep

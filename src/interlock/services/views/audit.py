@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from interlock.base.json import JsonField
 from interlock.services.views.base import View
 
 
@@ -13,7 +12,7 @@ class AuditEntryView(View):
     org_id: str
     seq: int
     event_id: str
-    entry: dict[str, Any]
+    entry: dict[str, JsonField]
     prev_hash: str
     hash: str
     key_id: str

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
+
+from interlock.base.json import Json
 
 
 class View(BaseModel):
@@ -12,7 +12,7 @@ class View(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", serialize_by_alias=True, validate_by_name=True)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """The view as the API sends it."""
         return self.model_dump(mode="json")
 

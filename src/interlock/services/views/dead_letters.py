@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
+from interlock.base.json import JsonField
 from interlock.services.views.base import View
 
 DeadLetterStatus = Literal["open", "requeued", "discarded", "closed"]
@@ -38,8 +39,8 @@ class DeadLetterDetail(DeadLetterView):
         error_detail: what the tool said about its failure.
     """
 
-    input: Any
-    error_detail: Any
+    input: JsonField
+    error_detail: JsonField
     editable: bool
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
+from interlock.base.json import JsonField
 from interlock.services.views.base import View
 
 ReviewStatus = Literal["open", "approved", "rejected", "closed"]
@@ -32,8 +33,8 @@ class ActView(View):
 
     step: str
     tool: str
-    arguments: Any
-    labels: dict[str, Any]
+    arguments: JsonField
+    labels: dict[str, JsonField]
     digest: str
     approval: ApprovalView | None
 
@@ -53,7 +54,7 @@ class ReviewView(View):
     purpose: ReviewPurpose
     title: str
     role: str
-    show: Any
+    show: JsonField
     status: ReviewStatus
     decided_by: str | None
     note: str | None

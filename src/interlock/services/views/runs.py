@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from interlock.base.json import JsonField
 from interlock.machine.events import RunStatus
 from interlock.machine.state import StepStatus
 from interlock.services.views.base import Cost, View
@@ -60,7 +61,7 @@ class StepView(View):
     attempt: int
     fallback: str | None
     tool: str | None
-    facts: dict[str, Any]
+    facts: dict[str, JsonField]
     error: str | None
     output: str | None
     began_at: datetime | None = None
@@ -176,13 +177,13 @@ class SentSignal(View):
 class RunResult(View):
     """A run's output."""
 
-    output: Any
+    output: JsonField
 
 
 class RunValues(View):
     """`input` and the outputs of steps, by name; redacted."""
 
-    values: dict[str, Any]
+    values: dict[str, JsonField]
 
 
 class SpanView(View):
@@ -194,7 +195,7 @@ class SpanView(View):
     start_ns: int
     end_ns: int
     ok: bool
-    attributes: dict[str, Any]
+    attributes: dict[str, JsonField]
 
 
 class Trace(View):

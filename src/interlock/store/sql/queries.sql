@@ -143,14 +143,12 @@ select definition from workflow_versions where org_id = $1 and name = $2 and ver
 select * from runs where run_id = $1
 
 -- name: load_run(run_id text, page bigint)
--- All that a driver needs of a run: its row, the first page of its journal, signals and batched calls.
+-- All that a driver needs of a run: its row, the first page of its journal, and its signals.
 select runs.*,
     (select coalesce(jsonb_agg(event order by seq), '[]') from (select seq, event from journal
         where journal.run_id = runs.run_id order by seq limit $2) first_page) as journal,
     (select coalesce(jsonb_agg(jsonb_build_object('id', signal_id, 'event', event) order by signal_id), '[]')
-        from signals where signals.run_id = runs.run_id) as signals,
-    (select coalesce(jsonb_agg(jsonb_build_object('step', step, 'attempt', attempt, 'tokens', tokens, 'nano_usd', nano_usd)), '[]')
-        from batched_calls c where c.run_id = runs.run_id) as batched
+        from signals where signals.run_id = runs.run_id) as signals
     from runs where run_id = $1
 
 -- name: find_run_by_key(org_id text, workflow text, idempotency_key text)
@@ -314,9 +312,10 @@ select take_exclusive_slot($1, $2, $3, $4, $5) as chosen
 select run_id, org_id, fence, true as works from claim_signalled($1, $2, $3, $4, $5, $6)
     union all select run_id, org_id, fence, false from claim_runs($1, $2, $3, $4, $5, $6)
 
--- name: reserve_claim(run_id text, command text, fence bigint, tokens bigint?, nano bigint?, limit_tokens bigint?, limit_nano bigint?)
--- Reserves tokens and money for a command's call, within the run's budget.
-select fits, used_tokens, used_nano_usd from reserve_claim($1, $2, $3, $4, $5, $6, $7)
+-- name: reserve(org_id text, run_id text, command text?, lease bigint, scope text, holder text, fence bigint, tokens bigint, nano bigint,
+--   limit_tokens bigint?, limit_nano bigint?, finished jsonb)
+-- Reserves tokens and money for a call, within the budget of its scope.
+select fits, used_tokens, used_nano_usd from reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 
 -- name: renew_leases(worker_id text, lease_seconds double precision, run_ids text[])
 -- Renews leases; gives those of the runs that have signals.
@@ -366,13 +365,13 @@ select c.call_id, c.attempt, c.request, c.status, c.result, c.batch_id,
         b.taken_until > clock_timestamp() as taken
     from batched_calls c left join batches b using (batch_id) where c.run_id = $1 and c.step = $2
 
--- name: put_batched_call(call_id text, org_id text, run_id text, step text, attempt integer, pin text, request jsonb, tokens bigint, nano bigint,
+-- name: put_batched_call(call_id text, org_id text, run_id text, step text, attempt integer, pin text, request jsonb, tokens bigint,
 --   until double precision?)
 -- Adds a step's batched call, or replaces it by another one.
-insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, nano_usd, until)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10::double precision))
+insert into batched_calls (call_id, org_id, run_id, step, attempt, pin, request, tokens, until)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, to_timestamp($9::double precision))
     on conflict (run_id, step) do update set call_id = excluded.call_id, attempt = excluded.attempt, pin = excluded.pin,
-        request = excluded.request, tokens = excluded.tokens, nano_usd = excluded.nano_usd, until = excluded.until,
+        request = excluded.request, tokens = excluded.tokens, until = excluded.until,
         status = 'waiting', batch_id = null, result = null, created_at = now()
     where batched_calls.call_id <> excluded.call_id -- else it was made before, and only the answer was lost
 

@@ -63,12 +63,15 @@ begin
             written := settle_v1_effects(batch -> 'effects');
         end if;
     end if;
-    if batch ?| array['done_claims', 'settled_claims'] then
+    if batch ?| array['done_claims', 'used_reservations', 'settled_reservations'] then
         if batch ? 'done_claims' then
             written := settle_v1_done_claims(batch -> 'done_claims');
         end if;
-        if batch ? 'settled_claims' then
-            written := settle_v1_settled_claims(batch -> 'settled_claims');
+        if batch ? 'used_reservations' then
+            written := settle_v1_used_reservations(batch -> 'used_reservations');
+        end if;
+        if batch ? 'settled_reservations' then
+            written := settle_v1_settled_reservations(batch -> 'settled_reservations');
         end if;
     end if;
 

@@ -109,6 +109,9 @@ begin
     -- A dead run may go on, and no claim from before its death may then keep a command.
     delete from claims using jsonb_to_recordset(finished) as d(run_id text)
         where claims.run_id = d.run_id and not exists (select from runs where runs.run_id = d.run_id and runs.status = 'dead');
+    delete from reservations using jsonb_to_recordset(finished) as d(run_id text)
+        where reservations.scope = 'run:' || d.run_id
+            and not exists (select from runs where runs.run_id = d.run_id and runs.status = 'dead');
     update dead_letters set status = 'closed', decided_at = now()
         from jsonb_to_recordset(finished) as d(run_id text)
         where dead_letters.run_id = d.run_id and dead_letters.step = '' and dead_letters.purpose = 'parked_run'

@@ -136,20 +136,9 @@ end $$;
 create or replace function settle_v1_done_claims(done jsonb) returns integer language plpgsql as $$
 declare touched integer;
 begin
-    update claims set event = d.event, tokens = d.tokens, nano_usd = d.nano_usd
-        from jsonb_to_recordset(done) as d(run_id text, command text, event jsonb, tokens bigint, nano_usd bigint)
+    update claims set event = d.event
+        from jsonb_to_recordset(done) as d(run_id text, command text, event jsonb)
         where claims.run_id = d.run_id and claims.command = d.command;
-    get diagnostics touched = row_count;
-    return touched;
-end $$;
-
--- Claims whose outcome is in the run's row now, so that nothing stays reserved for them.
-create or replace function settle_v1_settled_claims(settled jsonb) returns integer language plpgsql as $$
-declare touched integer;
-begin
-    update claims set tokens = null, nano_usd = null
-        from jsonb_to_recordset(settled) as s(run_id text, command text)
-        where claims.run_id = s.run_id and claims.command = s.command and (claims.tokens is not null or claims.nano_usd is not null);
     get diagnostics touched = row_count;
     return touched;
 end $$;

@@ -243,17 +243,28 @@ create index queue_suspects on queue (engine, available_at) where crash_streak =
 
 -- Engines that lease single commands instead of whole runs: who carries a command out, and what came of it. The fence grows with
 -- every attempt; a write under an older one is refused. The event is there once the command is done, and it is not claimed again.
--- `tokens` and `nano_usd` are what the command's call may use, later what it did use; null once the run's row says so, or if it needs
--- nothing. Rows are deleted when their run ends.
+-- Rows are deleted when their run ends.
 create table claims (
     run_id text not null references runs,
     command text not null,
     org_id text not null,
     fence bigint not null,
     event jsonb,
-    tokens bigint,
-    nano_usd bigint,
     primary key (run_id, command)
+);
+
+-- What calls that are under way may use of a budget, in tokens and nano-USD; what they used, once they have ended and until the scope
+-- says so itself. The scope is `run:` and a run's id. The holder is a command; `fence` is the fencing token under which it is carried out, 0
+-- for a call that is the run's whichever worker drives it. Rows are deleted when the run ends; after `until` they do not count.
+create table reservations (
+    scope text not null,
+    holder text not null,
+    fence bigint not null,
+    org_id text not null,
+    tokens bigint not null,
+    nano_usd bigint not null,
+    until timestamptz not null default 'infinity',
+    primary key (scope, holder, fence)
 );
 
 -- Processes that drive runs. They belong to the installation, not to an organisation; only functions write here.
@@ -492,8 +503,8 @@ create table batches (
     check ((status = 'submitting') <= (provider_id is null))
 );
 
--- One call of one step. `call_id` is what the provider answers to: a request that differs is another one. `tokens` and `nano_usd` are
--- reserved from the run's budget; after `until` the answer is not wanted any more. A result that is null may not be read.
+-- One call of one step. `call_id` is what the provider answers to: a request that differs is another one. `tokens` is the most
+-- that it may use; after `until` the answer is not wanted any more. A result that is null may not be read.
 create table batched_calls (
     call_id text primary key,
     org_id text not null references orgs,
@@ -503,7 +514,6 @@ create table batched_calls (
     pin text not null,
     request jsonb not null,
     tokens bigint not null,
-    nano_usd bigint not null,
     until timestamptz,
     status text not null default 'waiting' check (status in ('waiting', 'submitted', 'done')),
     batch_id text references batches,

@@ -14,7 +14,8 @@ create function interlock_orgs() returns text[] language sql stable parallel saf
 do $$ declare name text; begin
     foreach name in array array['orgs', 'api_keys', 'subject_keys', 'artifacts', 'pending_objects', 'workflow_versions', 'workflow_heads',
             'policy_sets', 'active_policies', 'runs',
-            'run_vaults', 'journal', 'signals', 'signal_ids', 'followed_runs', 'effects', 'results', 'queue', 'claims', 'reviews', 'approvals',
+            'run_vaults', 'journal', 'signals', 'signal_ids', 'followed_runs', 'effects', 'results', 'queue', 'claims', 'reservations', 'reviews',
+            'approvals',
             'dead_letters', 'audit',
             'audit_heads', 'outbox', 'deliveries', 'spans', 'breakers', 'tool_health', 'quotas', 'quota_uses', 'batches', 'batched_calls'] loop
         execute format('alter table %I enable row level security', name);
