@@ -34,7 +34,7 @@ def closing(closed: list[str], name: str, error: Exception | None = None) -> Cal
 
 async def test_a_part_that_fails_to_close_keeps_no_other_open(app: App, closed: list[str]) -> None:
     for name, error in (("first", None), ("second", ValueError("a bug")), ("third", None)):
-        app._on_close(closing(closed, name, error))
+        app.on_close(closing(closed, name, error))
     await app.__aexit__(None, None, None)
     await app.__aexit__(None, None, None)
     assert closed == ["third", "second", "first"]
@@ -47,9 +47,9 @@ async def test_a_cancellation_ends_what_is_being_closed_and_the_rest_is_closed(a
         hanging.set()
         await asyncio.Event().wait()
 
-    app._on_close(closing(closed, "first"))
-    app._on_close(closing(closed, "second"))
-    app._on_close(hang)
+    app.on_close(closing(closed, "first"))
+    app.on_close(closing(closed, "second"))
+    app.on_close(hang)
     task = asyncio.create_task(app.__aexit__(None, None, None))
     await hanging.wait()
     task.cancel()
@@ -62,7 +62,7 @@ async def test_what_was_open_is_closed_when_opening_fails(
     app: App, closed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail() -> None:
-        app._on_close(closing(closed, "first"))
+        app.on_close(closing(closed, "first"))
         raise ValueError("no database")
 
     monkeypatch.setattr(app, "_open", fail)

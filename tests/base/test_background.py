@@ -288,6 +288,36 @@ async def test_stop_lets_the_round_end_and_begins_no_other() -> None:
     assert not loop.running
 
 
+async def test_finish_makes_the_round_under_way_the_last_and_waits_for_nothing() -> None:
+    """As for work that only ends when it is told to, which must not begin anew then."""
+    entered, leave, said = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def work() -> bool:
+        entered.set()
+        await leave.wait()
+        return True
+
+    loop = Loop("server", work, every=0.001, report=lambda error: said.append(str(error)))
+    loop.start()
+    await entered.wait()
+    loop.finish()
+    assert loop.running
+    entered.clear()
+    leave.set()
+    async with asyncio.timeout(60):
+        await loop.stop()
+    assert (loop.running, entered.is_set(), said) == (False, False, [])
+
+
+async def test_finish_before_the_first_round_begins_none() -> None:
+    work = Work()
+    loop = Loop("early", work, every=0.001)
+    loop.start()
+    loop.finish()
+    await loop.stop()
+    assert work.rounds == 0
+
+
 async def test_stop_ends_the_wait_after_a_failure() -> None:
     work = Work(failing("x"))
     loop = Loop("stopped", work, every=3600)

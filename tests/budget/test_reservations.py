@@ -14,7 +14,7 @@ import pytest
 from interlock.audit.log import AuditLog
 from interlock.base.errors import BudgetExceeded, LeaseLost
 from interlock.base.money import NanoUsd
-from interlock.budget.reservations import NOTHING, Amount, Budget, Lease, Reservations, RunBudget
+from interlock.budget.reservations import NOTHING, Amount, BudgetLimit, Lease, Reservations, RunBudget
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 from interlock.store.rows import FinishedRun
@@ -30,8 +30,8 @@ def amount(tokens: int = 0, cost: int = 0) -> Amount:
     return Amount(tokens, NanoUsd(cost))
 
 
-def limits(scope: str, tokens: int | None = None, cost: int | None = None) -> Budget:
-    return Budget(scope, tokens, None if cost is None else NanoUsd(cost))
+def limits(scope: str, tokens: int | None = None, cost: int | None = None) -> BudgetLimit:
+    return BudgetLimit(scope, tokens, None if cost is None else NanoUsd(cost))
 
 
 # -- the limits themselves -------------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ class Desk:
 
     async def flush(self) -> None:
         """All spans, those of finished runs included: they come after the commit in which the run ends."""
-        await until(lambda: not self.app._worker._drivers, lambda: "runs are still driven")  # type: ignore[union-attr]
+        await until(lambda: not self.app.engine._drivers, lambda: "runs are still driven")  # type: ignore[union-attr]
         await self.app.tracing.flush()
 
     async def decide(self, review_id: str, decision: Any, output: Any = None) -> None:

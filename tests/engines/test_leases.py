@@ -46,7 +46,7 @@ async def test_stopped_in_the_middle_of_a_call(
     seen.story(run)
 
     # It is none the worse for it: without the other worker it drives the next run.
-    await app._worker.drain()
+    await app.engine.drain()
     again = await desk.start("pay_keyed", ticket="b")
     assert await seen.finished(again) == ["succeeded"]
     await until(lambda: bool(sleeper.log("run.finished")), lambda: "not in its log")  # written after the commit
@@ -97,7 +97,7 @@ async def test_a_drive_cancelled_before_its_first_step_is_not_renewed_for_ever(
     monkeypatch.setattr(PostgresEngine, "_claim", claim_and_cancel)
     app = await open_app(start_worker=True)
     run = await desk.start("pay_keyed", ticket="a")
-    await until(lambda: cancelled and run not in app._worker._drivers, lambda: f"not cancelled: {seen.queue(run)}")
+    await until(lambda: cancelled and run not in app.engine._drivers, lambda: f"not cancelled: {seen.queue(run)}")
     seen.lapse(run=run)
     assert await seen.finished(run) == ["succeeded"]
     assert cancelled == [run]
@@ -124,10 +124,10 @@ async def test_a_run_let_go_is_taken_up_again_by_a_busy_worker(
     busy = await desk.start("only_think")
     await until(lambda: model.asked("think") == 1, lambda: "the model is not asked")
     run = await desk.start("pay_keyed")
-    await until(lambda: broken and run not in app._worker._drivers, lambda: f"not let go: {seen.queue(run)}")
+    await until(lambda: broken and run not in app.engine._drivers, lambda: f"not let go: {seen.queue(run)}")
     leases = "select lease_until from queue where run_id in (%s, %s) order by run_id = %s"
     kept, left = seen.rows(leases, busy, run, run)
-    await app._worker._renew()
+    await app.engine._renew()
     renewed, still = seen.rows(leases, busy, run, run)
     assert (renewed > kept, still) == (True, left), "it renews what it drives, and nothing else"
     seen.lapse(run=run)
@@ -212,14 +212,14 @@ async def test_overlapping_drains_lose_nothing(
     await until(lambda: bank.requests >= 2, lambda: "the bank is not asked")
     second = await open_app(start_worker=True, worker=LONG_LEASE)
     runs += [await desk.start("pay_keyed", ticket=f"r{number}") for number in range(6, 12)]
-    await first._worker.drain()
+    await first.engine.drain()
     third = await open_app(start_worker=True, worker=LONG_LEASE)
-    await second._worker.drain()
+    await second.engine.drain()
     assert set(await seen.finished(*runs)) == {"succeeded"}
     assert bank.refunds == {f"r{number}": 1 for number in range(12)}
     assert bank.requests == 12
     seen.story(*runs)
-    assert third._worker is not None
+    assert third.engine is not None
     assert (await desk.app.audit.verify(admin.org_id)).ok
 
 

@@ -54,8 +54,8 @@ async def test_an_old_run_finishes_under_newer_code(
     run = await desk.start("ask_beside_think")
     review = await seen.review(run)
     await seen.asleep(run)
-    assert old._worker is not None
-    await old._worker.drain()
+    assert old.engine is not None
+    await old.engine.drain()
 
     monkeypatch.setattr(version, "MACHINE_VERSION", 2)
     await open_app(start_worker=True)

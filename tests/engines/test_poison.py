@@ -107,8 +107,8 @@ async def test_a_busy_worker_hands_over_what_it_drives_to_make_room(
     long_ago = "crash_streak = 3, available_at = now() - interval '1 minute'"
     owner.execute(f"update queue set {long_ago} where run_id = %s and worker is null", (suspect,))
     for app in apps:
-        await app._worker._take_exclusive_slot()  # as with each renewal of its leases
-    assert seen.rows("select room_by from queue where run_id = %s", suspect) == [(apps[0]._worker.worker_id,)]
+        await app.engine._take_exclusive_slot()  # as with each renewal of its leases
+    assert seen.rows("select room_by from queue where run_id = %s", suspect) == [(apps[0].engine.worker_id,)]
     model.release("think")
     assert set(await seen.finished(suspect, *busy)) == {"succeeded"}
     assert sorted(drives[run] for run in busy) == [1] * 3 * (workers - 1) + [2] * 3, "one worker handed its runs over"

@@ -28,7 +28,7 @@ async def test_a_driven_run_hears_what_was_said_while_nobody_listened(
     app = await open_app(start_worker=True)
     run = await desk.start("think_pay")
     await until(lambda: model.asked("think") == 1, lambda: "not asked")
-    await app._worker._listener.close()
+    await app.engine._listener.close()
     await desk.cancel(run)
     await until(lambda: "cancel_requested" in seen.kinds(run), lambda: f"not heard: {seen.kinds(run)}")
     model.release("think")

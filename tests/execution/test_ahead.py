@@ -92,7 +92,7 @@ async def test_a_refused_transaction_ends_the_work_begun_on_its_account(
     desk = await deploy(workflow("w", think("one"), think("two")))
     gate = Gate(monkeypatch, desk.app.committer, "one")
     gate.error = LeaseLost("the run belongs to another worker now")
-    worker = desk.app._worker
+    worker = desk.app.engine
     assert worker is not None
     run = await desk.start("w")
     await until(lambda: model.asked("two") == 1, lambda: "it waited for the transaction")

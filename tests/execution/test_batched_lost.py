@@ -295,7 +295,7 @@ async def test_whoever_is_broken_off_while_looking_leaves_it_to_the_next(
     run = await desk.start("w", text="matter")
     async with asyncio.timeout(PATIENCE):
         await looking.wait()
-    _, drive = desk.app._worker._drivers[run]  # type: ignore[union-attr]
+    _, drive = desk.app.engine._drivers[run]  # type: ignore[union-attr]
     drive.cancel()
     await until(drive.done, lambda: "it goes on")
     seen.lapse(run=run)

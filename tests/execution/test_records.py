@@ -249,7 +249,7 @@ async def test_the_journal_of_a_failure_folds(deploy: Deploy, project: Path, see
     desk = await deploy(workflow("w", note, allow="note"))
     run = await desk.start("w")
     await until(lambda: "step_failed note" in seen.kinds(run), lambda: str(seen.kinds(run)))
-    await desk.app._worker.drain()  # type: ignore[union-attr]
+    await desk.app.engine.drain()  # type: ignore[union-attr]
     await desk.app.start_worker()
     assert await seen.finished(run) == ["failed"]
     assert seen.kinds(run) == ["run_started", "step_failed note", "timer_fired retry:note:1", "step_failed note"]

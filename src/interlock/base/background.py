@@ -95,10 +95,14 @@ class Loop:
             task.cancel()  # again, should the work have swallowed the first
             await asyncio.wait([task], timeout=_CANCEL_AGAIN_SECONDS)
 
-    async def stop(self) -> None:
-        """Ends after the round under way, without cancelling it; that round's `True` does not prolong the loop."""
+    def finish(self) -> None:
+        """Makes the round under way the last, without waiting for it; its `True` does not prolong the loop."""
         self._closing.set()
         self._woken.set()
+
+    async def stop(self) -> None:
+        """Ends after the round under way, as `finish`, and waits until it has ended."""
+        self.finish()
         if self._task is not None:
             await asyncio.wait([self._task])
 

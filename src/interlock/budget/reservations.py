@@ -49,7 +49,7 @@ NOTHING = Amount()
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class BudgetLimit:
     """Limits of a scope, such as a run; None is no limit.
 
     Attributes:
@@ -106,7 +106,7 @@ class Reservations:
     async def reserve(
         self,
         lease: Lease,
-        budget: Budget,
+        budget: BudgetLimit,
         holder: str,
         wanted: Amount,
         *,
@@ -151,7 +151,7 @@ class Reservations:
 
 
 class RunBudget:
-    """Budget of one run, as the worker that drives it knows it.
+    """BudgetLimit of one run, as the worker that drives it knows it.
 
     Args:
         shared: two calls of the run may be under way at once.
@@ -160,7 +160,7 @@ class RunBudget:
         used: by the calls whose outcomes are in the run's state.
     """
 
-    def __init__(self, budget: Budget, *, shared: bool, reservations: Reservations) -> None:
+    def __init__(self, budget: BudgetLimit, *, shared: bool, reservations: Reservations) -> None:
         self._budget = budget
         self._reservations = reservations
         self.shared = shared and not budget.unlimited

@@ -20,7 +20,7 @@ _HIT = {"provider": "requests", "tool": "requests", "timeout": "requests", "sign
 
 
 class JournalLine(TypedDict):
-    """What is looked at of an event of a journal."""
+    """The fields of a journal's event that are checked."""
 
     type: str
     step: NotRequired[str]

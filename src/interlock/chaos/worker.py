@@ -212,7 +212,7 @@ async def main(config: dict[str, Any]) -> None:
 
     def runs() -> list[str]:
         # The worker's own record of the runs that it drives now.
-        return list(getattr(app._worker, "_drivers", ()))  # noqa: SLF001
+        return list(getattr(app.engine, "_drivers", ()))
 
     saboteur = Saboteur(runs, clock)
     saboteur.wrap()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console, ConsoleDimensions
+from rich.table import Table
 from rich.text import Text
 
 from interlock.services.views.base import Cost, View
@@ -20,6 +22,7 @@ _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 _PIPE_COLUMNS = 240
+_Shown = TypeVar("_Shown", bound=View)
 
 
 class _Plain(Console):
@@ -86,6 +89,29 @@ def usd(cost: Cost) -> str:
 
 def _plain(value: object) -> object:
     return value.to_json() if isinstance(value, View) else value
+
+
+def print_page(
+    found: Sequence[_Shown],
+    table: Table,
+    cells: Callable[[_Shown], tuple[str | Text, ...]],
+    *,
+    as_json: bool,
+    empty: str = "nothing waits for a decision",
+) -> None:
+    """Prints a page of a list: as JSON, as a table with one row of cells for each, or what an empty page means."""
+    if as_json:
+        print_json(list(found))
+        return
+    for one in found:
+        table.add_row(*cells(one))
+    out.print(table if found else empty)
+
+
+def print_next_worker(url: str | None) -> None:
+    """Says when a run continues that no server, and so no worker of it, continues now."""
+    if url is None:
+        out.print("no server runs here; the run continues with the next `interlock dev` or `interlock worker`")
 
 
 def print_json(value: object) -> None:

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from interlock.base.json import JsonObject
 from interlock.cli.connection import connect, segment
-from interlock.cli.console import out, print_json, status
+from interlock.cli.console import out, print_json, print_next_worker, print_page, status
 from interlock.cli.runs import read_json
 from interlock.services.views.dead_letters import DeadLetterDetail, DeadLetterPage, DeadLetterView
 
@@ -34,23 +34,16 @@ def list_dead_letters(
             query = {"status": "all" if every else None, "run_id": run, "after": after, "limit": limit}
             return (await api.get(DeadLetterPage, "/v1/dead-letters", **query)).dead_letters
 
-    found = asyncio.run(main())
-    if as_json:
-        print_json(found)
-        return
     table = Table(
         Column("dead_letter", no_wrap=True, min_width=30),
-        "about",
-        "workflow",
-        "step",
-        "status",
-        "why",
-        "run",
+        *("about", "workflow", "step", "status", "why", "run"),
         box=None,
         pad_edge=False,
     )
-    for one in found:
-        table.add_row(
+    print_page(
+        asyncio.run(main()),
+        table,
+        lambda one: (
             one.dead_letter_id,
             one.purpose,
             one.workflow,
@@ -58,8 +51,9 @@ def list_dead_letters(
             status(one.status),
             one.reason,
             one.run_id,
-        )
-    out.print(table if found else "nothing waits for a decision")
+        ),
+        as_json=as_json,
+    )
 
 
 @group.command("show")
@@ -97,7 +91,7 @@ def requeue(
         out.print(f"requeued as run {decided.new_run}")
     else:
         out.print(f"requeued: {decided.step or 'the run'} (run {decided.run_id})")
-    _hint(url)
+    print_next_worker(url)
 
 
 @group.command("discard")
@@ -105,7 +99,7 @@ def discard(dead_letter_id: str, note: Note = "") -> None:
     """Give up: a held step fails its run, an effect that was not compensated stays, a failed run stays failed."""
     decided, url = _post(dead_letter_id, "discard", {"note": note})
     out.print(f"discarded: {decided.step or 'the run'} (run {decided.run_id})")
-    _hint(url)
+    print_next_worker(url)
 
 
 def _post(dead_letter_id: str, what: str, body: JsonObject) -> tuple[DeadLetterView, str | None]:
@@ -114,8 +108,3 @@ def _post(dead_letter_id: str, what: str, body: JsonObject) -> tuple[DeadLetterV
             return await api.post(DeadLetterView, f"/v1/dead-letters/{segment(dead_letter_id)}/{what}", body), api.url
 
     return asyncio.run(main())
-
-
-def _hint(url: str | None) -> None:
-    if url is None:
-        out.print("no server runs here; the run continues with the next `interlock dev` or `interlock worker`")

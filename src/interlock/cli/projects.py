@@ -21,7 +21,7 @@ from interlock.cli.connection import Api, connect, settings_here
 from interlock.cli.console import out, print_json, status
 from interlock.cli.waiting import needs_a_person
 from interlock.definitions.project import read_project
-from interlock.evals.suite import EvalReport, FinishedRun, StepFacts, read_suites, run_case
+from interlock.evals.suite import EvalReport, EvaluatedRun, StepFacts, read_suites, run_case
 from interlock.services.runs import is_over
 from interlock.services.views.runs import RunResult, RunView, StartedRun
 from interlock.workflows.contracts import ToolContract
@@ -81,7 +81,7 @@ def evaluate() -> None:
     async def main() -> list[EvalReport]:
         async with connect(worker=True) as api:
 
-            async def run(workflow: str, value: Json) -> FinishedRun:
+            async def run(workflow: str, value: Json) -> EvaluatedRun:
                 return await _run(api, workflow, value)
 
             return [await run_case(run, suite, case) for suite in suites for case in suite.cases]
@@ -99,7 +99,7 @@ def evaluate() -> None:
         raise typer.Exit(StepError.exit_code)
 
 
-async def _run(api: Api, workflow: str, value: Json) -> FinishedRun:
+async def _run(api: Api, workflow: str, value: Json) -> EvaluatedRun:
     started = await api.post(StartedRun, "/v1/runs", {"workflow": workflow, "input": value})
     while True:
         run = await api.get(RunView, f"/v1/runs/{started.run_id}")
@@ -111,7 +111,7 @@ async def _run(api: Api, workflow: str, value: Json) -> FinishedRun:
         await asyncio.sleep(0.1)
 
 
-def _finished(run: RunView, output: Json) -> FinishedRun:
+def _finished(run: RunView, output: Json) -> EvaluatedRun:
     steps: list[StepFacts] = [{"id": step.id, "facts": step.facts} for step in run.steps]
     return {"status": run.status, "output": output, "steps": steps}
 

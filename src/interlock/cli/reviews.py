@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from interlock.base.errors import InvalidInput
 from interlock.base.json import Json
 from interlock.cli.connection import SELF_APPROVAL, connect, segment, settings_here
-from interlock.cli.console import errors, out, print_json, status
+from interlock.cli.console import errors, out, print_json, print_next_worker, print_page, status
 from interlock.services.views.reviews import ReviewPage, ReviewView
 
 group = typer.Typer(help="Reviews: questions that wait for a person's decision.", no_args_is_help=True)
@@ -34,16 +34,15 @@ def list_reviews(
             wanted = "all" if every else None
             return (await api.get(ReviewPage, "/v1/reviews", status=wanted, after=after, limit=limit)).reviews
 
-    found = asyncio.run(main())
-    if as_json:
-        print_json(found)
-        return
     table = Table(
         Column("review", no_wrap=True, min_width=30), "workflow", "status", "question", "by", box=None, pad_edge=False
     )
-    for one in found:
-        table.add_row(one.review_id, one.workflow, status(one.status), one.title, one.decided_by or "")
-    out.print(table if found else "nothing waits for a decision")
+    print_page(
+        asyncio.run(main()),
+        table,
+        lambda one: (one.review_id, one.workflow, status(one.status), one.title, one.decided_by or ""),
+        as_json=as_json,
+    )
 
 
 @group.command("show")
@@ -102,5 +101,4 @@ def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, o
     out.print(f"{review.status}: {review.title} (run {review.run_id})")
     if url is None and decision == "approve" and settings_here().review.self_approval is None:
         errors.print(SELF_APPROVAL, style="dim")
-    if url is None:
-        out.print("no server runs here; the run continues with the next `interlock dev` or `interlock worker`")
+    print_next_worker(url)

@@ -21,7 +21,7 @@ class StepFacts(TypedDict):
     facts: JsonObject
 
 
-class FinishedRun(TypedDict):
+class EvaluatedRun(TypedDict):
     """The parts of a run that are compared."""
 
     status: str
@@ -29,7 +29,7 @@ class FinishedRun(TypedDict):
     steps: Sequence[StepFacts]
 
 
-Run = Callable[[str, Json], Awaitable[FinishedRun]]
+Run = Callable[[str, Json], Awaitable[EvaluatedRun]]
 """(workflow, input) → the finished run."""
 
 

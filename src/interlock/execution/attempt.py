@@ -90,13 +90,13 @@ def entry_of(
         kind: `model` or `tool`.
         event_type: `tool.compensation` for a compensation; None for a call.
     """
-    told: dict[str, Any] = detail
+    extra: dict[str, Any] = detail
     log(
         names.LOG_STEP_FINISHED if detail["success"] else names.LOG_STEP_FAILED,
         level="info" if detail["success"] else "warning",
         run_id=caller.run_id,
         step=step,
-        **told,
+        **extra,
     )
     return Entry(
         org_id=caller.org_id,

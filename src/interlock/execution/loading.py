@@ -10,7 +10,7 @@ from typing import Any
 
 from interlock.base.errors import Erased
 from interlock.base.refs import Ref
-from interlock.budget.reservations import Budget, Reservations, RunBudget
+from interlock.budget.reservations import BudgetLimit, Reservations, RunBudget
 from interlock.definitions.versions import Version, Versions
 from interlock.execution.engine import EngineServices
 from interlock.execution.run import Run, StepExecution
@@ -50,7 +50,7 @@ def run_of(row: Row, version: Version, artifacts: Artifacts, reservations: Reser
     No policy is in force for it, so every call is refused.
     """
     limits = version.workflow.budget
-    budget = Budget(f"run:{row['run_id']}", limits.tokens, limits.usd)
+    budget = BudgetLimit(f"run:{row['run_id']}", limits.tokens, limits.usd)
     return Run(
         run_id=row["run_id"],
         org_id=row["org_id"],

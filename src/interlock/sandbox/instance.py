@@ -218,7 +218,7 @@ class Instance:
             os.write(block_write, b"1")
 
     async def _dispatch(self, job: Job) -> None:
-        body: runner.Job = {
+        body: runner.SentJob = {
             "tool": job.tool,
             "function": job.function,
             "arguments": dict(job.arguments),

@@ -51,8 +51,8 @@ PRELOAD = (
 )
 
 
-class Job(TypedDict):
-    """What the host sends."""
+class SentJob(TypedDict):
+    """A job as the host sends it."""
 
     tool: str
     function: str
@@ -256,7 +256,7 @@ def answer_to(line: bytes) -> bytes:
         return pack(raised(error))
 
 
-def load(job: Job) -> Callable[..., object]:
+def load(job: SentJob) -> Callable[..., object]:
     path = f"{TOOL_DIRECTORY}/main.py"
     if not os.path.isfile(path):
         raise Refusal(f'the bundle of tool "{job["tool"]}" has no main.py')
@@ -272,7 +272,7 @@ def load(job: Job) -> Callable[..., object]:
     return function
 
 
-def call(function: Callable[..., object], job: Job) -> object:
+def call(function: Callable[..., object], job: SentJob) -> object:
     import inspect  # noqa: PLC0415 - preloaded in a warm sandbox; a cold one needs it only here
 
     arguments = dict(job["arguments"])

@@ -15,18 +15,19 @@ from interlock.base.refs import Ref
 from interlock.budget.reservations import Reservations
 from interlock.definitions.versions import Version, Versions
 from interlock.execution.inputs.arguments import arguments_of
-from interlock.execution.loading import folded, run_of
+from interlock.execution.loading import fold_in_slices, run_of
 from interlock.execution.run import StepExecution
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
-from interlock.machine.events import CancelRequested, DeadLetterDiscarded, DeadLetterRequeued, event_to_json
+from interlock.machine.events import CancelRequested, DeadLetterDiscarded, DeadLetterRequeued, Event, event_to_json
 from interlock.machine.state import RunState
 from interlock.services.ingest import Redaction, vault_of
+from interlock.services.journal import journal_in
 from interlock.services.submit import Submission
 from interlock.services.views.dead_letters import DeadLetterDetail, DeadLetterView
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
-from interlock.store.database import Database, Row
+from interlock.store.database import Database, Row, Snapshot
 from interlock.store.entries import Entry
 from interlock.store.rows import DeadLetterDecision, DecidedDeadLetter, NewSignal, RequeuedRun
 from interlock.workflows.schemas import check_value
@@ -80,13 +81,22 @@ class DeadLetters:
             NotFound: no such dead letter in this organisation.
         """
         principal.require("dead_letter.read")
-        dead_letter = await self._row(principal, dead_letter_id)
-        run = await self._run(dead_letter)
+
+        async def read(snapshot: Snapshot) -> tuple[Row, Row, list[Event]]:
+            dead_letter = _found(await snapshot.row("get_dead_letter", dead_letter_id), dead_letter_id)
+            run = await snapshot.row("get_run", dead_letter["run_id"])
+            assert run is not None, "a dead letter is about a run"
+            of_step = dead_letter["purpose"] in {"step", "compensation"}
+            return dead_letter, run, await journal_in(snapshot, run["run_id"]) if of_step else []
+
+        # In one snapshot, or an open dead letter could be shown with the failure of a later attempt.
+        dead_letter, run, journal = await self._database.in_snapshot(read, org=principal.org_id)
         given = error_detail = None
         if dead_letter["purpose"] == "run":
             given = await self._opened(principal, Ref.from_json(run["input"]))
         elif dead_letter["purpose"] in {"step", "compensation"}:
-            version, state = await folded(self._database, self._versions, run)
+            version = await self._versions.get(run["org_id"], run["workflow"], run["version"])
+            state = await fold_in_slices(version.program, journal, RunState())
             given = await self._arguments(run, version, state, dead_letter)
             failure = state.steps[dead_letter["step"]].failure
             if failure is not None and failure.error_detail is not None:
@@ -227,10 +237,7 @@ class DeadLetters:
     # -- reading -----------------------------------------------------------------------------------------------
 
     async def _row(self, principal: Principal, dead_letter_id: str) -> Row:
-        row = await self._database.row("get_dead_letter", dead_letter_id, org=principal.org_id)
-        if row is None:
-            raise NotFound(f'no dead letter "{dead_letter_id}" in this organisation')
-        return row
+        return _found(await self._database.row("get_dead_letter", dead_letter_id, org=principal.org_id), dead_letter_id)
 
     async def _run(self, dead_letter: Row) -> Row:
         row = await self._database.row("get_run", dead_letter["run_id"], org=dead_letter["org_id"])
@@ -273,6 +280,12 @@ def _fits(version: Version, step: Step, arguments: Json) -> None:
         version.prompts[step.prompt].render(arguments)
     else:
         raise InterlockError(f"a step of kind {step.kind} has no dead letter")
+
+
+def _found(row: Row | None, dead_letter_id: str) -> Row:
+    if row is None:
+        raise NotFound(f'no dead letter "{dead_letter_id}" in this organisation')
+    return row
 
 
 def _view(row: Row) -> DeadLetterView:

@@ -29,7 +29,7 @@ from interlock.services.views.events import (
     StreamEvent,
     Waiting,
 )
-from interlock.store.database import Database, Row
+from interlock.store.database import Database, Row, Snapshot
 from interlock.store.listener import Listener
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
@@ -112,11 +112,15 @@ class Followers:
         self._check_bounds(principal.org_id)
         return self._stream(principal, run_id, after, authenticate, stopping)
 
-    async def entries(self, principal: Principal, run_id: str, after: int = 0) -> AsyncIterator[JournalEntry]:
-        """The journal's entries after a number, as far as they are there now."""
+    async def entries(
+        self, principal: Principal, run_id: str, after: int = 0, last: int | None = None
+    ) -> AsyncIterator[JournalEntry]:
+        """The journal's entries after a number, up to `last` or as far as they are there now."""
         principal.require("run.read")
         while rows := await self._database.rows("get_journal", run_id, after, _PAGE, org=principal.org_id):
             for row in rows:
+                if last is not None and row["seq"] > last:
+                    return
                 yield JournalEntry.model_validate({"seq": row["seq"], **row["event"]})
             after = rows[-1]["seq"]
 
@@ -147,48 +151,45 @@ class Followers:
                 (await authenticate()).require("run.read")
 
     async def _look(self, principal: Principal, run_id: str, position: _Position) -> AsyncIterator[StreamEvent]:
-        """Reads what is new. The row is read before the journal, so that an end never hides the last entries."""
-        row = await self._state(principal, run_id)
+        """Yields what is new, all of it as of one moment: entries end where the status was read."""
+        row, reviews, asked = await self._read(principal, run_id, position)
         if (row["last_seq"] or 0) > position.after:
-            async for entry in self.entries(principal, run_id, position.after):
+            async for entry in self.entries(principal, run_id, position.after, row["last_seq"]):
                 position.after = entry.seq
                 yield entry
-        marks = (row["reviews_mark"], row["dead_letters_mark"])
-        if marks[0] != position.marks[0]:
-            async for event in self._reviews(principal, run_id, position):
-                yield event
-        moved = row["status"] != position.status
+        for event in _changed_reviews(run_id, reviews, position.open_reviews):
+            yield event
+        moved, marks = row["status"] != position.status, _marks(row)
         if moved:
             yield StatusChanged(run_id=run_id, status=row["status"], reason=row["reason"])
         if row["status"] != RunStatus.WAITING:
             position.waiting = None
         elif moved or marks != position.marks:
-            asked = await self._database.rows("open_questions", run_id, org=principal.org_id)
-            reviews = [one["id"] for one in asked if one["kind"] == "review"]
+            open_reviews = [one["id"] for one in asked if one["kind"] == "review"]
             dead_letters = [one["id"] for one in asked if one["kind"] == "dead_letter"]
-            questions = (frozenset(reviews), frozenset(dead_letters))
+            questions = (frozenset(open_reviews), frozenset(dead_letters))
             if questions != position.waiting:
                 position.waiting = questions
-                yield Waiting(run_id=run_id, reviews=reviews, dead_letters=dead_letters)
+                yield Waiting(run_id=run_id, reviews=open_reviews, dead_letters=dead_letters)
         position.status, position.marks = row["status"], marks
         if is_over(row["status"]):
             yield RunEnded.model_validate(dict(row) | cost_json(row["nano_usd"], row["unpriced"]))
 
-    async def _reviews(self, principal: Principal, run_id: str, position: _Position) -> AsyncIterator[StreamEvent]:
-        known = position.open_reviews
-        for row in await self._database.rows("followed_reviews", run_id, list(known), org=principal.org_id):
-            if row["status"] != "open":
-                known.pop(row["review_id"])
-                yield ReviewClosed.model_validate({"run_id": run_id, **dict(row)})
-            elif row["review_id"] not in known:
-                known[row["review_id"]] = row["step"]
-                yield ReviewOpened.model_validate({"run_id": run_id, **dict(row)})
+    async def _read(self, principal: Principal, run_id: str, position: _Position) -> tuple[Row, list[Row], list[Row]]:
+        """The run's state, its reviews and its open questions; without the last two if nothing but the journal moved."""
+        row = await self._state(principal, run_id)
+        if (row["status"], _marks(row)) == (position.status, position.marks):
+            return row, [], []
+
+        async def read(snapshot: Snapshot) -> tuple[Row, list[Row], list[Row]]:
+            row = _found(await snapshot.row("run_state", run_id), run_id)
+            reviews = await snapshot.rows("followed_reviews", run_id, list(position.open_reviews))
+            return row, reviews, await snapshot.rows("open_questions", run_id)
+
+        return await self._database.in_snapshot(read, org=principal.org_id)
 
     async def _state(self, principal: Principal, run_id: str) -> Row:
-        row = await self._database.row("run_state", run_id, org=principal.org_id)
-        if row is None:
-            raise NotFound(f'no run "{run_id}" in this organisation')
-        return row
+        return _found(await self._database.row("run_state", run_id, org=principal.org_id), run_id)
 
     # -- all streams of the process ----------------------------------------------------------------------------
 
@@ -237,6 +238,27 @@ class Followers:
 
     async def _follow_runs(self, org_id: str, run_ids: list[str]) -> None:
         await self._database.execute("follow_runs", org_id, run_ids, _FOLLOWED_SECONDS, org=org_id)
+
+
+def _found(row: Row | None, run_id: str) -> Row:
+    if row is None:
+        raise NotFound(f'no run "{run_id}" in this organisation')
+    return row
+
+
+def _marks(row: Row) -> tuple[str, str]:
+    return row["reviews_mark"], row["dead_letters_mark"]
+
+
+def _changed_reviews(run_id: str, rows: list[Row], known: dict[str, str]) -> Iterator[StreamEvent]:
+    """Events of reviews that were opened or closed; `known` holds those named as open, and follows."""
+    for row in rows:
+        if row["status"] != "open":
+            known.pop(row["review_id"])
+            yield ReviewClosed.model_validate({"run_id": run_id, **dict(row)})
+        elif row["review_id"] not in known:
+            known[row["review_id"]] = row["step"]
+            yield ReviewOpened.model_validate({"run_id": run_id, **dict(row)})
 
 
 def _down(error: Exception) -> None:

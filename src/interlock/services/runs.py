@@ -14,16 +14,17 @@ from interlock.definitions.versions import Versions
 from interlock.execution.loading import fold_in_slices, folded, journal_of
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
-from interlock.machine.events import TERMINAL, Failure, RunStatus
+from interlock.machine.events import TERMINAL, Event, Failure, RunStatus
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
 from interlock.services.ingest import vault_of
+from interlock.services.journal import journal_in
 from interlock.services.timeline import StepTimes, step_times, timed_spans
 from interlock.services.views.runs import EffectView, RunSummary, RunView, SpanView, StepView
 from interlock.services.waiting import waits_for, way_of
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
-from interlock.store.database import Database, Row
+from interlock.store.database import Database, Row, Snapshot
 from interlock.store.entries import Entry, EventType
 from interlock.telemetry.tracing import Tracing
 
@@ -71,15 +72,21 @@ class Runs:
         Raises:
             NotFound: no such run in this organisation.
         """
-        row = await self._row(principal, run_id)
+        principal.require("run.read")
+
+        async def read(snapshot: Snapshot) -> tuple[Row, list[Event], list[Row], list[Row]]:
+            row = _found(await snapshot.row("get_run", run_id), run_id)
+            journal = await journal_in(snapshot, run_id)
+            effects = await snapshot.rows("list_effects", run_id)
+            return row, journal, effects, await snapshot.rows("open_questions", run_id)
+
+        # In one snapshot, or the status could be one commit behind the steps.
+        row, journal, effects, asked = await self._database.in_snapshot(read, org=principal.org_id)
         version = await self._versions.get(row["org_id"], row["workflow"], row["version"])
-        journal = await journal_of(self._database, row)
         state, times = await fold_in_slices(version.program, journal, RunState()), step_times(journal)
         errors = {
             name: await self._error(principal, step.failure) for name, step in state.steps.items() if step.failure
         }
-        effects = await self._database.rows("list_effects", run_id, org=principal.org_id)
-        asked = await self._database.rows("open_questions", run_id, org=principal.org_id)
         return await asyncio.to_thread(_run, row, version.program, state, times, errors, effects, asked)
 
     async def result(self, principal: Principal, run_id: str, *, revealed: bool = False) -> Json:
@@ -118,10 +125,7 @@ class Runs:
 
     async def _row(self, principal: Principal, run_id: str) -> Row:
         principal.require("run.read")
-        row = await self._database.row("get_run", run_id, org=principal.org_id)
-        if row is None:
-            raise NotFound(f'no run "{run_id}" in this organisation')
-        return row
+        return _found(await self._database.row("get_run", run_id, org=principal.org_id), run_id)
 
     async def _error(self, principal: Principal, failure: Failure | None) -> str | None:
         """Why a step failed, with what its tool said about it for as long as its people are not erased."""
@@ -156,6 +160,12 @@ def summary(row: Row) -> RunSummary:
 def is_over(status: str) -> bool:
     """True if a run with this status has ended."""
     return RunStatus(status) in TERMINAL
+
+
+def _found(row: Row | None, run_id: str) -> Row:
+    if row is None:
+        raise NotFound(f'no run "{run_id}" in this organisation')
+    return row
 
 
 def _summary_fields(row: Row) -> dict[str, object]:

@@ -24,13 +24,15 @@ class Row(Protocol):
 
 
 class Connection(Protocol):
-    """What of asyncpg's untyped connection is used."""
+    """The part of asyncpg's connection that is used; the library itself is untyped."""
 
     async def fetch(self, query: str, *args: object) -> list[Row]: ...
     async def fetchrow(self, query: str, *args: object) -> Row | None: ...
     async def fetchval(self, query: str, *args: object) -> Any: ...
     async def execute(self, query: str, *args: object) -> str: ...
-    def transaction(self) -> AbstractAsyncContextManager[object]: ...
+    def transaction(
+        self, *, isolation: str | None = None, readonly: bool = False
+    ) -> AbstractAsyncContextManager[object]: ...
     def is_closed(self) -> bool: ...
     def terminate(self) -> None: ...
     async def close(self, *, timeout: float | None = None) -> None: ...  # noqa: ASYNC109
@@ -156,6 +158,22 @@ class Database:
 
         return await self.retrying(run)
 
+    async def in_snapshot(self, read: Callable[[Snapshot], Awaitable[T]], *, org: str) -> T:
+        """Runs several queries that all see the database as it was at the first of them.
+
+        `read` is run again if the server goes away meanwhile. It must ask nothing but its snapshot: a process whose readers each
+        hold a connection and wait for a second one can run out of connections.
+        """
+
+        async def at_once() -> T:
+            async with (
+                self.connection(org) as connection,
+                connection.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                return await read(Snapshot(connection))
+
+        return await self.retrying(at_once)
+
     async def dedicated(self) -> Connection:
         """A connection outside the pool; the caller closes it."""
         connection: Connection = await asyncpg.connect(self.url, command_timeout=60)
@@ -168,6 +186,22 @@ class Database:
         await dedicated.add_listener(channel, lambda _connection, _pid, _channel, payload: callback(payload))
         connection: Connection = dedicated
         return connection
+
+
+class Snapshot:
+    """The database at one moment, for one organisation; lasts as long as the `read` that it was given to."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def rows(self, query: str, *args: object) -> list[Row]:
+        """All rows of a named query."""
+        return await self._connection.fetch(QUERIES[query].sql, *args)
+
+    async def row(self, query: str, *args: object) -> Row | None:
+        """The first row of a named query, or None."""
+        found = await self.rows(query, *args)
+        return found[0] if found else None
 
 
 class _ScopedConnection(asyncpg.Connection):  # type: ignore[misc]

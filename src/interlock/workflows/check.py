@@ -32,13 +32,18 @@ from interlock.workflows.spec import (
     WaitStep,
     Workflow,
 )
-from interlock.workflows.visibility import Problem, Seen, ValuePath, Visible, listed, schema_problems
+from interlock.workflows.visibility import (
+    Problem,
+    ValuePath,
+    Visible,
+    listed,
+    properties_of,
+    schema_problems,
+    seen_of,
+)
 from interlock.workflows.walk import reaches, siblings, signal_waits
 
 __all__ = ["Problem", "check_workflow"]
-
-_NUMBER: JsonSchema = {"type": "integer"}
-_FLAG: JsonSchema = {"type": "boolean"}
 
 
 def check_workflow(
@@ -124,7 +129,7 @@ class _Checker:
                 yield Problem((*here, "id"), f'step id "{step.id}" is used twice; ids are unique in a workflow')
             self.seen.add(step.id)
             yield from self._step(step, here)
-            self.view = self.view.after(step.id, self._known(step))
+            self.view = self.view.after(step.id, seen_of(step, self.tools, self.workflows))
 
     def _step(self, step: Step, path: ValuePath) -> Iterator[Problem]:
         match step:
@@ -260,7 +265,7 @@ class _Checker:
         return None
 
     def _fixed(self, step: ModelStep | AgentStep | ToolStep, value: Any, path: ValuePath) -> Iterator[Problem]:
-        schema = self._known(step).value
+        schema = seen_of(step, self.tools, self.workflows).value
         error = next(iter(validator_for(schema).iter_errors(value)), None)
         if error is not None:
             yield Problem(path, f'step "{step.id}": does not fit the step\'s output schema: {error.message}')
@@ -335,7 +340,7 @@ class _Checker:
 
     def _wait(self, step: WaitStep, path: ValuePath) -> Iterator[Problem]:
         yield from schema_problems(step.payload, (*path, "payload"))
-        if "received" in _properties(step.payload):
+        if "received" in properties_of(step.payload):
             message = f'step "{step.id}": received says whether the signal came; call that field of the payload something else'
             yield Problem((*path, "payload"), message)
         if step.signal is not None and self.payloads.setdefault(step.signal, step.payload) != step.payload:
@@ -365,42 +370,3 @@ class _Checker:
             yield Problem(
                 place, f'step "{step.id}": "{step.until}" is not a number field; until needs seconds since 1970'
             )
-
-    # -- results for later steps -------------------------------------------------------------------------------
-
-    def _received(self, step: WaitStep) -> Seen:
-        """Schema of a signal's payload; any value if it is not declared."""
-        known = _properties(step.payload)
-        seen = _object(**(known | {"received": _FLAG})) if step.signal else _object()
-        return Seen.of(seen) if known or step.signal is None else Seen({}, seen)
-
-    def _known(self, step: Step) -> Seen:
-        match step:
-            case ModelStep() | AgentStep():
-                return Seen.of({} if any(schema_problems(step.output, ())) else step.output)
-            case ToolStep():
-                return Seen.of(self.tools[step.tool].output if step.tool in self.tools else {})
-            case ReviewStep():
-                return Seen.of(_object(approved=_FLAG, by={"type": "string"}, note={"type": "string"}))
-            case WaitStep():
-                return self._received(step)
-            case BranchStep():
-                return Seen.of(_object(case=_NUMBER))
-            case LoopStep():
-                return Seen.of(_object(iterations=_NUMBER, met=_FLAG))
-            case MapStep():
-                return Seen({"type": "array"}, _object(count=_NUMBER, succeeded=_NUMBER, failed=_NUMBER))
-            case SubworkflowStep():
-                child = self.workflows.get(step.workflow)
-                return Seen.of(_object(**{name: {} for name in child.output}) if child is not None else {})
-            case _:
-                return Seen.of(_object())
-
-
-def _properties(schema: JsonSchema) -> dict[str, Any]:
-    found = schema.get("properties")
-    return found if isinstance(found, dict) and not any(schema_problems(schema, ())) else {}
-
-
-def _object(**properties: JsonSchema) -> JsonSchema:
-    return {"type": "object", "properties": properties, "additionalProperties": False}

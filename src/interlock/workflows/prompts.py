@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
 from interlock.base.errors import ContractViolation, InvalidSpec
-from interlock.base.json import JsonObject
 from interlock.base.refs import canonical_json
 from interlock.workflows.schemas import Validator, validator_for
 from interlock.workflows.spec import JsonSchema, Part
@@ -115,7 +114,7 @@ class Prompt:
     _templates: tuple[tuple[str, jinja2.Template | str], ...]
     _validator: Validator
 
-    def render(self, values: JsonObject) -> list[tuple[str, str]]:
+    def render(self, values: Mapping[str, object]) -> list[tuple[str, str]]:
         """(role, content) pairs.
 
         Raises:

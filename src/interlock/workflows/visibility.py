@@ -10,13 +10,28 @@ import jsonschema_rs
 
 from interlock.base.errors import InvalidSpec
 from interlock.workflows.bindings import Reference, references
+from interlock.workflows.contracts import ToolContract
 from interlock.workflows.facts import compile_condition, fact_fields
 from interlock.workflows.schemas import validator_for
-from interlock.workflows.spec import JsonSchema
+from interlock.workflows.spec import (
+    AgentStep,
+    BranchStep,
+    JsonSchema,
+    LoopStep,
+    MapStep,
+    ModelStep,
+    ReviewStep,
+    Step,
+    SubworkflowStep,
+    ToolStep,
+    WaitStep,
+    Workflow,
+)
 
 ValuePath = tuple[str | int, ...]
 
-
+_NUMBER: JsonSchema = {"type": "integer"}
+_FLAG: JsonSchema = {"type": "boolean"}
 _TEXT = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'")
 _READ = re.compile(r"(?<![\w.])([A-Za-z_]\w*)\.([A-Za-z_]\w*)(?!\w*\s*\()")
 
@@ -184,3 +199,44 @@ def _field_problem(reference: Reference, schema: JsonSchema, owner: str) -> str 
 
 def _unknown(reference: Reference, properties: Iterable[str], owner: str) -> str:
     return f'"{reference.text}": {owner} has no field "{reference.path[0]}"; {listed(properties, "fields")}'
+
+
+def seen_of(step: Step, tools: Mapping[str, ToolContract], workflows: Mapping[str, Workflow]) -> Seen:
+    """Schemas of what later steps see of this one."""
+    match step:
+        case ModelStep() | AgentStep():
+            return Seen.of({} if any(schema_problems(step.output, ())) else step.output)
+        case ToolStep():
+            return Seen.of(tools[step.tool].output if step.tool in tools else {})
+        case ReviewStep():
+            return Seen.of(_object(approved=_FLAG, by={"type": "string"}, note={"type": "string"}))
+        case WaitStep():
+            return _received(step)
+        case BranchStep():
+            return Seen.of(_object(case=_NUMBER))
+        case LoopStep():
+            return Seen.of(_object(iterations=_NUMBER, met=_FLAG))
+        case MapStep():
+            return Seen({"type": "array"}, _object(count=_NUMBER, succeeded=_NUMBER, failed=_NUMBER))
+        case SubworkflowStep():
+            child = workflows.get(step.workflow)
+            return Seen.of(_object(**{name: {} for name in child.output}) if child is not None else {})
+        case _:
+            return Seen.of(_object())
+
+
+def properties_of(schema: JsonSchema) -> dict[str, JsonSchema]:
+    """The declared properties of an object; none if the schema is faulty."""
+    found = schema.get("properties")
+    return found if isinstance(found, dict) and not any(schema_problems(schema, ())) else {}
+
+
+def _received(step: WaitStep) -> Seen:
+    """Schema of a signal's payload; any value if it is not declared."""
+    known = properties_of(step.payload)
+    seen = _object(**(known | {"received": _FLAG})) if step.signal else _object()
+    return Seen.of(seen) if known or step.signal is None else Seen({}, seen)
+
+
+def _object(**properties: JsonSchema) -> JsonSchema:
+    return {"type": "object", "properties": properties, "additionalProperties": False}

@@ -18,6 +18,7 @@ import psycopg
 from structlog.testing import capture_logs
 
 from interlock.app import App
+from interlock.app.worker import make_engine
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.settings import Settings
@@ -241,7 +242,7 @@ async def drive(
         runs = {scenario.id: Run(app, steps, seen, admin, scenario) for scenario in scenarios}
         for run in runs.values():
             await run.prepare()
-        engine = app._engine(_services(app, steps))
+        engine = make_engine(app, _services(app, steps))
         watching = asyncio.create_task(seen.watch())
         # Caught, because printing one run's error with all it knew would keep the others waiting.
         with capture_logs() as logs:

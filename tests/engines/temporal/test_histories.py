@@ -125,8 +125,8 @@ async def test_what_a_run_was_told_outlives_its_workflow(
     run = await desk.start("ask_pay", ticket="a")
     review = await seen.review(run)
     await seen.asleep(run)
-    app._worker._draining = True
-    await app._worker._worker.shutdown()  # nobody takes its tasks, as for a build without workers; the bridge lives
+    app.engine._loop.finish()
+    await app.engine._worker.shutdown()  # nobody takes its tasks, as for a build without workers; the bridge lives
     await desk.decide(review, "approve")
     told = "select count(*) from signals where forwarded_at is not null"
     await until(lambda: seen.rows(told) == [(1,)], lambda: "not handed on")

@@ -130,7 +130,7 @@ async def test_a_signal_delivered_again_counts_once(
     """As after a crash between delivering a signal and deleting its row."""
     app = await open_app(start_worker=True)
     delivered: list[list[dict[str, object]]] = []
-    bridge = app._worker._bridge
+    bridge = app.engine._bridge
     original = bridge._signal
 
     async def twice(run_id: str, signals: list[dict[str, object]]) -> bool:

@@ -100,9 +100,9 @@ async def test_a_run_ends_on_the_build_it_began_on(
     new = await desk.start("pay_keyed", ticket="c")
     await desk.decide(reviews[0], "approve")
     assert await seen.finished(new, old[0]) == ["succeeded"] * 2
-    assert await workers(histories, old[0]) == {first._worker.worker_id}
+    assert await workers(histories, old[0]) == {first.engine.worker_id}
     (second,) = await workers(histories, new)
-    assert second != first._worker.worker_id
+    assert second != first.engine.worker_id
 
     # Nobody of the old build is there; its run waits for one, and is not touched by the new one.
     await first.__aexit__(None, None, None)
@@ -112,7 +112,7 @@ async def test_a_run_ends_on_the_build_it_began_on(
     assert seen.kinds(old[1]) == ["run_started"]
     again = await open_app(start_worker=True)
     assert await seen.finished(old[1]) == ["succeeded"]
-    assert await workers(histories, old[1]) == {first._worker.worker_id, again._worker.worker_id}
+    assert await workers(histories, old[1]) == {first.engine.worker_id, again.engine.worker_id}
     assert bank.refunds == dict.fromkeys("abcd", 1)
     seen.story(*old, new, later)
 
@@ -144,5 +144,5 @@ async def test_a_run_that_continues_as_new_stays_on_its_build(
     await desk.decide(review, "approve")
     assert await seen.finished(run) == ["succeeded"]
     assert len(await histories.chain(run)) > 1
-    assert await workers(histories, run) == {first._worker.worker_id}
+    assert await workers(histories, run) == {first.engine.worker_id}
     seen.story(run)

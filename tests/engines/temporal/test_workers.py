@@ -88,7 +88,7 @@ async def test_a_zombie_never_calls_the_tool(
         "one for the refund, one for the note"
     )
     seen.story(run)
-    assert other._worker is not None
+    assert other.engine is not None
 
 
 async def test_a_zombie_in_the_middle_of_its_call(
@@ -111,6 +111,20 @@ async def test_a_zombie_in_the_middle_of_its_call(
     assert record == (seen.journal(run), seen.audit(run), seen.run(run), seen.rows("select * from effects"))
     assert (bank.requests, bank.refunds) == (requests, {"a": 1})
     seen.story(run)
+
+
+async def test_a_worker_of_the_library_that_ended_is_replaced(
+    desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank
+) -> None:
+    """It cannot run a second time, and a process without one looks alive and drives nothing."""
+    app = await open_app(start_worker=True)
+    await until(lambda: app.engine._worker is not None, lambda: "it does not run")
+    ended = app.engine._worker
+    await ended.shutdown()
+    run = await desk.start("pay_keyed", ticket="a")
+    assert await seen.finished(run) == ["succeeded"]
+    assert bank.refunds == {"a": 1}
+    assert app.engine._worker not in {ended, None}
 
 
 async def test_drained_worker_finishes_the_step_and_hands_the_run_over(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from functools import partial
 
+from interlock.base.background import Loop
 from interlock.base.clock import since_boot
 from interlock.base.errors import InterlockError, LeaseLost, Unavailable
 from interlock.base.ids import new_id
@@ -36,18 +37,20 @@ class PostgresEngine:
         self._lease = lease_seconds
         self.worker_id = new_id("wrk")
         self._drivers: dict[str, tuple[RunDriver, asyncio.Task[None]]] = {}
-        self._wake = asyncio.Event()
         self._stopping = False
         self._making_room = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._seen_running = since_boot()
+        third, tenth = lease_seconds / 3, lease_seconds / 10
+        claiming = Loop("claim", self._claim_free, every=_POLL_SECONDS, longest=_POLL_SECONDS, report=_complain)
+        renewing = Loop("renew leases", self._keep, every=third, at_once=False, longest=third, report=_complain)
+        noticing = Loop("notice pauses", self._notice_pause, every=tenth, longest=tenth, report=_complain)
+        self._claiming, self._loops = claiming, (claiming, renewing, noticing)
         self._listener = Listener(services.database, CHANNEL, self._notified)
 
     async def start(self) -> None:
-        self._tasks = [
-            asyncio.create_task(self._claim_forever(), name="claim"),
-            asyncio.create_task(self._renew_forever(), name="renew leases"),
-            asyncio.create_task(self._notice_pauses(), name="notice pauses"),
-        ]
+        self._seen_running = since_boot()
+        for loop in self._loops:
+            loop.start()
         self._listener.start()
         log(names.LOG_WORKER_STARTED, worker=self.worker_id, concurrency=self._concurrency)
 
@@ -57,9 +60,8 @@ class PostgresEngine:
         for driver, _ in self._drivers.values():
             driver.drain()
         await asyncio.gather(*(task for _, task in self._drivers.values()), return_exceptions=True)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for loop in self._loops:
+            await loop.close()
         await self._listener.close()
         with contextlib.suppress(Unavailable):
             await self._services.database.execute("release_leases", self.worker_id)
@@ -67,20 +69,10 @@ class PostgresEngine:
 
     # -- claiming ----------------------------------------------------------------------------------------------
 
-    async def _claim_forever(self) -> None:
-        while not self._stopping:
-            self._wake.clear()
-            free = 0 if self._making_room and self._drivers else self._concurrency - len(self._drivers)
-            claimed = 0
-            if free > 0:
-                try:
-                    claimed = await self._claim(free)
-                except Exception as error:  # noqa: BLE001  a worker that claims no more looks alive and is not
-                    _complain(error)
-            if claimed == 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL_SECONDS):
-                        await self._wake.wait()
+    async def _claim_free(self) -> bool:
+        """Claims as many runs as this worker can drive; True if there may be more."""
+        free = 0 if self._making_room and self._drivers else self._concurrency - len(self._drivers)
+        return free > 0 and not self._stopping and await self._claim(free) > 0
 
     async def _claim(self, free: int) -> int:
         rows = await self._services.database.rows(
@@ -126,7 +118,7 @@ class PostgresEngine:
         """Stops renewing the lease of a run whose driver ended."""
         if self._drivers.get(run_id, (None,))[0] is driver:
             del self._drivers[run_id]
-        self._wake.set()
+        self._claiming.wake()
 
     async def _crashed(self, driver: RunDriver, error: Exception) -> None:
         """Counts a crashed drive. A run that cannot be driven is parked with a dead letter instead of being retried for ever."""
@@ -168,16 +160,10 @@ class PostgresEngine:
 
     # -- leases and notifications ------------------------------------------------------------------------------
 
-    async def _renew_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self._lease / 3)
-            if not self._drivers:
-                continue
-            try:
-                await self._renew()
-                await self._take_exclusive_slot()
-            except Exception as error:  # noqa: BLE001  as above
-                _complain(error)
+    async def _keep(self) -> None:
+        if self._drivers:
+            await self._renew()
+            await self._take_exclusive_slot()
 
     async def _renew(self) -> None:
         # Named runs only: the lease of a run without a driver must expire, or no worker would claim it again.
@@ -201,28 +187,26 @@ class PostgresEngine:
             for driver, _ in self._drivers.values():
                 driver.drain()
 
-    async def _notice_pauses(self) -> None:
+    async def _notice_pause(self) -> None:
         """Lets go of everything when this process was stopped so long that its leases may have run out meanwhile.
 
         The fence keeps what it would write out of the database; nothing else keeps a call that it was about to make from
         reaching a tool a second time. A database that is away is no such case: then no other worker can take the runs either.
         """
-        while True:
-            before = since_boot()
-            await asyncio.sleep(self._lease / 10)
-            # Renewed every third of a lease, so at least two thirds were left when the pause began.
-            if since_boot() - before > self._lease / 2:
-                for run_id, (_, task) in self._drivers.items():
-                    message = "this process was stopped for so long that the lease may be gone"
-                    log(names.LOG_RUN_ABANDONED, message, level="warning", run_id=run_id, reason=LeaseLost.code)
-                    task.cancel()
+        before, self._seen_running = self._seen_running, since_boot()
+        # Renewed every third of a lease, so at least two thirds were left when the pause began.
+        if self._seen_running - before > self._lease / 2:
+            for run_id, (_, task) in self._drivers.items():
+                message = "this process was stopped for so long that the lease may be gone"
+                log(names.LOG_RUN_ABANDONED, message, level="warning", run_id=run_id, reason=LeaseLost.code)
+                task.cancel()
 
     def _notified(self, payload: str) -> None:
         mine = self._drivers.get(payload)
         if mine is not None:
             mine[0].wake()
         else:
-            self._wake.set()
+            self._claiming.wake()
 
 
 def _complain(error: Exception) -> None:

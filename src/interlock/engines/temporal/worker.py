@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import hashlib
@@ -16,6 +15,7 @@ from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
 
+from interlock.base.background import Loop
 from interlock.base.errors import Unavailable
 from interlock.base.ids import new_id
 from interlock.base.settings import TemporalSettings
@@ -33,6 +33,7 @@ DEPLOYMENT = "interlock"
 _REPLAYED_THROUGH = ("temporalio", "common-expression-language", "pydantic", "jsonschema-rs")
 # Workflow tasks that were bound to a worker that left go to the others after this long.
 _STICKY_SECONDS = 2.0
+_AGAIN_SECONDS = 1.0  # after the library's worker failed
 _PATIENCE = timedelta(days=1)  # for steps under way when a worker drains; their own timeouts end them
 # What decides how a history replays: a change of any of these is a new build.
 _SOURCES = ("interlock.workflows", "interlock.engines.temporal", "interlock.base")
@@ -58,13 +59,14 @@ class TemporalEngine:
         self.worker_id = new_id("wrk")
         self._performer = Performer(services)
         self._bridge: Bridge | None = None
+        self._client: Client
+        self._prepared: Worker | None = None
         self._worker: Worker | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._draining = False
+        self._loop = Loop("temporal worker", self._work, every=_AGAIN_SECONDS, longest=_AGAIN_SECONDS, report=complain)
 
     async def start(self) -> None:
         """Raises as `connect`, and Unavailable if the server cannot pin versions."""
-        client = await connect(self._settings, self._master_key, identity=self.worker_id)
+        client = self._client = await connect(self._settings, self._master_key, identity=self.worker_id)
         build, note = None, ""
         if self._settings.versioned:
             build, current = build_id(), await _current_build(client, self._settings)
@@ -79,8 +81,8 @@ class TemporalEngine:
             limits={"events": self._settings.history_events, "bytes": self._settings.history_bytes},
             blind=functools.partial(blinded, self._master_key),
         )
-        self._worker = self._make_worker(client)
-        self._task = asyncio.create_task(self._run_forever(client), name="temporal worker")
+        self._prepared = self._make_worker()  # here, so that an error in its settings ends the start
+        self._loop.start()
         self._bridge.start()
         level: Any = "warning" if note else "info"
         started = {"worker": self.worker_id, "concurrency": self._concurrency, "build": build}
@@ -88,27 +90,25 @@ class TemporalEngine:
 
     async def drain(self) -> None:
         """Finishes the steps under way; Temporal gives everything else to other workers."""
-        self._draining = True
         if self._bridge is not None:
             await self._bridge.close()
-        if self._worker is not None and self._task is not None:
+        self._loop.finish()
+        if self._worker is not None:
             with contextlib.suppress(Exception):  # it may have ended by itself
                 await self._worker.shutdown()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._loop.stop()
         log(names.LOG_WORKER_STOPPED, worker=self.worker_id)
 
-    async def _run_forever(self, client: Client) -> None:
-        while not self._draining:
-            assert self._worker is not None
-            try:
-                await self._worker.run()
-            except Exception as error:  # noqa: BLE001  a worker that polls no more looks alive and is not
-                complain(error)
-                await asyncio.sleep(1)
-                if not self._draining:
-                    self._worker = self._make_worker(client)
+    async def _work(self) -> None:
+        """Runs one worker of the library, until it is shut down or fails; it cannot run a second time."""
+        worker, self._prepared = self._prepared or self._make_worker(), None
+        self._worker = worker
+        try:
+            await worker.run()
+        finally:
+            self._worker = None
 
-    def _make_worker(self, client: Client) -> Worker:
+    def _make_worker(self) -> Worker:
         versioning: Any = {}
         if self._settings.versioned:
             versioning["deployment_config"] = WorkerDeploymentConfig(
@@ -117,7 +117,7 @@ class TemporalEngine:
                 default_versioning_behavior=VersioningBehavior.PINNED,
             )
         return Worker(
-            client,
+            self._client,
             task_queue=self._settings.task_queue,
             workflows=[InterlockRun],
             activities=[self._performer.perform],

@@ -1,0 +1,229 @@
+"""The part of the application that every process has: database, clock, audit, committer, stores and use cases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from interlock.audit.log import AuditLog
+from interlock.audit.records import AuditRecords
+from interlock.base.clock import Clock
+from interlock.base.settings import Settings
+from interlock.definitions.project import Project, read_project
+from interlock.definitions.versions import Versions
+from interlock.execution.approvals import approval_key
+from interlock.identity.auth import Authenticator
+from interlock.policy.active import ActivePolicies
+from interlock.policy.decision import Policies
+from interlock.services.access import Access
+from interlock.services.administration import Administration
+from interlock.services.audit_trail import AuditTrail
+from interlock.services.dead_letters import DeadLetters
+from interlock.services.followers import Followers
+from interlock.services.health import Health
+from interlock.services.ingest import Redaction
+from interlock.services.policies import PolicySets
+from interlock.services.reviews import Approving, ReviewQueue
+from interlock.services.runs import Runs
+from interlock.services.signals import Signals
+from interlock.services.submit import Submission
+from interlock.services.tool_answers import ToolAnswers
+from interlock.services.use_cases import Services
+from interlock.store.artifacts import Artifacts
+from interlock.store.clock import DatabaseClock
+from interlock.store.commit import Committer
+from interlock.store.database import Database
+from interlock.store.embedded import EmbeddedPostgres
+from interlock.store.keys import KeyStore, load_or_create_secret
+from interlock.store.migrate import app_url, is_privileged, migrate
+from interlock.store.objects import Objects
+from interlock.telemetry import names
+from interlock.telemetry.logs import log
+from interlock.telemetry.tracing import Tracing
+
+
+class Core:
+    """Database, stores and use cases of one process: opened with `async with`, closed in reverse order.
+
+    Args:
+        clock: replaces the database's clock; for tests.
+        policies: replaces the active Cedar policies, for instance by an engine behind HTTP.
+
+    Attributes:
+        policies: in force for the calls of this process.
+        services: the use cases; all that an entry point needs of an open application.
+        migrated: migrations applied by opening.
+    """
+
+    def __init__(
+        self, project: Path, settings: Settings, *, clock: Clock | None = None, policies: Policies | None = None
+    ) -> None:
+        self.project = project
+        self.settings = settings
+        self.data = settings.data_dir
+        self._clock = clock
+        self._policies = policies
+        self.clock: Clock
+        self.migrated: list[str] = []
+        self._postgres: EmbeddedPostgres | None = None
+        self._closing = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self._closing.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._closing.aclose()
+
+    def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Has `close` called when the application closes, before what was registered earlier.
+
+        An error is logged, and a cancellation cancels only what is being closed: the others are closed all the same.
+        """
+
+        async def quietly() -> None:
+            try:
+                await close()
+            except Exception as error:  # noqa: BLE001  the others must be closed
+                log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
+
+        self._closing.push_async_callback(quietly)
+
+    def read_project(self) -> Project:
+        """Reads and checks the project directory; raises InvalidSpec with every fault."""
+        return read_project(self.project, self.settings)
+
+    # -- opening -----------------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        self._closing.push_async_callback(self._stop_postgres)
+        self.master_key = load_or_create_secret(self.data / "keys" / "master.key")
+        await self._open_database()
+        self._open_stores()
+        self._open_use_cases()
+        self.services = self._bundle()
+
+    async def _open_database(self) -> None:
+        preparing = asyncio.ensure_future(asyncio.to_thread(self.prepare_database))
+        try:
+            url = await asyncio.shield(preparing)
+        except asyncio.CancelledError:
+            await asyncio.wait([preparing])  # a thread cannot be cancelled, and the server it starts must be stopped
+            raise
+        self.database = Database(url, pool_size=self.settings.database.pool_size)
+        await self.database.open()
+        self.on_close(self.database.close)
+        self.clock = self._clock or await self._follow_database()
+
+    def _open_stores(self) -> None:
+        settings = self.settings
+        audit = AuditLog(load_or_create_secret(self.data / "keys" / "audit.key"))
+        self.committer = Committer(self.database, audit.seal)
+        self.committer.start()
+        self.on_close(self.committer.close)
+        self.audit = AuditRecords(self.database, {audit.key_id: audit.public_key})
+        self.tracing = Tracing(self.database, service=settings.name, otlp_endpoint=settings.telemetry.otlp_endpoint)
+        self.tracing.start()
+        self.on_close(self.tracing.close)
+        self.keys = KeyStore(self.database, self.master_key)
+        self.objects = Objects.local(self.data / "objects")
+        self.artifacts = Artifacts(self.database, self.keys, self.objects, limit_bytes=settings.limits.payload_bytes)
+        self.versions = Versions(self.database, self.objects, self.data / "bundles")
+        self.authenticator = Authenticator(self.database)
+        self.active_policies = ActivePolicies(self.database)
+        self.policies: Policies = self._policies or self.active_policies
+
+    def _open_use_cases(self) -> None:
+        settings = self.settings
+        self.submission = Submission(
+            self.database,
+            self.committer,
+            self.versions,
+            self.artifacts,
+            self.keys,
+            self.clock,
+            engine=settings.engine,
+            block_injections=settings.guard.on_injection == "block",
+        )
+        self.runs = Runs(self.database, self.committer, self.versions, self.artifacts, self.tracing, self.clock)
+        redaction = self.redaction = Redaction(
+            self.database, self.artifacts, block_injections=settings.guard.on_injection == "block"
+        )
+        self.approving = Approving(
+            approval_key(self.master_key),
+            seconds=settings.review.approval_ttl,
+            by_requester=bool(settings.review.self_approval),
+        )
+        self.reviews = ReviewQueue(
+            self.database,
+            self.committer,
+            self.artifacts,
+            self.clock,
+            redaction=redaction,
+            answers=ToolAnswers(self.database, self.versions),
+            approving=self.approving,
+        )
+        self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
+        self.policy_sets = PolicySets(self.database, self.committer, self.clock, refresh=self.active_policies.refresh)
+        self.admin = Administration(
+            self.database,
+            self.committer,
+            self.versions,
+            self.authenticator,
+            self.policy_sets,
+            self.clock,
+            data=self.data,
+        )
+        self.dead_letters = DeadLetters(
+            self.database, self.committer, self.versions, self.artifacts, self.submission, redaction, self.clock
+        )
+
+    def _bundle(self) -> Services:
+        server = self.settings.server
+        followers = Followers(self.database, most=server.followers, most_per_org=server.followers_per_org)
+        self.on_close(followers.close)
+        return Services(
+            access=Access(self.authenticator),
+            submission=self.submission,
+            runs=self.runs,
+            followers=followers,
+            signals=self.signals,
+            reviews=self.reviews,
+            dead_letters=self.dead_letters,
+            administration=self.admin,
+            policies=self.policy_sets,
+            audit=AuditTrail(self.audit),
+            health=Health(self.database),
+        )
+
+    async def _follow_database(self) -> Clock:
+        clock = DatabaseClock(self.database)
+        await clock.open()
+        self.on_close(clock.close)
+        return clock
+
+    def prepare_database(self) -> str:
+        """Starts the embedded server if no URL is set, migrates, and returns the unprivileged URL. Blocking."""
+        url = self.settings.database.url
+        if url is None:
+            self._postgres = EmbeddedPostgres(self.data / "pg", self.master_key)
+            url = self._postgres.start()
+        elif not is_privileged(url):
+            return url  # an administrator migrates
+        self.migrated = migrate(url, self.master_key)
+        return app_url(url, self.master_key)
+
+    async def _stop_postgres(self) -> None:
+        if self._postgres is not None:
+            await asyncio.to_thread(self._postgres.stop)
+            self._postgres = None

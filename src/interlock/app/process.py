@@ -1,0 +1,54 @@
+"""The application of one process: its core and, once it is started, its worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from interlock.app.core import Core
+from interlock.app.worker import WorkerRole
+from interlock.base.clock import Clock
+from interlock.base.settings import Settings
+from interlock.execution.engine import Engine
+from interlock.execution.inputs.calls import Models
+from interlock.fleet.workers import WorkerRegistry
+from interlock.policy.decision import Policies
+
+
+class App(Core):
+    """All services of one process and, once it is started, its worker.
+
+    Args:
+        models: replaces the providers of the settings; for tests and benchmarks.
+        clock: replaces the database's clock; for tests.
+        policies: replaces the active Cedar policies, for instance by an engine behind HTTP.
+    """
+
+    def __init__(
+        self,
+        project: Path,
+        settings: Settings,
+        *,
+        models: Models | None = None,
+        clock: Clock | None = None,
+        policies: Policies | None = None,
+    ) -> None:
+        super().__init__(project, settings, clock=clock, policies=policies)
+        self._role = WorkerRole(self, models=models)
+
+    @property
+    def engine(self) -> Engine | None:
+        """Engine that drives runs in this process; None before `start_worker` and after `drain_worker`."""
+        return self._role.engine
+
+    @property
+    def worker_registry(self) -> WorkerRegistry:
+        """This worker's entry among all workers, after `start_worker`."""
+        return self._role.registry
+
+    async def start_worker(self) -> None:
+        """Starts to drive runs in this process, until the application closes."""
+        await self._role.start()
+
+    async def drain_worker(self) -> None:
+        """Stops driving runs; what else this process does goes on."""
+        await self._role.drain()
