@@ -8,7 +8,7 @@ been made and paid for.
 
 On both engines the holder of a reservation is the command (`perform:step:attempt`) with the fencing token of its lease, so the
 repetition of a call that was cut off holds one of its own. A call that goes on in the background (a provider's batch) has
-token 0: it is the same call for every worker that looks after it.
+token 0: it is the same call for every worker of the run.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Attempt:
     attributes: Attributes = field(default_factory=dict)
 
     def circumstances(self) -> Circumstances:
-        """What a failure of it is judged by."""
+        """Circumstances by which a failure of the attempt is judged."""
         call = self.call
         knowable = isinstance(call, ToolCall) and call.knowable
         return Circumstances(call.name, self.in_doubt, self.dispatched, knowable, call.alternative)

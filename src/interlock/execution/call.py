@@ -89,7 +89,7 @@ class Caller(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """Which kept results may stand in for a call.
+    """Kept results that may stand in for a call.
 
     Attributes:
         max_age: seconds that a result may be old; None for any age.
@@ -148,7 +148,7 @@ class ModelCall(_Call):
         agent: the answer is an agent's turn: tool calls that it wants made, or its answer.
         transport: `direct`, or `batch` for a provider's batch API, where the answer comes much later.
         answered: the answer of the batch is in the store already.
-        until: the moment after which nobody needs the answer, seconds since the epoch; None if there is none.
+        until: the moment after which no step needs the answer, seconds since the epoch; None if there is none.
         deferrals: how often the call was deferred.
     """
 
@@ -244,13 +244,13 @@ class CallResult:
 
 @dataclass(slots=True, kw_only=True)
 class _Outcome:
-    """What outcomes of calls have in common.
+    """Fields that outcomes of calls have in common.
 
     Attributes:
         at: when the call was over, seconds since the epoch.
         request: the rendered request of a model that was asked.
         attributes: of the caller's span.
-        artifacts, effects, audit, results: rows to be committed with whatever the caller makes of the outcome.
+        artifacts, effects, audit, results: rows to be committed with the caller's record of the outcome.
     """
 
     at: float

@@ -129,7 +129,7 @@ class EffectLedger:
         self._committer = committer
 
     async def status(self, site: EffectSite) -> EffectStatus | None:
-        """Where the effect of a call stands; None if it was never intended.
+        """The status of a call's effect; None if it was never intended.
 
         If another worker was in the middle of this very attempt, its call may still be under way, at a worker that lost
         the run or on the network, and neither a probe nor a person could see it. So this waits until the tool's own

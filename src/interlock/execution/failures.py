@@ -27,7 +27,7 @@ MAX_MESSAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What is known about a call that failed.
+    """Circumstances of a call that failed.
 
     Attributes:
         name: of the step or other caller, for the log.

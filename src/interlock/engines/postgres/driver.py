@@ -340,7 +340,7 @@ class RunDriver:
         return tool is not None and not tool.contract.mutating
 
     def _settle_budget(self, ended: list[tuple[str, int]], abandoned: list[tuple[str, int]]) -> None:
-        """What these calls used is in the state now; the transaction that says so may still be under way."""
+        """Counts these calls' usage as the state's; the transaction that records it may still be under way."""
         budget = self._run.budget
         budget.abandon(holder_of(*work) for work in abandoned)
         budget.settle(Amount.of(self._state.usage), [holder_of(*work) for work in (*ended, *abandoned)])
