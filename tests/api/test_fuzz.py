@@ -107,6 +107,7 @@ async def test_no_request_makes_the_server_fail(working: Served) -> None:
     spare = (await working.app.authenticator.issue("acme", "spare", frozenset({"viewer"}))).split("_")[1]
     ids = {"run_id": [run_id, over], "review_id": [review], "key_id": [spare]}
     ids |= {"dead_letter_id": rejected["dead_letters"], "name": ["go", "ask"], "workflow": ["ask", "listen"]}
+    ids["policy"] = ["built-in"]
     document = working.server._server.config.app.openapi()
     client = await working.client()
     seen: dict[int, int] = {}

@@ -39,12 +39,14 @@ def test_the_record_is_listed_verified_exported_and_verified_elsewhere(
     run_id = cli.ok("run", "answer", "-i", QUESTION, "--json").json["run_id"]
     entries = cli.ok("audit", "list", "--json").json
     types = [one["entry"]["event_type"] for one in entries]
-    assert types == ["key.created", "workflow.deployed", "run.created", "tool.call", "model.call", "run.finished"]
+    assert types == [
+        "key.created", "policy.activated", "workflow.deployed", "run.created", "tool.call", "model.call", "run.finished",
+    ]  # fmt: skip
     assert cli.ok("audit", "verify").out == f"audit: {len(entries)} entries verified\n"
     listed = cli.ok("audit", "list", "--run", run_id).out
     assert "tool:search_faq" in listed
     assert "key.created" not in listed
-    assert cli.ok("audit", "list", "--run", run_id, "--json").json == entries[2:]
+    assert cli.ok("audit", "list", "--run", run_id, "--json").json == entries[3:]
     assert cli.ok("audit", "list", "--after", "4", "--limit", "1", "--json").json == entries[4:5]
     assert cli.ok("audit", "list", "--run", "nobody").out == "no entries\n"
     assert "limit" in cli.fails(2, "audit", "list", "--limit", "0")

@@ -38,10 +38,9 @@ def test_versions_and_the_way_back(cli: Cli, model: FakeModel) -> None:
     assert found[0]["prompts"] != found[1]["prompts"]
     assert found[0]["tools"] == found[1]["tools"]
     assert found[0]["models"] == {"default": model.pin}
-    assert found[0]["policy"] == found[1]["policy"]
 
     shown = cli.ok("versions", "answer").out
-    for word in (f"answer@{old}", "1 run in progress", "head: used by new runs", f"default {model.pin}", "policy: "):
+    for word in (f"answer@{old}", "1 run in progress", "head: used by new runs", f"default {model.pin}"):
         assert word in shown
     assert old not in cli.ok("versions").out  # without a name, the heads
 

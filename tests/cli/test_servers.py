@@ -88,9 +88,9 @@ def test_dev_runs_everything_reloads_and_stops_without_a_trace(embedded: Cli, mo
     assert cli.ok("run", "answer", "-i", QUESTION, "--json").json["version"] == second["version"]
     cli.write("policies/main.cedar", "permit(principal, action, resource);")
     cli.edit("prompts/answer.yaml", "role: boss", "role: system")
-    dev.until(lambda: dev.err.count("deployed answer@") == 3)
+    dev.until(lambda: dev.err.count("activated policy set") == 2)
     third = cli.ok("run", "answer", "-i", QUESTION, "--json").json
-    assert third["version"] not in {first["version"], second["version"]}
+    assert third["version"] == second["version"]
 
     clean(cli, dev.stop(signal.SIGTERM))
     # What was done is still there, seen without a server.
@@ -198,10 +198,14 @@ def test_serve_and_worker_share_one_embedded_database(embedded: Cli, model: Fake
 
 
 def test_deploy_makes_a_version_once(embedded: Cli) -> None:
-    assert embedded.ok("deploy").out.startswith("deployed answer@")
+    policy, version = embedded.ok("deploy").out.splitlines()
+    assert policy.startswith("activated policy set ")
+    assert version.startswith("deployed answer@")
     assert embedded.ok("deploy").out.strip() == "nothing to do: this version is deployed already"
     embedded.edit("prompts/answer.yaml", "Use only", "Use nothing but")
     assert embedded.ok("deploy").out.startswith("deployed answer@")
+    embedded.write("policies/main.cedar", "permit(principal, action, resource);\n")
+    assert embedded.ok("deploy").out.startswith("activated policy set "), "the version stays"
 
 
 async def test_a_server_that_lives_and_does_not_answer_is_no_missing_one(

@@ -33,6 +33,7 @@ from engines.harness import (
 from interlock.app import App
 from interlock.base.settings import Settings
 from interlock.identity.principal import Principal
+from interlock.policy.decision import Policies
 
 StartBank = Callable[..., Bank]
 OpenApp = Callable[..., Any]
@@ -158,12 +159,15 @@ def settings(model: Model, request: pytest.FixtureRequest) -> dict[str, Any]:
 async def open_app(
     owner_url: str, admin: Principal, project: Path, data_dir: Path, settings: dict[str, Any], model: Model
 ) -> AsyncIterator[OpenApp]:
-    """Opens applications of this test's installation in this process; keywords replace settings."""
+    """Opens applications of this test's installation in this process; keywords replace settings, or the active policies."""
     opened: list[App] = []
 
-    async def make(*, start_worker: bool = False, deploy: bool = False, **changes: Any) -> App:
+    async def make(
+        *, start_worker: bool = False, deploy: bool = False, policies: Policies | None = None, **changes: Any
+    ) -> App:
         database = {"url": owner_url, "pool_size": 4}
-        app = App(project, Settings(**{"database": database, **settings, **changes, "data_dir": data_dir}))
+        given = Settings(**{"database": database, **settings, **changes, "data_dir": data_dir})
+        app = App(project, given, policies=policies)
         await app.__aenter__()
         opened.append(app)
         if deploy:

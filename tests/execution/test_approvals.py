@@ -150,9 +150,9 @@ async def test_the_role_that_the_policy_wants_is_asked(scene: Scene) -> None:
 @pytest.mark.parametrize(
     "policy",
     [
-        'permit(principal, action, resource) when { resource.effect == "pure" };',
+        'permit(principal, action == Action::"call_tool", resource) when { resource.effect == "pure" };',
         f'{PERMIT_ALL} forbid(principal, action, resource == Tool::"refund");',
-        "permit(principal, action, resource) when { context.reviewed };",
+        "permit(principal, action, resource) when { 9223372036854775807 + 1 + context.approval.quorum > 0 };",
         "permit(principal, action, resource) when { context.approval.quorum >= 2 };",
     ],
     ids=["not permitted", "forbidden", "not evaluable", "more than one could give"],

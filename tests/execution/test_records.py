@@ -51,9 +51,8 @@ async def test_every_passage_is_on_record(deploy: Deploy, seen: Observer, model:
     ]
     assert {one["actor"] for one in entries} == {"user:ada", "system"}
     assert len({one["trace_id"] for one in entries}) == 1
-    assert (
-        len({one["policy_version"] for one in entries if one["event_type"].endswith((".call", ".compensation"))}) == 1
-    )
+    deciding = {one["event_type"]: one["policy_version"] for one in entries if one["policy_version"] is not None}
+    assert deciding == dict.fromkeys(("model.call", "tool.call"), desk.app.policies.of(desk.admin.org_id).version)
     made = [event for event in seen.journal(run) if event["type"] == "step_succeeded"]
     recorded = [one["detail"] for one in entries if "output" in one["detail"] and "step" in one["detail"]]
     assert [(one["step"], one["output"]) for one in recorded] == [

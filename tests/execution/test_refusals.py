@@ -70,7 +70,8 @@ async def test_the_built_in_policy_wants_an_approval_before_money_moves(
         'permit(principal, action, resource); forbid(principal, action == Action::"call_model", resource);',
         'permit(principal, action == Action::"call_tool", resource);',
         # Cannot be evaluated: an error must not open the door that another rule would open.
-        "permit(principal, action, resource); permit(principal, action, resource) when { resource.nosuch == 1 };",
+        "permit(principal, action, resource);"
+        "permit(principal, action, resource) when { 9223372036854775807 + 1 + context.approval.quorum > 0 };",
     ],
     ids=["forbidden", "not permitted", "not evaluable"],
 )

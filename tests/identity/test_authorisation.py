@@ -16,12 +16,15 @@ from interlock.admission.quotas import Quota
 from interlock.app import App
 from interlock.base.errors import Denied, InterlockError
 from interlock.identity.principal import ROLES, Permission, Principal
+from interlock.policy.schema import Names
 from interlock.services.use_cases import Services
 
 READERS = {"developer", "operator", "reviewer", "viewer"}
 KEEPERS = {"operator"}
 AUDITORS = {"operator", "viewer"}
 STARTERS = {"developer", "operator"}
+
+NO_NAMES = Names(frozenset(), frozenset(), ROLES)
 
 Call = Callable[[Services, Principal, App], Awaitable[Any]]
 
@@ -67,6 +70,10 @@ USE_CASES: dict[tuple[str, str], tuple[set[str], Call]] = {
     ("administration", "quotas"): (set(), lambda s, p, a: s.administration.quotas(p)),
     ("administration", "set_quota"): (set(), lambda s, p, a: s.administration.set_quota(p, Quota("org", rate=1))),
     ("administration", "remove_quota"): (set(), lambda s, p, a: s.administration.remove_quota(p, "tool", "none")),
+    ("policies", "policies"): (READERS, lambda s, p, a: s.policies.policies(p)),
+    ("policies", "policy"): (READERS, lambda s, p, a: s.policies.policy(p, "none")),
+    ("policies", "activate"): (set(), lambda s, p, a: s.policies.activate(p, "none")),
+    ("policies", "activate_text"): (set(), lambda s, p, a: s.policies.activate_text(p, "", NO_NAMES)),
     ("audit", "page"): (AUDITORS, lambda s, p, a: s.audit.page(p)),
     ("audit", "verify"): (AUDITORS, lambda s, p, a: s.audit.verify(p)),
     ("audit", "public_keys"): (AUDITORS, lambda s, p, a: s.audit.public_keys(p)),

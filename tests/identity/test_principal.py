@@ -21,6 +21,8 @@ MAY = {
     "audit.read": "operator viewer",
     "workflow.read": "developer operator reviewer viewer",
     "workflow.deploy": "developer",
+    "policy.read": "developer operator reviewer viewer",
+    "policy.activate": "",
     "key.manage": "",
     "quota.manage": "",
 }

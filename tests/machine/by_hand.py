@@ -69,7 +69,7 @@ class Run:
 
     def unapproved(self, step: str, attempt: int = 1, act: str = "act") -> list[ev.Command]:
         """The kernel finds that a person has to approve the call first."""
-        return self.tell(ev.ApprovalNeeded(step, attempt, self.now, self.now, act, ref(act)))
+        return self.tell(ev.ApprovalNeeded(step, attempt, self.now, self.now, act, ref(act), "policy"))
 
     def fired(self, timer: str) -> list[ev.Command]:
         self.now = self.state.timers[timer]

@@ -72,7 +72,7 @@ _MAKERS: dict[type, _Maker] = {
         name, _attempt(rng, name, state), _at(rng), _at(rng), rng.choice([-1.0, 0.0, 1e9])
     ),
     ev.ApprovalNeeded: lambda rng, name, state: ev.ApprovalNeeded(
-        name, _attempt(rng, name, state), _at(rng), _at(rng), rng.choice(["", "digest"]), ref("x")
+        name, _attempt(rng, name, state), _at(rng), _at(rng), rng.choice(["", "digest"]), ref("x"), "policy"
     ),
     ev.ReviewDecided: lambda rng, name, state: ev.ReviewDecided(
         name, _at(rng), rng.random() < 0.5, ref("x"), rng.choice(_FACTS), rng.choice(["", "digest"])

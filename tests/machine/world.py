@@ -281,7 +281,7 @@ class World:
             strays.append(ev.StepSucceeded(step, attempt, self.now, self.now, ref("x"), {"n": 9}))
             strays.append(ev.StepFailed(step, attempt, self.now, self.now, failure(Answer(ok=False, kind="budget"))))
             strays.append(ev.StepDeferred(step, attempt, self.now, self.now, 1.0))
-            strays.append(ev.ApprovalNeeded(step, attempt, self.now, self.now, "x", ref("x")))
+            strays.append(ev.ApprovalNeeded(step, attempt, self.now, self.now, "x", ref("x"), "policy"))
         if ("undo", step, attempt) not in self.work:
             strays.append(ev.CompensationSucceeded(step, attempt, self.now, self.now))
             strays.append(
@@ -362,7 +362,7 @@ def outcome(answer: Answer, step: str, attempt: int, now: float) -> Any:
         output = ref(f"{step}/{attempt}")
         return ev.StepSucceeded(step, attempt, now - 0.5, now, output, answer.facts, usage, answer.calls)
     if answer.kind == "unapproved":
-        return ev.ApprovalNeeded(step, attempt, now, now, f"{step}/{attempt}", ref(f"{step}/{attempt}"))
+        return ev.ApprovalNeeded(step, attempt, now, now, f"{step}/{attempt}", ref(f"{step}/{attempt}"), "policy")
     if answer.kind == "deferred":
         return ev.StepDeferred(step, attempt, now, now, 5.0)
     return ev.StepFailed(step, attempt, now, now, failure(answer), Usage("p", "n", 1, 0, attempts=1, unpriced=1))

@@ -201,6 +201,8 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         "insert into artifacts (org_id, digest, size, subjects, ciphertext) values (%(org)s, 'd', 1, '{}', '\\x00')",
         "insert into pending_objects (name, org_id) values (%(run)s, %(org)s)",
         "insert into workflow_heads (org_id, name, version) values (%(org)s, 'ask', 'v1')",
+        "insert into policy_sets (org_id, version, text, created_by) values (%(org)s, 'p1', '', 'ada')",
+        "insert into active_policies (org_id, version, activated_by) values (%(org)s, 'p1', 'ada')",
         "insert into runs (run_id, org_id, workflow, version, principal, idempotency_key, input, trace_id, span_id) "
         "values (%(run)s, %(org)s, 'ask', 'v1', %(empty)s, 'k', %(ref)s, 't', 's')",
         "insert into queue (run_id, org_id) values (%(run)s, %(org)s)",

@@ -21,6 +21,7 @@ from interlock.store.commit import PARTS, Commit, Committer, batch_of
 from interlock.store.database import Database
 from interlock.store.rows import (
     AbandonedCall,
+    ActivatedPolicy,
     ClosedDeadLetter,
     ClosedReview,
     CrashedRun,
@@ -30,6 +31,7 @@ from interlock.store.rows import (
     FinishedRun,
     ForwardedSignal,
     KeptResult,
+    NewPolicySet,
     NewRun,
     NewVault,
     PlaceRow,
@@ -209,6 +211,8 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             decided_dead_letters=[
                 DecidedDeadLetter(dead_letter_id="gone", status="discarded", decided_by="ada", note="", new_run=None)
             ],
+            new_policies=[NewPolicySet(org_id=org, version="p2", text="", created_by="ada")],
+            activated_policies=[ActivatedPolicy(org_id=org, version="p2", activated_by="ada")],
             signal_ids=[SignalId(run_id=run.run_id, signal_id="sig", org_id=org, name="go")],
             new_signals=[signal(run, kind="second")],
             crashed=[CrashedRun(run_id=run.run_id, parked=True)],
@@ -239,7 +243,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
     changed = {table for table in after if after[table] != before[table]}
     assert changed == {
         "artifacts", "runs", "queue", "journal", "effects", "reviews", "signals", "outbox", "audit", "audit_heads",
-        "run_vaults", "results", "dead_letters", "approvals", "signal_ids",
+        "run_vaults", "results", "dead_letters", "approvals", "signal_ids", "policy_sets", "active_policies",
     }  # fmt: skip
 
 

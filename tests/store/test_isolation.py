@@ -241,6 +241,8 @@ def test_what_may_not_vanish_cannot_be_removed(
     kept = (
         "artifacts",
         "workflow_versions",
+        "policy_sets",
+        "active_policies",
         "runs",
         "effects",
         "reviews",
@@ -251,5 +253,6 @@ def test_what_may_not_vanish_cannot_be_removed(
         "audit_heads",
     )
     changes = ["update artifacts set ciphertext = null", "update workflow_versions set definition = '{}'"]
+    changes.append("update policy_sets set text = 'permit(principal, action, resource);'")
     scope(app_role, tenants[0].org_id)
     assert accepted(app_role, changes + [f"delete from {table}" for table in kept]) == []

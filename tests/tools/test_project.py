@@ -91,7 +91,8 @@ def test_a_project_becomes_definitions_that_hold_all_they_need(directory: Path) 
     assert list(data["tools"]) == ["look_up"]
     assert data["tools"]["look_up"]["contract"]["egress"] == ["example.com:443"]
     assert list(project.bundles) == [data["tools"]["look_up"]["bundle"]], "an unused tool is not shipped"
-    assert data["policy"].index("models") < data["policy"].index("never")
+    assert project.policy is not None
+    assert project.policy.index("models") < project.policy.index("never")
     assert data["models"] == {"default": "openai:fake@http://127.0.0.1:1/v1"}
 
 
@@ -103,6 +104,7 @@ def test_the_version_is_a_digest_of_everything_and_of_nothing_else(directory: Pa
     write(directory, "README.md", "not a definition")
     edit(directory, "tools/unused/main.py", "{}", "{1: 1}")
     edit(directory, "workflows/triage.yaml", "allow: [look_up]", "allow: [look_up]  # a comment")
+    edit(directory, "policies/b.cedar", "none", "nothing")
     os.utime(directory / "tools" / "look_up" / "main.py", (1, 1))
     assert version() == first
     seen = {first}
@@ -111,7 +113,6 @@ def test_the_version_is_a_digest_of_everything_and_of_nothing_else(directory: Pa
         ("schemas/ticket.json", '"string"', '"string", "maxLength": 9'),
         ("tools/look_up/main.py", "{}", "{1: 1}"),
         ("tools/look_up/tool.yaml", "Looks", "Looked"),
-        ("policies/b.cedar", "none", "nothing"),
         ("workflows/triage.yaml", "[a, b]", "[b, a]"),
     ):
         edit(directory, name, old, new)
@@ -301,7 +302,7 @@ def test_policies_are_read_file_by_file(directory: Path) -> None:
     assert read(directory)
     for path in (directory / "policies").iterdir():
         path.unlink()
-    assert "approved-mutations" in read(directory).definitions["triage"].data["policy"]
+    assert read(directory).policy is None
 
 
 def test_definitions_that_no_database_could_hold_are_refused(directory: Path) -> None:

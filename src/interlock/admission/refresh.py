@@ -18,7 +18,7 @@ Refresh = Callable[[], Awaitable[None]]
 
 
 class StateRefresh:
-    """Refreshes the process's copy of breakers, tool health and quotas.
+    """Refreshes the process's copy of active policies, breakers, tool health and quotas.
 
     A failed refresh is logged and repeated; the last known state stays in force meanwhile.
     """

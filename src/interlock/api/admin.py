@@ -1,4 +1,4 @@
-"""Workflows, keys, quotas, audit."""
+"""Workflows, policies, keys, quotas, audit."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from interlock.identity.principal import Role
 from interlock.services.views.audit import AuditEntryView, AuditKeys, AuditPage, AuditVerdict
 from interlock.services.views.deployments import VersionList, WorkflowList
 from interlock.services.views.installation import IssuedKey, KeyList, PrincipalView, QuotaList
+from interlock.services.views.policies import PolicyActivation, PolicySetList, PolicySetText
 
 router = APIRouter(prefix="/v1", tags=["admin"], route_class=StrictRoute)
 
@@ -53,6 +54,33 @@ async def versions(workflow: PathId, caller: Caller, services: UseCases, limit: 
     Newest first, with the digests of their parts and the number of their runs.
     """
     return VersionList(versions=await services.administration.versions(caller, workflow, limit=limit))
+
+
+@router.get("/policies", operation_id="list_policies", responses=documented())
+async def policies(caller: Caller, services: UseCases) -> PolicySetList:
+    """List the organisation's policy sets.
+
+    Newest first, with the built-in one at the end.
+    """
+    return PolicySetList(policies=await services.policies.policies(caller))
+
+
+@router.get("/policies/{policy}", operation_id="get_policy", responses=documented(404, 409))
+async def policy_set(policy: PathId, caller: Caller, services: UseCases) -> PolicySetText:
+    """Get a policy set with its text.
+
+    By its version, the beginning of it, or `built-in`.
+    """
+    return await services.policies.policy(caller, policy)
+
+
+@router.post("/policies/{policy}/activate", operation_id="activate_policy", responses=documented(404, 409))
+async def activate_policy(policy: PathId, caller: Caller, services: UseCases) -> PolicyActivation:
+    """Activate a policy set.
+
+    It applies to every call of the organisation from then on, also of runs in flight.
+    """
+    return await services.policies.activate(caller, policy)
 
 
 @router.get("/me", operation_id="get_me", responses=documented())

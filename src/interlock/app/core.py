@@ -17,6 +17,8 @@ from interlock.definitions.project import Project, read_project
 from interlock.definitions.versions import Versions
 from interlock.execution.approvals import approval_key
 from interlock.identity.auth import Authenticator
+from interlock.policy.active import ActivePolicies
+from interlock.policy.decision import Policies
 from interlock.services.access import Access
 from interlock.services.administration import Administration
 from interlock.services.audit_trail import AuditTrail
@@ -24,6 +26,7 @@ from interlock.services.dead_letters import DeadLetters
 from interlock.services.followers import Followers
 from interlock.services.health import Health
 from interlock.services.ingest import Redaction
+from interlock.services.policies import PolicySets
 from interlock.services.reviews import Approving, ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
@@ -48,17 +51,22 @@ class Core:
 
     Args:
         clock: replaces the database's clock; for tests.
+        policies: replaces the active Cedar policies, for instance by an engine behind HTTP.
 
     Attributes:
+        policies: in force for the calls of this process.
         services: the use cases; all that an entry point needs of an open application.
         migrated: migrations applied by opening.
     """
 
-    def __init__(self, project: Path, settings: Settings, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self, project: Path, settings: Settings, *, clock: Clock | None = None, policies: Policies | None = None
+    ) -> None:
         self.project = project
         self.settings = settings
         self.data = settings.data_dir
         self._clock = clock
+        self._policies = policies
         self.clock: Clock
         self.migrated: list[str] = []
         self._postgres: EmbeddedPostgres | None = None
@@ -132,6 +140,8 @@ class Core:
         self.artifacts = Artifacts(self.database, self.keys, self.objects, limit_bytes=settings.limits.payload_bytes)
         self.versions = Versions(self.database, self.objects, self.data / "bundles")
         self.authenticator = Authenticator(self.database)
+        self.active_policies = ActivePolicies(self.database)
+        self.policies: Policies = self._policies or self.active_policies
 
     def _open_use_cases(self) -> None:
         settings = self.settings
@@ -164,8 +174,15 @@ class Core:
             approving=self.approving,
         )
         self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
+        self.policy_sets = PolicySets(self.database, self.committer, self.clock, refresh=self.active_policies.refresh)
         self.admin = Administration(
-            self.database, self.committer, self.versions, self.authenticator, self.clock, data=self.data
+            self.database,
+            self.committer,
+            self.versions,
+            self.authenticator,
+            self.policy_sets,
+            self.clock,
+            data=self.data,
         )
         self.dead_letters = DeadLetters(
             self.database, self.committer, self.versions, self.artifacts, self.submission, redaction, self.clock
@@ -184,6 +201,7 @@ class Core:
             reviews=self.reviews,
             dead_letters=self.dead_letters,
             administration=self.admin,
+            policies=self.policy_sets,
             audit=AuditTrail(self.audit),
             health=Health(self.database),
         )

@@ -11,6 +11,7 @@ from interlock.base.settings import Settings
 from interlock.execution.engine import Engine
 from interlock.execution.inputs.calls import Models
 from interlock.fleet.workers import WorkerRegistry
+from interlock.policy.decision import Policies
 
 
 class App(Core):
@@ -19,12 +20,19 @@ class App(Core):
     Args:
         models: replaces the providers of the settings; for tests and benchmarks.
         clock: replaces the database's clock; for tests.
+        policies: replaces the active Cedar policies, for instance by an engine behind HTTP.
     """
 
     def __init__(
-        self, project: Path, settings: Settings, *, models: Models | None = None, clock: Clock | None = None
+        self,
+        project: Path,
+        settings: Settings,
+        *,
+        models: Models | None = None,
+        clock: Clock | None = None,
+        policies: Policies | None = None,
     ) -> None:
-        super().__init__(project, settings, clock=clock)
+        super().__init__(project, settings, clock=clock, policies=policies)
         self._role = WorkerRole(self, models=models)
 
     @property

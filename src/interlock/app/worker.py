@@ -9,7 +9,7 @@ import os
 from interlock.admission.breakers import Breakers
 from interlock.admission.gate import CallGate
 from interlock.admission.quotas import CallQuotas
-from interlock.admission.refresh import StateRefresh
+from interlock.admission.refresh import Refresh, StateRefresh
 from interlock.admission.tool_health import Poller, ToolHealth
 from interlock.app.core import Core
 from interlock.base.errors import Unavailable
@@ -67,6 +67,7 @@ class WorkerRole:
             artifacts=core.artifacts,
             versions=core.versions,
             steps=await self._make_steps(tools),
+            policies=core.policies,
             tracing=core.tracing,
             clock=core.clock,
         )
@@ -112,14 +113,20 @@ class WorkerRole:
         return Steps(kernel, StepCalls(models, batched, core.clock), core.tracing, core.clock)
 
     async def _start_health(self, tools: Tools) -> tuple[CallGate, CallQuotas]:
-        """Starts the call gate and the quotas, refreshed until the application closes."""
+        """Starts the call gate, the quotas and the active policies, refreshed until the application closes."""
         core = self._core
         breakers = Breakers(core.database, core.settings.breaker, core.clock)
         tool_health, quotas = ToolHealth(core.database), CallQuotas(core.database)
         health = CallGate(breakers, tool_health)
         core.on_close(health.close)
         core.on_close(quotas.close)
-        watch = StateRefresh(core.database, [breakers.refresh, tool_health.refresh, quotas.refresh])
+        refreshes: list[Refresh] = [
+            core.active_policies.refresh,
+            breakers.refresh,
+            tool_health.refresh,
+            quotas.refresh,
+        ]
+        watch = StateRefresh(core.database, refreshes)
         await watch.start()
         core.on_close(watch.close)
         poller = Poller(core.database, HealthChecks(tools).ask)

@@ -72,7 +72,6 @@ def _print_version(name: str, one: VersionView) -> None:
         if digests:
             pins = ", ".join(f"{key} {value if what == 'models' else value[:12]}" for key, value in digests.items())
             out.print(f"  {what}: {pins}", soft_wrap=True)
-    out.print(f"  policy: {one.policy}")
 
 
 def workers(as_json: Json = False) -> None:

@@ -19,6 +19,7 @@ from interlock.cli import (
     events,
     fleet,
     keys,
+    policies,
     projects,
     quotas,
     reviews,
@@ -43,6 +44,7 @@ cli.add_typer(dead_letters.group, name="dead-letters")
 cli.add_typer(events.group, name="events")
 cli.add_typer(audit.group, name="audit")
 cli.add_typer(keys.group, name="keys")
+cli.add_typer(policies.group, name="policies")
 cli.add_typer(quotas.group, name="quota")
 
 

@@ -93,7 +93,10 @@ def deploy(
     workflow: Annotated[str | None, typer.Argument(help="With --to: the workflow to roll back.")] = None,
     to: Annotated[str | None, typer.Option(help="An earlier version; `interlock versions` lists them.")] = None,
 ) -> None:
-    """Deploy the project in this directory as the version for new runs. Existing runs keep their version."""
+    """Deploy the project in this directory as the version for new runs, and activate its policies for all runs.
+
+    Existing runs keep their version of the workflow. A project without policies leaves the active policy set as it is.
+    """
     if (workflow is None) != (to is None):
         raise InvalidInput("to roll back give both, --to VERSION and WORKFLOW; to deploy the project neither")
     settings = settings_here()
@@ -106,10 +109,10 @@ def deploy(
     async def main() -> list[str]:
         async with App(Path.cwd(), settings) as app:
             principal, _ = await app.admin.local_principal()
-            return await app.admin.deploy(principal, project)
+            return (await app.admin.deploy(principal, project)).lines()
 
-    deployed = asyncio.run(main())
-    out.print("\n".join(f"deployed {name}" for name in deployed) or "nothing to do: this version is deployed already")
+    changes = asyncio.run(main())
+    out.print("\n".join(changes) or "nothing to do: this version is deployed already")
 
 
 def _roll_back(settings: Settings, workflow: str, to: str) -> None:
@@ -178,8 +181,8 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
 
 async def _deploy(app: App, principal: Principal) -> None:
     try:
-        for name in await app.admin.deploy(principal, app.read_project()):
-            errors.print(f"deployed {name}", style="green")
+        for change in (await app.admin.deploy(principal, app.read_project())).lines():
+            errors.print(change, style="green")
     except InterlockError as error:
         # Runs keep their version; the author sees the fault.
         errors.print(error.message, style="red", soft_wrap=True)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from interlock.base.labels import Sensitivity, Trust
 from interlock.identity.principal import ROLES
-from interlock.policy.decision import NO_APPROVAL, ApprovalFacts, PolicyEngine, Question
+from interlock.policy.cedar import CedarPolicy
+from interlock.policy.decision import NO_APPROVAL, ApprovalFacts, Question
+from interlock.policy.schema import tool_attributes
 from interlock.workflows.check_approvals import NeedsApproval
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.spec import Workflow
@@ -17,7 +19,7 @@ _STARTERS = (frozenset({"operator"}), frozenset({"developer"}), frozenset({"admi
 """Roles of principals who may start runs."""
 
 
-def needs_approval(policy: PolicyEngine, workflow: Workflow, tools: Mapping[str, ToolContract]) -> NeedsApproval:
+def needs_approval(policy: CedarPolicy, workflow: Workflow, tools: Mapping[str, ToolContract]) -> NeedsApproval:
     """True if some run could need an approval for a call: the policy denies it without one and allows it with one.
 
     A policy may decide by the roles of the requester and the labels of the arguments, so all of these are tried. A decision
@@ -25,8 +27,7 @@ def needs_approval(policy: PolicyEngine, workflow: Workflow, tools: Mapping[str,
     """
 
     def needs(path: str, tool: str) -> bool:
-        contract = tools[tool]
-        attributes = {"effect": contract.effect, "scopes": sorted(contract.scopes)}
+        attributes = tool_attributes(tools[tool])
         for roles, trust, sensitivity in itertools.product(_STARTERS, reversed(Trust), reversed(Sensitivity)):
             context = {
                 "workflow": workflow.name,
@@ -35,9 +36,9 @@ def needs_approval(policy: PolicyEngine, workflow: Workflow, tools: Mapping[str,
                 "sensitivity": sensitivity.name.lower(),
             }
             question = Question("", "", roles, "call_tool", tool, attributes, context)
-            if policy.decide(question.approved(NO_APPROVAL)).allowed:
+            if policy.evaluate(question.approved(NO_APPROVAL)).allowed:
                 continue
-            if policy.decide(question.approved(_APPROVED)).allowed:
+            if policy.evaluate(question.approved(_APPROVED)).allowed:
                 return True
         return False
 

@@ -15,10 +15,12 @@ from typing import Any
 from interlock.base.errors import InvalidSpec
 from interlock.base.settings import SETTINGS_FILE, Settings
 from interlock.definitions.approvals import needs_approval
+from interlock.definitions.policies import read_policies
 from interlock.definitions.versions import Definition
 from interlock.gateway.catalog import has_batches, parse_pin
 from interlock.identity.principal import ROLES
 from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
+from interlock.policy.schema import Names
 from interlock.sandbox.destinations import parse_authority
 from interlock.tools.bundles import missing_functions, pack
 from interlock.workflows.check import check_workflow
@@ -37,11 +39,15 @@ class Project:
 
     Attributes:
         bundles: digest → archive of every tool's code.
+        names: what its policies may name.
+        policy: text of its policies; None if it has none.
         notes: what an author may want to know, each with its place; none of it is a fault.
     """
 
     definitions: Mapping[str, Definition]
     bundles: Mapping[str, bytes]
+    names: Names
+    policy: str | None = None
     notes: Sequence[str] = ()
 
 
@@ -56,7 +62,9 @@ def read_project(directory: Path, settings: Settings) -> Project:
     prompts = _prompts(directory, faults)
     contracts, bundles = _tools(directory, settings.variables, faults)
     sources = _workflows(directory, settings.variables, faults)
-    policy = _policy(directory, faults)
+    known_tools = frozenset(path.parent.name for path in _files(directory / "tools", "*/tool.yaml"))  # the faulty too
+    names = Names(known_tools, frozenset(settings.models), ROLES)
+    policy = read_policies(directory, _files(directory / "policies", "*.cedar"), names, faults)
     for pin in settings.models.values():
         try:
             parse_pin(pin)
@@ -65,7 +73,8 @@ def read_project(directory: Path, settings: Settings) -> Project:
     if faults:
         raise InvalidSpec("\n".join(faults))  # cross-references are not checked while a part is faulty
     known = {workflow.name: workflow for _, workflow in sources}
-    tools, engine = {name: contract for name, (contract, _) in contracts.items()}, CedarPolicy(policy)
+    tools = {name: contract for name, (contract, _) in contracts.items()}
+    engine = CedarPolicy(DEFAULT_POLICY if policy is None else policy)
     for source, workflow in sources:
         problems = check_workflow(
             workflow,
@@ -85,7 +94,6 @@ def read_project(directory: Path, settings: Settings) -> Project:
             workflow,
             prompts={name: prompt.spec for name, prompt in prompts.items()},
             tools={name: contracts[name] for name in workflow.allow},
-            policy=policy,
             models=settings.models,
             workflows=known,
         )
@@ -97,7 +105,8 @@ def read_project(directory: Path, settings: Settings) -> Project:
         for note in ApprovalCheck(workflow, tools, needs_approval(engine, workflow, tools)).notes()
     ]
     used = {digest for definition in definitions.values() for digest in definition.bundles}
-    return Project(definitions, {digest: content for digest, content in bundles.items() if digest in used}, notes)
+    shipped = {digest: content for digest, content in bundles.items() if digest in used}
+    return Project(definitions, shipped, names, policy, notes)
 
 
 def require_project(directory: Path) -> None:
@@ -190,37 +199,6 @@ def _check_functions(contract: ToolContract, source: Source, main: Path) -> None
         promise = contract.functions[name]
         mend = "define it" if name == "run" else f"define it or remove {promise}"
         raise InvalidSpec(source.complaint([promise], f"main.py has no function {name}; {mend}"))
-
-
-def _policy(directory: Path, faults: list[str]) -> str:
-    texts = []
-    for path in _files(directory / "policies", "*.cedar"):
-        name = _name(path, directory)
-        try:
-            texts.append(path.read_text(encoding="utf-8"))
-            CedarPolicy(texts[-1], source=name)
-        except (OSError, UnicodeDecodeError) as error:
-            faults.append(f"{name}: cannot be read: {error}")
-        except InvalidSpec as error:
-            faults.append(error.message.replace(name, f"{name}:{_cedar_line(texts[-1])}", 1))
-    if not texts:
-        return DEFAULT_POLICY
-    text = "\n".join(texts)
-    if not faults:
-        CedarPolicy(text, source="policies")  # two files may conflict, for instance in an id
-    return text
-
-
-def _cedar_line(text: str) -> int:
-    """Line of the fault in a policy text; Cedar's parser reports the fault without its line."""
-    lines = text.splitlines()
-    for number in range(1, len(lines) + 1):
-        try:
-            CedarPolicy("\n".join(lines[:number]))
-        except InvalidSpec as error:
-            if "unexpected end of input" not in error.message:  # every incomplete policy gives this message
-                return number
-    return max(len(lines), 1)
 
 
 def _files(directory: Path, pattern: str) -> list[Path]:

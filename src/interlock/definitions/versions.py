@@ -14,7 +14,6 @@ from interlock.base.refs import canonical_json
 from interlock.definitions.agent_schemas import answer_schema, checked_schema
 from interlock.gateway.structured import compile_schema
 from interlock.machine.program import Program, compile_program
-from interlock.policy.cedar import CedarPolicy
 from interlock.store.database import Database, Row
 from interlock.store.objects import Objects
 from interlock.tools.bundles import unpack
@@ -43,11 +42,10 @@ class Definition:
         *,
         prompts: Mapping[str, PromptSpec],
         tools: Mapping[str, tuple[ToolContract, str]],
-        policy: str,
         models: Mapping[str, str],
         workflows: Mapping[str, Workflow] = _NO_WORKFLOWS,
     ) -> Self:
-        """Pins the workflow with exactly the subworkflows, prompts and models that it uses, its tools and the policy."""
+        """Pins the workflow with exactly the subworkflows, prompts, models and tools that it uses."""
         program = compile_program(workflow, {name: contract for name, (contract, _) in tools.items()}, workflows)
         variants = [step for node in program.nodes.values() for step in (node.variants or (node.step,))]
         model_steps = [step for step in variants if isinstance(step, ModelStep)]
@@ -60,7 +58,6 @@ class Definition:
                 for name, (contract, digest) in tools.items()
             },
             "models": {step.model: models[step.model] for step in model_steps},
-            "policy": policy,
             "subworkflows": children,
         }
         return cls.of(data)
@@ -105,7 +102,6 @@ class Version:
     prompts: Mapping[str, Prompt]
     tools: Mapping[str, Tool]
     models: Mapping[str, str]
-    policy: CedarPolicy
     input_validator: Any
     answer_schemas: Mapping[str, Mapping[str, Any]]
     output_validators: Mapping[str, Any]
@@ -137,7 +133,6 @@ class Version:
             },
             tools=tools,
             models=data["models"],
-            policy=CedarPolicy(data["policy"]),
             input_validator=validator_for(workflow.input),
             answer_schemas={path: answer_schema(node, program.contracts) for path, node in asking.items()},
             output_validators={
@@ -166,7 +161,6 @@ def _described(row: Row) -> dict[str, Any]:
         "prompts": prompts,
         "tools": {name: tool["bundle"] for name, tool in data["tools"].items()},
         "models": data["models"],
-        "policy": hashlib.sha256(data["policy"].encode()).hexdigest()[:16],
     }
 
 

@@ -74,8 +74,12 @@ class Act:
         }
 
 
-def act_of(caller: Caller, site: EffectSite, arguments: Ref) -> Act:
-    """The act of a mutating call."""
+def act_of(caller: Caller, site: EffectSite, arguments: Ref, policy: str) -> Act:
+    """The act of a mutating call.
+
+    Args:
+        policy: version of the policy set in force when the approval is asked for or looked for.
+    """
     return Act(
         site.org_id,
         site.run_id,
@@ -84,7 +88,7 @@ def act_of(caller: Caller, site: EffectSite, arguments: Ref) -> Act:
         contract_digest(site.tool),
         arguments,
         caller.version_id,
-        caller.policy.version,
+        policy,
     )
 
 

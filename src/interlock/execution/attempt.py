@@ -108,7 +108,7 @@ def entry_of(
         decision="none" if decision is None else ("allow" if decision.allowed else "deny"),
         run_id=caller.run_id,
         trace_id=caller.trace.trace_id,
-        policy_version=decision.version if decision is not None else caller.policy.version,
+        policy_version=None if decision is None else decision.version,
         detail={"step": step, **detail},
     )
 

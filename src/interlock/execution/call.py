@@ -313,10 +313,12 @@ class CallUnapproved(_Outcome):
     Attributes:
         act: digest of the call, see `approvals.Act`.
         arguments: that it is to be made with.
+        policy: version of the policy set that asks; it is part of the act.
     """
 
     act: str
     arguments: Sealed
+    policy: str
     role: str
 
 

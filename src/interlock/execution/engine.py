@@ -7,6 +7,7 @@ from typing import Protocol
 from interlock.base.clock import Clock
 from interlock.definitions.versions import Versions
 from interlock.execution.steps import Steps
+from interlock.policy.decision import Policies
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Committer
 from interlock.store.database import Database
@@ -46,6 +47,7 @@ class EngineServices:
         artifacts: Artifacts,
         versions: Versions,
         steps: Steps,
+        policies: Policies,
         tracing: Tracing,
         clock: Clock,
     ) -> None:
@@ -54,5 +56,6 @@ class EngineServices:
         self.artifacts = artifacts
         self.versions = versions
         self.steps = steps
+        self.policies = policies
         self.tracing = tracing
         self.clock = clock

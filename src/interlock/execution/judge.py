@@ -16,7 +16,8 @@ from interlock.execution.approvals import NO_STANDING, Act, Approval, Approvals,
 from interlock.execution.attempt import Attempt
 from interlock.execution.call import Call, CallUnapproved, ToolCall
 from interlock.identity.principal import ROLES
-from interlock.policy.decision import NO_APPROVAL, ApprovalFacts, Question
+from interlock.policy.decision import NO_APPROVAL, ApprovalFacts, Decision, PolicyEngine, Question, decide
+from interlock.policy.schema import tool_attributes
 from interlock.store.artifacts import Sealed
 from interlock.store.entries import Entry, EventType
 from interlock.telemetry import names
@@ -61,10 +62,9 @@ class Judge:
             LacksApproval: it would, with an approval of this call.
         """
         call, question, policy = attempt.call, question_of(attempt.call), attempt.call.caller.policy
-        standing = await self._standing(attempt)
-        answer = policy.decide(question.approved(_facts(call, standing)))
-        if answer.allowed and standing.facts.present and not standing.facts.digest_matches:
-            answer = policy.decide(question.approved(NO_APPROVAL))
+        standing = await self._standing(attempt, policy.version)
+        facts = _facts(call, standing)
+        answer = await _answer(policy, question, facts)
         attempt.decision, attempt.standing = answer, standing
         attempt.attributes |= {
             names.POLICY_DECISION: "allow" if answer.allowed else "deny",
@@ -76,27 +76,37 @@ class Judge:
         # With an effect in doubt no question can be asked about a call, before one about what became of the last one is answered.
         if isinstance(call, ToolCall) and call.effect is not None and not attempt.in_doubt:
             for role, roles in _ASKED:
-                facts = standing.facts
                 more = ApprovalFacts(True, facts.roles | roles, facts.quorum + 1, digest_matches=True)
-                if policy.decide(question.approved(more)).allowed:
-                    await self._ask(attempt, call, role)
+                if (await decide(policy, question.approved(more))).allowed:
+                    await self._ask(attempt, call, role, policy.version)
         raise Denied(f"policy {answer.version} denies {question.action} {question.resource}: {answer.reasons[0]}")
 
-    async def _ask(self, attempt: Attempt, call: ToolCall, role: str) -> NoReturn:
+    async def judge_again(self, attempt: Attempt) -> None:
+        """Judges a mutating call just before it is dispatched, if its policy could decide otherwise by now.
+
+        Raises:
+            Denied, LacksApproval: as `judge`.
+        """
+        call, before = attempt.call, attempt.decision
+        answer = await _answer(call.caller.policy, question_of(call), _facts(call, attempt.standing))
+        if before is None or not answer.allowed or answer.version != before.version:
+            await self.judge(attempt)
+
+    async def _ask(self, attempt: Attempt, call: ToolCall, role: str, policy: str) -> NoReturn:
         sealed = await attempt.sealed_arguments(call)
         assert call.effect is not None
-        act = act_of(call.caller, call.effect, sealed.ref)
+        act = act_of(call.caller, call.effect, sealed.ref, policy)
         if call.approvable and await self._approvals.rejected(act):
             raise ApprovalRejected(f'a person refused the call of tool "{act.tool}"')
         raise LacksApproval(act, sealed, role)
 
-    async def _standing(self, attempt: Attempt) -> Standing:
+    async def _standing(self, attempt: Attempt, policy: str) -> Standing:
         call = attempt.call
         if not isinstance(call, ToolCall) or call.effect is None or not call.approvable:
             return NO_STANDING
         sealed = await attempt.sealed_arguments(call)
         key = call.effect.effect(sealed.ref).idempotency_key
-        return await self._approvals.standing(act_of(call.caller, call.effect, sealed.ref), key)
+        return await self._approvals.standing(act_of(call.caller, call.effect, sealed.ref, policy), key)
 
     # -- outcomes and records ----------------------------------------------------------------------------------
 
@@ -106,8 +116,11 @@ class Judge:
             at=self._clock.now(),
             act=lack.act.digest,
             arguments=lack.arguments,
+            policy=lack.act.policy,
             role=lack.role,
             artifacts=[lack.arguments.row],
+            # An effect that was intended under the policy before it may be intended anew once it is approved.
+            effects=[attempt.effect.failed()] if attempt.effect is not None else [],
             audit=self.refusals(attempt),
         )
 
@@ -137,7 +150,7 @@ class Judge:
             decision="allow" if event_type == "approval.consumed" else "deny",
             run_id=call.caller.run_id,
             trace_id=call.caller.trace.trace_id,
-            policy_version=decision.version if decision is not None else call.caller.policy.version,
+            policy_version=None if decision is None else decision.version,
             detail={"step": call.name, "review": review_id, **detail},
         )
 
@@ -147,8 +160,7 @@ def question_of(call: Call) -> Question:
     principal, labels = call.caller.principal, call.labels
     attributes: dict[str, Json]
     if isinstance(call, ToolCall):
-        contract = call.tool.contract
-        attributes = {"effect": contract.effect, "scopes": sorted(contract.scopes)}
+        attributes = tool_attributes(call.tool.contract)
     else:
         attributes = {"provider": call.provider.name, "model": call.request.model}
     return Question(
@@ -166,6 +178,14 @@ def question_of(call: Call) -> Question:
             "approval": NO_APPROVAL.to_json(),
         },
     )
+
+
+async def _answer(policy: PolicyEngine, question: Question, facts: ApprovalFacts) -> Decision:
+    """The decision with these facts about approvals; without any, if the approval is of another call."""
+    answer = await decide(policy, question.approved(facts))
+    if answer.allowed and facts.present and not facts.digest_matches:
+        return await decide(policy, question.approved(NO_APPROVAL))
+    return answer
 
 
 def _facts(call: Call, standing: Standing) -> ApprovalFacts:

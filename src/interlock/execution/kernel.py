@@ -210,6 +210,7 @@ class Kernel:
         if contract.commit:
             plan = await self._gate.ask(attempt.admission, self._tools.plan(call))
         await self._tools.fetch(call)  # what is not there is no call that was cut off
+        await self._judge.judge_again(attempt)  # another policy may have been activated meanwhile
         until = call_ends(contract)
         await self._effects.executing(call.caller, effect)
         attempt.dispatched = True

@@ -39,11 +39,16 @@ async def load_run(services: EngineServices, row: Row, *, fence: int) -> Run:
         NotFound: its version was never deployed here.
     """
     version = await services.versions.get(row["org_id"], row["workflow"], row["version"])
-    return run_of(row, version, services.artifacts, Reservations(services.database), fence=fence)
+    run = run_of(row, version, services.artifacts, Reservations(services.database), fence=fence)
+    run.policies = services.policies
+    return run
 
 
 def run_of(row: Row, version: Version, artifacts: Artifacts, reservations: Reservations, *, fence: int) -> Run:
-    """The run of a row and its version; with a fencing token that no worker holds it is for reading only."""
+    """The run of a row and its version; with a fencing token that no worker holds it is for reading only.
+
+    No policy is in force for it, so every call is refused.
+    """
     limits = version.workflow.budget
     budget = BudgetLimit(f"run:{row['run_id']}", limits.tokens, limits.usd)
     return Run(

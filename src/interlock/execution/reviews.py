@@ -61,7 +61,7 @@ def _ask_for_act(commit: Commit, run: Run, name: str, here: StepState, now: floa
     step, request = run.version.program.work(name, here.variant, here.tool), here.request
     assert isinstance(step, ToolStep)
     assert request is not None
-    act = act_of(run, _site(run, name, step, here), request.input)
+    act = act_of(run, _site(run, name, step, here), request.input, request.policy)
     if act.digest != request.digest:
         return  # the same commit has closed it again, and gone on to a fallback
     title = f'May tool "{step.tool}" be called with these arguments?'
@@ -88,7 +88,9 @@ def _review(
     detail = {"step": command.step, "purpose": command.purpose, "review": review_id}
     if act is not None:
         detail |= {"act": act.digest, "tool": act.tool}
-    commit.audit.append(system_entry(run, "review.opened", "open_review", f"review:{review_id}", now, detail))
+    policy = act.policy if act is not None else None
+    resource = f"review:{review_id}"
+    commit.audit.append(system_entry(run, "review.opened", "open_review", resource, now, detail, policy=policy))
     payload = {"run_id": run.run_id, **detail, "title": title}
     commit.outbox.append(OutboxRow(org_id=run.org_id, topic="review.opened", payload=payload))
 
@@ -117,7 +119,7 @@ async def covered_act(run: Run, state: RunState, review: str) -> tuple[Act, Seal
         sealed = await run.artifacts.seal(run.org_id, composed(bound.value), bound.labels)
     except (InvalidInput, Erased):
         return None  # made of what is not there yet, or of nothing that anybody may read
-    return act_of(run, site, sealed.ref), sealed
+    return act_of(run, site, sealed.ref, run.policy.version), sealed
 
 
 async def _arguments_left(execution: StepExecution) -> tuple[Any, Labels]:

@@ -17,7 +17,7 @@ from interlock.machine.events import StepFailed, StepSucceeded
 from interlock.machine.names import CommandKey, CommandKind, EffectName, path_of
 from interlock.machine.program import Node
 from interlock.machine.state import RunState, StepState
-from interlock.policy.decision import PolicyEngine
+from interlock.policy.decision import NO_POLICIES, Policies, PolicyEngine
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit
 from interlock.store.entries import Entry, EventType
@@ -36,6 +36,7 @@ class Run:
         claim: the one command that the fence is for, on an engine that leases single commands; None for the whole run.
         budget: moves with the run's state, so that no call is missing from both in between.
         resumed: taken over from a worker that may have died in the middle of something.
+        policies: in force now; `policy` is that of the run's organisation.
     """
 
     run_id: str
@@ -49,6 +50,7 @@ class Run:
     fence: int
     claim: str | None = None
     resumed: bool = False
+    policies: Policies = NO_POLICIES
     _values: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,7 +63,8 @@ class Run:
 
     @property
     def policy(self) -> PolicyEngine:
-        return self.version.policy
+        """The policy engine that is in force at this moment; an activation changes it."""
+        return self.policies.of(self.org_id)
 
     # -- lease and budget --------------------------------------------------------------------------------------
 
@@ -195,9 +198,20 @@ class StepOutcome:
 
 
 def system_entry(
-    run: Run, event_type: EventType, action: str, resource: str, now: float, detail: dict[str, Any]
+    run: Run,
+    event_type: EventType,
+    action: str,
+    resource: str,
+    now: float,
+    detail: dict[str, Any],
+    *,
+    policy: str | None = None,
 ) -> Entry:
-    """The audit entry of something that Interlock itself did for a run."""
+    """The audit entry of something that Interlock itself did for a run.
+
+    Args:
+        policy: version of the policy set that decided; None if none was asked.
+    """
     return Entry(
         org_id=run.org_id,
         event_type=event_type,
@@ -207,6 +221,6 @@ def system_entry(
         at=now,
         run_id=run.run_id,
         trace_id=run.trace.trace_id,
-        policy_version=run.policy.version,
+        policy_version=policy,
         detail=detail,
     )

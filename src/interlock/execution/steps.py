@@ -223,7 +223,8 @@ class Steps:
         elif isinstance(outcome, CallDeferred):
             event = StepDeferred(name, attempt, *times, outcome.delay, outcome.in_doubt)
         else:
-            event = ApprovalNeeded(name, attempt, *times, outcome.act, outcome.arguments.ref, outcome.role)
+            arguments = outcome.arguments.ref
+            event = ApprovalNeeded(name, attempt, *times, outcome.act, arguments, outcome.policy, outcome.role)
         return _with_rows(StepOutcome(event), outcome)
 
 

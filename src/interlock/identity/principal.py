@@ -24,6 +24,8 @@ Permission = Literal[
     "audit.read",
     "workflow.read",
     "workflow.deploy",
+    "policy.read",
+    "policy.activate",
     "key.manage",
     "quota.manage",
 ]
@@ -44,6 +46,8 @@ _GRANTS: dict[Permission, frozenset[Role]] = {
     "audit.read": frozenset({"operator", "viewer"}),
     "workflow.read": frozenset({"developer", "operator", "reviewer", "viewer"}),
     "workflow.deploy": frozenset({"developer"}),
+    "policy.read": frozenset({"developer", "operator", "reviewer", "viewer"}),
+    "policy.activate": frozenset(),
     "key.manage": frozenset(),
     "quota.manage": frozenset(),
 }

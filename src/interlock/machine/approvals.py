@@ -39,7 +39,7 @@ def approval_needed(transition: Transition, event: ev.ApprovalNeeded) -> bool:
         message = f"what was approved is not what is to be done, {MAX_ASKED} times in a row"
         attempt_failed(transition, name, step, Failure(FailureKind.DENIED, "approval_mismatch", message))
     else:
-        request = ApprovalRequest(event.digest, event.input, event.role)
+        request = ApprovalRequest(event.digest, event.input, event.policy, event.role)
         transition.put(name, replace(step, status=StepStatus.APPROVING, asked=step.asked + 1, request=request))
         transition.commands.append(ev.OpenReview(name, "approve_act"))
     return True

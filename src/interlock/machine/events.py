@@ -134,6 +134,7 @@ class ApprovalNeeded:
     Attributes:
         digest: of the act, see `execution.approvals`.
         input: the arguments of the call.
+        policy: version of the policy set that asks; it is part of the act.
         role: what a person needs to decide.
     """
 
@@ -143,6 +144,7 @@ class ApprovalNeeded:
     at: float
     digest: str
     input: Ref
+    policy: str
     role: str = "reviewer"
     type: Literal["approval_needed"] = "approval_needed"
 

@@ -67,6 +67,7 @@ class ApprovalRequest:
 
     digest: str
     input: Ref
+    policy: str
     role: str
 
 

@@ -10,7 +10,7 @@ import cedarpy
 
 from interlock.base.errors import InvalidSpec
 from interlock.policy.decision import Action, Decision, Question
-from interlock.workflows.facts import MAX_NESTING, nesting
+from interlock.policy.text import excess
 
 DEFAULT_POLICY = """
 @id("models")
@@ -26,31 +26,33 @@ permit(principal, action == Action::"call_tool", resource)
 """
 
 
-_MAX_TEXT = 200_000  # characters of all policies of a project
-
-
 class CedarPolicy:
-    """One version of a policy set: Cedar text, named by its digest."""
+    """One version of a policy set: Cedar text, parsed once and named by its digest.
+
+    Raises:
+        InvalidSpec: the text exceeds a bound, is not Cedar, or has a template, which would never apply.
+    """
 
     def __init__(self, text: str = DEFAULT_POLICY, *, source: str = "the built-in policy") -> None:
-        if len(text) > _MAX_TEXT or nesting(text) > MAX_NESTING:
-            # Cedar recurses in native code, where a deeply nested policy ends the process.
-            raise InvalidSpec(
-                f"{source}: has more than {_MAX_TEXT} characters or is nested more than {MAX_NESTING} levels deep; split it up"
-            )
+        fault = excess(text)
+        if fault is not None:
+            raise InvalidSpec(f"{source}: {fault}")
         try:
-            parsed = json.loads(cedarpy.policies_to_json_str(text))
-        except RecursionError as error:
-            raise InvalidSpec(f"{source}: a condition has too many terms; split it up into several policies") from error
+            self._policies = cedarpy.PolicySet.from_str(text)
         except ValueError as error:
             raise InvalidSpec(f"{source}: not valid Cedar: {str(error).splitlines()[0]}") from error
+        if self._policies.templates():
+            raise InvalidSpec(f"{source}: a policy with ?principal or ?resource never applies; name the entity instead")
         self.text = text
-        self._ids = {key: one.get("annotations", {}).get("id", key) for key, one in parsed["staticPolicies"].items()}
-        self.version = hashlib.sha256(text.encode()).hexdigest()[:16]
-        # Decisions are pure, so they are cached; parsing the policies is the largest part of an evaluation.
+        self.version = version_of(text)
+        # Decisions are pure, so they are cached.
         self._decide = lru_cache(maxsize=4096)(self._evaluate)
 
-    def decide(self, question: Question) -> Decision:
+    async def decide(self, question: Question) -> Decision:
+        return self.evaluate(question)
+
+    def evaluate(self, question: Question) -> Decision:
+        """The decision, without waiting: for checks before a run."""
         try:
             # As text, which distinguishes 1 from true; a cached decision must not mix them.
             given = json.dumps([dict(question.attributes), dict(question.context)], sort_keys=True, allow_nan=False)
@@ -83,14 +85,20 @@ class CedarPolicy:
             {"uid": thing, "attrs": attributes, "parents": []},
         ]
         try:
-            result = cedarpy.is_authorized(request, self.text, entities)
+            result = cedarpy.is_authorized(request, self._policies, entities)
         except (TypeError, ValueError) as error:
             return self._unaskable(error)
         errors = tuple(str(error) for error in result.diagnostics.errors)
         if errors:
             return Decision(False, errors, self.version)
-        reasons = tuple(sorted(self._ids.get(str(reason), str(reason)) for reason in result.diagnostics.reasons))
+        ids = result.diagnostics.id_annotations_by_reason
+        reasons = tuple(sorted(str(ids.get(reason) or reason) for reason in result.diagnostics.reasons))
         return Decision(bool(result.allowed), reasons or ("no policy permits it",), self.version)
 
     def _unaskable(self, error: Exception) -> Decision:
         return Decision(False, (f"Cedar cannot evaluate this request: {error}",), self.version)
+
+
+def version_of(text: str) -> str:
+    """Name of a policy set: the first 16 digits of its text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
+
+from interlock.telemetry import names
+from interlock.telemetry.logs import log, stack_of
+
+DECISION_SECONDS = 5.0
+"""Maximum seconds for one decision; after that the call is refused."""
 
 Action = Literal["call_tool", "call_model"]
 
@@ -70,8 +77,59 @@ class Decision:
 
 
 class PolicyEngine(Protocol):
-    """A policy engine. Pure: the same question to the same version has the same answer. Every error is a refusal."""
+    """A policy engine, in this process or behind a network.
 
-    version: str
+    Invariant: one version gives the same question the same answer. An engine may raise; `decide` makes that a refusal.
 
-    def decide(self, question: Question) -> Decision: ...
+    Attributes:
+        version: of the policy in force. It is part of what a person approves, so a changed policy needs another one.
+    """
+
+    @property
+    def version(self) -> str: ...
+
+    async def decide(self, question: Question) -> Decision: ...
+
+
+class Policies(Protocol):
+    """The policy engine of every organisation, as it is in force at this moment."""
+
+    def of(self, org_id: str) -> PolicyEngine: ...
+
+
+class RefusingEngine:
+    """A policy engine that refuses everything, for an organisation whose policy is not known."""
+
+    def __init__(self, reason: str, *, version: str = "none") -> None:
+        self.version = version
+        self._reason = reason
+
+    async def decide(self, question: Question) -> Decision:  # noqa: ARG002  it does not matter
+        return Decision(False, (self._reason,), self.version)
+
+
+class NoPolicies:
+    """Refuses everything for every organisation: for a run that is only read."""
+
+    def of(self, org_id: str) -> PolicyEngine:  # noqa: ARG002  as above
+        return RefusingEngine("no policy is in force here")
+
+
+NO_POLICIES: Policies = NoPolicies()
+
+
+async def decide(engine: PolicyEngine, question: Question, *, seconds: float = DECISION_SECONDS) -> Decision:
+    """The engine's decision; a refusal if it fails, takes longer than `seconds`, or gives anything but a decision."""
+    version = "none"
+    try:
+        version = engine.version
+        async with asyncio.timeout(seconds):
+            answer = await engine.decide(question)
+    except Exception as error:  # noqa: BLE001  an engine that fails permits nothing
+        what = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+        log(names.LOG_POLICY, what, level="error", org_id=question.org_id, version=version, stack=stack_of(error))
+        return Decision(False, (f"the policy engine failed: {what}",), version)
+    if not isinstance(answer, Decision) or not isinstance(answer.allowed, bool) or not answer.reasons:
+        log(names.LOG_POLICY, "the answer is not a decision", level="error", org_id=question.org_id, version=version)
+        return Decision(False, ("the policy engine's answer is not a decision",), version)
+    return answer

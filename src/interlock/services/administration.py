@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from interlock.definitions.versions import Versions
 from interlock.fleet.workers import drain, workers
 from interlock.identity.auth import Authenticator, key_id_of
 from interlock.identity.principal import Principal
+from interlock.services.policies import PolicySets
 from interlock.services.views.deployments import VersionView, WorkflowView
 from interlock.services.views.installation import KeyView, QuotaView, RefusedEventView, WorkerView
 from interlock.store.commit import Commit, Committer
@@ -25,6 +26,24 @@ from interlock.store.entries import Entry
 from interlock.store.outbox import refused_events, requeue_events
 
 LOCAL_ORG = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """Changes by a deployment.
+
+    Attributes:
+        workflows: `name@version` of those that are new.
+        policy: version of the policy set that it activated; None if that was active before, or the project has none.
+    """
+
+    workflows: list[str]
+    policy: str | None
+
+    def lines(self) -> list[str]:
+        """The changes, for people; none if everything was deployed before."""
+        activated = [] if self.policy is None else [f"activated policy set {self.policy}"]
+        return [*activated, *(f"deployed {name}" for name in self.workflows)]
 
 
 class Administration:
@@ -40,6 +59,7 @@ class Administration:
         committer: Committer,
         versions: Versions,
         authenticator: Authenticator,
+        policies: PolicySets,
         clock: Clock,
         *,
         data: Path,
@@ -48,12 +68,21 @@ class Administration:
         self._committer = committer
         self._versions = versions
         self._authenticator = authenticator
+        self._policies = policies
         self._clock = clock
         self._data = data
 
-    async def deploy(self, principal: Principal, project: Project) -> list[str]:
-        """Deploys every workflow of a project; returns `name@version` of those that are new."""
+    async def deploy(self, principal: Principal, project: Project) -> Deployed:
+        """Deploys every workflow of a project and activates its policies.
+
+        A project without policies leaves the active policy set as it is.
+        """
         principal.require("workflow.deploy")
+        policy = None
+        if project.policy is not None:
+            # First, so that a new workflow never runs under the policy set before it.
+            activation = await self._policies.activate_text(principal, project.policy, project.names)
+            policy = activation.version if activation.changed else None
         deployed = [
             f"{definition.name}@{definition.version}"
             for definition in project.definitions.values()
@@ -61,7 +90,7 @@ class Administration:
         ]
         if deployed:
             await self._record(principal, "workflow.deployed", "deploy", [f"workflow:{name}" for name in deployed])
-        return deployed
+        return Deployed(deployed, policy)
 
     async def roll_back(self, principal: Principal, name: str, version: str) -> tuple[str, bool]:
         """Makes an older version of a workflow what new runs get, on record; (version, whether that is news)."""

@@ -178,7 +178,6 @@ class Submission:
             decision="allow",
             run_id=run_id,
             trace_id=trace.trace_id,
-            policy_version=version.policy.version,
             detail={"input": taken.input["digest"], "flags": taken.flags},
         )
         row = NewRun(

@@ -14,6 +14,7 @@ from interlock.services.audit_trail import AuditTrail
 from interlock.services.dead_letters import DeadLetters
 from interlock.services.followers import Followers
 from interlock.services.health import Health
+from interlock.services.policies import PolicySets
 from interlock.services.reviews import ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
@@ -32,5 +33,6 @@ class Services:
     reviews: ReviewQueue
     dead_letters: DeadLetters
     administration: Administration
+    policies: PolicySets
     audit: AuditTrail
     health: Health

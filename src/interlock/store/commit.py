@@ -70,6 +70,8 @@ class Commit:
     new_dead_letters: list[rows.NewDeadLetter] = field(default_factory=list)
     closed_dead_letters: list[rows.ClosedDeadLetter] = field(default_factory=list)
     decided_dead_letters: list[rows.DecidedDeadLetter] = field(default_factory=list)
+    new_policies: list[rows.NewPolicySet] = field(default_factory=list)
+    activated_policies: list[rows.ActivatedPolicy] = field(default_factory=list)
     signal_ids: list[rows.SignalId] = field(default_factory=list)
     new_signals: list[rows.NewSignal] = field(default_factory=list)
     crashed: list[rows.CrashedRun] = field(default_factory=list)

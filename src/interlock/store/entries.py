@@ -29,6 +29,7 @@ EventType = Literal[
     "run.resumed",
     "run.signalled",
     "workflow.deployed",
+    "policy.activated",
     "key.created",
     "key.revoked",
     "quota.changed",

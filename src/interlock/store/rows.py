@@ -339,6 +339,25 @@ class DecidedDeadLetter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewPolicySet:
+    """A policy set, named by the digest of its text; one that is stored already stays as it is."""
+
+    org_id: str
+    version: str
+    text: str
+    created_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivatedPolicy:
+    """The policy set of an organisation from now on; None is the built-in one."""
+
+    org_id: str
+    version: str | None
+    activated_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SignalId:
     """The id under which a run is sent the signal `name`; refused if the run was sent one under it before."""
 

@@ -273,6 +273,7 @@ def _services(app: App, steps: Any) -> EngineServices:
         artifacts=app.artifacts,
         versions=app.versions,
         steps=steps,
+        policies=app.policies,
         tracing=app.tracing,
         clock=app.clock,
     )

@@ -134,8 +134,15 @@ def _scenario(topic: str, data: dict[str, Any]) -> Scenario:
 # -- events --------------------------------------------------------------------------------------------------------
 
 
-def outcome_event(entry: Entry, attempt: int, began: float, now: float, output: Ref, digest: str = "") -> Any:
-    """The event of a line that answers work; `digest` is of the act that lacks an approval, and `output` what it is made with."""
+def outcome_event(
+    entry: Entry, attempt: int, began: float, now: float, output: Ref, act: tuple[str, str] = ("", "")
+) -> Any:
+    """The event of a line that answers work.
+
+    Args:
+        output: the result, or the arguments of an act that lacks an approval.
+        act: digest and policy of that act.
+    """
     step, options, times = str(entry.target), entry.options, (began, now)
     usage = Usage(**options["usage"]) if "usage" in options else None
     match entry.verb:
@@ -147,7 +154,7 @@ def outcome_event(entry: Entry, attempt: int, began: float, now: float, output: 
         case "defer":
             return ev.StepDeferred(step, attempt, *times, options.get("delay", 0.02))
         case "lacks":
-            return ev.ApprovalNeeded(step, attempt, *times, digest, output)
+            return ev.ApprovalNeeded(step, attempt, *times, act[0], output, act[1])
         case "undone":
             return ev.CompensationSucceeded(step, attempt, *times)
         case _:
@@ -196,7 +203,7 @@ def normalised(event: dict[str, Any]) -> dict[str, Any]:
 
     Of `began` it stays whether there is a moment at all, and whether it is before the outcome's; usage stays as it is.
     """
-    kept = {name: value for name, value in event.items() if name not in {"at", "seed", "digest"}}
+    kept = {name: value for name, value in event.items() if name not in {"at", "seed", "digest", "policy"}}
     if "began" in kept:
         kept["began"] = 0 < kept["began"] <= event["at"]
     for name in ("output", "payload", "input", "request"):

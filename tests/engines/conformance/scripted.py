@@ -78,7 +78,8 @@ class ScriptedSteps:
         arguments = await self._arguments(execution)
         act = _act(execution, arguments)
         return StepOutcome(
-            outcome_event(entry, execution.attempt, now, now, arguments.ref, act.digest), artifacts=[arguments.row]
+            outcome_event(entry, execution.attempt, now, now, arguments.ref, (act.digest, act.policy)),
+            artifacts=[arguments.row],
         )
 
     async def compensate(self, execution: StepExecution) -> StepOutcome:
@@ -129,7 +130,7 @@ def _effect(execution: StepExecution, arguments: Sealed) -> Effect:
 
 
 def _act(execution: StepExecution, arguments: Sealed) -> Act:
-    return act_of(execution.run, _site(execution), arguments.ref)
+    return act_of(execution.run, _site(execution), arguments.ref, execution.run.policy.version)
 
 
 def _mutates(execution: StepExecution) -> bool:

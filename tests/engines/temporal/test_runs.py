@@ -7,7 +7,7 @@ from pathlib import Path
 from temporalio.api.enums.v1 import EventType
 
 from engines.conftest import Desk, OpenApp
-from engines.harness import Bank, Model, Observer, pay, until, workflow, write
+from engines.harness import PERMIT_ALL, Bank, Model, Observer, pay, until, workflow, write
 from engines.temporal.conftest import Histories
 from interlock.engines.temporal.tasks import SIGNAL_TYPE
 from interlock.identity.principal import Principal
@@ -182,3 +182,21 @@ async def test_a_call_waits_for_its_approval(
     assert bank.refunds == {"t-1": 1}
     assert seen.rows("select consumed_at is not null from approvals") == [(True,)]
     seen.story(run, slow)
+
+
+async def test_an_activation_applies_to_the_next_call_of_a_run_in_flight(
+    desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, model: Model
+) -> None:
+    """The process that activates drives no runs; the worker gets the policy set by a notification."""
+    worker, names = await open_app(start_worker=True), desk.app.read_project().names
+    model.hold("think")
+    run = await desk.start("think_pay")
+    await until(lambda: model.asked("think") == 1, lambda: "the model is not asked")
+    strict = PERMIT_ALL + 'forbid(principal, action, resource == Tool::"refund_keyed");'
+    version = (await desk.app.services.policies.activate_text(desk.admin, strict, names)).version
+    await until(lambda: worker.policies.of(desk.admin.org_id).version == version, lambda: "not read")
+    model.release("think")
+    assert await seen.finished(run) == ["failed"]
+    calls = [one for one in seen.audit(run) if one["event_type"] == "tool.call"]
+    assert [(one["decision"], one["policy_version"]) for one in calls] == [("deny", version)]
+    assert bank.requests == 0

@@ -263,7 +263,7 @@ def check_totality(program: Program, state: RunState, dice: Dice) -> None:
         ev.StepSucceeded(name, attempt, at, at, _VALUE, facts, calls=dice.pick(((), ("book",), ("unheard_of",)))),
         ev.StepFailed(name, attempt, at, at, failure),
         ev.StepDeferred(name, attempt, at, at, -1.0),
-        ev.ApprovalNeeded(name, attempt, at, at, "", _VALUE),
+        ev.ApprovalNeeded(name, attempt, at, at, "", _VALUE, ""),
         ev.ReviewDecided(name, at, dice.below(2) == 0, _VALUE, facts),
         ev.TimerFired(
             dice.pick([*state.timers, "", DEADLINE, str(TimerKey.limit(name, 1)), str(TimerKey.compensate(name, 1))]),

@@ -190,7 +190,7 @@ class _World:
         mutates = self.program.mutates(self.invariants.tool(self.program, self.state, name))
         if mutates and dice.below(4) == 0:
             self.faults["approval needed"] += 1
-            return ev.ApprovalNeeded(name, attempt, self.now, self.now, f"act {attempt}", _VALUE)
+            return ev.ApprovalNeeded(name, attempt, self.now, self.now, f"act {attempt}", _VALUE, "policy")
         kind = dice.pick(_FAILURES)
         ambiguous = mutates and dice.below(3) == 0
         self.faults["in doubt" if ambiguous else str(kind.value).replace("_", " ")] += 1

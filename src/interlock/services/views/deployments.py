@@ -33,7 +33,6 @@ class VersionView(View):
     prompts: dict[str, str]
     tools: dict[str, str]
     models: dict[str, str]
-    policy: str
 
 
 class VersionList(View):

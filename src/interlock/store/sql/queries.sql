@@ -91,6 +91,33 @@ select v.version, v.definition, v.created_by, v.created_at, h.version is not nul
 -- The versions that begin with some digits: none, the one, or two if it is ambiguous.
 select version from workflow_versions where org_id = $1 and name = $2 and starts_with(version, $3) order by version limit 2
 
+-- name: active_policies()
+-- The policy sets in force, of all organisations.
+select org_id, version from active_policies()
+
+-- name: get_policy_set(org_id text, version text)
+-- A policy set by its whole version.
+select version, text, created_by, created_at from policy_sets where org_id = $1 and version = $2
+
+-- name: find_policy_sets(org_id text, prefix text)
+-- The policy sets that begin with some digits: none, the one, or two if it is ambiguous.
+select version from policy_sets where org_id = $1 and starts_with(version, $2) order by version limit 2
+
+-- name: list_policy_sets(org_id text)
+-- The organisation's policy sets, newest first.
+select version, created_by, created_at from policy_sets where org_id = $1 order by created_at desc, version
+
+-- name: get_active_policy(org_id text)
+-- The organisation's last activation; a null version is the built-in policy set.
+select version, activated_by, activated_at from active_policies where org_id = $1
+
+-- name: deployed_names(org_id text)
+-- Tools and models of all deployed versions: names that a policy may use.
+select coalesce((select array_agg(distinct t) from workflow_versions v, jsonb_object_keys(v.definition -> 'tools') t
+        where v.org_id = $1), '{}') as tools,
+    coalesce((select array_agg(distinct m) from workflow_versions v, jsonb_object_keys(v.definition -> 'models') m
+        where v.org_id = $1), '{}') as models
+
 -- name: worker_seen(worker_id text, host text, pid integer, engine text, version text)
 -- Says that a worker is there; gives whether it is asked to drain.
 select worker_seen($1, $2, $3, $4, $5) as draining

@@ -76,7 +76,7 @@ begin
     end if;
 
     if batch ?| array['new_reviews', 'closed_reviews', 'decided_reviews', 'new_approvals', 'revoked_approvals', 'results', 'new_dead_letters',
-            'closed_dead_letters', 'decided_dead_letters'] then
+            'closed_dead_letters', 'decided_dead_letters', 'new_policies', 'activated_policies'] then
         if batch ? 'new_reviews' then
             written := settle_v1_new_reviews(batch -> 'new_reviews');
         end if;
@@ -103,6 +103,12 @@ begin
         end if;
         if batch ? 'decided_dead_letters' then
             written := settle_v1_decided_dead_letters(batch -> 'decided_dead_letters');
+        end if;
+        if batch ? 'new_policies' then
+            written := settle_v1_new_policies(batch -> 'new_policies');
+        end if;
+        if batch ? 'activated_policies' then
+            written := settle_v1_activated_policies(batch -> 'activated_policies');
         end if;
     end if;
 

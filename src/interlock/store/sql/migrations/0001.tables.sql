@@ -76,6 +76,27 @@ create table workflow_heads (
     foreign key (org_id, name, version) references workflow_versions
 );
 
+-- Policies -------------------------------------------------------------------------------------------------------------
+
+-- Policy sets that were activated, each named by the digest of its text.
+create table policy_sets (
+    org_id text not null references orgs,
+    version text not null,
+    text text not null,
+    created_by text not null,
+    created_at timestamptz not null default now(),
+    primary key (org_id, version)
+);
+
+-- The policy set of every call of an organisation, also of runs in flight. Without a row, or without a version, it is the built-in one.
+create table active_policies (
+    org_id text primary key references orgs,
+    version text,
+    activated_by text not null,
+    activated_at timestamptz not null default now(),
+    foreign key (org_id, version) references policy_sets
+);
+
 -- Runs -----------------------------------------------------------------------------------------------------------------
 
 -- The moves of `runs.status` and `effects.status` that triggers allow; 0002 fills them.

@@ -12,8 +12,10 @@ create function interlock_orgs() returns text[] language sql stable parallel saf
     return string_to_array(current_setting('interlock.orgs', true), ',');
 
 do $$ declare name text; begin
-    foreach name in array array['orgs', 'api_keys', 'subject_keys', 'artifacts', 'pending_objects', 'workflow_versions', 'workflow_heads', 'runs',
-            'run_vaults', 'journal', 'signals', 'signal_ids', 'followed_runs', 'effects', 'results', 'queue', 'claims', 'reservations', 'reviews', 'approvals',
+    foreach name in array array['orgs', 'api_keys', 'subject_keys', 'artifacts', 'pending_objects', 'workflow_versions', 'workflow_heads',
+            'policy_sets', 'active_policies', 'runs',
+            'run_vaults', 'journal', 'signals', 'signal_ids', 'followed_runs', 'effects', 'results', 'queue', 'claims', 'reservations', 'reviews',
+            'approvals',
             'dead_letters', 'audit',
             'audit_heads', 'outbox', 'deliveries', 'spans', 'breakers', 'tool_health', 'quotas', 'quota_uses', 'batches', 'batched_calls'] loop
         execute format('alter table %I enable row level security', name);
@@ -25,8 +27,8 @@ end $$;
 grant select on run_moves, effect_moves, workers to interlock_app;
 
 -- The record: never updated or deleted, not by the owner either. What was a run's history stays its history.
-revoke update, delete on audit, journal, artifacts, workflow_versions, run_vaults, signal_ids from interlock_app;
-revoke delete on runs, effects, reviews, approvals, dead_letters, orgs, api_keys, subject_keys, audit_heads from interlock_app;
+revoke update, delete on audit, journal, artifacts, workflow_versions, policy_sets, run_vaults, signal_ids from interlock_app;
+revoke delete on active_policies, runs, effects, reviews, approvals, dead_letters, orgs, api_keys, subject_keys, audit_heads from interlock_app;
 
 -- Functions below name their search path, with pg_temp last: else a temporary table named like ours would come first.
 create function refuse_change() returns trigger language plpgsql set search_path = public, pg_temp as $$ begin

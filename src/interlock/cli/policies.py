@@ -1,0 +1,59 @@
+"""policies list, show, activate."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from interlock.cli.connection import connect, segment
+from interlock.cli.console import moment, out
+from interlock.services.views.policies import PolicyActivation, PolicySetList, PolicySetText, PolicySetView
+
+group = typer.Typer(
+    help="Policy sets of your organisation. The active one applies to every call, also of runs in flight.",
+    no_args_is_help=True,
+)
+Policy = Annotated[str, typer.Argument(help="The version or its beginning, or built-in.")]
+
+
+@group.command("list")
+def list_policies() -> None:
+    """List the policy sets, newest first."""
+
+    async def main() -> list[PolicySetView]:
+        async with connect() as api:
+            return (await api.get(PolicySetList, "/v1/policies")).policies
+
+    table = Table("policy set", "stored", "by", "", box=None, pad_edge=False)
+    for one in asyncio.run(main()):
+        stored = "" if one.created_at is None else moment(one.created_at)
+        name = "built-in" if one.built_in else one.version
+        table.add_row(name, stored, one.created_by or "", "active" if one.active else "")
+    out.print(table)
+
+
+@group.command("show")
+def show(policy: Policy) -> None:
+    """Print the Cedar text of a policy set."""
+
+    async def main() -> PolicySetText:
+        async with connect() as api:
+            return await api.get(PolicySetText, f"/v1/policies/{segment(policy)}")
+
+    out.print(asyncio.run(main()).text, markup=False, highlight=False, soft_wrap=True)
+
+
+@group.command("activate")
+def activate(policy: Policy) -> None:
+    """Put a policy set in force for every call, also of runs in flight."""
+
+    async def main() -> PolicyActivation:
+        async with connect() as api:
+            return await api.post(PolicyActivation, f"/v1/policies/{segment(policy)}/activate", {})
+
+    found = asyncio.run(main())
+    name = "the built-in policy set" if found.built_in else f"policy set {found.version}"
+    out.print(f"{name} is active" if found.changed else f"nothing to do: {name} is active already", soft_wrap=True)
