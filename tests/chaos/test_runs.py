@@ -76,5 +76,6 @@ async def test_a_thousand_runs(drill: Run) -> None:
     report = await drill(runs=1000, seconds=420, workers=3, seed=20, least=5)
     print(json.dumps(report.to_json(), indent=2))
     clean(report)
+    assert report.objects > 0
     assert report.recovery_p99 < 10
     assert report.spared == [], "a worker must have been killed at every boundary"

@@ -193,6 +193,47 @@ async def test_one_complaint_for_one_reason(database: Database, publish: Publish
     assert complaints == ["the first reason", "the second reason"]
 
 
+async def test_a_round_without_a_due_event_is_no_sign_of_life(
+    database: Database,
+    owner: psycopg.Connection[Any],
+    publish: Publish,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the only event is put off, rounds find nothing due; the same failure after them is no news."""
+    for wait in ("_FIRST_WAIT", "_LONGEST_WAIT"):
+        monkeypatch.setattr(outbox, wait, 3600.0)
+    await publish(1)
+    tries = idle = 0
+
+    def fail(_: int) -> Exception | None:
+        nonlocal tries, idle
+        tries, idle = tries + 1, 0
+        return Unavailable("away") if tries < 4 else None
+
+    receiver.fail = fail
+    complaints: list[str] = []
+    relay = Relay(database, {"sink": receiver}, complain=lambda failure: complaints.append(str(failure)))
+    deliver = relay.deliver
+
+    async def counted(name: str) -> int:
+        nonlocal idle
+        count = await deliver(name)
+        idle += 1
+        return count
+
+    monkeypatch.setattr(relay, "deliver", counted)
+    relay.start()
+    async with asyncio.timeout(180):
+        for number in (1, 2, 3):
+            while tries < number or idle < 2:  # noqa: ASYNC110  a receiver has no event of its own
+                await asyncio.sleep(0.005)
+            owner.execute("update deliveries set next_try = now()")
+    await receiver.until(1)
+    await relay.close()
+    assert (complaints, tries) == (["away"], 4)
+
+
 async def test_a_dead_receiver_stops_no_other(
     database: Database, owner: psycopg.Connection[Any], publish: Publish, receiver: Receiver
 ) -> None:

@@ -80,7 +80,7 @@ class Relay:
 
     Args:
         sinks: receivers by name. The name stands in the database: events wait for it over restarts.
-        complain: gets the error of a receiver once for each reason, and every event that is refused.
+        complain: gets the error of a receiver once for each reason until it takes an event, and every event that is refused.
     """
 
     def __init__(
@@ -91,13 +91,14 @@ class Relay:
         self._complain = complain
         self._id = new_id("rel")
         self._held: dict[str, float] = {}  # until when, by time.monotonic()
+        self._reported: dict[str, set[str]] = {name: set() for name in self._sinks}
         self._loops = [
             Loop(
                 f"events to {name}",
                 functools.partial(self._round, name),
                 every=_POLL_SECONDS,
                 longest=_LONGEST_BACKOFF,
-                report=complain,
+                report=functools.partial(self._unavailable, name),
             )
             for name in self._sinks
         ]
@@ -144,10 +145,17 @@ class Relay:
         error = await self._send(name, row)
         if error is None:
             batch.accept(row["event_id"])
+            self._reported[name].clear()
             return
         await self._forget(name, batch)
         if await self._failed(name, row["event_id"], error):
             batch.fail((row["org_id"], row["lane"]), error)
+
+    def _unavailable(self, name: str, error: Exception) -> None:
+        """Complains about a receiver. A round in which no event was due says nothing about it, so the loop cannot know."""
+        if self._complain is not None and str(error) not in self._reported[name]:
+            self._reported[name].add(str(error))
+            self._complain(error)
 
     async def _round(self, name: str) -> bool:
         return await self.deliver(name) == _BATCH
