@@ -141,6 +141,8 @@ class Scripted:
 class Noted:
     """An engine that keeps the questions."""
 
+    immediate = False
+
     def __init__(self, engine: CedarPolicy, questions: list[Question]) -> None:
         self.version = engine.version
         self._engine = engine

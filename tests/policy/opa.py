@@ -58,6 +58,8 @@ class OpaServer:
 class OpaEngine:
     """Asks OPA for every decision. `version` would be the revision of its bundle."""
 
+    immediate = False
+
     def __init__(self, url: str, session: aiohttp.ClientSession, version: str = "bundle-1") -> None:
         self.version = version
         self._url = f"{url}/v1/data/interlock/decision"

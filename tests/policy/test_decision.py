@@ -103,6 +103,8 @@ async def test_a_refused_connection_is_a_refusal() -> None:
 class _Odd:
     """An engine that raises, or answers with something else."""
 
+    immediate = False
+
     def __init__(self, gives: Any) -> None:
         self.version = "odd"
         self._gives = gives

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -23,7 +23,7 @@ Sources: https://platform.openai.com/docs/guides/batch and https://platform.clau
 """
 
 
-def priced(usage: Usage, provider: str, model: str, *, batch: bool = False) -> Usage:
+def priced(usage: Usage, provider: str, model: str, *, answering: str = "", batch: bool = False) -> Usage:
     """The usage of one call with its cost: at the list prices that `genai-prices` ships, in a batch at half of them.
 
     Tokens read from or written to a cache have their own prices if the library has them. Local models cost nothing; a call
@@ -32,8 +32,8 @@ def priced(usage: Usage, provider: str, model: str, *, batch: bool = False) -> U
     Args:
         usage: usage of one call; missing names and `attempts` are filled in.
         model: the requested model, at whose price the call was reserved.
+        answering: the model that answered, which the usage names from now on; empty to keep its name.
     """
-    named = replace(usage, provider=usage.provider or provider, model=usage.model or model, attempts=1)
     cost = cost_of(
         provider,
         model,
@@ -43,7 +43,18 @@ def priced(usage: Usage, provider: str, model: str, *, batch: bool = False) -> U
         cache_write_tokens=usage.cache_write_tokens,
         batch=batch,
     )
-    return replace(named, known_cost=FREE, unpriced=1) if cost is None else replace(named, known_cost=cost, unpriced=0)
+    return Usage(
+        usage.provider or provider,
+        answering or usage.model or model,
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_tokens,
+        usage.cache_write_tokens,
+        usage.reasoning_tokens,
+        attempts=1,
+        known_cost=FREE if cost is None else cost,
+        unpriced=int(cost is None),
+    )
 
 
 def cost_of(

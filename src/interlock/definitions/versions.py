@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class Version:
     """A version ready to execute: all parts are compiled once.
 
     Attributes:
-        answer_schemas: path of a model step, or of an agent's turn, → the schema its answers must fit.
+        answer_schemas: path of a model step, or of an agent's turn, → the schema its answers must fit; `answer_schema_texts` the
+            same as JSON, with the fields in their order.
         output_validators: the same, compiled; `subworkflow_validators` by path of the subworkflow step.
         signals: name → schema of its payload.
         covered: path of a review step → path of the tool step whose call it approves.
@@ -104,6 +106,7 @@ class Version:
     models: Mapping[str, str]
     input_validator: Any
     answer_schemas: Mapping[str, Mapping[str, Any]]
+    answer_schema_texts: Mapping[str, str]
     output_validators: Mapping[str, Any]
     subworkflow_validators: Mapping[str, Any]
     signals: Mapping[str, SignalSpec]
@@ -123,6 +126,7 @@ class Version:
         children = {name: Workflow.model_validate(child) for name, child in data.get("subworkflows", {}).items()}
         program = compile_program(workflow, {name: tool.contract for name, tool in tools.items()}, children)
         asking = {path: node for path, node in program.nodes.items() if isinstance(node.step, ModelStep)}
+        answers = {path: answer_schema(node, program.contracts) for path, node in asking.items()}
         return cls(
             name=definition.name,
             version=definition.version,
@@ -134,7 +138,8 @@ class Version:
             tools=tools,
             models=data["models"],
             input_validator=validator_for(workflow.input),
-            answer_schemas={path: answer_schema(node, program.contracts) for path, node in asking.items()},
+            answer_schemas=answers,
+            answer_schema_texts={path: json.dumps(schema) for path, schema in answers.items()},
             output_validators={
                 path: compile_schema(checked_schema(node, program.contracts)) for path, node in asking.items()
             },

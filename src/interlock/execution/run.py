@@ -14,7 +14,7 @@ from interlock.execution.call import Attributes, Call
 from interlock.execution.effects import EffectSite
 from interlock.identity.principal import Principal
 from interlock.machine.events import StepFailed, StepSucceeded
-from interlock.machine.names import CommandKey, CommandKind, EffectName, path_of
+from interlock.machine.names import EffectName, path_of, perform_key
 from interlock.machine.program import Node
 from interlock.machine.state import RunState, StepState
 from interlock.policy.decision import NO_POLICIES, Policies, PolicyEngine
@@ -128,7 +128,7 @@ def works_ended(events: Iterable[object]) -> list[tuple[str, int]]:
 
 def holder_of(step: str, attempt: int) -> str:
     """Holder of the reservation of a step's call: the command that it comes from."""
-    return str(CommandKey(CommandKind.PERFORM, step, attempt))
+    return perform_key(step, attempt)
 
 
 @dataclass(frozen=True, slots=True)

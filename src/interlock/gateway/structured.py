@@ -136,7 +136,9 @@ async def complete_priced(provider: Provider, request: ModelRequest) -> ModelRes
         raise BilledError(
             error.message, kind=error.kind, retry_after=error.retry_after, detail=error.detail, usage=usage
         ) from error
-    return replace(response, usage=priced(replace(response.usage, model=response.model), provider.name, request.model))
+    usage = priced(response.usage, provider.name, request.model, answering=response.model)
+    ending = (response.finish_reason, response.response_id, response.metadata)
+    return ModelResponse(response.text, response.model, usage, *ending)
 
 
 def _with_usage(error: ProviderError, used: Usage, provider: str) -> ProviderError:

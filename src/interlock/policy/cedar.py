@@ -7,6 +7,7 @@ import json
 from functools import lru_cache
 
 import cedarpy
+from pydantic_core import to_json
 
 from interlock.base.errors import InvalidSpec
 from interlock.policy.decision import Action, Decision, Question
@@ -33,6 +34,8 @@ class CedarPolicy:
         InvalidSpec: the text exceeds a bound, is not Cedar, or has a template, which would never apply.
     """
 
+    immediate = True
+
     def __init__(self, text: str = DEFAULT_POLICY, *, source: str = "the built-in policy") -> None:
         fault = excess(text)
         if fault is not None:
@@ -53,13 +56,13 @@ class CedarPolicy:
 
     def evaluate(self, question: Question) -> Decision:
         """The decision, without waiting: for checks before a run."""
+        roles = tuple(sorted(question.roles))
         try:
             # As text, which distinguishes 1 from true; a cached decision must not mix them.
-            given = json.dumps([dict(question.attributes), dict(question.context)], sort_keys=True, allow_nan=False)
+            given = to_json([question.attributes, question.context], inf_nan_mode="constants").decode()
+            return self._decide(question.user_id, question.org_id, roles, question.action, question.resource, given)
         except (TypeError, ValueError) as error:
             return self._unaskable(error)
-        roles = tuple(sorted(question.roles))
-        return self._decide(question.user_id, question.org_id, roles, question.action, question.resource, given)
 
     def _evaluate(
         self,
@@ -70,7 +73,7 @@ class CedarPolicy:
         resource: str,
         given: str,
     ) -> Decision:
-        attributes, context = json.loads(given)
+        attributes, context = json.loads(given, parse_constant=_refuse)
         # As data, not as Cedar text: the text has its own escapes, and every call of O'Brien or José would be refused.
         user = {"type": "User", "id": user_id}
         thing = {"type": "Tool" if action == "call_tool" else "Model", "id": resource}
@@ -84,10 +87,7 @@ class CedarPolicy:
             {"uid": user, "attrs": {"org": org_id, "roles": list(roles)}, "parents": []},
             {"uid": thing, "attrs": attributes, "parents": []},
         ]
-        try:
-            result = cedarpy.is_authorized(request, self._policies, entities)
-        except (TypeError, ValueError) as error:
-            return self._unaskable(error)
+        result = cedarpy.is_authorized(request, self._policies, entities)
         errors = tuple(str(error) for error in result.diagnostics.errors)
         if errors:
             return Decision(False, errors, self.version)
@@ -97,6 +97,10 @@ class CedarPolicy:
 
     def _unaskable(self, error: Exception) -> Decision:
         return Decision(False, (f"Cedar cannot evaluate this request: {error}",), self.version)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number that a policy can read")
 
 
 def version_of(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from interlock.telemetry import names
@@ -64,7 +64,9 @@ class Question:
 
     def approved(self, facts: ApprovalFacts) -> Question:
         """The same question with these facts about its approval."""
-        return replace(self, context={**self.context, "approval": facts.to_json()})
+        context = {**self.context, "approval": facts.to_json()}
+        asker = (self.user_id, self.org_id, self.roles)
+        return Question(*asker, self.action, self.resource, self.attributes, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,14 @@ class PolicyEngine(Protocol):
 
     Attributes:
         version: of the policy in force. It is part of what a person approves, so a changed policy needs another one.
+        immediate: it decides in this process without waiting, so no time limit is kept for it.
     """
 
     @property
     def version(self) -> str: ...
+
+    @property
+    def immediate(self) -> bool: ...
 
     async def decide(self, question: Question) -> Decision: ...
 
@@ -99,6 +105,8 @@ class Policies(Protocol):
 
 class RefusingEngine:
     """A policy engine that refuses everything, for an organisation whose policy is not known."""
+
+    immediate = True
 
     def __init__(self, reason: str, *, version: str = "none") -> None:
         self.version = version
@@ -123,8 +131,11 @@ async def decide(engine: PolicyEngine, question: Question, *, seconds: float = D
     version = "none"
     try:
         version = engine.version
-        async with asyncio.timeout(seconds):
+        if engine.immediate:
             answer = await engine.decide(question)
+        else:
+            async with asyncio.timeout(seconds):
+                answer = await engine.decide(question)
     except Exception as error:  # noqa: BLE001  an engine that fails permits nothing
         what = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
         log(names.LOG_POLICY, what, level="error", org_id=question.org_id, version=version, stack=stack_of(error))

@@ -26,13 +26,17 @@ class BatchCall:
     labels: Labels
 
 
-def plain_of(request: ModelRequest) -> dict[str, Any]:
-    """The request as JSON; `request_of` makes it again."""
+def plain_of(request: ModelRequest, schema: str) -> dict[str, Any]:
+    """The request as JSON; `request_of` makes it again.
+
+    Args:
+        schema: the request's schema as a JSON text, because the order of its fields is part of the call.
+    """
     return {
         "model": request.model,
         "messages": [[turn.role, turn.content] for turn in request.messages],
         "max_tokens": request.max_tokens,
-        "schema": json.dumps(request.schema),  # as text: the order of its fields is part of the call
+        "schema": schema,
         "temperature": request.temperature,
         "seed": request.seed,
     }

@@ -90,6 +90,7 @@ class StepCalls:
 
     async def _model(self, execution: StepExecution, step: ModelStep) -> ModelCall:
         version, fallback, batch = execution.run.version, execution.fallback, is_batched(execution)
+        path, here = execution.path, execution.here
         # What a call under way was made with was fresh then.
         run = execution.run
         status = (
@@ -100,7 +101,7 @@ class StepCalls:
         return ModelCall(
             caller=execution.run,
             name=execution.name,
-            path=execution.path,
+            path=path,
             attempt=execution.attempt,
             labels=labels,
             schema=step.output,
@@ -115,13 +116,13 @@ class StepCalls:
             pin=version.models[step.model],
             provider=provider,
             request=rendered,
-            plain=plain_of(rendered),
-            validator=version.output_validators[execution.path],
+            plain=plain_of(rendered, version.answer_schema_texts[path]),
+            validator=version.output_validators[path],
             agent=execution.node.agent is not None,
             transport="batch" if batch else "direct",
             answered=status == "done",
-            until=_until(execution),
-            deferrals=execution.here.deferrals,
+            until=_until(execution) if batch else None,
+            deferrals=here.deferrals,
         )
 
     async def _request(
