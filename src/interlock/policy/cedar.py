@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import lru_cache
 
 import cedarpy
-from pydantic_core import to_json
 
 from interlock.base.errors import InvalidSpec
-from interlock.policy.decision import Action, Decision, Question
+from interlock.policy.decision import Decision, Question
 from interlock.policy.text import excess
 
 DEFAULT_POLICY = """
@@ -25,6 +23,9 @@ permit(principal, action == Action::"call_tool", resource) when { resource.effec
 permit(principal, action == Action::"call_tool", resource)
     when { resource.effect == "mutating" && context.approval.present && context.approval.digest_matches };
 """
+
+
+_CACHED = 4096  # decisions of a policy set
 
 
 class CedarPolicy:
@@ -48,43 +49,42 @@ class CedarPolicy:
             raise InvalidSpec(f"{source}: a policy with ?principal or ?resource never applies; name the entity instead")
         self.text = text
         self.version = version_of(text)
-        # Decisions are pure, so they are cached.
-        self._decide = lru_cache(maxsize=4096)(self._evaluate)
+        # Decisions are pure, so they are cached; the least recently stored goes first.
+        self._decisions: dict[object, Decision] = {}
 
     async def decide(self, question: Question) -> Decision:
         return self.evaluate(question)
 
     def evaluate(self, question: Question) -> Decision:
         """The decision, without waiting: for checks before a run."""
-        roles = tuple(sorted(question.roles))
+        asker = (question.user_id, question.org_id, question.roles, question.action, question.resource)
         try:
-            # As text, which distinguishes 1 from true; a cached decision must not mix them.
-            given = to_json([question.attributes, question.context], inf_nan_mode="constants").decode()
-            return self._decide(question.user_id, question.org_id, roles, question.action, question.resource, given)
+            key = (asker, _frozen(question.attributes), _frozen(question.context))
+            known = self._decisions.get(key)
+            if known is not None:
+                return known
+            decision = self._decisions[key] = self._evaluate(question)
         except (TypeError, ValueError) as error:
-            return self._unaskable(error)
+            return Decision(False, (f"Cedar cannot evaluate this request: {error}",), self.version)
+        if len(self._decisions) > _CACHED:
+            del self._decisions[next(iter(self._decisions))]
+        return decision
 
-    def _evaluate(
-        self,
-        user_id: str,
-        org_id: str,
-        roles: tuple[str, ...],
-        action: Action,
-        resource: str,
-        given: str,
-    ) -> Decision:
-        attributes, context = json.loads(given, parse_constant=_refuse)
+    def _evaluate(self, question: Question) -> Decision:
+        """Raises TypeError or ValueError for a request that Cedar cannot be asked."""
+        given = json.dumps([dict(question.attributes), dict(question.context)], allow_nan=False)
+        attributes, context = json.loads(given)
         # As data, not as Cedar text: the text has its own escapes, and every call of O'Brien or José would be refused.
-        user = {"type": "User", "id": user_id}
-        thing = {"type": "Tool" if action == "call_tool" else "Model", "id": resource}
+        user = {"type": "User", "id": question.user_id}
+        thing = {"type": "Tool" if question.action == "call_tool" else "Model", "id": question.resource}
         request = {
             "principal": user,
-            "action": {"type": "Action", "id": action},
+            "action": {"type": "Action", "id": question.action},
             "resource": thing,
             "context": context,
         }
         entities = [
-            {"uid": user, "attrs": {"org": org_id, "roles": list(roles)}, "parents": []},
+            {"uid": user, "attrs": {"org": question.org_id, "roles": sorted(question.roles)}, "parents": []},
             {"uid": thing, "attrs": attributes, "parents": []},
         ]
         result = cedarpy.is_authorized(request, self._policies, entities)
@@ -95,12 +95,23 @@ class CedarPolicy:
         reasons = tuple(sorted(str(ids.get(reason) or reason) for reason in result.diagnostics.reasons))
         return Decision(bool(result.allowed), reasons or ("no policy permits it",), self.version)
 
-    def _unaskable(self, error: Exception) -> Decision:
-        return Decision(False, (f"Cedar cannot evaluate this request: {error}",), self.version)
 
+def _frozen(value: object) -> object:
+    """A hashable value that is equal for equal JSON values only: Python takes 1 for true, and a cached decision must not.
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number that a policy can read")
+    Raises:
+        TypeError: the value is no JSON.
+    """
+    kind = type(value)
+    if kind is str:
+        return value
+    if isinstance(value, dict):
+        return (dict, *[(name, _frozen(one)) for name, one in value.items()])
+    if isinstance(value, list):
+        return (list, *[_frozen(one) for one in value])
+    if value is None or kind in (bool, int, float):
+        return (kind, value)
+    raise TypeError(f"a {kind.__name__} is no JSON value")
 
 
 def version_of(text: str) -> str:
