@@ -18,6 +18,7 @@ from interlock.base.clock import Clock
 from interlock.base.errors import FailureKind, TargetDown
 from interlock.base.ids import new_id
 from interlock.base.settings import BreakerSettings
+from interlock.base.values import value
 from interlock.store.database import Database, Row
 from interlock.store.queries import QUERIES
 from interlock.telemetry import names
@@ -40,7 +41,7 @@ class Admission:
     probe: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class _Known:
     """Local copy of a breaker's state; times are monotonic seconds.
 

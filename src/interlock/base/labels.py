@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from typing import TypedDict
+
+from interlock.base.values import value
 
 
 class Trust(IntEnum):
@@ -36,7 +37,7 @@ class LabelsJson(TypedDict):
     as_of: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Labels:
     """The labels of one value.
 

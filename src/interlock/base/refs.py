@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Self, TypedDict
 
 from interlock.base.labels import Labels, LabelsJson
+from interlock.base.values import value
 
 # Created once, because `json.dumps` creates one for every call.
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -20,7 +20,7 @@ class RefJson(TypedDict):
     labels: LabelsJson
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Ref:
     """Reference to a stored JSON value.
 

@@ -14,13 +14,13 @@ token 0: it is the same call for every worker of the run.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import asyncpg
 
 from interlock.base.errors import BudgetExceeded, LeaseLost
 from interlock.base.money import FREE, NanoUsd, usd_text
 from interlock.base.usage import Usage
+from interlock.base.values import value
 from interlock.store.commit import LEASE_LOST
 from interlock.store.database import Database
 from interlock.store.rows import SettledReservation, UsedReservation
@@ -29,7 +29,7 @@ LASTING = 0
 """Fencing token of reservations that every worker of the run shares."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Amount:
     """Tokens and nano-USD of a budget: used by calls, or reserved for one."""
 
@@ -48,7 +48,7 @@ class Amount:
 NOTHING = Amount()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class BudgetLimit:
     """Limits of a scope, such as a run; None is no limit.
 
@@ -83,7 +83,7 @@ class BudgetLimit:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Lease:
     """The lease under which a worker reserves.
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref, canonical_json
+from interlock.base.values import value
 from interlock.execution.call import Caller
 from interlock.execution.effects import EffectSite
 from interlock.policy.decision import NO_APPROVAL, ApprovalFacts
@@ -24,7 +24,7 @@ from interlock.store.rows import ConsumedApproval, NewApproval
 from interlock.tools.registry import Tool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Act:
     """One call of a mutating tool.
 
@@ -101,7 +101,7 @@ def contract_digest(tool: Tool) -> str:
 # -- approvals ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Approval:
     """A person's yes to an act, as its row and its signature say.
 
@@ -148,7 +148,7 @@ class Approval:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Standing:
     """How an act stands with the approvals of its step.
 

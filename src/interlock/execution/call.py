@@ -14,6 +14,7 @@ from interlock.base.json import Json
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref
 from interlock.base.usage import Usage
+from interlock.base.values import value
 from interlock.budget.reservations import NOTHING, Amount
 from interlock.execution.effects import EffectSite
 from interlock.gateway.provider import ModelRequest, Provider
@@ -87,7 +88,7 @@ class Caller(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Reuse:
     """Kept results that may stand in for a call.
 
@@ -100,7 +101,7 @@ class Reuse:
     required: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class _Call:
     """Attributes of calls of every kind.
 
@@ -138,7 +139,7 @@ class _Call:
         return self.fixed is not None or (self.reuse is not None and self.reuse.required)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ModelCall(_Call):
     """A call of a model: a rendered request in, JSON valid against a schema out.
 
@@ -175,7 +176,7 @@ class ModelCall(_Call):
         return self.transport == "batch"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ToolCall(_Call):
     """A call of a tool: arguments that fit its contract in, a value that fits it out, in a fresh sandbox.
 
@@ -221,7 +222,7 @@ class ToolCall(_Call):
 Call = ModelCall | ToolCall
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CallResult:
     """The result of a call.
 

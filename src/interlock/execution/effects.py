@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
 from typing import Protocol
 
 from interlock.base.clock import since_boot
 from interlock.base.refs import Ref
+from interlock.base.values import value
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
@@ -33,7 +33,7 @@ _START_SECONDS = 2.0
 _FLIGHT_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Effect:
     """A mutating call: its key is the same in every attempt, because it derives from run, step and input only."""
 
@@ -83,7 +83,7 @@ class Effect:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class EffectSite:
     """The entry of the ledger for a call whose arguments need not be known yet.
 

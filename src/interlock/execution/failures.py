@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from interlock.base.errors import (
     BudgetExceeded,
     Denied,
@@ -17,6 +15,7 @@ from interlock.base.errors import (
 )
 from interlock.base.json import sentence
 from interlock.base.refs import Ref
+from interlock.base.values import value
 from interlock.machine.events import Failure
 from interlock.telemetry import names
 from interlock.telemetry.logs import log, stack_of
@@ -25,7 +24,7 @@ MAX_MESSAGE = 500
 """Characters of a failure's message: it goes into the journal, the run's reason, audit entries and webhooks."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Circumstances:
     """Circumstances of a call that failed.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from interlock.base.json import Json
 from interlock.base.refs import Ref
+from interlock.base.values import value
 from interlock.budget.reservations import Amount, Lease, RunBudget
 from interlock.definitions.versions import Version
 from interlock.execution.call import Attributes, Call
@@ -131,7 +132,7 @@ def holder_of(step: str, attempt: int) -> str:
     return perform_key(step, attempt)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StepExecution:
     """One attempt at one step, as the machine commanded it, with the state it was commanded in.
 

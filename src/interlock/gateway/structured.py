@@ -11,13 +11,14 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jsonschema_rs
 
 from interlock.base.errors import FailureKind, InvalidInput, InvalidSpec, ProviderError
 from interlock.base.json import InvalidJson, Json, JsonObject, parse_json
 from interlock.base.usage import Usage
+from interlock.base.values import value
 from interlock.budget.prices import priced
 from interlock.gateway.failures import BilledError
 from interlock.gateway.provider import Message, ModelRequest, ModelResponse, Provider
@@ -33,7 +34,7 @@ _CACHE_SIZE = 256
 _FENCE = "```"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StructuredResponse:
     """A valid answer.
 

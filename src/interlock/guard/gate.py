@@ -18,7 +18,6 @@ The time of the detectors grows with the text. Above `INLINE_CHARACTERS` they ru
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
@@ -26,6 +25,7 @@ from interlock.base.acceptance import MARK
 from interlock.base.accepted import Accepted
 from interlock.base.errors import Denied
 from interlock.base.json import Json
+from interlock.base.values import value
 from interlock.guard.injection import scan
 from interlock.guard.pii import Redactor, find, strings
 
@@ -46,7 +46,7 @@ class Stage(StrEnum):
 _OF_PEOPLE = frozenset({Stage.INPUT, Stage.HUMAN_TEXT})
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Inspection:
     """Result of an inspection.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Annotated, Literal, cast, get_args, get_type_hints
 
@@ -13,6 +13,7 @@ from interlock.base.errors import FailureKind
 from interlock.base.json import Json, JsonObject
 from interlock.base.refs import Ref
 from interlock.base.usage import Usage
+from interlock.base.values import value
 from interlock.machine.version import NeedsNewerRelease
 from interlock.workflows.facts import Facts
 
@@ -44,7 +45,7 @@ RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Failure:
     """Why a step did not succeed. `message` is one sentence, free of values.
 
@@ -61,7 +62,7 @@ class Failure:
     error_detail: Ref | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class RunStarted:
     """First event of every run. `seed` feeds the jitter; `facts` are the input's; `machine` is the version it is driven by."""
 
@@ -72,7 +73,7 @@ class RunStarted:
     type: Literal["run_started"] = "run_started"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StepSucceeded:
     """An attempt at a step gave a result.
 
@@ -96,7 +97,7 @@ class StepSucceeded:
     type: Literal["step_succeeded"] = "step_succeeded"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StepFailed:
     """An attempt at a step failed; fields as in `StepSucceeded`."""
 
@@ -110,7 +111,7 @@ class StepFailed:
     type: Literal["step_failed"] = "step_failed"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StepDeferred:
     """Nothing was tried, for want of a slot or a place in a rate limit: the same attempt again after `delay` seconds.
 
@@ -127,7 +128,7 @@ class StepDeferred:
     type: Literal["step_deferred"] = "step_deferred"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ApprovalNeeded:
     """Nothing was tried: policy would allow the call of a mutating tool if a person approved exactly this call.
 
@@ -149,7 +150,7 @@ class ApprovalNeeded:
     type: Literal["approval_needed"] = "approval_needed"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ReviewDecided:
     """A person decided. For a `confirm` review, approved means: yes, the effect happened, and `output` is what it gave.
 
@@ -166,14 +167,14 @@ class ReviewDecided:
     type: Literal["review_decided"] = "review_decided"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TimerFired:
     timer: str
     at: float
     type: Literal["timer_fired"] = "timer_fired"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CompensationSucceeded:
     step: str
     attempt: int
@@ -182,7 +183,7 @@ class CompensationSucceeded:
     type: Literal["compensation_succeeded"] = "compensation_succeeded"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CompensationFailed:
     step: str
     attempt: int
@@ -192,14 +193,14 @@ class CompensationFailed:
     type: Literal["compensation_failed"] = "compensation_failed"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CancelRequested:
     at: float
     reason: str
     type: Literal["cancel_requested"] = "cancel_requested"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class SignalReceived:
     """A signal was received. It is kept until a step waits for it; one id counts once."""
 
@@ -211,7 +212,7 @@ class SignalReceived:
     type: Literal["signal_received"] = "signal_received"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class PauseRequested:
     """Pause: work under way is finished, nothing new is performed until ResumeRequested."""
 
@@ -220,13 +221,13 @@ class PauseRequested:
     type: Literal["pause_requested"] = "pause_requested"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ResumeRequested:
     at: float
     type: Literal["resume_requested"] = "resume_requested"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class DeadLetterRequeued:
     """A dead letter is to be tried again. `input` replaces the step's arguments, if an operator edited them."""
 
@@ -236,7 +237,7 @@ class DeadLetterRequeued:
     type: Literal["dead_letter_requeued"] = "dead_letter_requeued"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class DeadLetterDiscarded:
     """A dead letter is given up: the step has failed, or its effect stays as it is."""
 
@@ -265,7 +266,7 @@ Event = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Perform:
     """Do a step's work; answer with StepSucceeded or StepFailed of the same attempt."""
 
@@ -273,7 +274,7 @@ class Perform:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Compensate:
     """Undo a completed mutating step; answer with CompensationSucceeded or CompensationFailed."""
 
@@ -281,7 +282,7 @@ class Compensate:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StartTimer:
     """Answer with TimerFired at `due` (seconds since the epoch), not before."""
 
@@ -289,7 +290,7 @@ class StartTimer:
     due: float
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class OpenReview:
     """Ask a person; answer with ReviewDecided.
 
@@ -300,14 +301,14 @@ class OpenReview:
     purpose: Literal["approve", "approve_act", "confirm"]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CloseReview:
     """The question of this step needs no answer any more."""
 
     step: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class OpenDeadLetter:
     """A step waits in the dead-letter queue: finally failed, or not to be undone. Answer with DeadLetterRequeued or -Discarded."""
 
@@ -315,14 +316,14 @@ class OpenDeadLetter:
     purpose: Literal["step", "compensation"]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CloseDeadLetter:
     """The dead letter of this step needs no decision any more."""
 
     step: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Finish:
     """The run is over."""
 

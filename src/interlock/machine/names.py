@@ -12,12 +12,12 @@ everything else; `parse` and `str` are each other's inverse, and `parse` raises 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import Self
 
 from interlock.base.errors import InvalidInput
+from interlock.base.values import value
 
 TURN, CALL = "turn", "call"
 """What an agent's model calls and tool calls are named within a turn."""
@@ -98,7 +98,7 @@ def call_of(frame: str, number: int) -> str:
 # -- instances, as a type ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Segment:
     id: str
     number: int | None = None
@@ -107,7 +107,7 @@ class Segment:
         return self.id if self.number is None else f"{self.id}#{self.number}"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class InstanceName:
     """A step instance, or an item, round or turn. At least one segment."""
 
@@ -162,7 +162,7 @@ class TimerKind(StrEnum):
 _COUNTS = {TimerKind.RETRY: (1,), TimerKind.DEFER: (2,), TimerKind.COMPENSATE: (1,), TimerKind.LIMIT: (0, 1)}
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TimerKey:
     """A timer of a run. Names the attempt where there may be several, so that one that fires twice does not cut the next short."""
 
@@ -224,7 +224,7 @@ class CommandKind(StrEnum):
 _COMMANDS = {kind.value: kind for kind in CommandKind}
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CommandKey:
     """A Perform or Compensate of the machine, as engines that claim single commands know it."""
 
@@ -249,7 +249,7 @@ def perform_key(instance: str, attempt: int) -> str:
     return f"perform:{instance}:{attempt}"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class EffectName:
     """Name of an instance's work in the effect ledger and the jitter: another variant is another effect."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 from typing import cast
 
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from interlock.base.json import Json
 from interlock.base.refs import Ref
 from interlock.base.usage import Usage
+from interlock.base.values import value
 from interlock.machine.events import TERMINAL, Failure, RunStatus
 from interlock.machine.names import TimerKey
 from interlock.machine.persistent import PersistentMap
@@ -61,7 +62,7 @@ SETTLED = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ApprovalRequest:
     """Approval that an instance in `APPROVING` waits for; the fields are those of `ApprovalNeeded`."""
 
@@ -71,7 +72,7 @@ class ApprovalRequest:
     role: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StepState:
     """One instance of a step, or one item or round of a container.
 
@@ -127,7 +128,7 @@ def limit_key(name: str, step: StepState) -> str:
     return str(TimerKey.limit(name, step.begun))
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Ending:
     """How the run will end once what is under way is over."""
 
@@ -135,7 +136,7 @@ class Ending:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Kept:
     """A signal that came before anybody waited for it."""
 
@@ -144,7 +145,7 @@ class Kept:
     facts: Facts
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Failing:
     """A container that failed and is not finished yet.
 
@@ -161,7 +162,7 @@ class Failing:
     left: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class RunState:
     """A run. A value: `advance` makes another one, whose mappings share what did not change.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, Protocol
 
+from interlock.base.values import value
 from interlock.telemetry import names
 from interlock.telemetry.logs import log, stack_of
 
@@ -16,7 +17,7 @@ DECISION_SECONDS = 5.0
 Action = Literal["call_tool", "call_model"]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ApprovalFacts:
     """Approval facts that a policy reads as `context.approval`.
 
@@ -44,7 +45,7 @@ class ApprovalFacts:
 NO_APPROVAL = ApprovalFacts()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Question:
     """A request for a decision: may this principal perform this action on this resource in this run?
 
@@ -69,7 +70,7 @@ class Question:
         return Question(*asker, self.action, self.resource, self.attributes, context)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Decision:
     """`reasons` are the ids of the deciding policies, or the error that prevented a decision."""
 

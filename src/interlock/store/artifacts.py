@@ -7,7 +7,6 @@ import hmac
 import json
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -20,6 +19,7 @@ from interlock.base.ids import random_token
 from interlock.base.json import Json
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref, canonical_json
+from interlock.base.values import value
 from interlock.store.database import Database
 from interlock.store.keys import KeyStore
 from interlock.store.objects import Objects
@@ -32,7 +32,7 @@ _CACHED = 512
 _NAME_CHARACTERS = 12
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Sealed:
     """A value ready to be committed: its ref, and the row that must go into the same transaction."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from interlock.base.json import JsonObject
+from interlock.base.values import value
 
 EventType = Literal[
     "run.created",
@@ -40,7 +41,7 @@ EventType = Literal[
 Decision = Literal["allow", "deny", "none"]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Entry:
     """One audit entry.
 

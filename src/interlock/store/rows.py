@@ -9,21 +9,12 @@ types; tests/store/test_rows_match_sql.py compares them. So a missing or misspel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from interlock.base.json import Json
 from interlock.base.refs import RefJson
+from interlock.base.values import value
 from interlock.machine.events import RunStatus
-
-if TYPE_CHECKING:
-    from dataclasses import dataclass
-else:
-    import dataclasses
-
-    def dataclass(*, frozen, slots, kw_only):  # noqa: ARG001
-        """Frozen for the type checker only: frozen at run time, a row takes five times as long to make, and a step makes six."""
-        return dataclasses.dataclass(slots=slots, kw_only=kw_only)
-
 
 EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
 ReviewPurpose = Literal["approve", "approve_act", "confirm"]
@@ -33,7 +24,7 @@ DeadLetterDecision = Literal["requeued", "discarded"]
 EngineName = Literal["postgres", "temporal"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AuditHead:
     """The audit log's new head: entry number `seq` with `hash`; refused unless the old one is entry number `expected`."""
 
@@ -43,7 +34,7 @@ class AuditHead:
     hash: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AuditRow:
     """A sealed audit entry: chained by hash, signed by the key `key_id`."""
 
@@ -57,7 +48,7 @@ class AuditRow:
     signature: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Fence:
     """A lease that must still hold."""
 
@@ -65,7 +56,7 @@ class Fence:
     fence: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Claim:
     """A claim of one command that must still hold, with the command not done."""
 
@@ -74,14 +65,14 @@ class Claim:
     fence: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class RevivedRun:
     """A dead run that goes on, on an engine that keeps its runs itself: it returns to the queue."""
 
     run_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NewClaim:
     """A claim of one command; refused if a later attempt has it, it is done, or the run is over."""
 
@@ -91,7 +82,7 @@ class NewClaim:
     fence: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ArtifactRow:
     """A sealed value.
 
@@ -116,7 +107,7 @@ class RunVault(TypedDict):
     raw_digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NewRun:
     """A run to be driven.
 
@@ -143,7 +134,7 @@ class NewRun:
     machine: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NewVault:
     """Redacted values of a later input of the run: of a signal, or of edited arguments."""
 
@@ -152,7 +143,7 @@ class NewVault:
     vault: RefJson
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class JournalRow:
     """An event and its number in the run's journal; numbers begin at 1."""
 
@@ -162,7 +153,7 @@ class JournalRow:
     event: Mapping[str, Json]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class RunUpdate:
     """The run's row after the events of this commit.
 
@@ -185,7 +176,7 @@ class RunUpdate:
     finished: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ConsumedApproval:
     """An approval that the effect with the idempotency key `consumed_by` uses up; refused unless it is of this act and unused."""
 
@@ -197,7 +188,7 @@ class ConsumedApproval:
     consumed_by: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class EffectRow:
     """An entry of the effect ledger. One that is there moves; its key and input change only when it is intended anew."""
 
@@ -212,7 +203,7 @@ class EffectRow:
     output: RefJson | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class DoneClaim:
     """The event that answers a claimed command."""
 
@@ -221,7 +212,7 @@ class DoneClaim:
     event: Mapping[str, Json]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class UsedReservation:
     """A reservation whose call has ended: from now on it counts for what the call used, under fencing token 0."""
 
@@ -232,7 +223,7 @@ class UsedReservation:
     nano_usd: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class SettledReservation:
     """A reservation that ends, under this fencing token and under 0: its scope has the call's usage now."""
 
@@ -241,7 +232,7 @@ class SettledReservation:
     fence: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NewReview:
     """A question to a person with the role `role`; `show` is what they see, `act` the call of a tool that it is about."""
 
@@ -256,7 +247,7 @@ class NewReview:
     act: Mapping[str, Json] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ClosedReview:
     """The open reviews of a step that needs no answer any more."""
 
@@ -264,7 +255,7 @@ class ClosedReview:
     step: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class DecidedReview:
     """A person's decision; refused if the review is not open."""
 
@@ -274,7 +265,7 @@ class DecidedReview:
     note: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NewApproval:
     """A person's yes to the act with this digest, until `expires` (seconds since the epoch), signed by the application."""
 
@@ -289,7 +280,7 @@ class NewApproval:
     signature: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class RevokedApproval:
     """An approval taken back; refused unless it is unused."""
 
@@ -297,7 +288,7 @@ class RevokedApproval:
     revoked_by: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class KeptResult:
     """An answer that may serve again for the same call; `key` is the keyed digest of all that went into the call."""
 
@@ -306,7 +297,7 @@ class KeptResult:
     output: RefJson
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NewDeadLetter:
     """A failure for a person to decide about. `step` is empty where it is about the whole run."""
 
@@ -319,7 +310,7 @@ class NewDeadLetter:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ClosedDeadLetter:
     """The open dead letters of a step that needs no decision any more."""
 
@@ -327,7 +318,7 @@ class ClosedDeadLetter:
     step: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class DecidedDeadLetter:
     """A person's decision; refused if the dead letter is not open. `new_run` is the run that was started instead."""
 
@@ -338,7 +329,7 @@ class DecidedDeadLetter:
     new_run: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NewPolicySet:
     """A policy set, named by the digest of its text; one that is stored already stays as it is."""
 
@@ -348,7 +339,7 @@ class NewPolicySet:
     created_by: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ActivatedPolicy:
     """The policy set of an organisation from now on; None is the built-in one."""
 
@@ -357,7 +348,7 @@ class ActivatedPolicy:
     activated_by: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class SignalId:
     """The id under which a run is sent the signal `name`; refused if the run was sent one under it before."""
 
@@ -367,7 +358,7 @@ class SignalId:
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NewSignal:
     """An event from outside for a run, which wakes it."""
 
@@ -376,7 +367,7 @@ class NewSignal:
     event: Mapping[str, Json]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class CrashedRun:
     """A drive that ended in an error of Interlock's own; `parked` keeps the run out of the queue until a person decides."""
 
@@ -384,28 +375,28 @@ class CrashedRun:
     parked: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class RequeuedRun:
     """A parked run that is to be driven again."""
 
     run_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class UsedSignal:
     """A signal whose event is on record, or stale."""
 
     signal_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ForwardedSignal:
     """A signal that the engine which keeps the run has received; the row stays until its event is on record."""
 
     signal_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class OutboxRow:
     """An event for the receivers of notifications."""
 
@@ -414,7 +405,7 @@ class OutboxRow:
     payload: Mapping[str, Json]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AbandonedCall:
     """A batched call whose answer the run does not wait for any more."""
 
@@ -422,14 +413,14 @@ class AbandonedCall:
     step: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class FinishedRun:
     """A run that is over: it leaves the queue."""
 
     run_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class PlaceRow:
     """Marks whether a run counts among the concurrent runs, on an engine that keeps its runs itself."""
 
@@ -437,7 +428,7 @@ class PlaceRow:
     held: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ReleasedRun:
     """A lease that ends without the run being over.
 
@@ -453,7 +444,7 @@ class ReleasedRun:
     failed: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class BatchedAnswer:
     """The answer to a batched call, for query `answer_batched_calls`; None if a person it is about was erased."""
 

@@ -6,16 +6,16 @@ import secrets
 import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from interlock.base.errors import InterlockError
 from interlock.base.json import Json, JsonObject
+from interlock.base.values import value
 from interlock.telemetry import names
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TraceIds:
     """Trace id and root span id of a run, hexadecimal; created when the run is accepted and stored in its row."""
 

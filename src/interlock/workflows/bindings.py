@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
 from interlock.base.json import Json
+from interlock.base.values import value
 
 _INDEX = re.compile(r"[0-9]{1,9}\Z")
 _REFERENCE = re.compile(
@@ -26,7 +26,7 @@ Root = Literal["input", "run", "item", "index", "steps", "last"]
 _ROOTS: Mapping[str, Root] = {name: name for name in get_args(Root)}
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Reference:
     """A parsed `$…` string: its source, and the fields and indices below it."""
 
