@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from interlock.base.money import FREE, NanoUsd, usd_text
 from interlock.base.values import value
 
@@ -65,7 +63,8 @@ class Usage:
 
     def anonymous(self) -> Usage:
         """The same counts without provider and model, for sums over calls of different models."""
-        return replace(self, provider="", model="")
+        counts = (self.input_tokens, self.output_tokens, self.cached_tokens, self.cache_write_tokens)
+        return Usage("", "", *counts, self.reasoning_tokens, self.attempts, self.known_cost, self.unpriced)
 
     def to_json(self) -> dict[str, str | int]:
         return {name: getattr(self, name) for name in self.__slots__}
