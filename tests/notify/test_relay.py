@@ -226,7 +226,7 @@ async def test_a_round_without_a_due_event_is_no_sign_of_life(
     relay.start()
     async with asyncio.timeout(180):
         for number in (1, 2, 3):
-            while tries < number or idle < 2:  # noqa: ASYNC110  a receiver has no event of its own
+            while tries < number or idle < 2:
                 await asyncio.sleep(0.005)
             owner.execute("update deliveries set next_try = now()")
     await receiver.until(1)
