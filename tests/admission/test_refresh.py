@@ -71,7 +71,7 @@ async def test_polling_and_listening_go_on_after_a_restart(private_server: Any) 
     await watch.start()
     try:
         private_server.crash()
-        await until(lambda: watch._loop.failures > 0, lambda: "nobody noticed that the database is gone")
+        await until(lambda: watch._loop.failures > 0, lambda: "the loss of the database was not noticed")
         private_server.start()
         with psycopg.connect(private_server.url, autocommit=True) as owner:
             owner.execute("insert into breakers values (%s, %s, 'open', '{}', now() + interval '1 hour')", (ORG, PAY))

@@ -289,7 +289,7 @@ async def test_stop_lets_the_round_end_and_begins_no_other() -> None:
 
 
 async def test_finish_makes_the_round_under_way_the_last_and_waits_for_nothing() -> None:
-    """As for work that only ends when it is told to, which must not begin anew then."""
+    """The same for work that ends only on request; it must not begin again after that."""
     entered, leave, said = asyncio.Event(), asyncio.Event(), list[str]()
 
     async def work() -> bool:

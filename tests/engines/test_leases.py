@@ -124,7 +124,9 @@ async def test_a_run_let_go_is_taken_up_again_by_a_busy_worker(
     busy = await desk.start("only_think")
     await until(lambda: model.asked("think") == 1, lambda: "the model is not asked")
     run = await desk.start("pay_keyed")
-    await until(lambda: broken and run not in app.engine._drivers, lambda: f"not let go: {seen.queue(run)}")
+    await until(
+        lambda: broken and run not in app.engine._drivers, lambda: f"the run is still driven: {seen.queue(run)}"
+    )
     leases = "select lease_until from queue where run_id in (%s, %s) order by run_id = %s"
     kept, left = seen.rows(leases, busy, run, run)
     await app.engine._renew()

@@ -316,7 +316,7 @@ async def _by_statement(scene: Scene, statement: str, *values: Any) -> None:
 
 
 async def _forged_rows(scene: Scene) -> None:
-    """A review that nobody decided and its approval, in rows; only the signature cannot be had."""
+    """Rows of an undecided review and its approval, written by an attacker; only the signature cannot be forged."""
     run, review = await scene.asked()
     await scene.pause(run)
     await _by_statement(

@@ -147,18 +147,18 @@ def test_every_kind_of_event_was_tried() -> None:
 
 
 def _simulated(scenario: Scenario) -> SimulatedRun:
-    told: Counter[tuple[str, str]] = Counter()
+    signalled: Counter[tuple[str, str]] = Counter()
     asked: dict[str, str] = {}
 
     def next_answer(script: dict[str, list[Answer]], what: str, step: str, default: Answer) -> Answer:
         key = key_of(step)
-        told[what, key] += 1
+        signalled[what, key] += 1
         answers = script.get(key, [])
-        return answers[told[what, key] - 1] if told[what, key] <= len(answers) else default
+        return answers[signalled[what, key] - 1] if signalled[what, key] <= len(answers) else default
 
     def decided_at(step: str, now: float) -> float:
         """Time stands still while work is answered, and two decisions about one step are not of the same moment."""
-        return now + 0.001 * (told["approve_act", key_of(step)] + told["confirm", key_of(step)])
+        return now + 0.001 * (signalled["approve_act", key_of(step)] + signalled["confirm", key_of(step)])
 
     def answer(command: ev.Command, now: float) -> Any:
         match command:
@@ -190,7 +190,7 @@ def _simulated(scenario: Scenario) -> SimulatedRun:
 
 
 def _told(oracle: Oracle, event: Any) -> None:
-    """The oracle is told what an event means."""
+    """Gives the oracle the answer that an event stands for."""
     match event:
         case ev.StepSucceeded(step, attempt):
             oracle.answer(("perform", step, attempt), Answer(facts=event.facts, calls=event.calls))

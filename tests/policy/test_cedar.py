@@ -54,7 +54,7 @@ async def test_the_default_permits(changes: dict[str, Any], reasons: tuple[str, 
 @pytest.mark.parametrize(
     "changes",
     [
-        {},  # a mutation that nobody approved
+        {},  # a mutating call without an approval
         {"context": {}},
         {"context": {"reviewed": True}},
         {"context": _approval(digest_matches=False)},  # another call was approved

@@ -1,4 +1,4 @@
-"""The port: any engine can implement it, and whatever goes wrong with one is a refusal."""
+"""The port of policy engines: an engine behind HTTP can implement it, and every failure of an engine is a refusal."""
 
 from __future__ import annotations
 

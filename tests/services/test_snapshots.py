@@ -110,10 +110,10 @@ async def test_a_stream_tells_one_commit_after_the_other(
     overtaken = overtake(query, approve)
     followers = desk.app.services.followers
     stream = await followers.follow(desk.admin, run, 0, authenticate=authenticate, stopping=asyncio.Event())
-    told = [event async for event in stream if event is not None]
+    events = [event async for event in stream if event is not None]
     assert overtaken
-    waiting = next(at for at, event in enumerate(told) if isinstance(event, Waiting))
-    assert told[waiting] == Waiting(run_id=run, reviews=[review], dead_letters=[])
-    assert sum(isinstance(event, JournalEntry) for event in told[:waiting]) == entries_before
-    assert [event.status for event in told if isinstance(event, StatusChanged)][-1] == "succeeded"
-    assert sum(isinstance(event, JournalEntry) for event in told) == len(seen.journal(run))
+    waiting = next(at for at, event in enumerate(events) if isinstance(event, Waiting))
+    assert events[waiting] == Waiting(run_id=run, reviews=[review], dead_letters=[])
+    assert sum(isinstance(event, JournalEntry) for event in events[:waiting]) == entries_before
+    assert [event.status for event in events if isinstance(event, StatusChanged)][-1] == "succeeded"
+    assert sum(isinstance(event, JournalEntry) for event in events) == len(seen.journal(run))

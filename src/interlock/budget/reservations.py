@@ -151,7 +151,7 @@ class Reservations:
 
 
 class RunBudget:
-    """BudgetLimit of one run, as the worker that drives it knows it.
+    """Budget of one run, as the worker that drives it knows it.
 
     Args:
         shared: two calls of the run may be under way at once.

@@ -8,6 +8,7 @@ from typing import Any
 
 from interlock.base.json import Json
 from interlock.base.refs import Ref
+from interlock.base.usage import Usage
 from interlock.base.values import value
 from interlock.budget.reservations import Amount, Lease, RunBudget
 from interlock.definitions.versions import Version
@@ -15,7 +16,7 @@ from interlock.execution.call import Attributes, Call
 from interlock.execution.effects import EffectSite
 from interlock.identity.principal import Principal
 from interlock.machine.events import StepFailed, StepSucceeded
-from interlock.machine.names import EffectName, path_of, perform_key
+from interlock.machine.names import CommandKey, CommandKind, EffectName, path_of
 from interlock.machine.program import Node
 from interlock.machine.state import RunState, StepState
 from interlock.policy.decision import NO_POLICIES, Policies, PolicyEngine
@@ -81,19 +82,35 @@ class Run:
 
     async def reserve(self, call: Call) -> None:
         """Sets the most that a call may use aside; raises BudgetExceeded or LeaseLost."""
-        await self.budget.reserve(self.lease, holder_of(call.name, call.attempt), call.worst, lasting=call.lasting)
+        await self.budget.reserve(self.lease, _holder(call.name, call.attempt), call.worst, lasting=call.lasting)
 
     def finish(self, call: Call, used: Amount) -> None:
         """Replaces the reservation of a call by what it used."""
-        self.budget.finish(self.lease, holder_of(call.name, call.attempt), used, lasting=call.lasting)
+        self.budget.finish(self.lease, _holder(call.name, call.attempt), used, lasting=call.lasting)
 
-    def settled(self, works: Iterable[tuple[str, int]]) -> list[SettledReservation]:
-        """Rows that end the reservations of (step, attempt) pairs, in the commit that puts their usage into the run's row."""
-        return self.budget.settled_rows((holder_of(*work) for work in works), self.fence)
+    def settled(self, calls: Iterable[tuple[str, int]]) -> list[SettledReservation]:
+        """Rows that end the reservations of calls, as (step, attempt), in the commit that puts their usage into the run's row."""
+        return self.budget.settled_rows((_holder(*call) for call in calls), self.fence)
 
-    def used(self, step: str, attempt: int, amount: Amount) -> list[UsedReservation]:
+    def settle(
+        self, usage: Usage, ended: Iterable[tuple[str, int]] = (), abandoned: Iterable[tuple[str, int]] = ()
+    ) -> None:
+        """Moves the budget on to the usage of a later state.
+
+        The commit that records the state may still be under way.
+
+        Args:
+            ended: (step, attempt) of calls whose usage it contains.
+            abandoned: the same of calls in the background that the run no longer waits for.
+        """
+        given_up = [_holder(*call) for call in abandoned]
+        self.budget.abandon(given_up)
+        self.budget.settle(Amount.of(usage), [*(_holder(*call) for call in ended), *given_up])
+
+    def used(self, event: StepSucceeded | StepFailed) -> list[UsedReservation]:
         """Row that replaces a reservation by what its call used, until another process records that."""
-        return self.budget.used_rows(self.lease, holder_of(step, attempt), amount)
+        amount = Amount.of(event.usage or Usage())
+        return self.budget.used_rows(self.lease, _holder(event.step, event.attempt), amount)
 
     # -- values ------------------------------------------------------------------------------------------------
 
@@ -121,15 +138,15 @@ class Run:
         }
 
 
-def works_ended(events: Iterable[object]) -> list[tuple[str, int]]:
+def calls_ended(events: Iterable[object]) -> list[tuple[str, int]]:
     """(step, attempt) of the calls that ended with these events; one that was deferred goes on."""
     ended = (event for event in events if isinstance(event, StepSucceeded | StepFailed))
     return [(event.step, event.attempt) for event in ended]
 
 
-def holder_of(step: str, attempt: int) -> str:
+def _holder(step: str, attempt: int) -> str:
     """Holder of the reservation of a step's call: the command that it comes from."""
-    return perform_key(step, attempt)
+    return str(CommandKey(CommandKind.PERFORM, step, attempt))
 
 
 @value(frozen=True, slots=True)

@@ -244,11 +244,6 @@ class CommandKey:
         return f"{self.kind.value}:{self.instance}:{self.attempt}"
 
 
-def perform_key(instance: str, attempt: int) -> str:
-    """The text of a Perform's `CommandKey`, for the path of every call."""
-    return f"perform:{instance}:{attempt}"
-
-
 @value(frozen=True, slots=True)
 class EffectName:
     """Name of an instance's work in the effect ledger and the jitter: another variant is another effect."""

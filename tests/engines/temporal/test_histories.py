@@ -126,7 +126,7 @@ async def test_what_a_run_was_told_outlives_its_workflow(
     review = await seen.review(run)
     await seen.asleep(run)
     app.engine._loop.finish()
-    await app.engine._worker.shutdown()  # nobody takes its tasks, as for a build without workers; the bridge lives
+    await app.engine._worker.shutdown()  # no worker takes its tasks, as for a build without workers; the bridge runs on
     await desk.decide(review, "approve")
     told = "select count(*) from signals where forwarded_at is not null"
     await until(lambda: seen.rows(told) == [(1,)], lambda: "not handed on")

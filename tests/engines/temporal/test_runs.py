@@ -165,7 +165,7 @@ async def test_a_run_that_temporal_lost_goes_on_from_its_journal(
 async def test_a_call_waits_for_its_approval(
     desk: Desk, open_app: OpenApp, seen: Observer, bank: Bank, project: Path
 ) -> None:
-    """Under another worker than the one that asked; a question that nobody answers in time is closed."""
+    """A review is answered under another worker than the one that opened it, and closed at its deadline."""
     late = pay("pay", "refund_keyed", "bank").replace("kind: tool", "kind: tool\n  deadline: 0.5")
     (project / "workflows/ask_pay.yaml").unlink()  # whose review does not show what it approves
     write(project, {"policies/main.cedar": DEFAULT_POLICY, **workflow("late", late, allow="refund_keyed")})

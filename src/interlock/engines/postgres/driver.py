@@ -14,14 +14,13 @@ import contextlib
 from typing import Any
 
 from interlock.base.errors import InvalidInput, LeaseLost, Unavailable
-from interlock.budget.reservations import Amount
 from interlock.engines.postgres.refusals import Arrived, Refused, Sent, Work, sift, work_in
 from interlock.execution.batch.outstanding import abandon_calls
 from interlock.execution.engine import HOLD_SECONDS, EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, input_facts, load_run, replayed, seed_of, work_of
 from interlock.execution.records import commit_of, emit_run_span, records_of
 from interlock.execution.reviews import confirmed_effects
-from interlock.execution.run import Run, StepOutcome, holder_of, works_ended
+from interlock.execution.run import Run, StepOutcome, calls_ended
 from interlock.execution.steps import unrecordable
 from interlock.machine import events as ev
 from interlock.machine.machine import advance, pending
@@ -117,7 +116,7 @@ class RunDriver:
         self._take_signals(row["signals"])
         self._state, self._seq = await replayed(services.database, self._run.version.program, row)
         self._written = self._state
-        self._run.budget.settle(Amount.of(self._state.usage), ())
+        self._run.settle(self._state.usage)
         if self._seq:
             self._run.resumed = True
             log(names.LOG_RUN_RESUMED, run_id=run_id, events=self._seq)
@@ -244,7 +243,7 @@ class RunDriver:
             used_signals=used,
         )
         commit.effects += settled
-        ended = works_ended(one.event for one in accepted)
+        ended = calls_ended(one.event for one in accepted)
         commit.settled_reservations += self._run.settled(ended)
         abandoned = abandon_calls(commit, self._run, self._state, state)
         await records_of(commit, self._run, state, commands, self._services.clock.now())
@@ -257,7 +256,7 @@ class RunDriver:
                 await asyncio.sleep(0)
         else:
             await self._durable()
-        self._settle_budget(ended, abandoned)
+        self._run.settle(state.usage, ended, abandoned)
         before_these = set(self._tasks)
         self._issue(commands)
         sent.begun = {task: begun for task, begun in self._tasks.items() if task not in before_these}
@@ -325,7 +324,7 @@ class RunDriver:
         self._again |= sift(self._events, void)
         self._state = self._written = sent.state
         self._seq = sent.seq
-        self._run.budget.settle(Amount.of(sent.state.usage), [holder_of(step, attempt) for _, step, attempt in void])
+        self._run.settle(sent.state.usage, [(step, attempt) for _, step, attempt in void])
         timers = [one for one in pending(sent.state) if isinstance(one, ev.StartTimer)]
         self._issue([one for one in timers if one.timer not in self._timers])
 
@@ -338,12 +337,6 @@ class RunDriver:
             return True
         tool = self._run.version.tools.get(step.tool) if isinstance(step, ToolStep) else None
         return tool is not None and not tool.contract.mutating
-
-    def _settle_budget(self, ended: list[tuple[str, int]], abandoned: list[tuple[str, int]]) -> None:
-        """Counts these calls' usage as the state's; the transaction that records it may still be under way."""
-        budget = self._run.budget
-        budget.abandon(holder_of(*work) for work in abandoned)
-        budget.settle(Amount.of(self._state.usage), [holder_of(*work) for work in (*ended, *abandoned)])
 
     def _finished(self) -> None:
         services, run, state = self._services, self._run, self._state

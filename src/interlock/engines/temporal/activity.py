@@ -22,15 +22,13 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from interlock.base.errors import InterlockError, InvalidInput, LeaseLost, Unavailable
-from interlock.base.usage import Usage
-from interlock.budget.reservations import Amount
 from interlock.engines.temporal.tasks import ACTIVITY_TYPE, Command, Recordable, Task, TaskResult
 from interlock.execution.batch.outstanding import abandon_calls
 from interlock.execution.engine import HOLD_SECONDS, MAX_CRASHES, EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, fold_in_slices, journal_after, load_run, pages_of, work_of
 from interlock.execution.records import commit_of, emit_run_span, park_run, records_of
 from interlock.execution.reviews import confirmed_effects
-from interlock.execution.run import Run, StepOutcome, holder_of, works_ended
+from interlock.execution.run import Run, StepOutcome, calls_ended
 from interlock.execution.steps import unrecordable
 from interlock.machine import events as ev
 from interlock.machine.machine import advance
@@ -69,8 +67,7 @@ class _Held:
         """On to a later state. What a step had reserved is replaced by what it used in one go."""
         self.state = state
         self.journal += events
-        holders = [holder_of(event["step"], event["attempt"]) for event in events if event["type"] in _OVER]
-        self.run.budget.settle(Amount.of(state.usage), holders)
+        self.run.settle(state.usage, [(event["step"], event["attempt"]) for event in events if event["type"] in _OVER])
 
 
 class Performer:
@@ -160,7 +157,7 @@ class Performer:
         async for page in pages_of(self._services.database, row):
             state = await fold_in_slices(run.version.program, map(ev.event_from_json, page), state)
             journal += page
-        run.budget.settle(Amount.of(state.usage), ())
+        run.settle(state.usage)
         return _Held(run, row["created_at"].timestamp(), state, journal)
 
     async def _reload(self, held: _Held) -> None:
@@ -234,7 +231,7 @@ class Performer:
             commit.places.append(PlaceRow(run_id=run.run_id, held=_works(state, now)))
         if held.state.over and not state.over:
             commit.revived.append(RevivedRun(run_id=run.run_id))
-        commit.settled_reservations += run.settled(works_ended(events))
+        commit.settled_reservations += run.settled(calls_ended(events))
         abandon_calls(commit, run, held.state, state)
         await records_of(commit, run, state, commands, now)
         commit.used_signals += consumed + received  # now that what came of them is on record
@@ -297,8 +294,7 @@ class Performer:
         if not isinstance(outcome.event, ev.StepDeferred):  # then nothing was tried, and the same command comes again
             commit.done_claims.append(DoneClaim(run_id=run.run_id, command=name, event=event))
         if isinstance(outcome.event, ev.StepSucceeded | ev.StepFailed):
-            used = Amount.of(outcome.event.usage or Usage())
-            commit.used_reservations += run.used(outcome.event.step, outcome.event.attempt, used)
+            commit.used_reservations += run.used(outcome.event)
         await self._services.committer.submit(commit)
         return {"event": event}
 
