@@ -11,6 +11,9 @@ from rich.text import Text
 
 WIDTH = 100
 _LEFT_OUT = re.compile(r"^(\[\d/\d\]|\d+/24 )|^setup: .* ready")
+_FONTS = re.compile(
+    r"@font-face \{.*?\}\s*", re.DOTALL
+)  # Rich would have the reader's browser fetch them from elsewhere
 _BOLD = re.compile(r"^(ticket +category|Look at|Make your own)")
 
 
@@ -20,7 +23,8 @@ def main() -> None:
     for line in sys.stdin.read().splitlines():
         if not _LEFT_OUT.match(line):
             console.print(Text(line.rstrip(), style="bold" if _BOLD.match(line) else ""))
-    sys.stdout.write(console.export_svg(title="make demo"))
+    drawn = _FONTS.sub("", console.export_svg(title="make demo"))
+    sys.stdout.write(drawn.replace("Fira Code, monospace", "DejaVu Sans Mono, Menlo, Consolas, monospace"))
 
 
 if __name__ == "__main__":
