@@ -88,6 +88,7 @@ async def test_a_run_ends_on_the_build_it_began_on(
     bank: Bank,
 ) -> None:
     first = await open_app(start_worker=True)
+    first_worker = first.engine.worker_id
     assert await appears(histories, set()) == build_id()
     make_current(temporal, build_id())
     old = [await desk.start("ask_pay", ticket=ticket) for ticket in ("a", "b")]
@@ -100,11 +101,11 @@ async def test_a_run_ends_on_the_build_it_began_on(
     new = await desk.start("pay_keyed", ticket="c")
     await desk.decide(reviews[0], "approve")
     assert await seen.finished(new, old[0]) == ["succeeded"] * 2
-    assert await workers(histories, old[0]) == {first.engine.worker_id}
+    assert await workers(histories, old[0]) == {first_worker}
     (second,) = await workers(histories, new)
-    assert second != first.engine.worker_id
+    assert second != first_worker
 
-    # Nobody of the old build is there; its run waits for one, and is not touched by the new one.
+    # No worker of the old build is left: its run waits for one, and workers of the new build do not take it.
     await first.__aexit__(None, None, None)
     await desk.decide(reviews[1], "approve")
     later = await desk.start("pay_keyed", ticket="d")
@@ -112,7 +113,7 @@ async def test_a_run_ends_on_the_build_it_began_on(
     assert seen.kinds(old[1]) == ["run_started"]
     again = await open_app(start_worker=True)
     assert await seen.finished(old[1]) == ["succeeded"]
-    assert await workers(histories, old[1]) == {first.engine.worker_id, again.engine.worker_id}
+    assert await workers(histories, old[1]) == {first_worker, again.engine.worker_id}
     assert bank.refunds == dict.fromkeys("abcd", 1)
     seen.story(*old, new, later)
 
