@@ -61,10 +61,10 @@ class Judge:
             Denied: the policy does not allow the call, or a person refused it.
             LacksApproval: it would, with an approval of this call.
         """
-        call, question, policy = attempt.call, question_of(attempt.call), attempt.call.caller.policy
+        call, policy = attempt.call, attempt.call.caller.policy
         standing = await self._standing(attempt, policy.version)
         facts = _facts(call, standing)
-        answer = await _answer(policy, question, facts)
+        answer = await _answer(policy, call, facts)
         attempt.decision, attempt.standing = answer, standing
         attempt.attributes |= {
             names.POLICY_DECISION: "allow" if answer.allowed else "deny",
@@ -77,8 +77,9 @@ class Judge:
         if isinstance(call, ToolCall) and call.effect is not None and not attempt.in_doubt:
             for role, roles in _ASKED:
                 more = ApprovalFacts(True, facts.roles | roles, facts.quorum + 1, digest_matches=True)
-                if (await decide(policy, question.approved(more))).allowed:
+                if (await decide(policy, question_of(call, more))).allowed:
                     await self._ask(attempt, call, role, policy.version)
+        question = question_of(call, facts)
         raise Denied(f"policy {answer.version} denies {question.action} {question.resource}: {answer.reasons[0]}")
 
     async def judge_again(self, attempt: Attempt) -> None:
@@ -88,7 +89,7 @@ class Judge:
             Denied, LacksApproval: as `judge`.
         """
         call, before = attempt.call, attempt.decision
-        answer = await _answer(call.caller.policy, question_of(call), _facts(call, attempt.standing))
+        answer = await _answer(call.caller.policy, call, _facts(call, attempt.standing))
         if before is None or not answer.allowed or answer.version != before.version:
             await self.judge(attempt)
 
@@ -155,8 +156,8 @@ class Judge:
         )
 
 
-def question_of(call: Call) -> Question:
-    """The question about a call, without its approvals."""
+def question_of(call: Call, facts: ApprovalFacts) -> Question:
+    """The question about a call with these facts about its approval."""
     principal, labels = call.caller.principal, call.labels
     attributes: dict[str, Json]
     if isinstance(call, ToolCall):
@@ -175,16 +176,16 @@ def question_of(call: Call) -> Question:
             "step": call.path,
             "trust": labels.trust.name.lower(),
             "sensitivity": labels.sensitivity.name.lower(),
-            "approval": NO_APPROVAL.to_json(),
+            "approval": facts.to_json(),
         },
     )
 
 
-async def _answer(policy: PolicyEngine, question: Question, facts: ApprovalFacts) -> Decision:
+async def _answer(policy: PolicyEngine, call: Call, facts: ApprovalFacts) -> Decision:
     """The decision with these facts about approvals; without any, if the approval is of another call."""
-    answer = await decide(policy, question.approved(facts))
+    answer = await decide(policy, question_of(call, facts))
     if answer.allowed and facts.present and not facts.digest_matches:
-        return await decide(policy, question.approved(NO_APPROVAL))
+        return await decide(policy, question_of(call, NO_APPROVAL))
     return answer
 
 

@@ -96,10 +96,11 @@ async def inspect(
     people = stage in _OF_PEOPLE
     if people and redactor is None:
         redactor = Redactor.new()
-    if sum(map(len, strings(value))) > INLINE_CHARACTERS:
-        found = await asyncio.to_thread(_detect, value, redactor if people else None)
+    texts = list(strings(value))
+    if sum(map(len, texts)) > INLINE_CHARACTERS:
+        found = await asyncio.to_thread(_detect, value, texts, redactor if people else None)
     else:
-        found = _detect(value, redactor if people else None)
+        found = _detect(value, texts, redactor if people else None)
     injections, personal, shown = found
     if injections and people and block:
         named = ", ".join(f"injection:{kind}" for kind in injections)
@@ -119,10 +120,10 @@ def secret(vault: dict[str, str]) -> Accepted:
     return Accepted(vault, MARK)
 
 
-def _detect(value: Json, redactor: Redactor | None) -> tuple[list[str], list[str], Json]:
-    injections = scan(value)
+def _detect(value: Json, texts: list[str], redactor: Redactor | None) -> tuple[list[str], list[str], Json]:
+    injections = scan(texts)
     if redactor is None:
-        return injections, sorted({one.kind for text in strings(value) for one in find(text)}), value
+        return injections, sorted({one.kind for text in texts for one in find(text)}), value
     shown = redactor.redact(value)
     return injections, sorted(redactor.counts), shown
 

@@ -17,13 +17,16 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("tool_order", re.compile(r"\b(?:call|invoke|execute|run|use)\b[^.!?\n]{0,20}\b(?:tool|function)\b[^.!?\n]{0,60}\b(?:delete|drop|transfer|refund|send|confirm)", re.IGNORECASE)),
 )  # fmt: skip
 
+_SHORTEST = len("[INST]")  # characters of the shortest match
+
 
 def scan(value: object) -> list[str]:
     """Kinds of prompt injection found in a JSON value's raw strings; empty if none."""
     found = set()
     for text in strings(value):
         plain = text if text.isascii() else _plain(text)
-        found |= {kind for kind, pattern in _PATTERNS if pattern.search(plain)}
+        if len(plain) >= _SHORTEST:
+            found |= {kind for kind, pattern in _PATTERNS if pattern.search(plain)}
     return sorted(found)
 
 
