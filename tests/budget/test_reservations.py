@@ -182,6 +182,24 @@ async def test_a_call_whose_worker_died_counts_until_the_run_is_over(desk: Desk)
     assert desk.rows() == []
 
 
+async def test_an_ended_call_whose_outcome_was_lost_counts_beside_its_repetition(desk: Desk) -> None:
+    """Its usage had been written with the reservation of a later call, and the worker died before the outcome's commit."""
+    dead, heir = desk.budget(tokens=100), desk.budget(tokens=100)
+    desk.move_fence(1)
+    await reserve(desk, dead, "a", amount(40), fence=1)
+    dead.finish(desk.lease(1), "a", amount(30), lasting=False)
+    await reserve(desk, dead, "b", amount(20), fence=1)
+    desk.move_fence(2)
+    await reserve(desk, heir, "a", amount(40), fence=2)
+    heir.finish(desk.lease(2), "a", amount(25), lasting=False)
+    await reserve(desk, heir, "b", amount(20), fence=2)
+    assert desk.rows() == [("a", -2, 30, 0), ("a", 0, 25, 0), ("b", 1, 20, 0), ("b", 2, 20, 0)]
+    await reserve(desk, heir, "a", amount(1), fence=2)  # made once more under the same lease
+    assert desk.rows()[:2] == [("a", -2, 55, 0), ("a", 2, 1, 0)]
+    await desk.record(heir, amount(25), ["a"], fence=2)
+    assert desk.rows()[0] == ("a", -2, 55, 0)
+
+
 async def test_a_call_in_the_background_is_the_same_for_every_worker(desk: Desk) -> None:
     first, second = desk.budget(tokens=100), desk.budget(tokens=100)
     await first.reserve(desk.lease(), "out", amount(60), lasting=True)

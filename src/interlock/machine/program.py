@@ -148,8 +148,24 @@ class Program:
 
     @property
     def concurrent(self) -> bool:
-        """True if two model calls of a run may be under way at once."""
-        return any(isinstance(node.step, MapStep | ParallelStep) for node in self.nodes.values())
+        """True if two model calls of a run may be under way at once: in a map, or in two branches of a parallel step."""
+        asking = {path: sum(map(self._asks_model, blocks)) for path, blocks in self.scopes.items()}
+        return any(
+            count > (0 if isinstance(self.nodes[path].step, MapStep) else 1)
+            for path, count in asking.items()
+            if isinstance(self.nodes[path].step, MapStep | ParallelStep)
+        )
+
+    def _asks_model(self, block: Block) -> bool:
+        """True if a step of the block, at any depth, or a fallback of one calls a model."""
+        for one in block.steps:
+            path = block.space + one
+            node = self.nodes[path]
+            if any(isinstance(step, ModelStep | AgentStep) for step in (node.step, *node.variants)):
+                return True
+            if any(map(self._asks_model, self.scopes.get(path, ()))):
+                return True
+        return False
 
     def mutates(self, tool: str) -> bool:
         return tool in self.contracts and self.contracts[tool].mutating

@@ -18,6 +18,15 @@ begin
     if jsonb_array_length(finished) > 0 then
         written := settle_v1_used_reservations(finished);
     end if;
+    if held <> 0 then
+        -- An earlier call of this holder has ended, and a crash lost its outcome: its usage stays, under a fence of its own.
+        with lost as (
+            delete from reservations o where o.scope = in_scope and o.holder = for_holder and o.fence = 0 returning o.*
+        )
+        insert into reservations select scope, holder, -held, org_id, tokens, nano_usd, until from lost
+            on conflict (scope, holder, fence)
+            do update set tokens = reservations.tokens + excluded.tokens, nano_usd = reservations.nano_usd + excluded.nano_usd;
+    end if;
     select r.input_tokens + r.output_tokens + coalesce(sum(o.tokens), 0), r.nano_usd + coalesce(sum(o.nano_usd), 0)
             into used_tokens, used_nano_usd
         from runs r left join reservations o on o.scope = in_scope and o.until > now() and (o.holder, o.fence) <> (for_holder, held)

@@ -255,7 +255,7 @@ create table claims (
 
 -- What calls that are under way may use of a budget, in tokens and nano-USD; what they used, once they have ended and until the scope
 -- says so itself. The scope is `run:` and a run's id. The holder is a command; `fence` is the fencing token under which it is carried out, 0
--- for a call that is the run's whichever worker drives it. Rows are deleted when the run ends; after `until` they do not count.
+-- for a call that is the run's whichever worker drives it, and negative for ended calls that were made again under that token. Rows are deleted when the run ends; after `until` they do not count.
 create table reservations (
     scope text not null,
     holder text not null,
