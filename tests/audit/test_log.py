@@ -147,7 +147,7 @@ TAMPERING = [
     ("update audit set signature = repeat('0', 128) where seq = 3", "entry 3: has a signature"),
     (
         "insert into audit select org_id, 7, 'evt_more', jsonb_set(entry, '{event_id}', '\"evt_more\"'), hash, hash, "
-        "key_id, signature from audit where seq = 6",
+        "key_id, signature, proof from audit where seq = 6",
         "entry 7: was changed",
     ),
 ]  # fmt: skip
@@ -181,8 +181,9 @@ async def test_a_forger_with_a_key_of_their_own_is_not_believed(
     owner.execute("set session_replication_role = replica")
     for row in forged:
         owner.execute(
-            "update audit set entry = %s, event_id = %s, prev_hash = %s, hash = %s, key_id = %s, signature = %s where seq = %s",
-            (psycopg.types.json.Jsonb(row.entry), row.event_id, row.prev_hash, row.hash, row.key_id, row.signature, row.seq),
+            "update audit set entry = %s, event_id = %s, prev_hash = %s, hash = %s, key_id = %s, signature = %s, "
+            "proof = %s where seq = %s",
+            (psycopg.types.json.Jsonb(row.entry), row.event_id, row.prev_hash, row.hash, row.key_id, row.signature, row.proof, row.seq),
         )  # fmt: skip
     owner.execute("update audit_heads set seq = %s, hash = %s where org_id = %s", (seq, head, orgs[0]))
     assert "not among the known keys" in str((await records.verify(orgs[0])).problem)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -139,6 +141,71 @@ def test_a_cut_off_end_shows_only_against_a_copy_kept_elsewhere() -> None:
     assert verify(LOG, KEYS, org_id="acme").last_hash == kept_elsewhere[1]
 
 
+def sha(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def tree_head(leaves: list[bytes]) -> bytes:
+    """MTH of RFC 6962, section 2.1, word for word."""
+    if len(leaves) == 1:
+        return sha(b"\x00" + leaves[0])
+    middle = 1
+    while middle * 2 < len(leaves):
+        middle *= 2
+    return sha(b"\x01" + tree_head(leaves[:middle]) + tree_head(leaves[middle:]))
+
+
+def audit_path(place: int, leaves: list[bytes]) -> list[bytes]:
+    """PATH of RFC 6962, section 2.1.1, word for word."""
+    if len(leaves) == 1:
+        return []
+    middle = 1
+    while middle * 2 < len(leaves):
+        middle *= 2
+    if place < middle:
+        return [*audit_path(place, leaves[:middle]), tree_head(leaves[middle:])]
+    return [*audit_path(place - middle, leaves[middle:]), tree_head(leaves[:middle])]
+
+
+@pytest.mark.parametrize("count", [*range(1, 18), 31, 32, 33, 100])
+def test_entries_written_together_share_a_signature_and_each_has_its_proof(count: int) -> None:
+    rows = export("acme", count)
+    hashes = [bytes.fromhex(row["hash"]) for row in rows]
+    (raw,) = trusted(AUDIT_KEY).values()
+    (signature,) = {row["signature"] for row in rows}
+    signed = b"interlock audit\x00" + count.to_bytes(8, "big") + tree_head(hashes)
+    Ed25519PublicKey.from_public_bytes(raw).verify(bytes.fromhex(signature), signed)
+    for place, row in enumerate(rows):
+        assert row["proof"] == f"{place}/{count}:" + b"".join(audit_path(place, hashes)).hex()
+    assert verify(rows, trusted(AUDIT_KEY), org_id="acme").verified == count
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [
+        lambda place, leaves, path: f"{place}/{leaves + 1}:{path}",
+        lambda place, leaves, path: f"{place + 1}/{leaves}:{path}",
+        lambda place, leaves, path: f"{place + leaves}/{leaves}:{path}",
+        lambda place, leaves, path: f"{place}/{leaves}:{path[64:]}",
+        lambda place, leaves, path: f"{place}/{leaves}:{path}{path[:64]}",
+        lambda place, leaves, path: f"0{place}/{leaves}:{path}",
+        lambda place, leaves, path: f"{place}/{leaves}:{path.upper()}",
+        lambda place, leaves, path: f"{place}/{leaves}:{path}\n",
+        lambda place, leaves, path: f"0/1:{path}",
+        lambda place, leaves, path: "0/1:",
+        lambda place, leaves, path: f"0/0:{path}",
+        lambda place, leaves, path: "",
+    ],
+)
+def test_another_proof_is_found(proof: Callable[[int, int, str], str]) -> None:
+    for place in range(5):
+        rows = export("acme", 5)
+        head, _, path = rows[place]["proof"].partition(":")
+        assert head == f"{place}/5"
+        rows[place]["proof"] = proof(place, 5, path)
+        assert problem(rows).startswith(f"entry {place + 1}: has a ")
+
+
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Paths of every field in a JSON value, the inner ones too."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -186,7 +253,7 @@ def test_any_change_of_any_field_is_found(data: st.DataObject) -> None:
 
 def test_every_field_is_among_those_changed_above() -> None:
     assert {path[1] for path in PLACES} == {
-        "org_id", "seq", "event_id", "entry", "prev_hash", "hash", "key_id", "signature",
+        "org_id", "seq", "event_id", "entry", "prev_hash", "hash", "key_id", "signature", "proof",
     }  # fmt: skip
     assert {"timestamp", "trace_id", "event_type", "actor", "action", "resource", "decision", "policy_version",
             "risk_score", "run_id", "event_id", "detail"} == {path[2] for path in PLACES if len(path) == 3}  # fmt: skip

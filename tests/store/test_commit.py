@@ -72,7 +72,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def check_chain(owner: psycopg.Connection[Any], log: AuditLog, org_id: str) -> Verification:
-    names = ("org_id", "seq", "event_id", "entry", "prev_hash", "hash", "key_id", "signature")
+    names = ("org_id", "seq", "event_id", "entry", "prev_hash", "hash", "key_id", "signature", "proof")
     rows = owner.execute(f"select {', '.join(names)} from audit where org_id = %s order by seq", (org_id,)).fetchall()
     verdict = verify([dict(zip(names, row, strict=True)) for row in rows], {log.key_id: log.public_key}, org_id=org_id)
     head = owner.execute("select seq, hash from audit_heads where org_id = %s", (org_id,)).fetchone()

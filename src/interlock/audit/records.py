@@ -31,6 +31,7 @@ class AuditRecords:
                 hash=row["hash"],
                 key_id=row["key_id"],
                 signature=row["signature"],
+                proof=row["proof"],
             )
             for row in rows
         ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Iterable
 from itertools import islice
 from typing import Any
 
-from interlock.base.errors import Erased
+from interlock.base.errors import Erased, IntegrityError
 from interlock.base.refs import Ref
 from interlock.budget.reservations import BudgetLimit, Reservations, RunBudget
 from interlock.definitions.versions import Version, Versions
@@ -33,7 +34,7 @@ Page = list[dict[str, Any]]
 
 
 async def load_run(services: EngineServices, row: Row, *, fence: int) -> Run:
-    """The run of a row of `runs`, with its version compiled.
+    """The run of a row of the query `load_run`, with its version compiled and its input at hand if the row has it.
 
     Raises:
         NotFound: its version was never deployed here.
@@ -41,6 +42,9 @@ async def load_run(services: EngineServices, row: Row, *, fence: int) -> Run:
     version = await services.versions.get(row["org_id"], row["workflow"], row["version"])
     run = run_of(row, version, services.artifacts, Reservations(services.database), fence=fence)
     run.policies = services.policies
+    if row["ciphertext"] is not None and not row["erased"]:
+        with contextlib.suppress(Erased, IntegrityError):  # raised again where a step reads it
+            run.remember(run.input, await services.artifacts.opened(run.org_id, run.input, row))
     return run
 
 

@@ -20,7 +20,7 @@ from interlock.base.json import Json
 from interlock.base.labels import Labels
 from interlock.base.refs import Ref, canonical_json
 from interlock.base.values import value
-from interlock.store.database import Database
+from interlock.store.database import Database, Row
 from interlock.store.keys import KeyStore
 from interlock.store.objects import Objects
 from interlock.store.rows import ArtifactRow
@@ -96,6 +96,10 @@ class Artifacts:
         row = await self._database.row("get_artifact", org_id, ref.digest, org=org_id)
         if row is None:
             raise NotFound(f"no stored value {ref.digest[:12]}… in this organisation")
+        return await self.opened(org_id, ref, row)
+
+    async def opened(self, org_id: str, ref: Ref, row: Row) -> Json:
+        """Decrypts a value that was read already: `row` has `ciphertext`, `object` and `erased`. Raises as `open`."""
         if row["erased"]:  # by whichever process; this one may still have the key
             self._keys.forget(org_id, ref.labels.subjects)
             raise Erased("this value's subject was erased; it cannot be read again")

@@ -129,17 +129,22 @@ class Database:
     @asynccontextmanager
     async def connection(self, *orgs: str) -> AsyncIterator[Connection]:
         """A connection that sees the rows of `orgs` only. A connection without organisations cannot be had."""
-        assert self._pool is not None, "`open` comes first, `close` last"
-        async with self._pool.acquire() as connection:
+        async with self._acquire() as connection:
             await connection.scope(",".join(orgs))
             yield connection
+
+    def _acquire(self) -> AbstractAsyncContextManager[_ScopedConnection]:
+        assert self._pool is not None, "`open` comes first, `close` last"
+        return self._pool.acquire()
 
     async def rows(self, query: str, *args: object, org: str = "") -> list[Row]:
         """All rows of a named query."""
 
         async def fetch() -> list[Row]:
-            async with self.connection(org) as connection:
-                return await connection.fetch(QUERIES[query].sql, *args)
+            async with self._acquire() as connection:
+                await connection.scope(org)
+                found: list[Row] = await connection.fetch(QUERIES[query].sql, *args)
+                return found
 
         return await self.retrying(fetch)
 
@@ -152,7 +157,8 @@ class Database:
         """Runs a named statement that may safely run twice; returns the number of rows it touched."""
 
         async def run() -> int:
-            async with self.connection(org) as connection:
+            async with self._acquire() as connection:
+                await connection.scope(org)
                 status = await connection.execute(QUERIES[query].sql, *args)
                 return int(status.rsplit(" ", 1)[-1]) if status[-1].isdigit() else 0
 

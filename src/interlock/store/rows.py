@@ -36,7 +36,7 @@ class AuditHead:
 
 @value(frozen=True, slots=True, kw_only=True)
 class AuditRow:
-    """A sealed audit entry: chained by hash, signed by the key `key_id`."""
+    """A sealed audit entry: chained by hash, signed by the key `key_id` with those that are written together."""
 
     org_id: str
     seq: int
@@ -46,6 +46,7 @@ class AuditRow:
     hash: str
     key_id: str
     signature: str
+    proof: str
 
 
 @value(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,12 @@ from interlock.services.views.base import View
 
 
 class AuditEntryView(View):
-    """An entry with its place in the chain; the hash covers `entry` letter for letter."""
+    """An entry with its place in the chain; the hash covers `entry` letter for letter.
+
+    Attributes:
+        signature: of the hash tree over the entries that were written together.
+        proof: the entry's place in the tree, the number of leaves and the inclusion path: `PLACE/LEAVES:PATH`.
+    """
 
     org_id: str
     seq: int
@@ -17,6 +22,7 @@ class AuditEntryView(View):
     hash: str
     key_id: str
     signature: str
+    proof: str
 
 
 class AuditPage(View):

@@ -143,13 +143,14 @@ select definition from workflow_versions where org_id = $1 and name = $2 and ver
 select * from runs where run_id = $1
 
 -- name: load_run(run_id text, page bigint)
--- All that a driver needs of a run: its row, the first page of its journal, and its signals.
-select runs.*,
+-- All that a driver needs of a run: its row, the first page of its journal, its signals, and its sealed input as in get_artifact.
+select runs.*, a.ciphertext, a.object, exists(select from subject_keys k where k.org_id = runs.org_id
+        and k.subject = any(array_append(a.subjects, '')) and k.destroyed_at is not null) as erased,
     (select coalesce(jsonb_agg(event order by seq), '[]') from (select seq, event from journal
         where journal.run_id = runs.run_id order by seq limit $2) first_page) as journal,
     (select coalesce(jsonb_agg(jsonb_build_object('id', signal_id, 'event', event) order by signal_id), '[]')
         from signals where signals.run_id = runs.run_id) as signals
-    from runs where run_id = $1
+    from runs left join artifacts a on a.org_id = runs.org_id and a.digest = runs.input ->> 'digest' where runs.run_id = $1
 
 -- name: find_run_by_key(org_id text, workflow text, idempotency_key text)
 -- The run that was accepted under an idempotency key.
@@ -283,7 +284,7 @@ select exists(select from runs where run_id = $1)
 
 -- name: list_audit(org_id text, after bigint, run_id text?, limit bigint)
 -- A page of the audit log, in order.
-select seq, event_id, entry, prev_hash, hash, key_id, signature from audit where org_id = $1 and seq > $2
+select seq, event_id, entry, prev_hash, hash, key_id, signature, proof from audit where org_id = $1 and seq > $2
     and ($3::text is null or entry ->> 'run_id' = $3) order by seq limit $4
 
 -- name: insert_spans(trace_ids text[], span_ids text[], orgs text[], parent_ids text[],

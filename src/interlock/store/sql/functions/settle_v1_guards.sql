@@ -15,10 +15,10 @@ begin
     if touched <> jsonb_array_length(heads) then
         raise exception 'audit head moved' using errcode = 'IL002';
     end if;
-    insert into audit (org_id, seq, event_id, entry, prev_hash, hash, key_id, signature)
-        select org_id, seq, event_id, entry, prev_hash, hash, key_id, signature
+    insert into audit (org_id, seq, event_id, entry, prev_hash, hash, key_id, signature, proof)
+        select org_id, seq, event_id, entry, prev_hash, hash, key_id, signature, proof
         from jsonb_to_recordset(entries) as a(org_id text, seq bigint, event_id text, entry jsonb, prev_hash text, hash text,
-            key_id text, signature text);
+            key_id text, signature text, proof text);
     get diagnostics touched = row_count;
     return touched;
 end $$;

@@ -345,6 +345,7 @@ create unique index dead_letters_once on dead_letters (run_id, step, purpose) wh
 
 -- The record and what is sent out ------------------------------------------------------------------------------------------
 
+-- Entries written together are the leaves of one hash tree; the signature is of its root, and `proof` leads from the entry to it.
 create table audit (
     org_id text not null,
     seq bigint not null,
@@ -354,6 +355,7 @@ create table audit (
     hash text not null,
     key_id text not null,
     signature text not null,
+    proof text not null,
     primary key (org_id, seq)
 );
 create index audit_run on audit (org_id, (entry ->> 'run_id'));
