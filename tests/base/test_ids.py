@@ -32,7 +32,7 @@ def test_they_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_first_ten_characters_are_the_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1469918176.385)  # the example of the ULID specification: 01ARYZ6S41…
-    monkeypatch.setattr(ids.os, "urandom", lambda count: b"\xff" * count)
+    monkeypatch.setattr(ids, "random_bytes", lambda count: b"\xff" * count)
     assert new_id("run") == "run_01aryz6s41" + "z" * 16
 
 

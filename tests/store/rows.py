@@ -218,7 +218,7 @@ def populate(owner: psycopg.Connection[Any], org_id: str) -> None:
         """'{"step": "pay", "digest": "d"}')""",
         "insert into approvals (review_id, org_id, run_id, step, digest, approver, roles, expires_at, signature) "
         "values (%(run)s, %(org)s, %(run)s, 'pay', 'd', 'ada', '{reviewer}', now() + interval '1 day', 's')",
-        "insert into audit values (%(org)s, 1, 'e', %(empty)s, '', 'h', 'k', 's')",
+        "insert into audit values (%(org)s, 1, 'e', %(empty)s, '', 'h', 'k', 's', '0/1:')",
         "insert into outbox (org_id, topic, payload) values (%(org)s, 't', %(empty)s)",
         "insert into event_sinks (sink) values ('log') on conflict do nothing",
         "insert into deliveries (sink, event_id, org_id, lane, topic, payload, created_at) "

@@ -57,13 +57,15 @@ class Labels:
 
     def join(self, other: Labels) -> Labels:
         """The labels of a value made from both. Associative, commutative, idempotent; `Labels()` is neutral."""
-        ages = [age for age in (self.as_of, other.as_of) if age is not None]
+        as_of = self.as_of
+        if as_of is None or (other.as_of is not None and other.as_of < as_of):
+            as_of = other.as_of
         return Labels(
             trust=min(self.trust, other.trust),
             sensitivity=max(self.sensitivity, other.sensitivity),
             subjects=self.subjects | other.subjects,
             origins=self.origins | other.origins,
-            as_of=min(ages) if ages else None,
+            as_of=as_of,
         )
 
     def to_json(self) -> LabelsJson:

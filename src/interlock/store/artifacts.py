@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-import os
 from collections import OrderedDict
 
 from cryptography.exceptions import InvalidTag
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from interlock.base.accepted import Accepted
+from interlock.base.entropy import random_bytes
 from interlock.base.errors import Erased, IntegrityError, NotFound, PayloadTooLarge
 from interlock.base.ids import random_token
 from interlock.base.json import Json
@@ -48,7 +48,8 @@ class Artifacts:
         self._keys = keys
         self._objects = objects
         self._limit = limit_bytes
-        self._derived: OrderedDict[bytes, tuple[bytes, AESGCM]] = OrderedDict()
+        self._derived: OrderedDict[tuple[str, frozenset[str]], tuple[bytes, AESGCM]] = OrderedDict()
+        self._generation = keys.generation
 
     async def digest(self, org_id: str, value: object, labels: Labels) -> str:
         """The digest that `seal` would give; nothing is encrypted or stored, but the keys of subjects not known yet are made.
@@ -68,7 +69,7 @@ class Artifacts:
         if not isinstance(accepted, Accepted):  # for callers that no type checker has seen
             raise TypeError("only what the guard gate accepted can be sealed; call interlock.guard.gate.inspect")
         digest, plain, cipher = await self._named(org_id, accepted.value, labels)
-        nonce = os.urandom(_NONCE_BYTES)
+        nonce = random_bytes(_NONCE_BYTES)
         sealed = nonce + cipher.encrypt(nonce, plain, _context(org_id, digest))
         ciphertext, name = None, None
         if len(sealed) <= INLINE_BYTES:
@@ -137,13 +138,17 @@ class Artifacts:
         return name
 
     async def _cipher(self, org_id: str, subjects: frozenset[str]) -> tuple[bytes, AESGCM]:
-        keys = b"".join(await self._keys.keys(org_id, subjects))  # asked each time: one may have been destroyed
-        cached = self._derived.get(keys)
+        if self._generation != self._keys.generation:  # a key was destroyed
+            self._generation = self._keys.generation
+            self._derived.clear()
+        cached = self._derived.get((org_id, subjects))
         if cached is not None:
             return cached
+        generation, keys = self._generation, b"".join(await self._keys.keys(org_id, subjects))
         material = HKDF(hashes.SHA256(), 64, salt=None, info=b"interlock artifact").derive(keys)
         derived = (material[:32], AESGCM(material[32:]))
-        self._derived[keys] = derived
+        if generation == self._keys.generation:
+            self._derived[org_id, subjects] = derived
         if len(self._derived) > _CACHED:
             self._derived.popitem(last=False)
         return derived

@@ -10,8 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, fields
-from operator import attrgetter
-from typing import get_args, get_origin, get_type_hints
+from typing import TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import asyncpg
 from pydantic_core import CoreConfig, SchemaSerializer, core_schema
@@ -26,11 +25,38 @@ from interlock.store.rows import AuditHead, AuditRow, Claim, Fence
 SETTLE = "select settle_v1($1)"
 LEASE_LOST, HEAD_MOVED, NOT_OPEN, NOT_APPROVED = "IL001", "IL002", "IL005", "IL007"
 
+T = TypeVar("T")
+
 Seal = Callable[[list[Entry], int, str], tuple[list[AuditRow], int, str]]
 """Chains audit entries of one organisation: (entries, seq, head) → (rows, seq, head)."""
 
 
-@dataclass(slots=True)
+@dataclass_transform(field_specifiers=(field,))
+def _with_lists_on_first_use(kind: type[T]) -> type[T]:
+    """A dataclass whose lists are made when they are first asked for: a step's commit uses six of its 39."""
+    lists = frozenset(name for name, hint in get_type_hints(kind).items() if get_origin(hint) is list)
+    names = get_type_hints(kind).keys()
+    for name in lists:
+        delattr(kind, name)
+
+    def init(self: T, org_id: str, **given: object) -> None:
+        if not given.keys() <= names:
+            raise TypeError(f"a commit has no {', '.join(sorted(given.keys() - names))}")
+        vars(self).update(given, org_id=org_id)
+
+    def absent(self: T, name: str) -> list[object]:
+        if name not in lists:
+            raise AttributeError(name)
+        made: list[object] = []
+        vars(self)[name] = made
+        return made
+
+    kind.__init__ = init  # type: ignore[method-assign, assignment]
+    kind.__getattr__ = absent  # type: ignore[attr-defined]
+    return kind
+
+
+@_with_lists_on_first_use
 class Commit:
     """Everything that one run, or one request, writes together.
 
@@ -90,7 +116,6 @@ del _OF_COMMITS["audit"]
 PARTS: dict[str, type] = _OF_COMMITS | {"audit": AuditRow, "heads": AuditHead, "fences": Fence, "claims": Claim}
 """The class of the rows of each part of a batch."""
 
-_parts_of = attrgetter(*_OF_COMMITS)
 Batch = dict[str, list[object]]
 """The parts that hold something, by name."""
 
@@ -308,8 +333,8 @@ def batch_of(commits: list[Commit]) -> Batch:
     """Argument of `settle_v1`: the parts that are not empty."""
     batch: Batch = {}
     for commit in commits:
-        for part, of_commit in zip(_OF_COMMITS, _parts_of(commit), strict=True):
-            if of_commit:
+        for part, of_commit in vars(commit).items():
+            if part in _OF_COMMITS and of_commit:
                 batch.setdefault(part, []).extend(of_commit)
     fences = [Fence(run_id=one.fence[0], fence=one.fence[1]) for one in commits if one.fence]
     if fences:

@@ -51,6 +51,9 @@ class KeyStore:
     """Data keys by organisation and subject.
 
     The unwrapped keys are cached in this process; `forget` drops some, and `destroy` does so after the row is gone.
+
+    Attributes:
+        generation: grows when keys are dropped; what was derived from keys of an earlier generation must be dropped too.
     """
 
     def __init__(self, database: Database, master_key: bytes) -> None:
@@ -58,6 +61,7 @@ class KeyStore:
         self._master = AESGCM(master_key)
         self._pseudonym_key = hmac.new(master_key, b"subject pseudonyms", hashlib.sha256).digest()
         self._cache: dict[tuple[str, str], bytes] = {}
+        self.generation = 0
 
     def pseudonym(self, org_id: str, subject: str) -> str:
         """A stable name for a person that does not tell who it is; what labels and tables carry."""
@@ -83,6 +87,7 @@ class KeyStore:
 
     def forget(self, org_id: str, subjects: frozenset[str]) -> None:
         """Drops keys from this process's memory; what is asked next is what the database says."""
+        self.generation += 1
         for subject in subjects:
             self._cache.pop((org_id, subject), None)
 

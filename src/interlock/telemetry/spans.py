@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Self
 
+from interlock.base.entropy import random_bytes
 from interlock.base.errors import InterlockError
 from interlock.base.json import Json, JsonObject
 from interlock.base.values import value
@@ -24,7 +24,7 @@ class TraceIds:
 
     @classmethod
     def new(cls) -> TraceIds:
-        return cls(secrets.token_hex(16), secrets.token_hex(8))
+        return cls(random_bytes(16).hex(), random_bytes(8).hex())
 
 
 class Span:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pydantic_core import to_json
 
 from interlock.base.background import Loop
+from interlock.base.entropy import random_bytes
 from interlock.base.errors import InterlockError, Unavailable
 from interlock.base.json import JsonObject
 from interlock.store.database import Database
@@ -55,8 +55,8 @@ class Tracing:
     def span(self, name: str, attributes: JsonObject, *, parent: TraceIds | None = None) -> Span:
         """A span around a block, under `parent` or the current one; success, error.type and latency.ms are set."""
         above = parent or current_ids()
-        trace_id = above.trace_id if above else secrets.token_hex(16)
-        ids = TraceIds(trace_id, secrets.token_hex(8))
+        trace_id = above.trace_id if above else random_bytes(16).hex()
+        ids = TraceIds(trace_id, random_bytes(8).hex())
         return Span(
             name,
             ids,
