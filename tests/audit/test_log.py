@@ -183,7 +183,8 @@ async def test_a_forger_with_a_key_of_their_own_is_not_believed(
         owner.execute(
             "update audit set entry = %s, event_id = %s, prev_hash = %s, hash = %s, key_id = %s, signature = %s, "
             "proof = %s where seq = %s",
-            (psycopg.types.json.Jsonb(row.entry), row.event_id, row.prev_hash, row.hash, row.key_id, row.signature, row.proof, row.seq),
+            (psycopg.types.json.Jsonb(row.entry), row.event_id, row.prev_hash, row.hash, row.key_id, row.signature,
+             row.proof, row.seq),
         )  # fmt: skip
     owner.execute("update audit_heads set seq = %s, hash = %s where org_id = %s", (seq, head, orgs[0]))
     assert "not among the known keys" in str((await records.verify(orgs[0])).problem)

@@ -69,12 +69,13 @@ class PostgresEngine:
 
     # -- claiming ----------------------------------------------------------------------------------------------
 
-    async def _claim_free(self) -> bool:
-        """Claims as many runs as this worker can drive; True if there may be more."""
+    async def _claim_free(self) -> None:
+        """Claims as many runs as this worker can drive. Another round comes when a run is accepted or one of these ends."""
         free = 0 if self._making_room and self._drivers else self._concurrency - len(self._drivers)
-        return free > 0 and not self._stopping and await self._claim(free) > 0
+        if free > 0 and not self._stopping:
+            await self._claim(free)
 
-    async def _claim(self, free: int) -> int:
+    async def _claim(self, free: int) -> None:
         rows = await self._services.database.rows(
             "claim_runs",
             self.worker_id,
@@ -85,7 +86,7 @@ class PostgresEngine:
             machine_version.MACHINE_VERSION,
         )
         if self._stopping:
-            return 0  # claimed while the drain began; the drain gives them back
+            return  # claimed while the drain began; the drain gives them back
         self._making_room = False
         for row in rows:
             if row["crash_streak"] <= MAX_CRASH_STREAK:
@@ -94,7 +95,6 @@ class PostgresEngine:
         for row in rows:
             if row["crash_streak"] > MAX_CRASH_STREAK:
                 await self._quarantine(row["run_id"], row["org_id"], row["fence"], row["crash_streak"])
-        return len(rows)
 
     def _begin(self, run_id: str, org_id: str, fence: int) -> None:
         stale = self._drivers.pop(run_id, None)

@@ -17,7 +17,9 @@ drop function if exists claim_runs(text, double precision, integer, text, intege
 create function claim_runs(claimant text, lease_seconds double precision, wanted integer, engine text default 'postgres',
         oldest integer default 1, newest integer default 1)
     returns table (run_id text, org_id text, fence bigint, crash_streak smallint)
-    language plpgsql security definer set search_path = public, pg_temp as $$
+    language plpgsql security definer set search_path = public, pg_temp
+    -- Planning takes longer than a claim, so there is one plan; made while the queue is empty, it must not read it whole later.
+    set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 #variable_conflict use_column
 declare held quotas[]; pool bigint := wanted + 4; missing integer := wanted; got text[]; picked bigint; suspect text;
 begin
@@ -39,6 +41,9 @@ begin
         from silent s where queue.run_id = s.run_id;
     if exists (select from queue h where h.worker = claimant and h.crash_streak = 3 and h.leased_seq = journal_length(h.run_id)) then
         return; -- alone with it until it has got further
+    end if;
+    if not exists (select from queue q where q.engine = claim_runs.engine and q.worker is null and q.available_at < 'infinity') then
+        return;
     end if;
 
     -- Quotas of organisations and workflows with queued runs. Only the holder of their locks counts and claims; locks are always
