@@ -52,6 +52,8 @@ class Command:
         env: dict[str, str],
         stdin: bytes,
         stdout: int | None = None,
+        *,
+        background: bool = False,
     ) -> None:
         self._files = {name: tempfile.TemporaryFile() for name in ("in", "out", "err")}  # noqa: SIM115  see close
         self._files["in"].write(stdin)
@@ -59,7 +61,7 @@ class Command:
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._connection.settimeout(PATIENCE)
         self._connection.connect(zygote)
-        request = json.dumps({"argv": arguments, "cwd": str(cwd), "env": env}).encode()
+        request = json.dumps({"argv": arguments, "cwd": str(cwd), "env": env, "background": background}).encode()
         descriptors = [file.fileno() for file in self._files.values()]
         if stdout is not None:
             descriptors[1] = stdout
@@ -122,8 +124,12 @@ class Cli:
     env: dict[str, str]
     started: list[Command] = field(default_factory=list)
 
-    def start(self, *arguments: str, cwd: Path | None = None, stdin: bytes = b"", **env: str) -> Command:
-        command = Command(self.zygote, arguments, cwd or self.directory, {**self.env, **env}, stdin)
+    def start(
+        self, *arguments: str, cwd: Path | None = None, stdin: bytes = b"", background: bool = False, **env: str
+    ) -> Command:
+        """Starts a command; in the background as a shell script does, with SIGINT ignored."""
+        environment = {**self.env, **env}
+        command = Command(self.zygote, arguments, cwd or self.directory, environment, stdin, background=background)
         self.started.append(command)
         return command
 

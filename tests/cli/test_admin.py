@@ -271,15 +271,18 @@ def test_whoever_has_a_dead_servers_port_is_not_shown_the_key(cli: Cli, data_dir
 # -- stopping ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "background"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
 def test_a_command_that_is_stopped_leaves_nothing_running(
-    embedded: Cli, model: FakeModel, number: signal.Signals
+    embedded: Cli, model: FakeModel, number: signal.Signals, background: bool
 ) -> None:
+    """Also one that ignores SIGINT."""
     embedded.edit(
         "workflows/answer.yaml", "max_tokens: 120", "timeout: 2\n    retry: {max_attempts: 20}\n    max_tokens: 120"
     )
     model.always(hang())
-    command = embedded.start("run", "answer", "-i", QUESTION)
+    command = embedded.start("run", "answer", "-i", QUESTION, background=background)
     before = model.count
     command.until(lambda: model.count > before)
     done = command.stop(number)

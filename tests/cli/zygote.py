@@ -26,6 +26,8 @@ _CHILD = {signal.SIGCHLD}
 def run(request: dict[str, Any], descriptors: list[int]) -> None:
     """What `execve` of the console script would do; does not return."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # As a shell does in the foreground and, in a script, in the background; whichever way these tests were started themselves.
+    signal.signal(signal.SIGINT, signal.SIG_IGN if request["background"] else signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _CHILD)
     os.setsid()
     for target, descriptor in enumerate(descriptors):

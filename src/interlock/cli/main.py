@@ -50,8 +50,7 @@ cli.add_typer(quotas.group, name="quota")
 
 def main() -> None:
     """Entry point of the console script."""
-    # SIGTERM has the same effect as Ctrl-C: runs are released, PostgreSQL is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         cli()
     except InterlockError as error:
@@ -73,6 +72,13 @@ def main() -> None:
             raise
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         _fail(f"an internal error ({what}); INTERLOCK_DEBUG=1 shows where, please report it", InterlockError.exit_code)
+
+
+def _terminate(*_: object) -> None:
+    """Handles SIGTERM like Ctrl-C: runs are released, PostgreSQL is stopped."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell script started the command in the background
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -211,6 +211,10 @@ class _Stop:
         self._starting = True
         running = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
+            if (
+                signal.getsignal(name) is signal.SIG_IGN
+            ):  # as for a command that a shell script starts in the background
+                continue
             with contextlib.suppress(NotImplementedError):
                 running.add_signal_handler(name, self._signal)
 
