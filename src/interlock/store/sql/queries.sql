@@ -326,6 +326,10 @@ select renew_leases($1, $2, $3) as signalled
 -- Gives back all of a worker's leases.
 select release_leases($1)
 
+-- name: runs_due(engine text, most bigint)
+-- How many runs are due and without a worker, counted up to a number.
+select runs_due($1, $2) as due
+
 -- name: queue_depth()
 -- How many runs are due.
 select queue_depth()
