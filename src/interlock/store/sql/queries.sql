@@ -284,7 +284,7 @@ select exists(select from runs where run_id = $1)
 
 -- name: list_audit(org_id text, after bigint, run_id text?, limit bigint)
 -- A page of the audit log, in order.
-select seq, event_id, entry, prev_hash, hash, key_id, signature, proof from audit where org_id = $1 and seq > $2
+select seq, event_id, entry::text as entry, prev_hash, hash, key_id, signature, proof from audit where org_id = $1 and seq > $2
     and ($3::text is null or entry ->> 'run_id' = $3) order by seq limit $4
 
 -- name: insert_spans(trace_ids text[], span_ids text[], orgs text[], parent_ids text[],
