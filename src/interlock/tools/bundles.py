@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from interlock.base.errors import IntegrityError, InvalidSpec
+from interlock.base.files import read_bytes
 
 # A tool is code and small data; larger data belongs in a store that the tool reaches by egress.
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
@@ -68,7 +69,7 @@ def missing_functions(main: Path, wanted: Iterable[str]) -> list[str]:
         InvalidSpec: it is not Python; names the line.
         OSError: it cannot be read.
     """
-    source = main.read_bytes()
+    source = read_bytes(main)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about the tool's code are not ours to report
