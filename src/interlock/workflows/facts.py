@@ -5,10 +5,10 @@ Free text is never a fact, so text written by a model or an attacker cannot cont
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 import cel
 
@@ -54,6 +54,7 @@ def facts_of(schema: Mapping[str, object], value: object) -> Facts:
 
 _NULL = "null"
 _SCHEMAS = 200  # subschemas looked at for a field: alternatives of alternatives multiply
+_ESCAPED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")  # of a fragment, RFC 3986
 _TYPES = {"boolean": "bool", "integer": "number", "number": "number", "null": _NULL}
 
 
@@ -112,9 +113,13 @@ def _target(root: Mapping[str, object], reference: object) -> object:
         return None
     found: object = root
     for part in reference[1:].split("/")[1:]:
-        key = unquote(part).replace("~1", "/").replace("~0", "~")
+        key = _ESCAPED.sub(_unescaped, part).replace("~1", "/").replace("~0", "~")
         found = found.get(key) if isinstance(found, Mapping) else None
     return found
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return bytes.fromhex(match[0].replace("%", "")).decode(errors="replace")
 
 
 def _list(value: object) -> list[object]:
