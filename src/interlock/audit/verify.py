@@ -161,6 +161,10 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         keys = {name: bytes.fromhex(value) for name, _, value in (item.partition("=") for item in arguments.public_key)}
+        if not keys:
+            problem = "no key given; add --public-key KEY_ID=HEX, which `interlock audit key` prints"
+            print(f"cannot be verified: {problem}", file=sys.stderr)  # noqa: T201
+            return 2
         rows = [json.loads(line) for line in arguments.log.read_text(encoding="utf-8").split("\n") if line]
         verdict = verify(rows, keys, org_id=rows[0].get("org_id", "") if rows else "")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
