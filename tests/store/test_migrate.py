@@ -136,3 +136,33 @@ def test_an_unreachable_server_is_told_without_the_password(empty_url: str) -> N
             call()
         assert parts.password is not None
         assert parts.password not in f"{error.value} {error.value.detail}"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"host": "127.0.0.1:1"},
+            "PostgreSQL at 127.0.0.1:1/{name} cannot be used (Connection refused); check that it runs there",
+        ),
+        ({"path": "/nope"}, '(database "nope" does not exist); create it, or correct database.url'),
+        ({"scheme": "mysql"}, 'database.url begins with "mysql:"; write postgresql://'),
+        ({"host": "127.0.0.1:70000"}, "database.url has no port between 1 and 65535"),
+    ],
+    ids=["port", "database", "scheme", "no port"],
+)
+def test_the_reason_is_told_with_the_address_and_the_correction(
+    empty_url: str, change: dict[str, str], said: str
+) -> None:
+    parts = urlsplit(empty_url)
+    assert parts.password is not None
+    if "host" in change:
+        wrong = parts._replace(netloc=f"{parts.username}:{parts.password}@{change['host']}", query="")
+    else:
+        wrong = parts._replace(**change)
+    for call in (lambda: migrate(urlunsplit(wrong), MASTER_KEY), lambda: is_privileged(urlunsplit(wrong))):
+        with pytest.raises(Unavailable) as error:
+            call()
+        assert said.format(name=parts.path[1:]) in error.value.message
+        assert "\n" not in error.value.message
+        assert parts.password not in f"{error.value} {error.value.detail}"

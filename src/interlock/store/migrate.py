@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from interlock.base.errors import Unavailable
+from interlock.base.json import sentence
 from interlock.store.embedded import role_password
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def is_privileged(url: str) -> bool:
                 "from pg_roles where rolname = current_user"
             ).fetchone()
     except psycopg.Error as error:
-        raise Unavailable(_unreachable(url), detail=str(error)) from error
+        raise _unusable(url, error) from None
     return bool(row and row[0])
 
 
@@ -64,7 +65,7 @@ def migrate(owner_url: str, master_key: bytes) -> list[str]:
                 _replace_functions(guard, directory / "functions", _release())
                 _let_app_in(guard, owner_url, master_key)
         except psycopg.Error as error:
-            raise Unavailable(f"{_unreachable(owner_url)}: {str(error).splitlines()[0]}", detail=str(error)) from error
+            raise _unusable(owner_url, error) from None
     return applied
 
 
@@ -146,6 +147,35 @@ def _with_scheme(url: str, scheme: str) -> str:
     return scheme + "://" + url.split("://", 1)[1]
 
 
-def _unreachable(url: str) -> str:
+_MENDS = (
+    ("refused", "check that it runs there"),
+    ("password authentication", "correct the user or the password in database.url"),
+    ("does not exist", "create it, or correct database.url"),
+    ("resolve host", "correct the host in database.url"),
+)
+
+
+def _unusable(url: str, error: psycopg.Error) -> Unavailable:
+    """The error of a server that cannot be used: its address, its reason and the correction, without the password."""
+    password = urlsplit(url).password
+    said = (
+        str(error).replace(password, "…") if password else str(error)
+    )  # a text that is no URL is repeated by the library
+    return Unavailable(_sentence(url, said), detail=said)
+
+
+def _sentence(url: str, said: str) -> str:
     parts = urlsplit(url)
-    return f"PostgreSQL at {parts.hostname or 'its socket'}{parts.path} cannot be used; check that it runs and the URL is right"
+    if parts.scheme not in {"postgresql", "postgres"}:
+        return f'database.url begins with "{sentence(parts.scheme, 20)}:"; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE'
+    try:
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "database.url has no port between 1 and 65535; correct it"
+    where = f"{parts.hostname}{port}{parts.path}" if parts.hostname else f"its socket{parts.path}"
+    # The library puts the attempted address before the reason, and a hint into the next line.
+    lines = said.strip().splitlines() or [""]
+    line = next((one for one in lines if "failed: " in one), lines[0])
+    reason = re.split(r"failed: |FATAL: +|ERROR: +", line)[-1]
+    mend = next((mend for word, mend in _MENDS if word in reason), "check that it runs and that database.url is right")
+    return f"PostgreSQL at {where} cannot be used ({sentence(reason, 200)}); {mend}"
