@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from interlock.admission.quotas import Quota, QuotaScope
+from interlock.admission.quotas import Quota
+from interlock.admission.scopes import QuotaScope
 from interlock.api.access import Caller, UseCases
 from interlock.api.body import Body, Limit, Name, PathId, QueryId, StrictRoute
 from interlock.api.errors import documented

@@ -10,7 +10,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import typer
 from rich.text import Text
@@ -19,6 +18,7 @@ from interlock.base.errors import InterlockError, Unavailable
 from interlock.base.settings import Settings
 from interlock.cli.connection import find_server, settings_here
 from interlock.cli.console import out
+from interlock.cli.location import project_directory
 from interlock.definitions.project import read_project
 from interlock.gateway.catalog import parse_pin
 from interlock.gateway.weights import verify as verify_weights
@@ -144,7 +144,7 @@ def _port(settings: Settings) -> DoctorFinding:
 
 
 def _project(settings: Settings) -> DoctorFinding:
-    here = Path.cwd()
+    here = project_directory()
     if not (here / "workflows").is_dir():
         return DoctorFinding("project", "none in this directory; `interlock init my-agent` writes one", fatal=False)
     try:

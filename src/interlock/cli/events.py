@@ -9,7 +9,8 @@ from rich.table import Table
 
 from interlock.base.errors import InvalidInput
 from interlock.cli.console import moment, out, print_json
-from interlock.cli.fleet import login, opened
+from interlock.cli.fleet import login
+from interlock.cli.installation import opened
 from interlock.services.use_cases import Services
 from interlock.services.views.installation import RefusedEventView
 

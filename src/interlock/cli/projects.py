@@ -13,17 +13,16 @@ import typer
 from pydantic import BaseModel
 from rich.table import Table
 
-from interlock.api.server import create_api
 from interlock.base.errors import Conflict, InvalidInput, StepError
 from interlock.base.json import Json
 from interlock.base.settings import LimitSettings
 from interlock.cli.connection import Api, connect, settings_here
 from interlock.cli.console import out, print_json, status
+from interlock.cli.location import project_directory
 from interlock.cli.waiting import needs_a_person
 from interlock.definitions.project import read_project
 from interlock.evals.suite import EvalReport, EvaluatedRun, StepFacts, read_suites, run_case
-from interlock.services.runs import is_over
-from interlock.services.views.runs import RunResult, RunView, StartedRun
+from interlock.services.views.runs import RunResult, RunView, StartedRun, is_over
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import PromptSpec
 from interlock.workflows.spec import Workflow
@@ -57,7 +56,7 @@ def init(directory: Path) -> None:
 
 def check() -> None:
     """Check the project in this directory: every file, and the references between them."""
-    project = read_project(Path.cwd(), settings_here())
+    project = read_project(project_directory(), settings_here())
     for definition in project.definitions.values():
         out.print(f"{definition.name}@{definition.version}  ok")
     for note in project.notes:
@@ -67,6 +66,8 @@ def check() -> None:
 def schema(kind: Annotated[Literal["workflow", "tool", "prompt", "openapi"], typer.Argument()] = "workflow") -> None:
     """Print the JSON Schema of a definition file, or the API's OpenAPI document; for editors and other tools."""
     if kind == "openapi":
+        from interlock.api.server import create_api
+
         print_json(create_api(None, payload_bytes=LimitSettings().payload_bytes).openapi())
         return
     models: dict[str, type[BaseModel]] = {"workflow": Workflow, "tool": ToolContract, "prompt": PromptSpec}
@@ -76,7 +77,7 @@ def schema(kind: Annotated[Literal["workflow", "tool", "prompt", "openapi"], typ
 
 def evaluate() -> None:
     """Run the cases in evals/ and compare the results; exit code 7 if any fails."""
-    suites = read_suites(Path.cwd() / "evals")
+    suites = read_suites(project_directory() / "evals")
 
     async def main() -> list[EvalReport]:
         async with connect(worker=True) as api:

@@ -16,7 +16,6 @@ from interlock.base.json import InvalidJson, Json, JsonObject, parse_json
 from interlock.cli.connection import Api, V, connect, segment
 from interlock.cli.console import out, print_json, seconds, status, usd, visible
 from interlock.cli.waiting import MAX_LINES, needs_a_person, print_steps, print_value, print_waits, wait_text
-from interlock.services.runs import is_over
 from interlock.services.views.reviews import ReviewPage
 from interlock.services.views.runs import (
     ReviewWait,
@@ -30,6 +29,7 @@ from interlock.services.views.runs import (
     SpanView,
     StartedRun,
     Trace,
+    is_over,
 )
 
 _POLL_SECONDS = 0.15

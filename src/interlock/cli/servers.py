@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +18,7 @@ from interlock.base.errors import Conflict, InterlockError, InvalidInput
 from interlock.base.settings import Settings, on_own_machine
 from interlock.cli.connection import SELF_APPROVAL, announced, find_server, settings_here
 from interlock.cli.console import errors, out
+from interlock.cli.location import project_directory
 from interlock.definitions.project import read_project, require_project
 from interlock.identity.principal import Principal
 from interlock.sandbox.check import probe_sandbox
@@ -67,7 +67,7 @@ def worker(
     async def main(settings: Settings) -> None:
         stop = _Stop()
         logs.configure(level=settings.telemetry.log_level)
-        async with App(Path.cwd(), settings) as app:
+        async with App(project_directory(), settings) as app:
             await app.start_worker()
             errors.print("worker runs; Ctrl-C finishes the steps under way and releases the other runs")
             await stop.wait(app.worker_registry.asked)
@@ -103,11 +103,11 @@ def deploy(
     if workflow is not None and to is not None:
         _roll_back(settings, workflow, to)
         return
-    project = read_project(Path.cwd(), settings)
+    project = read_project(project_directory(), settings)
     logs.configure(level="warning")
 
     async def main() -> list[str]:
-        async with App(Path.cwd(), settings) as app:
+        async with App(project_directory(), settings) as app:
             principal, _ = await app.admin.local_principal()
             return (await app.admin.deploy(principal, project)).lines()
 
@@ -119,7 +119,7 @@ def _roll_back(settings: Settings, workflow: str, to: str) -> None:
     logs.configure(level="warning")
 
     async def main() -> tuple[str, bool]:
-        async with App(Path.cwd(), settings) as app:
+        async with App(project_directory(), settings) as app:
             principal, _ = await app.admin.local_principal()
             return await app.admin.roll_back(principal, workflow, to)
 
@@ -133,7 +133,7 @@ def migrate() -> None:
     logs.configure(level="warning")
 
     async def main() -> list[str]:
-        async with App(Path.cwd(), settings) as app:
+        async with App(project_directory(), settings) as app:
             return app.migrated
 
     applied = asyncio.run(main())
@@ -146,14 +146,14 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
     if running is not None:
         raise Conflict(f"a server for this project already runs at {running[0]}; stop it first")
     if reload:
-        require_project(Path.cwd())
+        require_project(project_directory())
     logs.configure(
         level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl" if reload else None
     )
     for problem in await probe_sandbox() if worker else []:
         errors.print(f"tools cannot run here: {problem}", style="yellow")
     errors.print("starting PostgreSQL …" if settings.database.url is None else "connecting …")
-    async with App(Path.cwd(), settings) as app:
+    async with App(project_directory(), settings) as app:
         server = Server(
             app.services,
             host=settings.server.host,

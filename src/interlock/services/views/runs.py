@@ -8,11 +8,16 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from interlock.base.json import JsonField
-from interlock.machine.events import RunStatus
+from interlock.machine.events import TERMINAL, RunStatus
 from interlock.machine.state import StepStatus
 from interlock.services.views.base import Cost, View
 
 EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
+
+
+def is_over(status: str) -> bool:
+    """True if a run with this status has ended."""
+    return RunStatus(status) in TERMINAL
 
 
 class RunSummary(Cost):
