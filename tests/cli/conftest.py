@@ -145,6 +145,12 @@ class Cli:
         assert done.code == 0, done.out + done.err
         return done
 
+    def waits(self, *arguments: str, **keywords: Any) -> Finished:
+        """The end of a `run` whose run waits for a person or a signal."""
+        done = self(*arguments, **keywords)
+        assert done.code == 10, (done.code, done.out + done.err)
+        return done
+
     def fails(self, code: int, *arguments: str, **keywords: Any) -> str:
         """What a command that has to fail with this exit code says on standard error."""
         done = self(*arguments, **keywords)

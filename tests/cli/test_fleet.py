@@ -27,7 +27,7 @@ def test_versions_and_the_way_back(cli: Cli, model: FakeModel) -> None:
     (first,) = versions(cli)
     old = first.rstrip("*")
     model.always(answer({"topic": "other", "answer": "?"}))
-    waiting = cli.ok("run", "answer", "-i", QUESTION, "--json").json
+    waiting = cli.waits("run", "answer", "-i", QUESTION, "--json").json
     cli.edit("prompts/answer.yaml", "You answer customers", "You gladly answer customers")
     assert "deployed answer@" in cli.ok("deploy").out
     new, was = versions(cli)

@@ -46,7 +46,7 @@ def run(text):
 @pytest.fixture
 def listening(cli: Cli) -> tuple[Cli, str]:
     cli.write("workflows/listen.yaml", LISTEN)
-    said = cli.ok("run", "listen").out
+    said = cli.waits("run", "listen").out
     assert 'waits for signal "go"' in said
     return cli, run_id_of(said)
 
@@ -70,6 +70,15 @@ def test_paused_and_resumed(listening: tuple[Cli, str]) -> None:
     assert cli.ok("pause", run_id, "--reason", "later").out == f"asked {run_id} to pause\n"
     assert cli.ok("resume", run_id).out == f"asked {run_id} to resume\n"
     assert "no run" in cli.fails(3, "pause", "run_nosuch")
+
+
+def test_a_partial_run_has_its_exit_code(cli: Cli) -> None:
+    cli.write("workflows/many.yaml", MANY.replace(", fallback: [{value: {text: none}}]", ""))
+    cli.write("tools/picky/tool.yaml", TOOL)
+    cli.write("tools/picky/main.py", CODE)
+    cli.write("policies/main.cedar", "permit(principal, action, resource);\n")
+    done = cli("run", "many", "--json", "--input", '{"items": ["good", "bad"]}')
+    assert (done.code, done.json["status"]) == (11, "partial")
 
 
 def test_a_large_run_is_folded(cli: Cli) -> None:

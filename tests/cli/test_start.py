@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from interlock.base import errors
 from interlock.cli import commands
 from interlock.cli.commands import COMMANDS, load
 from interlock.cli.main import cli as app
@@ -110,6 +111,27 @@ def test_every_command_has_both_help_options() -> None:
         short, long = (CliRunner().invoke(app, [*line, option]) for option in ("-h", "--help"))
         assert (short.exit_code, short.output) == (0, long.output), line
         assert f"Usage: interlock{' ' if line else ''}{' '.join(line)}" in short.output
+
+
+def test_every_command_prints_json() -> None:
+    leaves = [load(name) for name in COMMANDS]
+    leaves = [leaf for one in leaves for leaf in getattr(one, "commands", {one.name: one}).values()]
+    without = set()
+    for leaf in leaves:
+        flags = [one for one in leaf.params if "--json" in one.opts]
+        assert all(one.is_flag for one in flags), leaf.name
+        if not flags:
+            without.add(leaf.name)
+    assert without == {"dev", "serve", "worker", "demo"}  # they run until they are stopped, or are shown to people
+
+
+def test_the_exit_codes_are_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    section = text.split("## Exit codes\n")[1].split("\n## ")[0]
+    documented = [int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)]
+    kinds = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
+    assert set(documented) == kinds | {0, 10, 11, 130}
+    assert len(set(documented)) == len(documented)
 
 
 def test_the_version(bare: Cli) -> None:

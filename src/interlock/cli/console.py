@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import typer
 from rich.console import Console, ConsoleDimensions
 from rich.table import Table
 from rich.text import Text
 
+from interlock.base.json import JsonObject
 from interlock.services.views.base import Cost, View
 
 # Output may come from models, tools and unknown people: control characters could control the terminal, and bidi marks
@@ -22,6 +24,7 @@ _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 _PIPE_COLUMNS = 240
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Shown = TypeVar("_Shown", bound=View)
 
 
@@ -108,10 +111,18 @@ def print_page(
     out.print(table if found else empty)
 
 
+def print_answer(answer: View | JsonObject, text: str, *, as_json: bool) -> None:
+    """Prints what a command did: the answer as JSON, or a sentence."""
+    if as_json:
+        print_json(answer)
+    else:
+        out.print(text, soft_wrap=True)
+
+
 def print_next_worker(url: str | None) -> None:
     """Says when a run continues that no server, and so no worker of it, continues now."""
     if url is None:
-        out.print("no server runs here; the run continues with the next `interlock dev` or `interlock worker`")
+        errors.print("no server runs here; the run continues with the next `interlock dev` or `interlock worker`")
 
 
 def print_json(value: object) -> None:

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from interlock.base.errors import InvalidInput
-from interlock.cli.console import moment, out, print_json
+from interlock.cli.console import AsJson, moment, out, print_answer, print_json
 from interlock.cli.fleet import login
 from interlock.cli.installation import opened
 from interlock.services.use_cases import Services
@@ -18,7 +18,7 @@ group = typer.Typer(help="Events that a receiver, such as the webhook, did not t
 
 
 @group.command("refused")
-def refused(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def refused(as_json: AsJson = False) -> None:
     """List events that their receivers refused, oldest first; they are not sent again by themselves."""
 
     async def look(services: Services) -> list[RefusedEventView]:
@@ -39,6 +39,7 @@ def refused(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def requeue(
     event: Annotated[int | None, typer.Argument(help="Only this one; `interlock events refused` lists them.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All that were refused.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Send refused events again, with the same ids; later events of the same run may have arrived meanwhile."""
     if (event is None) != every:
@@ -48,4 +49,5 @@ def requeue(
         return await services.administration.requeue_events(event, login=login())
 
     requeued = opened(ask)
-    out.print(f"{requeued} to be sent again" if requeued else "no event was refused")
+    text = f"{requeued} to be sent again" if requeued else "no event was refused"
+    print_answer({"requeued": requeued}, text, as_json=as_json)

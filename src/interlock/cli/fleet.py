@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from interlock.base.errors import InvalidInput, Unavailable
-from interlock.cli.console import out, print_json
+from interlock.cli.console import AsJson, out, print_json
 from interlock.cli.installation import opened
 from interlock.fleet.workers import SILENT_SECONDS
 from interlock.services.use_cases import Services
@@ -21,15 +21,13 @@ from interlock.services.views.installation import WorkerView
 
 _LOOK_SECONDS = 0.2
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 def register(cli: typer.Typer) -> None:
     cli.command("workers")(workers)
     cli.command("drain")(drain)
 
 
-def workers(as_json: Json = False) -> None:
+def workers(as_json: AsJson = False) -> None:
     """List the workers of this database."""
 
     async def look(services: Services) -> list[WorkerView]:
@@ -57,6 +55,7 @@ def drain(
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return when they have ended.")] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Maximum seconds to wait; exit code 8 after that.")] = 900,
+    as_json: AsJson = False,
 ) -> None:
     """Ask workers to finish the steps under way, release their runs and exit."""
     if (worker is None) != every:
@@ -69,6 +68,9 @@ def drain(
     asked, left = opened(ask)
     if left:
         raise Unavailable(f"still running after {timeout:g} s: {', '.join(left)}")
+    if as_json:
+        print_json({"asked": asked, "drained": wait})
+        return
     if not asked:
         out.print("no workers")
     for one in asked:

@@ -9,17 +9,15 @@ import typer
 from rich.text import Text
 
 from interlock.cli.connection import Api, connect, segment
-from interlock.cli.console import moment, out, print_json
+from interlock.cli.console import AsJson, moment, out, print_json
 from interlock.services.views.deployments import VersionList, VersionView, WorkflowList
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(cli: typer.Typer) -> None:
     cli.command("versions")(versions)
 
 
-def versions(workflow: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
+def versions(workflow: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
     """List a workflow's versions, newest first, with their parts; without a name, the head version of every workflow."""
 
     async def main() -> dict[str, list[VersionView]]:
