@@ -175,7 +175,9 @@ def zygote() -> Iterator[str]:
     directory = tempfile.mkdtemp(prefix="il-")
     path = f"{directory}/zygote"
     command = [sys.executable, str(Path(__file__).with_name("zygote.py")), path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+    # The size of our own terminal must not be that of the commands.
+    env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         yield path

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from interlock.base.errors import IntegrityError, InvalidInput
 from interlock.cli.connection import connect
-from interlock.cli.console import AsJson, out, print_answer, print_json, status
+from interlock.cli.console import AsJson, moment, out, print_answer, print_json, print_next_page, status
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.views.audit import AuditEntryView, AuditKeys, AuditPage, AuditVerdict
 
 group = typer.Typer(help="The audit log: every action, hash-chained and signed.", no_args_is_help=True)
@@ -43,25 +44,26 @@ def list_entries(
 ) -> None:
     """Entries in order."""
 
-    async def main() -> list[AuditEntryView]:
+    async def main() -> AuditPage:
         async with connect() as api:
-            return (await api.get(AuditPage, "/v1/audit", run_id=run_id, after=after, limit=limit)).entries
+            return await api.get(AuditPage, "/v1/audit", run_id=run_id, after=after, limit=limit)
 
-    found = asyncio.run(main())
+    page = asyncio.run(main())
     if as_json:
-        print_json(found)
-        return
-    table = Table("#", "time", "what", "who", "on", "decision", box=None, pad_edge=False)
-    for row in found:
-        entry = row.entry
-        time = str(entry["timestamp"])[11:19]
-        table.add_row(
-            str(row.seq),
-            time,
-            *(str(entry[name]) for name in ("event_type", "actor", "resource")),
-            status(str(entry["decision"])),
-        )
-    out.print(table if found else "no entries")
+        print_json(page.entries)
+    elif page.entries:
+        columns = ("#", "time", "what", "decision", "on", "who")
+        print_rows(columns, [_row(one) for one in page.entries], leave_out=("who", "decision", "time"))
+    else:
+        out.print("no entries")
+    print_next_page("--after", page.next)
+
+
+def _row(one: AuditEntryView) -> ListRow:
+    entry = one.entry
+    time = moment(datetime.fromisoformat(str(entry["timestamp"])))
+    what, who, on = (str(entry[name]) for name in ("event_type", "actor", "resource"))
+    return ListRow((str(one.seq), time, what, status(str(entry["decision"])), on, who))
 
 
 @group.command("export")

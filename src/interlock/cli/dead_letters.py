@@ -6,12 +6,12 @@ import asyncio
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
 
 from interlock.base.json import JsonObject
 from interlock.cli.connection import connect, segment
-from interlock.cli.console import AsJson, print_answer, print_json, print_next_worker, print_page, status
+from interlock.cli.console import AsJson, out, print_answer, print_json, print_next_page, print_next_worker, status
 from interlock.cli.inputs import read_json
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.views.dead_letters import DeadLetterDetail, DeadLetterPage, DeadLetterView
 
 group = typer.Typer(help="The dead-letter queue: finally failed work that waits for an operator.", no_args_is_help=True)
@@ -29,31 +29,26 @@ def list_dead_letters(
 ) -> None:
     """List open dead letters, oldest first."""
 
-    async def main() -> list[DeadLetterView]:
+    async def main() -> DeadLetterPage:
         async with connect() as api:
             query = {"status": "all" if every else None, "run_id": run, "after": after, "limit": limit}
-            return (await api.get(DeadLetterPage, "/v1/dead-letters", **query)).dead_letters
+            return await api.get(DeadLetterPage, "/v1/dead-letters", **query)
 
-    table = Table(
-        Column("dead_letter", no_wrap=True, min_width=30),
-        *("about", "workflow", "step", "status", "why", "run"),
-        box=None,
-        pad_edge=False,
-    )
-    print_page(
-        asyncio.run(main()),
-        table,
-        lambda one: (
-            one.dead_letter_id,
-            one.purpose,
-            one.workflow,
-            one.step,
-            status(one.status),
-            one.reason,
-            one.run_id,
-        ),
-        as_json=as_json,
-    )
+    page = asyncio.run(main())
+    if as_json:
+        print_json(page.dead_letters)
+    elif page.dead_letters:
+        optional = ("about", "workflow", "step", "run")
+        columns = ("dead_letter", "status", "run", "workflow", "step", "about")
+        print_rows(columns, [_row(one) for one in page.dead_letters], note="why", leave_out=optional)
+    else:
+        out.print("nothing waits for a decision")
+    print_next_page("--after", page.next)
+
+
+def _row(one: DeadLetterView) -> ListRow:
+    cells = (one.dead_letter_id, status(one.status), one.run_id, one.workflow, one.step, one.purpose)
+    return ListRow(cells, one.reason)
 
 
 @group.command("show")

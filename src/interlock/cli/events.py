@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from interlock.base.errors import InvalidInput
 from interlock.cli.console import AsJson, moment, out, print_answer, print_json
 from interlock.cli.fleet import login
 from interlock.cli.installation import opened
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.use_cases import Services
 from interlock.services.views.installation import RefusedEventView
 
@@ -28,11 +28,15 @@ def refused(as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("event", "receiver", "topic", "run", "tries", "refused", "reason", box=None, pad_edge=False)
-    for one in found:
-        row = (one.event_id, one.sink, one.topic, one.run_id, one.tries, moment(one.failed_at), one.reason)
-        table.add_row(*(str(part) for part in row))
-    out.print(table if found else "no event was refused")
+    if not found:
+        out.print("no event was refused")
+        return
+    rows = [
+        ListRow((str(one.event_id), one.sink, one.topic, one.run_id, str(one.tries), moment(one.failed_at)), one.reason)
+        for one in found
+    ]
+    columns = ("event", "receiver", "topic", "run", "tries", "refused")
+    print_rows(columns, rows, note="reason", leave_out=("tries", "refused", "topic"))
 
 
 @group.command("requeue")

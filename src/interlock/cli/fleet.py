@@ -10,11 +10,11 @@ import time
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from interlock.base.errors import InvalidInput, Unavailable
-from interlock.cli.console import AsJson, out, print_json
+from interlock.cli.console import AsJson, moment, out, print_json
 from interlock.cli.installation import opened
+from interlock.cli.listing import ListRow, print_rows
 from interlock.fleet.workers import SILENT_SECONDS
 from interlock.services.use_cases import Services
 from interlock.services.views.installation import WorkerView
@@ -37,15 +37,20 @@ def workers(as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("worker", "host", "pid", "engine", "version", "runs", "started", "", box=None, pad_edge=False)
-    for one in found:
-        state = "draining" if one.draining else ""
-        if one.silent > SILENT_SECONDS:
-            state = f"silent for {one.silent:.0f} s"
-        started = one.started_at.isoformat(sep=" ", timespec="seconds")
-        row = (one.worker_id, one.host, one.pid, one.engine, one.version, one.runs, started, state)
-        table.add_row(*(str(part) for part in row))
-    out.print(table if found else "no workers")
+    if not found:
+        out.print("no workers")
+        return
+    columns = ("worker", "status", "runs", "started", "host", "pid", "engine", "version")
+    optional = ("version", "engine", "pid", "host", "started")
+    print_rows(columns, [_row(one) for one in found], leave_out=optional)
+
+
+def _row(one: WorkerView) -> ListRow:
+    state = "draining" if one.draining else "works"
+    if one.silent > SILENT_SECONDS:
+        state = f"silent for {one.silent:.0f} s"
+    cells = (one.worker_id, state, str(one.runs), moment(one.started_at))
+    return ListRow((*cells, one.host, str(one.pid), one.engine, one.version))
 
 
 def drain(

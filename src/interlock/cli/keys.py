@@ -6,10 +6,10 @@ import asyncio
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from interlock.cli.connection import connect, segment
-from interlock.cli.console import AsJson, moment, out, print_answer, print_json
+from interlock.cli.console import AsJson, moment, print_answer, print_json
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.views.installation import IssuedKey, KeyList, KeyView
 
 group = typer.Typer(help="API keys of your organisation.", no_args_is_help=True)
@@ -43,16 +43,12 @@ def list_keys(as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("key", "user", "roles", "created", "revoked", box=None, pad_edge=False)
-    for one in found:
-        table.add_row(
-            one.key_id,
-            one.user_id,
-            ", ".join(one.roles),
-            moment(one.created_at),
-            moment(one.revoked_at),
-        )
-    out.print(table)
+    columns = ("key", "user", "revoked", "created", "roles")
+    print_rows(columns, [_row(one) for one in found], leave_out=("created", "roles"))
+
+
+def _row(one: KeyView) -> ListRow:
+    return ListRow((one.key_id, one.user_id, moment(one.revoked_at), moment(one.created_at), ", ".join(one.roles)))
 
 
 @group.command("revoke")

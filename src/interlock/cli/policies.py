@@ -6,10 +6,10 @@ import asyncio
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from interlock.cli.connection import connect, segment
-from interlock.cli.console import AsJson, moment, out, print_answer, print_json
+from interlock.cli.console import AsJson, moment, print_answer, print_json
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.views.policies import PolicyActivation, PolicySetList, PolicySetText, PolicySetView
 
 group = typer.Typer(
@@ -31,12 +31,12 @@ def list_policies(as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("policy set", "stored", "by", "", box=None, pad_edge=False)
-    for one in found:
-        stored = "" if one.created_at is None else moment(one.created_at)
-        name = "built-in" if one.built_in else one.version
-        table.add_row(name, stored, one.created_by or "", "active" if one.active else "")
-    out.print(table)
+    print_rows(("policy set", "status", "stored", "by"), [_row(one) for one in found], leave_out=("by", "stored"))
+
+
+def _row(one: PolicySetView) -> ListRow:
+    name = "built-in" if one.built_in else one.version
+    return ListRow((name, "active" if one.active else "", moment(one.created_at), one.created_by or ""))
 
 
 @group.command("show")

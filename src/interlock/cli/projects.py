@@ -12,13 +12,13 @@ from typing import Annotated, Literal
 
 import typer
 from pydantic import BaseModel
-from rich.table import Table
 
 from interlock.base.errors import Conflict, InvalidInput, StepError
 from interlock.base.json import Json
 from interlock.base.settings import LimitSettings
 from interlock.cli.connection import Api, connect, settings_here
 from interlock.cli.console import AsJson, out, print_json, status
+from interlock.cli.listing import ListRow, print_rows
 from interlock.cli.location import project_directory
 from interlock.cli.waiting import needs_a_person
 from interlock.definitions.project import read_project
@@ -103,18 +103,15 @@ def evaluate(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"passed": passed, "cases": [asdict(report) for report in reports]})
     else:
-        table = Table("case", "workflow", "", "why", box=None, pad_edge=False)
-        for report in reports:
-            table.add_row(
-                report.case,
-                report.workflow,
-                status("succeeded" if report.passed else "failed"),
-                "; ".join(report.problems),
-            )
-        out.print(table)
+        print_rows(("case", "workflow", "status"), [_row(one) for one in reports], note="why")
         out.print(f"{passed} of {len(reports)} cases passed")
     if passed < len(reports):
         raise typer.Exit(StepError.exit_code)
+
+
+def _row(report: EvalReport) -> ListRow:
+    state = status("succeeded" if report.passed else "failed")
+    return ListRow((report.case, report.workflow, state), "; ".join(report.problems))
 
 
 async def _run(api: Api, workflow: str, value: Json) -> EvaluatedRun:

@@ -7,11 +7,11 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 import typer
-from rich.table import Table
 
 from interlock.base.json import JsonObject
 from interlock.cli.connection import connect
 from interlock.cli.console import AsJson, out, print_answer, print_json
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.views.installation import QuotaList, QuotaView
 
 group = typer.Typer(
@@ -30,15 +30,19 @@ def list_quotas(as_json: AsJson = False) -> None:
         async with connect() as api:
             return (await api.get(QuotaList, "/v1/quotas")).quotas
 
-    table = Table("scope", "name", "at once", "rate", box=None, pad_edge=False)
     found = asyncio.run(main())
     if as_json:
         print_json(found)
         return
-    for one in found:
-        rate = "" if one.rate is None else f"{one.rate} in {one.per_seconds:g} s"
-        table.add_row(one.scope, one.name, "" if one.concurrency is None else str(one.concurrency), rate)
-    out.print(table if found else "no quotas")
+    if not found:
+        out.print("no quotas")
+        return
+    print_rows(("scope", "name", "at once", "rate"), [_row(one) for one in found])
+
+
+def _row(one: QuotaView) -> ListRow:
+    rate = "" if one.rate is None else f"{one.rate} in {one.per_seconds:g} s"
+    return ListRow((one.scope, one.name, "" if one.concurrency is None else str(one.concurrency), rate))
 
 
 @group.command("set")

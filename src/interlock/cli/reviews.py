@@ -6,12 +6,21 @@ import asyncio
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Column, Table
 
 from interlock.base.json import Json
 from interlock.cli.connection import SELF_APPROVAL, connect, segment, settings_here
-from interlock.cli.console import AsJson, errors, print_answer, print_json, print_next_worker, print_page, status
+from interlock.cli.console import (
+    AsJson,
+    errors,
+    out,
+    print_answer,
+    print_json,
+    print_next_page,
+    print_next_worker,
+    status,
+)
 from interlock.cli.inputs import read_json
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.views.reviews import ReviewPage, ReviewView
 
 group = typer.Typer(help="Reviews: questions that wait for a person's decision.", no_args_is_help=True)
@@ -28,20 +37,23 @@ def list_reviews(
 ) -> None:
     """List open reviews, oldest first."""
 
-    async def main() -> list[ReviewView]:
+    async def main() -> ReviewPage:
         async with connect() as api:
             wanted = "all" if every else None
-            return (await api.get(ReviewPage, "/v1/reviews", status=wanted, after=after, limit=limit)).reviews
+            return await api.get(ReviewPage, "/v1/reviews", status=wanted, after=after, limit=limit)
 
-    table = Table(
-        Column("review", no_wrap=True, min_width=30), "workflow", "status", "question", "by", box=None, pad_edge=False
-    )
-    print_page(
-        asyncio.run(main()),
-        table,
-        lambda one: (one.review_id, one.workflow, status(one.status), one.title, one.decided_by or ""),
-        as_json=as_json,
-    )
+    page = asyncio.run(main())
+    if as_json:
+        print_json(page.reviews)
+    elif page.reviews:
+        rows = [
+            ListRow((one.review_id, one.workflow, status(one.status), one.decided_by or ""), one.title)
+            for one in page.reviews
+        ]
+        print_rows(("review", "workflow", "status", "by"), rows, note="question", leave_out=("by", "workflow"))
+    else:
+        out.print("nothing waits for a decision")
+    print_next_page("--after", page.next)
 
 
 @group.command("show")

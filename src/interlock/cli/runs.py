@@ -6,15 +6,27 @@ import asyncio
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from interlock.base.errors import InvalidInput
 from interlock.base.json import JsonObject
 from interlock.cli import exits
 from interlock.cli.connection import Api, V, connect, segment
-from interlock.cli.console import AsJson, out, print_answer, print_json, seconds, status, usd, visible
+from interlock.cli.console import (
+    AsJson,
+    moment,
+    out,
+    print_answer,
+    print_json,
+    print_next_page,
+    seconds,
+    status,
+    usd,
+    visible,
+)
 from interlock.cli.inputs import read_json
+from interlock.cli.listing import ListRow, print_rows
 from interlock.cli.waiting import MAX_LINES, needs_a_person, print_steps, print_value, print_waits, wait_text
 from interlock.services.views.reviews import ReviewPage
 from interlock.services.views.runs import (
@@ -93,45 +105,34 @@ def run(
 def runs(
     state: Annotated[str | None, typer.Option("--status", help="Only runs with this status.")] = None,
     workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
+    before: Annotated[str | None, typer.Option(help="The last run of the previous page.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first."""
 
-    async def main() -> list[RunSummary]:
+    async def main() -> RunPage:
         async with connect() as api:
-            return (await api.get(RunPage, "/v1/runs", status=state, workflow=workflow, limit=limit)).runs
+            query = {"status": state, "workflow": workflow, "before": before, "limit": limit}
+            return await api.get(RunPage, "/v1/runs", **query)
 
-    found = asyncio.run(main())
+    page = asyncio.run(main())
     if as_json:
-        print_json(found)
-        return
-    table = Table(
-        Column("run", no_wrap=True, min_width=30),
-        "workflow",
-        "status",
-        "steps",
-        "tokens",
-        "USD",
-        "seconds",
-        "why",
-        box=None,
-        pad_edge=False,
-    )
-    for one in found:
-        tokens = str(one.input_tokens + one.output_tokens)
-        took = seconds(one.created_at, one.finished_at)
-        table.add_row(
-            one.run_id,
-            one.workflow,
-            status(one.status),
-            str(one.steps_done),
-            tokens,
-            usd(one),
-            took,
-            one.reason or "",
-        )
-    out.print(table if found else "no runs yet")
+        print_json(page.runs)
+    elif page.runs:
+        columns = ("run", "workflow", "status", "started", "seconds", "steps", "tokens", "USD")
+        optional = ("steps", "tokens", "USD", "seconds", "workflow", "started")
+        print_rows(columns, [_row(one) for one in page.runs], note="why", leave_out=optional)
+    else:
+        out.print("no runs yet" if before is None else "no earlier runs")
+    print_next_page("--before", page.next)
+
+
+def _row(one: RunSummary) -> ListRow:
+    tokens = str(one.input_tokens + one.output_tokens)
+    took = seconds(one.created_at, one.finished_at)
+    cells = (one.run_id, one.workflow, status(one.status), moment(one.created_at), took)
+    return ListRow((*cells, str(one.steps_done), tokens, usd(one)), one.reason or "")
 
 
 def show(
