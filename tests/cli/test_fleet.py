@@ -148,7 +148,7 @@ def test_refused_events_are_listed_and_sent_again(cli: Cli, model: FakeModel) ->
         worker = cli.start("worker")
         worker.says("worker runs")
         model.always(answer({"topic": "other", "answer": "?"}))
-        run_id = cli.ok("run", "answer", "-i", QUESTION, "--json").json["run_id"]
+        run_id = cli.waits("run", "answer", "-i", QUESTION, "--json").json["run_id"]
         deadline = time.monotonic() + 120
         while not (found := cli.ok("events", "refused", "--json").json):
             assert time.monotonic() < deadline

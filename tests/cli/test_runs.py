@@ -187,6 +187,7 @@ def test_a_review_waits_for_a_person(cli: Cli, model: FakeModel) -> None:
     # The next process with a worker takes the approved run to its end; here it is one that starts another run.
     second = cli.waits("run", "answer", "-i", QUESTION, "--json").json
     assert second["status"] == "waiting"
+    assert "next" not in second
     assert over(cli, first)["status"] == "succeeded"
     cli.ok("review", "reject", second["reviews"][0]["review_id"])
     third = cli.waits("run", "answer", "-i", QUESTION, "--json").json["run_id"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -70,6 +72,18 @@ def test_paused_and_resumed(listening: tuple[Cli, str]) -> None:
     assert cli.ok("pause", run_id, "--reason", "later").out == f"asked {run_id} to pause\n"
     assert cli.ok("resume", run_id).out == f"asked {run_id} to resume\n"
     assert "no run" in cli.fails(3, "pause", "run_nosuch")
+
+
+def test_a_moment_is_local_for_people_and_has_an_offset_in_json(cli: Cli) -> None:
+    cli.write("workflows/listen.yaml", LISTEN.replace("signal: go", "signal: go, timeout: 864000"))
+    before = time.time()
+    run_id = run_id_of(cli.waits("run", "listen").out)
+    (wait,) = cli.ok("show", run_id, "--json").json["waits_for"]
+    until = datetime.fromisoformat(wait["until"])
+    assert until.utcoffset() == timedelta(0)
+    assert 863_900 < until.timestamp() - before < 865_000
+    local = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(until.timestamp())))
+    assert f"until {local}: interlock signal" in cli.ok("show", run_id).out
 
 
 def test_a_partial_run_has_its_exit_code(cli: Cli) -> None:

@@ -95,7 +95,9 @@ def run(
 
     found, more = asyncio.run(main())
     if as_json:
-        print_json(found.to_json() | more.to_json())
+        shown = more.to_json()
+        shown.pop("next", None)  # of the page of reviews
+        print_json(found.to_json() | shown)
     else:
         _print_outcome(found, more)
     if code := _EXIT_CODES.get(found.status, 0):
