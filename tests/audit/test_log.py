@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from interlock.audit.heads import FILE, KeptHeads
 from interlock.audit.log import AuditLog
 from interlock.audit.records import AuditRecords
 from interlock.audit.verify import entry_hash
@@ -38,8 +41,19 @@ async def write(database: Database) -> AsyncIterator[Write]:
 
 
 @pytest.fixture
-def records(database: Database) -> AuditRecords:
-    return AuditRecords(database, trusted(AUDIT_KEY))
+def heads() -> dict[str, tuple[int, str]]:
+    """Heads of which this installation's processes know."""
+    return {}
+
+
+@pytest.fixture
+def kept(tmp_path: Path, heads: dict[str, tuple[int, str]]) -> KeptHeads:
+    return KeptHeads(tmp_path, AuditLog(AUDIT_KEY), lambda: heads)
+
+
+@pytest.fixture
+def records(database: Database, kept: KeptHeads) -> AuditRecords:
+    return AuditRecords(database, trusted(AUDIT_KEY), kept.read)
 
 
 @pytest.fixture
@@ -188,3 +202,126 @@ async def test_a_forger_with_a_key_of_their_own_is_not_believed(
         )  # fmt: skip
     owner.execute("update audit_heads set seq = %s, hash = %s where org_id = %s", (seq, head, orgs[0]))
     assert "not among the known keys" in str((await records.verify(orgs[0])).problem)
+
+
+# -- a log whose end is gone -----------------------------------------------------------------------------------------
+
+
+async def note(
+    kept: KeptHeads, heads: dict[str, tuple[int, str]], owner: psycopg.Connection[Any], org: str
+) -> tuple[int, str]:
+    """The log's head, which the process writes down."""
+    (seq, digest), *_ = owner.execute("select seq, hash from audit_heads where org_id = %s", (org,)).fetchall()
+    heads[org] = (seq, digest)
+    await kept.keep()
+    return seq, digest
+
+
+@pytest.mark.parametrize("left", [0, 4, 8])
+async def test_a_cut_off_end_shows_by_the_head_in_the_database(
+    records: AuditRecords, write: Write, owner: psycopg.Connection[Any], orgs: tuple[str, str], left: int
+) -> None:
+    for org in orgs:
+        await write(org, 9)
+    owner.execute("set session_replication_role = replica")
+    owner.execute("delete from audit where org_id = %s and seq > %s", (orgs[0], left))
+    verdict = await records.verify(orgs[0])
+    assert verdict.problem == f"entry {left + 1}: is missing; by audit_heads the log has 9 entries"
+    assert verdict.verified == left
+    assert (await records.verify(orgs[1])).ok
+
+
+@pytest.mark.parametrize("left", [0, 4])
+async def test_a_log_and_its_head_set_back_show_by_the_kept_head(
+    records: AuditRecords,
+    write: Write,
+    owner: psycopg.Connection[Any],
+    orgs: tuple[str, str],
+    left: int,
+    kept: KeptHeads,
+    heads: dict[str, tuple[int, str]],
+) -> None:
+    await write(orgs[0], left)
+    before = owner.execute("select seq, hash from audit_heads where org_id = %s", (orgs[0],)).fetchone()
+    assert before is not None
+    await write(orgs[0], 9 - left)
+    await note(kept, heads, owner, orgs[0])
+    owner.execute("set session_replication_role = replica")
+    owner.execute("delete from audit where org_id = %s and seq > %s", (orgs[0], left))
+    owner.execute("update audit_heads set seq = %s, hash = %s where org_id = %s", (*before, orgs[0]))
+    missing = f"entry {left + 1}: is missing; by the file of kept heads the log has 9 entries"
+    assert (await records.verify(orgs[0])).problem == missing
+    await note(kept, heads, owner, orgs[0])  # the file does not go back
+    assert (await records.verify(orgs[0])).problem == missing
+
+
+async def test_another_log_of_the_same_length_shows_by_the_kept_head(
+    records: AuditRecords,
+    write: Write,
+    owner: psycopg.Connection[Any],
+    orgs: tuple[str, str],
+    kept: KeptHeads,
+    heads: dict[str, tuple[int, str]],
+) -> None:
+    """As after a database was set back, and the installation went on from there."""
+    await write(orgs[0], 3)
+    heads[orgs[0]] = (3, "0" * 64)
+    await kept.keep()
+    assert (await records.verify(orgs[0])).problem == "entry 3: is another one than the file of kept heads says"
+
+
+async def test_a_longer_log_than_the_heads_say_is_intact(
+    records: AuditRecords,
+    write: Write,
+    owner: psycopg.Connection[Any],
+    orgs: tuple[str, str],
+    kept: KeptHeads,
+    heads: dict[str, tuple[int, str]],
+) -> None:
+    await write(orgs[0], 2)
+    await note(kept, heads, owner, orgs[0])
+    await write(orgs[0], 2)
+    assert (await records.verify(orgs[0])).verified == 4
+
+
+@pytest.mark.parametrize("how", ["a number", "the signature", "no JSON", "a list", "deep"])
+async def test_an_altered_file_of_heads_is_found_and_kept(
+    records: AuditRecords,
+    write: Write,
+    owner: psycopg.Connection[Any],
+    orgs: tuple[str, str],
+    kept: KeptHeads,
+    heads: dict[str, tuple[int, str]],
+    tmp_path: Path,
+    how: str,
+) -> None:
+    await write(orgs[0], 3)
+    await note(kept, heads, owner, orgs[0])
+    file = tmp_path / FILE
+    assert file.stat().st_mode & 0o077 == 0
+    whole = json.loads(file.read_text())
+    whole["heads"][orgs[0]][0] = 1
+    signature = {**json.loads(file.read_text()), "signature": "00" * 64}
+    altered = {
+        "a number": json.dumps(whole),
+        "the signature": json.dumps(signature),
+        "no JSON": "x",
+        "a list": "[1]",
+        "deep": "[" * 100_000,
+    }[how]
+    file.write_text(altered)
+    assert f"{file}: was altered" in str((await records.verify(orgs[0])).problem)
+    await write(orgs[0], 1)
+    await note(kept, heads, owner, orgs[0])
+    assert file.read_text() == altered
+
+
+@pytest.mark.parametrize("detail", ["1" + "0" * 5000, "[" * 3000 + "]" * 3000, "1e400"])
+async def test_an_entry_that_python_cannot_read_is_a_finding(
+    records: AuditRecords, write: Write, owner: psycopg.Connection[Any], orgs: tuple[str, str], detail: str
+) -> None:
+    await write(orgs[0], 3)
+    owner.execute("set session_replication_role = replica")
+    owner.execute("update audit set entry = jsonb_set(entry, '{detail}', %s) where seq = 2", (detail,))
+    assert str((await records.verify(orgs[0])).problem).startswith("entry 2: was changed")
+    assert [row["seq"] for row in await records.page(orgs[0])] == [1, 2, 3]

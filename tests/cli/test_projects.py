@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +203,34 @@ def test_no_file_of_a_project_can_bring_a_command_down(files: Cli, name: str) ->
         assert "internal error" not in done.err, (content, done.err)
         assert done.code == 2, (content, done.err)
         assert name in done.err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "large"])
+@pytest.mark.parametrize("name", [WORKFLOW, PROMPT, TOOL, POLICY, SETTINGS, "evals/answer.yaml", "schemas/x.json"])
+def test_only_regular_files_of_bounded_size_are_read(files: Cli, name: str, kind: str) -> None:
+    """A pipe without a writer would stop the command for ever, and a device would fill its memory."""
+    path = files.directory / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "large":
+        path.write_bytes(b"x" * (5 * 2**20))
+    else:
+        with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+            server.bind(path.name)
+    if name == "schemas/x.json":
+        files.edit(WORKFLOW, "input:\n", "input: {$file: schemas/x.json}\nx:\n")
+    said = files.fails(
+        2, "eval" if name.startswith("evals") else "check", INTERLOCK_DATABASE__URL="postgresql:///nowhere"
+    )
+    assert name in said
+    why = {"large": "it is larger than 4 MiB", "socket": "No such device or address"}.get(kind, "it is no regular file")
+    outside = name == "schemas/x.json" and kind == "device"  # which is looked at first
+    assert ("is outside the project" if outside else f"cannot be read: {why}") in said
+    assert len(said.splitlines()) == 1
 
 
 # -- schema ----------------------------------------------------------------------------------------------------

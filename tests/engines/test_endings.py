@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,15 @@ async def test_what_cannot_be_undone_is_dead(
     assert bank.reversed_tickets == ["first"]
     assert (seen.effect(run, "pay_a"), seen.effect(run, "pay_b")) == ("compensated", "succeeded")
     seen.story(run)
+
+
+async def test_a_process_that_ends_writes_down_how_far_the_audit_log_had_come(
+    desk: Desk, open_app: OpenApp, seen: Observer, data_dir: Path
+) -> None:
+    app = await open_app(start_worker=True)
+    run = await desk.start("only_think")
+    assert await seen.finished(run) == ["succeeded"]
+    await app.__aexit__(None, None, None)
+    (head,) = seen.rows("select seq, hash from audit_heads where org_id = %s", desk.admin.org_id)
+    kept = json.loads((data_dir / "audit-heads.json").read_text())["heads"]
+    assert kept[desk.admin.org_id] == list(head)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engines.conftest import Desk, OpenApp, Spawn, faults
-from engines.harness import Bank, Model, Observer, WorkerProcess, clean_environment, until
+from engines.harness import Bank, Model, Observer, WorkerProcess, clean_environment, pay, think, until, workflow, write
 from interlock.engines.postgres.driver import RunDriver
 from interlock.engines.postgres.worker import PostgresEngine
 from interlock.identity.principal import Principal
@@ -255,13 +255,22 @@ async def test_sixty_runs_on_two_workers(
     assert verdict.verified == seen.rows("select count(*) from audit")[0][0]
 
 
+TOOLS = (("refund_keyed", "bank"), ("refund_probed", "strict"))
+
+
 @pytest.mark.chaos
 @faults("bank", "--delay", "1", "--drop-after-effect-every", "7")
 @faults("strict", "--delay", "1", "--drop-after-effect-every", "7")
 async def test_workers_die_at_random_while_runs_arrive(
-    desk: Desk, spawn: Spawn, seen: Observer, bank: Bank, strict: Bank, admin: Principal
+    project: Path, desk: Desk, spawn: Spawn, seen: Observer, bank: Bank, strict: Bank, admin: Principal
 ) -> None:
     """Two workers at a time; whoever holds most runs is killed, again and again; the banks hang up on every seventh caller."""
+    # With three attempts, one run in 343 would meet the hanging up in all of them.
+    keyed, probed = (pay("pay", tool, where, attempts=9) for tool, where in TOOLS)
+    write(project, workflow("pay_keyed", keyed, allow="refund_keyed"))
+    write(project, workflow("pay_probed", probed, allow="refund_probed"))
+    write(project, workflow("think_pay", think(), keyed, allow="refund_keyed"))
+    await desk.app.admin.deploy(admin, desk.app.read_project())
     kinds = ("think_pay", "pay_probed", "pay_keyed", "only_think")
     runs = [await desk.start(kinds[number % 4], ticket=f"r{number}") for number in range(160)]
     workers = [await spawn().ready(), await spawn().ready()]

@@ -318,6 +318,7 @@ async def test_a_name_with_a_private_address_is_refused(monkeypatch: pytest.Monk
     ]
     bad += ["::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::"]
     bad += ["100.100.100.200", "168.63.129.16", "fd00:ec2::254", "255.255.255.255", "240.0.0.1"]
+    bad += ["fec0::1", "feff::1", "3fff::1", "192.0.0.8", "192.0.0.170", "192.88.99.1", "::ffff:192.0.0.8"]
     for address in bad:
         for answer in ([address], ["93.184.215.14", address]):
             monkeypatch.setattr(loop, "getaddrinfo", answering(*answer))

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from interlock.base.errors import IntegrityError, InvalidSpec
-from interlock.tools.bundles import MAX_BUNDLE_BYTES, pack, unpack
+from interlock.tools.bundles import MAX_BUNDLE_BYTES, is_intact, pack, unpack
 
 FILES = {
     "main.py": b"def run(): return {}\n",
@@ -112,9 +112,43 @@ def test_what_was_packed_comes_out(tool: Path, tmp_path: Path) -> None:
     assert all(
         path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644) for path in [place, *place.rglob("*")]
     )
-    (place / "marker").write_text("")
+    before = place.stat().st_ino
     assert unpack(digest, packed, tmp_path / "cache" / "made") == place
-    assert (place / "marker").exists(), "unpacked once is enough"
+    assert place.stat().st_ino == before, "unpacked once is enough"
+
+
+def compiled(place: Path) -> None:
+    (place / "__pycache__").mkdir()
+    (place / "__pycache__" / "main.cpython-311.pyc").write_bytes(b"other code")
+
+
+def linked(place: Path) -> None:
+    (place / "main.py").unlink()
+    (place / "main.py").symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda place: (place / "main.py").write_text("def run(): return 'other code'\n"),
+        lambda place: (place / "main.py").unlink(),
+        lambda place: (place / "more.py").write_text(""),
+        lambda place: (place / "empty").mkdir(),
+        compiled,
+        linked,
+    ],
+)
+def test_an_altered_copy_is_moved_aside(tool: Path, tmp_path: Path, alter: Callable[[Path], object]) -> None:
+    digest, packed = pack(tool)
+    cache = tmp_path / "cache"
+    place = unpack(digest, packed, cache)
+    alter(place)
+    assert not is_intact(place, digest)
+    assert unpack(digest, packed, cache) == place
+    assert read(place) == FILES
+    assert is_intact(place, digest)
+    (aside,) = [path for path in cache.iterdir() if path != place]
+    assert aside.name.startswith(f"{digest}.altered-")
 
 
 def links(tool: Path) -> dict[str, Callable[[], object]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from interlock.audit.heads import KeptHeads
 from interlock.audit.log import AuditLog
 from interlock.audit.records import AuditRecords
 from interlock.base.clock import Clock
@@ -130,8 +131,11 @@ class Core:
         audit = AuditLog(load_or_create_secret(self.data / "keys" / "audit.key"))
         self.committer = Committer(self.database, audit.seal)
         self.committer.start()
+        heads = KeptHeads(self.data, audit, lambda: self.committer.heads)
+        heads.start()
+        self.on_close(heads.close)  # after the committer, which is closed first
         self.on_close(self.committer.close)
-        self.audit = AuditRecords(self.database, {audit.key_id: audit.public_key})
+        self.audit = AuditRecords(self.database, {audit.key_id: audit.public_key}, heads.read)
         self.tracing = Tracing(self.database, service=settings.name, otlp_endpoint=settings.telemetry.otlp_endpoint)
         self.tracing.start()
         self.on_close(self.tracing.close)

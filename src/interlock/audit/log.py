@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from interlock.audit.verify import entry_hash, leaf_hash, node_hash, signed_text
@@ -23,6 +24,18 @@ class AuditLog:
         self.public_key = self._key.public_key().public_bytes_raw()
         self.key_id = hashlib.sha256(self.public_key).hexdigest()[:16]
 
+    def sign(self, text: bytes) -> str:
+        """Signature, hexadecimal. A text begins with what it is, so that no signature can stand for one of another kind."""
+        return self._key.sign(text).hex()
+
+    def signed(self, text: bytes, signature: str) -> bool:
+        """True if the signature is this key's; raises ValueError if it is not hexadecimal."""
+        try:
+            self._key.public_key().verify(bytes.fromhex(signature), text)
+        except InvalidSignature:
+            return False
+        return True
+
     def seal(self, entries: list[Entry], seq: int, head: str) -> tuple[list[AuditRow], int, str]:
         """Rows for entries of one organisation after entry number `seq` with hash `head`; also returns the new head.
 
@@ -33,7 +46,7 @@ class AuditLog:
             bodies.append(_body(new_id("evt"), entry))
             hashes.append(entry_hash(entry.org_id, number, hashes[-1], bodies[-1]))
         root, proofs = _tree(hashes[1:])
-        signature = self._key.sign(signed_text(root, len(entries))).hex()
+        signature = self.sign(signed_text(root, len(entries)))
         rows = [
             AuditRow(
                 org_id=entry.org_id,

@@ -129,7 +129,7 @@ def verify(rows: Iterable[Record], public_keys: Mapping[str, bytes], *, org_id: 
     for row in rows:
         try:
             problem = _row_problem(row, expected, previous, org_id) or signatures.problem(row)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             problem = "does not have the form of an entry"
         if problem is not None:
             return Verification(count, f"entry {expected}: {problem}", previous, expected - 1)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from interlock.base.errors import InvalidSpec
+from interlock.base.files import read_text
 
 SETTINGS_FILE = "interlock.toml"
 
@@ -250,7 +251,7 @@ def load_settings(project: Path) -> Settings:
     values: dict[str, Any] = {}
     if path.exists():
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(read_text(path))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidSpec(f"{path}: not valid TOML: {error}") from error
         except OSError as error:

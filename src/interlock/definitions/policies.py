@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from interlock.base.errors import InvalidSpec
+from interlock.base.files import read_text, why_unreadable
 from interlock.policy.cedar import CedarPolicy
 from interlock.policy.schema import Names, faults_of
 
@@ -17,9 +18,9 @@ def read_policies(directory: Path, paths: Sequence[Path], names: Names, faults: 
     for path in paths:
         name = path.relative_to(directory).as_posix()
         try:
-            texts.append(path.read_text(encoding="utf-8"))
+            texts.append(read_text(path))
         except (OSError, UnicodeDecodeError) as error:
-            found.append(f"{name}: cannot be read: {error}")
+            found.append(f"{name}: cannot be read: {why_unreadable(error)}")
             continue
         found += [f"{name}:{fault.line}: {fault.message}" for fault in faults_of(texts[-1], names)]
     whole = "\n".join(texts)

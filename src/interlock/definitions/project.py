@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from interlock.base.errors import InvalidSpec
+from interlock.base.files import read_text, why_unreadable
 from interlock.base.settings import SETTINGS_FILE, Settings
 from interlock.definitions.approvals import needs_approval
 from interlock.definitions.policies import read_policies
@@ -208,9 +209,9 @@ def _files(directory: Path, pattern: str) -> list[Path]:
 
 def _parse(path: Path, directory: Path) -> Source:
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"), _name(path, directory))
+        return parse_yaml(read_text(path), _name(path, directory))
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidSpec(f"{_name(path, directory)}: cannot be read: {error}") from error
+        raise InvalidSpec(f"{_name(path, directory)}: cannot be read: {why_unreadable(error)}") from error
 
 
 def _with_variables(source: Source, variables: Mapping[str, str]) -> Source:
@@ -250,7 +251,7 @@ def _with_files(source: Source, directory: Path) -> Source:
             target = (directory / str(name)).resolve()
             if not target.is_relative_to(directory.resolve()):
                 raise InvalidSpec(source.complaint(path, f'"{name}" is outside the project; copy the file into it'))
-            return json.loads(target.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            return json.loads(read_text(target), parse_constant=_refuse_constant)
         except OSError as error:
             raise InvalidSpec(source.complaint(path, f'"{name}" cannot be read: {error.strerror}')) from error
         except (ValueError, RecursionError) as error:

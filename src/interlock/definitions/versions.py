@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections import OrderedDict
@@ -17,7 +18,9 @@ from interlock.gateway.structured import compile_schema
 from interlock.machine.program import Program, compile_program
 from interlock.store.database import Database, Row
 from interlock.store.objects import Objects
-from interlock.tools.bundles import unpack
+from interlock.telemetry import names
+from interlock.telemetry.logs import log
+from interlock.tools.bundles import is_intact, unpack
 from interlock.tools.registry import Tool
 from interlock.workflows.approvals import covered_acts
 from interlock.workflows.contracts import ToolContract
@@ -197,6 +200,7 @@ class Versions:
         self._objects = objects
         self._cache = cache
         self._compiled: OrderedDict[tuple[str, str, str], Version] = OrderedDict()
+        self._intact: dict[str, int] = {}  # inode of each bundle's directory, when it was verified
 
     async def deploy(self, org_id: str, definition: Definition, bundles: Mapping[str, bytes], *, by: str) -> bool:
         """Makes a definition the version that new runs get; False if it already is."""
@@ -265,10 +269,21 @@ class Versions:
         return self._compile(org_id, Definition(row["definition"], version))
 
     async def locate(self, bundle: str) -> Path:
-        """The unpacked directory of a tool bundle, fetched and verified on first use."""
+        """The unpacked directory of a tool bundle, fetched on first use, and verified on this process's first use.
+
+        An altered directory is moved aside and unpacked anew; the log says so.
+        """
         target = self._cache / bundle
-        if not target.is_dir():
-            unpack(bundle, await self._objects.get(f"bundles/{bundle}.tar"), self._cache)
+        if target.is_dir() and self._intact.get(bundle) == target.stat().st_ino:
+            return target
+        if target.is_dir() and not await asyncio.to_thread(is_intact, target, bundle):
+            message = (
+                "the files of a tool were altered after they were unpacked; they are moved aside and unpacked anew"
+            )
+            log(names.LOG_TOOL_ALTERED, message, level="error", bundle=bundle, directory=str(target))
+        packed = await self._objects.get(f"bundles/{bundle}.tar")
+        await asyncio.to_thread(unpack, bundle, packed, self._cache)
+        self._intact[bundle] = target.stat().st_ino
         return target
 
     def _compile(self, org_id: str, definition: Definition) -> Version:

@@ -10,6 +10,7 @@ from typing import TypedDict
 from pydantic import Field
 
 from interlock.base.errors import InvalidSpec
+from interlock.base.files import read_text, why_unreadable
 from interlock.base.json import Json, JsonField, JsonObject
 from interlock.machine.events import RunStatus
 from interlock.workflows.source import parse_yaml, validate
@@ -80,11 +81,11 @@ def read_suites(directory: Path) -> list[Suite]:
     for path in paths:
         name = f"{directory.name}/{path.name}"
         try:
-            suites.append(validate(Suite, parse_yaml(path.read_text(encoding="utf-8"), name)))
+            suites.append(validate(Suite, parse_yaml(read_text(path), name)))
         except InvalidSpec as error:
             faults.append(error.message)
         except (OSError, UnicodeDecodeError) as error:
-            faults.append(f"{name}: cannot be read: {error}")
+            faults.append(f"{name}: cannot be read: {why_unreadable(error)}")
     if faults:
         raise InvalidSpec("\n".join(faults))
     return suites

@@ -30,6 +30,16 @@ _NEVER = tuple(
         "168.63.129.16/32",  # Azure's host agent; numerically a public address
     )
 )
+# Not public, though the standard library of this Python takes some of their addresses for global.
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "fec0::/10",  # site-local, RFC 3879
+        "3fff::/20",  # documentation, RFC 9637
+        "192.0.0.0/24",  # protocol assignments, RFC 6890
+        "192.88.99.0/24",  # relays of 6to4, RFC 7526
+    )
+)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 
 
@@ -118,7 +128,8 @@ def _vet(address: Address, destination: Destination, *, explicit: bool) -> None:
         raise DestinationRefused(f"{destination} is a link-local or metadata address, which no tool may reach")
     if explicit:
         return
-    if not effective.is_global or effective.is_multicast or effective.is_reserved:
+    special = any(effective in network for network in _NOT_PUBLIC)
+    if special or not effective.is_global or effective.is_multicast or effective.is_reserved:
         raise DestinationRefused(f"{destination} resolves to an address that is not public")
 
 

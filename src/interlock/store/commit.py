@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -145,6 +145,11 @@ class Committer:
         self._task: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
         self._closed = False
+
+    @property
+    def heads(self) -> Mapping[str, tuple[int, str]]:
+        """Number and hash of the last entry of each audit log that this process appends to."""
+        return self._heads
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="committer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import io
 import shutil
@@ -15,6 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from interlock.base.errors import IntegrityError, InvalidSpec
+from interlock.base.files import read_bytes
+from interlock.base.ids import random_token
 
 # A tool is code and small data; larger data belongs in a store that the tool reaches by egress.
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
@@ -68,7 +71,7 @@ def missing_functions(main: Path, wanted: Iterable[str]) -> list[str]:
         InvalidSpec: it is not Python; names the line.
         OSError: it cannot be read.
     """
-    source = main.read_bytes()
+    source = read_bytes(main)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about the tool's code are not ours to report
@@ -89,6 +92,8 @@ def missing_functions(main: Path, wanted: Iterable[str]) -> list[str]:
 def unpack(digest: str, packed: bytes, cache: Path) -> Path:
     """Unpacks an archive into `cache/<digest>`, once; safe with concurrent processes.
 
+    A directory that is there already and holds something else is moved aside, as `<digest>.altered-…`.
+
     Raises:
         IntegrityError: the archive is not the one the version pins.
     """
@@ -96,7 +101,10 @@ def unpack(digest: str, packed: bytes, cache: Path) -> Path:
         raise IntegrityError(f"tool bundle {digest[:12]}… is not what was deployed; deploy the workflow again")
     target = cache / digest
     if target.is_dir():
-        return target
+        if is_intact(target, digest):
+            return target
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            target.rename(cache / f"{digest}.altered-{random_token()}")
     cache.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=cache))
     try:
@@ -116,6 +124,17 @@ def unpack(digest: str, packed: bytes, cache: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def is_intact(directory: Path, digest: str) -> bool:
+    """True if an unpacked bundle holds exactly the files that its digest names."""
+    try:
+        # `pack` leaves these out, but Python would load a compiled module from them.
+        if any(path.name in _IGNORED for path in directory.rglob("*")):
+            return False
+        return pack(directory)[0] == digest
+    except (InvalidSpec, OSError):
+        return False
 
 
 def _extract(archive: tarfile.TarFile, target: Path) -> None:

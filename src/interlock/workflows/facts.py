@@ -5,6 +5,7 @@ Free text is never a fact, so text written by a model or an attacker cannot cont
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
@@ -32,27 +33,97 @@ class CompiledCondition(Protocol):
 
 
 def fact_fields(schema: Mapping[str, object]) -> dict[str, str]:
-    """Top-level fields of an object schema that are facts, with their kind: `bool`, `number` or `enum`."""
-    fields: dict[str, str] = {}
+    """Top-level fields of an object schema that are facts, with their kind: `bool`, `number` or `enum`.
+
+    A field may be null besides, and its schema may stand behind a `$ref` or in `allOf`, `anyOf` or `oneOf`, as generators of
+    schemas write it.
+    """
     properties = schema.get("properties")
-    for name, field in properties.items() if isinstance(properties, Mapping) else ():
-        if not isinstance(field, Mapping):
-            continue
-        kind = field.get("type")
-        if kind == "boolean":
-            fields[name] = "bool"
-        elif kind in ("integer", "number"):  # a tuple: `type` may be a list, such as [string, "null"]
-            fields[name] = "number"
-        elif all(isinstance(value, str | int | float | bool) for value in field.get("enum", [field.get("const")])):
-            fields[name] = "enum"
-    return fields
+    if not isinstance(properties, Mapping):
+        return {}
+    kinds = {name: _Kinds(schema).of(field) for name, field in properties.items()}
+    return {name: kind for name, kind in kinds.items() if kind not in {None, _NULL}}
 
 
 def facts_of(schema: Mapping[str, object], value: object) -> Facts:
-    """The facts of a value that fits `schema`."""
+    """The facts of a value that fits `schema`; a field that is null is no fact, as if it were missing."""
     if not isinstance(value, Mapping):
         return {}
-    return {name: value[name] for name in fact_fields(schema) if name in value}
+    return {name: value[name] for name in fact_fields(schema) if value.get(name) is not None}
+
+
+_NULL = "null"
+_SCHEMAS = 200  # subschemas looked at for a field: alternatives of alternatives multiply
+_ESCAPED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")  # of a fragment, RFC 3986
+_TYPES = {"boolean": "bool", "integer": "number", "number": "number", "null": _NULL}
+
+
+class _Kinds:
+    """Kinds of schemas within `root`: a fact's kind, `null`, or None for all else.
+
+    A conjunction is of a kind if one part is; alternatives are if all have the same, apart from null.
+    """
+
+    def __init__(self, root: Mapping[str, object]) -> None:
+        self._root = root
+        self._left = _SCHEMAS
+
+    def of(self, schema: object) -> str | None:
+        self._left -= 1
+        if self._left < 0 or not isinstance(schema, Mapping):
+            return None
+        kind = _kind_of_type(schema.get("type")) or _kind_of_values(schema)
+        if kind is None and "$ref" in schema:
+            kind = self.of(_target(self._root, schema["$ref"]))
+        if kind is None:
+            kind = next((one for one in map(self.of, _list(schema.get("allOf"))) if one is not None), None)
+        for keyword in ("anyOf", "oneOf"):
+            alternatives = _list(schema.get(keyword))
+            if kind is None and alternatives:
+                kind = _common(list(map(self.of, alternatives)))
+        return kind
+
+
+def _kind_of_type(kind: object) -> str | None:
+    if isinstance(kind, str):
+        return _TYPES.get(kind)
+    return _common([_TYPES.get(one) if isinstance(one, str) else None for one in _list(kind)])
+
+
+def _kind_of_values(schema: Mapping[str, object]) -> str | None:
+    if "enum" not in schema and "const" not in schema:
+        return None
+    values = _list(schema["enum"]) if "enum" in schema else [schema["const"]]
+    if not all(value is None or isinstance(value, str | int | float | bool) for value in values):
+        return None
+    return _NULL if values and all(value is None for value in values) else "enum"
+
+
+def _common(kinds: list[str | None]) -> str | None:
+    """The kind that all have, apart from null; None if there is none."""
+    others = set(kinds) - {_NULL}
+    if not others:
+        return _NULL if kinds else None
+    return others.pop() if len(others) == 1 else None
+
+
+def _target(root: Mapping[str, object], reference: object) -> object:
+    """The subschema that a `$ref` within the document names; None for every other one."""
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
+    found: object = root
+    for part in reference[1:].split("/")[1:]:
+        key = _ESCAPED.sub(_unescaped, part).replace("~1", "/").replace("~0", "~")
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return bytes.fromhex(match[0].replace("%", "")).decode(errors="replace")
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
 
 
 @lru_cache(maxsize=4096)  # compilation takes a hundred times as long as an evaluation, and its result is constant

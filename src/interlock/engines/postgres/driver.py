@@ -15,6 +15,7 @@ from typing import Any
 
 from interlock.base.errors import InvalidInput, LeaseLost, Unavailable
 from interlock.engines.postgres.refusals import Arrived, Refused, Sent, Work, sift, work_in
+from interlock.engines.postgres.timers import Timers
 from interlock.execution.batch.outstanding import abandon_calls
 from interlock.execution.engine import HOLD_SECONDS, EngineServices
 from interlock.execution.loading import JOURNAL_PAGE, input_facts, load_run, replayed, seed_of, work_of
@@ -48,11 +49,12 @@ class RunDriver:
         self.ids = (run_id, org_id, fence)
         self._events: Arrived = asyncio.Queue()
         self._tasks: dict[asyncio.Task[None], Work] = {}
-        self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        self._timers = Timers(services.clock, lambda fired: self._events.put_nowait(StepOutcome(fired)))
         self._signals = asyncio.Event()
         # Never shrinks: a query that began before a commit may still bring back what that commit used up.
         self._seen_signals: set[int] = set()
         self._draining = False
+        self._making_room = False
         # The last transaction, which may still be under way. There is never a second one.
         self._committing: asyncio.Task[None] | None = None
         self._sent: Sent | None = None
@@ -73,6 +75,12 @@ class RunDriver:
         """Finish what is under way, start nothing new, give the run back."""
         self._draining = True
         self._events.put_nowait(StepOutcome(None))
+
+    def make_room(self) -> None:
+        """Gives the run back if it only waits, because another one needs its place."""
+        if self.waits:
+            self._making_room = True
+            self._events.put_nowait(StepOutcome(None))
 
     async def drive(self) -> None:
         watcher = asyncio.create_task(self._watch_signals())
@@ -96,8 +104,7 @@ class RunDriver:
             log(names.LOG_RUN_ABANDONED, error.message, level="warning", run_id=self.ids[0], reason=error.code)
         finally:
             watcher.cancel()
-            for _, handle in self._timers.values():
-                handle.cancel()
+            self._timers.close()
             left = [watcher, *self._tasks, *([self._committing] if self._committing else [])]
             for task in left:
                 task.cancel()
@@ -163,13 +170,22 @@ class RunDriver:
         for item in items:
             if isinstance(item, BaseException):
                 raise item
-        return [item for item in items if isinstance(item, StepOutcome) and item.event is not None]
+        outcomes = [item for item in items if isinstance(item, StepOutcome) and item.event is not None]
+        self._making_room = self._making_room and not outcomes
+        return outcomes
 
     def _idle(self) -> bool:
         if self._tasks or not self._events.empty():
             return False
-        soonest = min((due for due, _ in self._timers.values()), default=None)
-        return self._draining or soonest is None or soonest - self._services.clock.now() > HOLD_SECONDS
+        soonest = self._timers.soonest
+        if self._draining or self._making_room or soonest is None:
+            return True
+        return soonest - self._services.clock.now() > HOLD_SECONDS
+
+    @property
+    def waits(self) -> bool:
+        """True if nothing is under way, and only a timer or a signal can continue the run."""
+        return not self._tasks and self._events.empty() and self._committing is None
 
     async def _release(self) -> None:
         """Back to the queue until the next timer, or until a signal wakes the run."""
@@ -351,11 +367,9 @@ class RunDriver:
                 case ev.Perform() | ev.Compensate():
                     self._start(command)
                 case ev.StartTimer():
-                    self._start_timer(command)
+                    self._timers.start(command)
         timers = self._state.timers
-        for timer in changed_keys(self._timers_seen, timers):
-            if timer not in timers and timer in self._timers:
-                self._timers.pop(timer)[1].cancel()
+        self._timers.cancel(timer for timer in changed_keys(self._timers_seen, timers) if timer not in timers)
         self._timers_seen = timers
 
     def _start(self, command: ev.Perform | ev.Compensate) -> None:
@@ -380,18 +394,6 @@ class RunDriver:
             self._events.put_nowait(error)
         finally:
             self._tasks.pop(task, None)
-
-    def _start_timer(self, command: ev.StartTimer) -> None:
-        delay = max(0.0, command.due - self._services.clock.now())
-        handle = asyncio.get_running_loop().call_later(min(delay, 2 * HOLD_SECONDS), self._timer_due, command)
-        self._timers[command.timer] = (command.due, handle)
-
-    def _timer_due(self, command: ev.StartTimer) -> None:
-        if command.due > self._services.clock.now():
-            self._start_timer(command)  # far away, or the clock stepped back: look again later
-            return
-        self._timers.pop(command.timer, None)
-        self._events.put_nowait(StepOutcome(ev.TimerFired(command.timer, self._services.clock.now())))
 
 
 def _signals_of(outcomes: list[StepOutcome]) -> list[int]:

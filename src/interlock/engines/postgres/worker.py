@@ -72,8 +72,20 @@ class PostgresEngine:
     async def _claim_free(self) -> None:
         """Claims as many runs as this worker can drive. Another round comes when a run is accepted or one of these ends."""
         free = 0 if self._making_room and self._drivers else self._concurrency - len(self._drivers)
-        if free > 0 and not self._stopping:
+        if self._stopping:
+            return
+        if free > 0:
             await self._claim(free)
+        elif not self._making_room:
+            await self._release_waiting()
+
+    async def _release_waiting(self) -> None:
+        """Gives runs back that only wait for a timer, as many as other runs are due and find no place here."""
+        waiting = [driver for driver, _ in self._drivers.values() if driver.waits]
+        if waiting:
+            row = await self._services.database.row("runs_due", ENGINE, len(waiting))
+            for driver in waiting[: row["due"] if row is not None else 0]:
+                driver.make_room()
 
     async def _claim(self, free: int) -> None:
         rows = await self._services.database.rows(

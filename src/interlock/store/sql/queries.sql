@@ -284,7 +284,7 @@ select exists(select from runs where run_id = $1)
 
 -- name: list_audit(org_id text, after bigint, run_id text?, limit bigint)
 -- A page of the audit log, in order.
-select seq, event_id, entry, prev_hash, hash, key_id, signature, proof from audit where org_id = $1 and seq > $2
+select seq, event_id, entry::text as entry, prev_hash, hash, key_id, signature, proof from audit where org_id = $1 and seq > $2
     and ($3::text is null or entry ->> 'run_id' = $3) order by seq limit $4
 
 -- name: insert_spans(trace_ids text[], span_ids text[], orgs text[], parent_ids text[],
@@ -325,6 +325,10 @@ select renew_leases($1, $2, $3) as signalled
 -- name: release_leases(worker_id text)
 -- Gives back all of a worker's leases.
 select release_leases($1)
+
+-- name: runs_due(engine text, most bigint)
+-- How many runs are due and without a worker, counted up to a number.
+select runs_due($1, $2) as due
 
 -- name: queue_depth()
 -- How many runs are due.
