@@ -15,7 +15,7 @@ import pytest
 from interlock.api.server import Server
 from interlock.app import App
 from interlock.identity.principal import ROLES
-from interlock.services.runs import is_over
+from interlock.services.views.runs import is_over
 from interlock.telemetry import logs
 
 ORG, OTHER_ORG = "acme", "globex"  # the organisations of the `tenants` fixture

@@ -111,7 +111,10 @@ async def test_a_bad_request_decides_nothing(working: Served, subtests: pytest.S
 async def test_pages(working: Served) -> None:
     ids = [(await held(working))[1] for _ in range(3)]
     client = await working.client()
-    first = (await client.get("/v1/dead-letters", params={"limit": 2})).json()["dead_letters"]
+    page = (await client.get("/v1/dead-letters", params={"limit": 2})).json()
+    first = page["dead_letters"]
+    assert page["next"] == first[-1]["dead_letter_id"]
+    assert (await client.get("/v1/dead-letters", params={"limit": 200})).json()["next"] is None
     rest = (await client.get("/v1/dead-letters", params={"limit": 2, "after": first[-1]["dead_letter_id"]})).json()[
         "dead_letters"
     ]
@@ -126,7 +129,10 @@ async def test_pages(working: Served) -> None:
 async def test_nobody_else_sees_or_decides(working: Served) -> None:
     _, dead_letter_id = await held(working)
     stranger = await working.client("stranger")
-    assert (await stranger.get("/v1/dead-letters", params={"status": "all"})).json() == {"dead_letters": []}
+    assert (await stranger.get("/v1/dead-letters", params={"status": "all"})).json() == {
+        "dead_letters": [],
+        "next": None,
+    }
     for method, path, body in (("GET", "", None), ("POST", "/requeue", {}), ("POST", "/discard", {})):
         answer = await stranger.request(method, f"/v1/dead-letters/{dead_letter_id}{path}", json=body)
         assert (answer.status_code, problem_of(answer)[0]) == (404, "not_found")

@@ -261,6 +261,6 @@ async def test_a_list_of_runs_pages_backwards_without_gaps(served: Served) -> No
         pages += [run["run_id"] for run in page]
         last = {"before": pages[-1]}
     assert pages == sorted(started, reverse=True)
-    assert (await client.get("/v1/runs", params={"workflow": "other"})).json() == {"runs": []}
-    assert (await client.get("/v1/runs", params={"status": "succeeded"})).json() == {"runs": []}
+    assert (await client.get("/v1/runs", params={"workflow": "other"})).json() == {"runs": [], "next": None}
+    assert (await client.get("/v1/runs", params={"status": "succeeded"})).json() == {"runs": [], "next": None}
     assert len((await client.get("/v1/runs", params={"status": "queued"})).json()["runs"]) == 5

@@ -72,7 +72,7 @@ async def test_a_key_named_twice_is_refused_at_every_depth(served: Served) -> No
     ):
         answer = await client.post("/v1/runs", content=body, headers={"Content-Type": "application/json"})
         assert (answer.status_code, problem_of(answer)[0]) == (422, "invalid_input"), body
-    assert (await client.get("/v1/runs")).json() == {"runs": []}
+    assert (await client.get("/v1/runs")).json() == {"runs": [], "next": None}
 
 
 async def test_a_long_address_is_not_echoed(served: Served) -> None:
@@ -105,7 +105,7 @@ async def test_two_framings_in_one_request_are_refused_and_the_connection_ends(s
     answer = await exchange(served, sent + b"GET /healthz HTTP/1.1\r\nHost: interlock\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1 ") == 1
-    assert (await (await served.client()).get("/v1/runs")).json() == {"runs": []}
+    assert (await (await served.client()).get("/v1/runs")).json() == {"runs": [], "next": None}
 
 
 async def test_half_a_head_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

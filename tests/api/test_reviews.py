@@ -19,11 +19,11 @@ async def test_pages(working: Served) -> None:
     await client.post(f"/v1/reviews/{ids[1]}/decision", json={"decision": "approve"})
     after = (await client.get("/v1/reviews", params={"after": ids[1]})).json()["reviews"]
     assert [one["review_id"] for one in after] == ids[2:]
-    assert (await client.get("/v1/reviews", params={"after": "rev_nosuch"})).json() == {"reviews": []}
+    assert (await client.get("/v1/reviews", params={"after": "rev_nosuch"})).json() == {"reviews": [], "next": None}
     for limit in ("0", "201", "x", "-1"):
         assert (await client.get("/v1/reviews", params={"limit": limit})).status_code == 422
     stranger = await working.client("stranger")
-    assert (await stranger.get("/v1/reviews", params={"after": ids[0]})).json() == {"reviews": []}
+    assert (await stranger.get("/v1/reviews", params={"after": ids[0]})).json() == {"reviews": [], "next": None}
 
 
 async def test_who_started_a_run_may_not_approve_it(serve: Serve) -> None:

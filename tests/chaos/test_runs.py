@@ -27,11 +27,10 @@ def interlock(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 async def test_all_faults_in_a_short_run(tmp_path: Path) -> None:
-    file = tmp_path / "report.json"
     for seed in ("7", "8", "9"):  # on a busy machine the time may pass before each fault has struck: that says nothing
-        arguments = ("chaos", "--runs", "70", "--seconds", "36", "--seed", seed, "--json", str(file))
+        arguments = ("chaos", "--runs", "70", "--seconds", "36", "--seed", seed, "--json")
         done = await asyncio.to_thread(interlock, *arguments, cwd=tmp_path)
-        report: dict[str, Any] = json.loads(file.read_text())
+        report: dict[str, Any] = json.loads(done.stdout)
         if report["violations"] or min(report["strikes"].values()) >= 1:
             break
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,15 +39,11 @@ async def test_all_faults_in_a_short_run(tmp_path: Path) -> None:
     assert min(report["strikes"].values()) >= 1
     assert (report["duplicate_effects"], report["lost_effects"], report["violations"]) == (0, 0, [])
     assert report["runs_finished"] == report["runs_started"] > 70
-    for word in ("recovery", "duplicate effects", "longest stall", "audit"):
-        assert word in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-    assert list(tmp_path.iterdir()) == [file], "nothing is left in the directory it was called from"
+    assert list(tmp_path.iterdir()) == [], "nothing is left in the directory it was called from"
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--faults", "kill,nonsense"), ("--faults", ","), ("--runs", "0"), ("--json", "none/report.json")]
-)
+@pytest.mark.parametrize("arguments", [("--faults", "kill,nonsense"), ("--faults", ","), ("--runs", "0")])
 def test_arguments_that_mean_nothing(arguments: tuple[str, ...]) -> None:
     done = CliRunner().invoke(cli, ["chaos", *arguments])
     assert isinstance(done.exception, InvalidInput) or done.exit_code == InvalidInput.exit_code

@@ -145,6 +145,12 @@ class Cli:
         assert done.code == 0, done.out + done.err
         return done
 
+    def waits(self, *arguments: str, **keywords: Any) -> Finished:
+        """The end of a `run` whose run waits for a person or a signal."""
+        done = self(*arguments, **keywords)
+        assert done.code == 10, (done.code, done.out + done.err)
+        return done
+
     def fails(self, code: int, *arguments: str, **keywords: Any) -> str:
         """What a command that has to fail with this exit code says on standard error."""
         done = self(*arguments, **keywords)
@@ -169,7 +175,9 @@ def zygote() -> Iterator[str]:
     directory = tempfile.mkdtemp(prefix="il-")
     path = f"{directory}/zygote"
     command = [sys.executable, str(Path(__file__).with_name("zygote.py")), path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+    # The size of our own terminal must not be that of the commands.
+    env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         yield path

@@ -40,7 +40,7 @@ def held(cli: Cli) -> tuple[Cli, str, str]:
     cli.write("tools/picky/tool.yaml", TOOL)
     cli.write("tools/picky/main.py", CODE)
     cli.write("policies/main.cedar", "permit(principal, action, resource);\n")
-    said = cli.ok("run", "look", "--input", '{"input": "bad"}').out
+    said = cli.waits("run", "look", "--input", '{"input": "bad"}').out
     (dead_letter,) = cli.ok("dead-letters", "list", "--json").json
     assert f"interlock dead-letters show {dead_letter['dead_letter_id']}" in said
     return cli, run_id_of(said), dead_letter["dead_letter_id"]
@@ -55,9 +55,9 @@ def test_shown_edited_and_requeued(held: tuple[Cli, str, str]) -> None:
     assert shown["input"] == {"input": "bad"}
     # What `show` printed can be given back, edited as a whole …
     cli.write("letter.json", json.dumps({**shown, "input": {"input": 7}}))
-    assert "arguments" in cli.fails(2, "dead-letters", "requeue", dead_letter_id, "--input", "letter.json")
+    assert "arguments" in cli.fails(2, "dead-letters", "requeue", dead_letter_id, "--input", "@letter.json")
     cli.write("letter.json", json.dumps({**shown, "input": {"input": "good"}}))
-    said = cli.ok("dead-letters", "requeue", dead_letter_id, "--input", "letter.json", "--note", "mended").out
+    said = cli.ok("dead-letters", "requeue", dead_letter_id, "--input", "@letter.json", "--note", "mended").out
     assert f"requeued: try (run {run_id})" in said
     assert cli.ok("dead-letters", "list").out == "nothing waits for a decision\n"
     (one,) = cli.ok("dead-letters", "list", "--all", "--json").json
@@ -77,9 +77,11 @@ def test_discarded(held: tuple[Cli, str, str]) -> None:
     cli, run_id, dead_letter_id = held
     for arguments, code in (
         (("dead-letters", "show", "ltr_nosuch"), 3),
-        (("dead-letters", "requeue", dead_letter_id, "--input", "nosuch.json"), 2),
-        (("dead-letters", "requeue", dead_letter_id, "--input", "workflows/look.yaml"), 2),
+        (("dead-letters", "requeue", dead_letter_id, "--input", "@nosuch.json"), 2),
+        (("dead-letters", "requeue", dead_letter_id, "--input", "@workflows/look.yaml"), 2),
         (("dead-letters", "discard", "../runs"), 3),
     ):
         cli.fails(code, *arguments)
+    said = cli.fails(2, "dead-letters", "requeue", dead_letter_id, "--input", "letter.json")
+    assert "for a file write @FILE" in said
     assert f"discarded: try (run {run_id})" in cli.ok("dead-letters", "discard", dead_letter_id).out

@@ -27,7 +27,7 @@ def test_versions_and_the_way_back(cli: Cli, model: FakeModel) -> None:
     (first,) = versions(cli)
     old = first.rstrip("*")
     model.always(answer({"topic": "other", "answer": "?"}))
-    waiting = cli.ok("run", "answer", "-i", QUESTION, "--json").json
+    waiting = cli.waits("run", "answer", "-i", QUESTION, "--json").json
     cli.edit("prompts/answer.yaml", "You answer customers", "You gladly answer customers")
     assert "deployed answer@" in cli.ok("deploy").out
     new, was = versions(cli)
@@ -148,7 +148,7 @@ def test_refused_events_are_listed_and_sent_again(cli: Cli, model: FakeModel) ->
         worker = cli.start("worker")
         worker.says("worker runs")
         model.always(answer({"topic": "other", "answer": "?"}))
-        run_id = cli.ok("run", "answer", "-i", QUESTION, "--json").json["run_id"]
+        run_id = cli.waits("run", "answer", "-i", QUESTION, "--json").json["run_id"]
         deadline = time.monotonic() + 120
         while not (found := cli.ok("events", "refused", "--json").json):
             assert time.monotonic() < deadline

@@ -8,8 +8,8 @@ from .conftest import Cli
 def test_policies_are_listed_shown_and_activated(cli: Cli) -> None:
     cli.ok("deploy")
     first = cli.ok("policies", "list").out.splitlines()
-    assert first[0].split() == ["policy", "set", "stored", "by"]
-    assert first[1].split()[-2:] == ["local-admin", "active"]
+    assert first[0].split() == ["policy", "set", "status", "stored", "by"]
+    assert first[1].split()[1::3] == ["active", "local-admin"]
     assert first[2].split() == ["built-in"]
     version = first[1].split()[0]
     assert cli.ok("policies", "show", version[:8]).out.startswith("// Permissions of this project's workflows.")

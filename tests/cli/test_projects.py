@@ -327,7 +327,7 @@ def test_whatever_goes_wrong_ends_in_a_sentence_and_a_code(
 
 def test_every_command_explains_itself(bare: Cli) -> None:
     said = bare.ok("--help").out
-    commands = re.findall(r"^│ ([a-z]+) ", said, flags=re.MULTILINE)
+    commands = re.findall(r"^  ([a-z]+)  ", said, flags=re.MULTILINE)
     assert {"init", "check", "schema", "eval", "run", "runs", "show", "trace", "cancel", "review"} <= set(commands)
     assert {"dev", "serve", "worker", "migrate", "demo", "doctor", "audit", "keys"} <= set(commands)
     for command in commands:

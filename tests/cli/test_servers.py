@@ -67,7 +67,7 @@ def test_dev_runs_everything_reloads_and_stops_without_a_trace(embedded: Cli, mo
     assert first["status"] == "succeeded"
     assert f"server running at {url}" in cli.ok("doctor").out
     model.always(answer({"topic": "other", "answer": "?"}))
-    waiting = cli.ok("run", "answer", "-i", QUESTION, "--json").json
+    waiting = cli.waits("run", "answer", "-i", QUESTION, "--json").json
     approved = cli.ok("review", "approve", waiting["reviews"][0]["review_id"]).out
     assert "no server runs here" not in approved
     dev.until(lambda: cli.ok("show", waiting["run_id"], "--json").json["status"] == "succeeded")

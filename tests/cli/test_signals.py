@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -46,7 +48,7 @@ def run(text):
 @pytest.fixture
 def listening(cli: Cli) -> tuple[Cli, str]:
     cli.write("workflows/listen.yaml", LISTEN)
-    said = cli.ok("run", "listen").out
+    said = cli.waits("run", "listen").out
     assert 'waits for signal "go"' in said
     return cli, run_id_of(said)
 
@@ -70,6 +72,27 @@ def test_paused_and_resumed(listening: tuple[Cli, str]) -> None:
     assert cli.ok("pause", run_id, "--reason", "later").out == f"asked {run_id} to pause\n"
     assert cli.ok("resume", run_id).out == f"asked {run_id} to resume\n"
     assert "no run" in cli.fails(3, "pause", "run_nosuch")
+
+
+def test_a_moment_is_local_for_people_and_has_an_offset_in_json(cli: Cli) -> None:
+    cli.write("workflows/listen.yaml", LISTEN.replace("signal: go", "signal: go, timeout: 864000"))
+    before = time.time()
+    run_id = run_id_of(cli.waits("run", "listen").out)
+    (wait,) = cli.ok("show", run_id, "--json").json["waits_for"]
+    until = datetime.fromisoformat(wait["until"])
+    assert until.utcoffset() == timedelta(0)
+    assert 863_900 < until.timestamp() - before < 865_000
+    local = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(until.timestamp())))
+    assert f"until {local}: interlock signal" in cli.ok("show", run_id).out
+
+
+def test_a_partial_run_has_its_exit_code(cli: Cli) -> None:
+    cli.write("workflows/many.yaml", MANY.replace(", fallback: [{value: {text: none}}]", ""))
+    cli.write("tools/picky/tool.yaml", TOOL)
+    cli.write("tools/picky/main.py", CODE)
+    cli.write("policies/main.cedar", "permit(principal, action, resource);\n")
+    done = cli("run", "many", "--json", "--input", '{"items": ["good", "bad"]}')
+    assert (done.code, done.json["status"]) == (11, "partial")
 
 
 def test_a_large_run_is_folded(cli: Cli) -> None:

@@ -17,6 +17,8 @@ import sys
 import threading
 from typing import Any
 
+from interlock.cli import installation  # noqa: F401  imported before the forks, like every command
+from interlock.cli.commands import COMMANDS, load
 from interlock.cli.main import main
 
 _running: dict[int, socket.socket] = {}
@@ -78,6 +80,8 @@ def reap(*_: object) -> None:
 
 
 def listen(path: str) -> None:
+    for name in COMMANDS:
+        load(name)
     assert threading.active_count() == 1, "a fork takes one thread with it and leaves the others' locks"
     gc.freeze()  # or every collection in a child would copy all of our memory
     signal.signal(signal.SIGCHLD, reap)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
+from interlock.admission.scopes import QuotaScope
 from interlock.base.errors import Deferred, FailureKind, InvalidInput, Unavailable
 from interlock.base.ids import new_id
 from interlock.store.database import Database
 from interlock.store.queries import QUERIES
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
-
-QuotaScope = Literal["org", "workflow", "tool"]
 
 _MAX_LIMIT = 1_000_000
 _MAX_SECONDS = 86_400

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from interlock.admission.quotas import Quota, QuotaScope
+from interlock.admission.quotas import Quota
+from interlock.admission.scopes import QuotaScope
 from interlock.api.access import Caller, UseCases
 from interlock.api.body import Body, Limit, Name, PathId, QueryId, StrictRoute
 from interlock.api.errors import documented
@@ -137,7 +138,8 @@ async def audit(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> AuditPage:
     """List audit entries in order."""
-    return AuditPage(entries=await services.audit.page(caller, after=after, run_id=run_id, limit=limit))
+    found = await services.audit.page(caller, after=after, run_id=run_id, limit=limit)
+    return AuditPage(entries=found, next=found[-1].seq if len(found) == limit else None)
 
 
 @router.get("/audit/verify", operation_id="verify_audit", responses=documented())

@@ -39,11 +39,11 @@ async def page(
 ) -> DeadLetterPage:
     """List dead letters.
 
-    Oldest first, without values; `after` is the last id of the previous page.
+    Oldest first, without values; `after` is `next` of the previous page.
     """
     wanted = None if status == "all" else status
     found = await services.dead_letters.page(caller, status=wanted, run_id=run_id, after=after, limit=limit)
-    return DeadLetterPage(dead_letters=found)
+    return DeadLetterPage(dead_letters=found, next=found[-1].dead_letter_id if len(found) == limit else None)
 
 
 @router.get("/{dead_letter_id}", operation_id="get_dead_letter", responses=documented(404))

@@ -8,13 +8,12 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from interlock.base.errors import InterlockError
 from interlock.base.json import Json
-from interlock.services.views.base import View
+from interlock.services.views.errors import ErrorBody, ErrorDetail
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
@@ -39,19 +38,6 @@ _MEANINGS = {
     429: "A limit of concurrent use is reached.",
     503: "A required component, such as the database, is down.",
 }
-
-
-class ErrorDetail(View):
-    """Error: a stable code for programs, and one sentence for people."""
-
-    code: str = Field(examples=["not_found"])
-    message: str = Field(examples=['no run "run_0" in this organisation'])
-
-
-class ErrorBody(View):
-    """The body of every error response."""
-
-    error: ErrorDetail
 
 
 Responses = dict[int | str, dict[str, object]]

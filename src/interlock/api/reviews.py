@@ -34,11 +34,11 @@ async def page(
 ) -> ReviewPage:
     """List reviews.
 
-    Oldest first; `after` is the last id of the previous page.
+    Oldest first; `after` is `next` of the previous page.
     """
     wanted = None if status == "all" else status
     found = await services.reviews.page(caller, status=wanted, run_id=run_id, after=after, limit=limit)
-    return ReviewPage(reviews=found)
+    return ReviewPage(reviews=found, next=found[-1].review_id if len(found) == limit else None)
 
 
 @router.get("/{review_id}", operation_id="get_review", responses=documented(404))

@@ -96,10 +96,10 @@ async def page(
 ) -> RunPage:
     """List runs.
 
-    Newest first; `before` is the last id of the previous page.
+    Newest first; `before` is `next` of the previous page.
     """
     found = await services.runs.page(caller, status=status, workflow=workflow, before=before, limit=limit)
-    return RunPage(runs=found)
+    return RunPage(runs=found, next=found[-1].run_id if len(found) == limit else None)
 
 
 @router.get("/{run_id}", operation_id="get_run", responses=documented(404))

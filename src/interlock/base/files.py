@@ -1,4 +1,7 @@
-"""Reading of files that people wrote: regular files of bounded size, so that a pipe or a device stops no command."""
+"""Files: those that people wrote are read with bounds, and private ones are written whole.
+
+Only regular files of bounded size are read, so that a pipe or a device stops no command.
+"""
 
 from __future__ import annotations
 
@@ -39,3 +42,14 @@ def read_text(path: Path) -> str:
 def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
     """The reason in a few words, without the path."""
     return error.strerror or type(error).__name__ if isinstance(error, OSError) else "it is not UTF-8"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only its owner can read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from interlock.base.errors import IntegrityError, InvalidInput
 from interlock.cli.connection import connect
-from interlock.cli.console import out, print_json, status
+from interlock.cli.console import AsJson, moment, out, print_answer, print_json, print_next_page, status
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.views.audit import AuditEntryView, AuditKeys, AuditPage, AuditVerdict
 
 group = typer.Typer(help="The audit log: every action, hash-chained and signed.", no_args_is_help=True)
 
 
 @group.command("verify")
-def verify() -> None:
+def verify(as_json: AsJson = False) -> None:
     """Verify every entry: its hash, its position in the chain, its signature."""
 
     async def main() -> AuditVerdict:
@@ -26,9 +27,12 @@ def verify() -> None:
             return await api.get(AuditVerdict, "/v1/audit/verify")
 
     verdict = asyncio.run(main())
+    if as_json:
+        print_json(verdict)
     if not verdict.ok:
         raise IntegrityError(f"audit: TAMPERED: {verdict.problem}; {verdict.verified} entries before it are valid")
-    out.print(f"audit: {verdict.verified} entries verified")
+    if not as_json:
+        out.print(f"audit: {verdict.verified} entries verified")
 
 
 @group.command("list")
@@ -36,33 +40,34 @@ def list_entries(
     run_id: Annotated[str | None, typer.Option("--run", help="Only entries of this run.")] = None,
     after: Annotated[int, typer.Option(help="Only entries after this number.")] = 0,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Entries in order."""
 
-    async def main() -> list[AuditEntryView]:
+    async def main() -> AuditPage:
         async with connect() as api:
-            return (await api.get(AuditPage, "/v1/audit", run_id=run_id, after=after, limit=limit)).entries
+            return await api.get(AuditPage, "/v1/audit", run_id=run_id, after=after, limit=limit)
 
-    found = asyncio.run(main())
+    page = asyncio.run(main())
     if as_json:
-        print_json(found)
-        return
-    table = Table("#", "time", "what", "who", "on", "decision", box=None, pad_edge=False)
-    for row in found:
-        entry = row.entry
-        time = str(entry["timestamp"])[11:19]
-        table.add_row(
-            str(row.seq),
-            time,
-            *(str(entry[name]) for name in ("event_type", "actor", "resource")),
-            status(str(entry["decision"])),
-        )
-    out.print(table if found else "no entries")
+        print_json(page.entries)
+    elif page.entries:
+        columns = ("#", "time", "what", "decision", "on", "who")
+        print_rows(columns, [_row(one) for one in page.entries], leave_out=("who", "decision", "time"))
+    else:
+        out.print("no entries")
+    print_next_page("--after", page.next)
+
+
+def _row(one: AuditEntryView) -> ListRow:
+    entry = one.entry
+    time = moment(datetime.fromisoformat(str(entry["timestamp"])))
+    what, who, on = (str(entry[name]) for name in ("event_type", "actor", "resource"))
+    return ListRow((str(one.seq), time, what, status(str(entry["decision"])), on, who))
 
 
 @group.command("export")
-def export(file: Path) -> None:
+def export(file: Path, as_json: AsJson = False) -> None:
     """Write the whole log as JSON lines, for the stand-alone verifier or another archive."""
 
     async def main() -> int:
@@ -84,16 +89,17 @@ def export(file: Path) -> None:
         count = asyncio.run(main())
     except OSError as error:
         raise InvalidInput(f"{file}: cannot be written: {error.strerror}") from error
-    out.print(f"{count} entries in {file}")
+    print_answer({"file": str(file), "entries": count}, f"{count} entries in {file}", as_json=as_json)
 
 
 @group.command("key")
-def key() -> None:
+def key(as_json: AsJson = False) -> None:
     """Print the public keys that verify this installation's entries; keep a copy where the log's operators cannot change it."""
 
-    async def main() -> dict[str, str]:
+    async def main() -> AuditKeys:
         async with connect() as api:
-            return (await api.get(AuditKeys, "/v1/audit/key")).keys
+            return await api.get(AuditKeys, "/v1/audit/key")
 
-    for key_id, raw in asyncio.run(main()).items():
-        out.print(f"{key_id}={raw}", soft_wrap=True)
+    found = asyncio.run(main())
+    lines = [f"{key_id}={raw}" for key_id, raw in found.keys.items()]
+    print_answer(found, "\n".join(lines), as_json=as_json)

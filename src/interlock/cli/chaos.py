@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import shutil
 import tempfile
@@ -15,9 +14,9 @@ import typer
 from interlock.base.errors import InvalidInput, Unavailable
 from interlock.chaos.drill import ChaosPlan, Drill
 from interlock.chaos.faults import FAULTS
-from interlock.chaos.report import OK, ChaosReport
+from interlock.chaos.report import OK
 from interlock.cli.connection import settings_here
-from interlock.cli.console import errors, out
+from interlock.cli.console import AsJson, errors, out, print_json
 from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
 
@@ -39,12 +38,10 @@ def chaos(
     database: Annotated[
         str | None, typer.Option(help="Database to use instead of database.url of the settings.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Inject faults while runs are in progress, and compare the effects with a counter outside."""
     chosen = _faults(faults)
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise InvalidInput(f"--json: {json_file.parent} is not a directory; create it first")
     problems = asyncio.run(probe_sandbox())
     if problems:
         raise Unavailable(" ".join(problems))
@@ -70,7 +67,10 @@ def chaos(
     except KeyboardInterrupt:
         shutil.rmtree(home, ignore_errors=True)
         raise
-    _show(report, json_file)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        out.print(report.table())
     if report.exit_code == OK:
         shutil.rmtree(home, ignore_errors=True)
         return
@@ -86,9 +86,3 @@ def _faults(text: str) -> tuple[str, ...]:
     if not chosen:
         raise InvalidInput(f"--faults: name at least one of {','.join(FAULTS)}")
     return chosen
-
-
-def _show(report: ChaosReport, file: Path | None) -> None:
-    out.print(report.table())
-    if file is not None:
-        file.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")

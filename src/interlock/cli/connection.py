@@ -8,22 +8,18 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import BinaryIO, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
 
-from interlock.api.errors import ErrorBody
-from interlock.api.server import create_api
-from interlock.app import App
 from interlock.base import errors
 from interlock.base.errors import InterlockError, InvalidInput, Unavailable
-from interlock.base.settings import Settings, load_settings, on_own_machine
-from interlock.definitions.project import read_project
-from interlock.services.administration import write_private
+from interlock.base.files import write_private
+from interlock.base.settings import Settings, load_settings
+from interlock.cli.location import project_directory
 from interlock.services.views.base import View
-from interlock.telemetry import logs
+from interlock.services.views.errors import ErrorBody
 
 SELF_APPROVAL = (
     "on this machine you may approve what you asked for yourself (review.self_approval); a server refuses that"
@@ -124,8 +120,8 @@ def _error_of(response: httpx.Response) -> InterlockError:
 
 
 def settings_here() -> Settings:
-    """Settings of the project in the current directory."""
-    return load_settings(Path.cwd())
+    """Settings of the project."""
+    return load_settings(project_directory())
 
 
 @asynccontextmanager
@@ -149,19 +145,10 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
         return
     if settings.database.url is None and not worker and not (settings.data_dir / "pg").exists():
         raise errors.NotFound("nothing has run in this directory yet; start with `interlock dev` or `interlock run`")
-    # Read before anything is opened, so that no files are created in a directory without a project.
-    project = read_project(Path.cwd(), settings) if worker else None
-    logs.configure(level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl")
-    async with App(Path.cwd(), on_own_machine(settings)) as app:
-        principal, key = await app.admin.local_principal()
-        if project is not None:
-            await app.admin.deploy(principal, project)
-            await app.start_worker()
-        transport = httpx.ASGITransport(create_api(app.services, payload_bytes=settings.limits.payload_bytes))
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://interlock", headers={"Authorization": f"Bearer {key}"}, timeout=120
-        ) as client:
-            yield Api(client, url=None)
+    from interlock.cli.installation import opened_api
+
+    async with opened_api(settings, worker=worker) as client:
+        yield Api(client, url=None)
 
 
 @contextlib.contextmanager

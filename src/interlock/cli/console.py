@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console, ConsoleDimensions
-from rich.table import Table
 from rich.text import Text
 
+from interlock.base.json import JsonObject
 from interlock.services.views.base import Cost, View
 
 # Output may come from models, tools and unknown people: control characters could control the terminal, and bidi marks
@@ -22,7 +22,7 @@ _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 _PIPE_COLUMNS = 240
-_Shown = TypeVar("_Shown", bound=View)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class _Plain(Console):
@@ -67,8 +67,8 @@ def seconds(start: datetime | None, end: datetime | None) -> str:
 
 
 def moment(at: datetime | None) -> str:
-    """A moment in UTC to the second; empty for None."""
-    return at.astimezone(UTC).isoformat(sep=" ", timespec="seconds")[:19] if at else ""
+    """A moment in local time, with its date, to the second; empty for None."""
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}" if at else ""
 
 
 def short(path: Path) -> str:
@@ -91,27 +91,24 @@ def _plain(value: object) -> object:
     return value.to_json() if isinstance(value, View) else value
 
 
-def print_page(
-    found: Sequence[_Shown],
-    table: Table,
-    cells: Callable[[_Shown], tuple[str | Text, ...]],
-    *,
-    as_json: bool,
-    empty: str = "nothing waits for a decision",
-) -> None:
-    """Prints a page of a list: as JSON, as a table with one row of cells for each, or what an empty page means."""
+def print_next_page(option: str, last: str | int | None) -> None:
+    """Says on standard error how to list what follows a page that is not the last."""
+    if last is not None:
+        errors.print(f"more with {option} {last}", style="dim", soft_wrap=True)
+
+
+def print_answer(answer: View | JsonObject, text: str, *, as_json: bool) -> None:
+    """Prints what a command did: the answer as JSON, or a sentence."""
     if as_json:
-        print_json(list(found))
-        return
-    for one in found:
-        table.add_row(*cells(one))
-    out.print(table if found else empty)
+        print_json(answer)
+    else:
+        out.print(text, soft_wrap=True)
 
 
 def print_next_worker(url: str | None) -> None:
     """Says when a run continues that no server, and so no worker of it, continues now."""
     if url is None:
-        out.print("no server runs here; the run continues with the next `interlock dev` or `interlock worker`")
+        errors.print("no server runs here; the run continues with the next `interlock dev` or `interlock worker`")
 
 
 def print_json(value: object) -> None:

@@ -6,12 +6,12 @@ import asyncio
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
 
 from interlock.base.json import JsonObject
 from interlock.cli.connection import connect, segment
-from interlock.cli.console import out, print_json, print_next_worker, print_page, status
-from interlock.cli.runs import read_json
+from interlock.cli.console import AsJson, out, print_answer, print_json, print_next_page, print_next_worker, status
+from interlock.cli.inputs import read_json
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.views.dead_letters import DeadLetterDetail, DeadLetterPage, DeadLetterView
 
 group = typer.Typer(help="The dead-letter queue: finally failed work that waits for an operator.", no_args_is_help=True)
@@ -25,40 +25,35 @@ def list_dead_letters(
     run: Annotated[str | None, typer.Option(help="Only dead letters of this run.")] = None,
     after: Annotated[str | None, typer.Option(help="The last dead letter of the previous page.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List open dead letters, oldest first."""
 
-    async def main() -> list[DeadLetterView]:
+    async def main() -> DeadLetterPage:
         async with connect() as api:
             query = {"status": "all" if every else None, "run_id": run, "after": after, "limit": limit}
-            return (await api.get(DeadLetterPage, "/v1/dead-letters", **query)).dead_letters
+            return await api.get(DeadLetterPage, "/v1/dead-letters", **query)
 
-    table = Table(
-        Column("dead_letter", no_wrap=True, min_width=30),
-        *("about", "workflow", "step", "status", "why", "run"),
-        box=None,
-        pad_edge=False,
-    )
-    print_page(
-        asyncio.run(main()),
-        table,
-        lambda one: (
-            one.dead_letter_id,
-            one.purpose,
-            one.workflow,
-            one.step,
-            status(one.status),
-            one.reason,
-            one.run_id,
-        ),
-        as_json=as_json,
-    )
+    page = asyncio.run(main())
+    if as_json:
+        print_json(page.dead_letters)
+    elif page.dead_letters:
+        optional = ("about", "workflow", "step", "run")
+        columns = ("dead_letter", "status", "run", "workflow", "step", "about")
+        print_rows(columns, [_row(one) for one in page.dead_letters], note="why", leave_out=optional)
+    else:
+        out.print("nothing waits for a decision")
+    print_next_page("--after", page.next)
+
+
+def _row(one: DeadLetterView) -> ListRow:
+    cells = (one.dead_letter_id, status(one.status), one.run_id, one.workflow, one.step, one.purpose)
+    return ListRow(cells, one.reason)
 
 
 @group.command("show")
-def show(dead_letter_id: str) -> None:
-    """Print one dead letter as JSON. Its `input` can be edited and passed to `requeue --input`."""
+def show(dead_letter_id: str, as_json: AsJson = False) -> None:  # noqa: ARG001  JSON is its only form
+    """Print one dead letter as JSON. Its `input` can be edited and passed to `requeue --input @FILE`."""
 
     async def main() -> DeadLetterDetail:
         async with connect() as api:
@@ -76,29 +71,30 @@ def requeue(
         typer.Option(
             "--input",
             "-i",
-            help="FILE, or - for standard input: other arguments as a JSON object, or the edited output of `show`.",
+            help="JSON, @FILE, or - for standard input: other arguments, or the edited output of `show`.",
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Retry the step, its compensation, or the whole run."""
     arguments = None
     if value is not None:
-        arguments = read_json("-" if value == "-" else f"@{value.removeprefix('@')}", option="--input")
+        arguments = read_json(value, option="--input")
         if isinstance(arguments, dict) and arguments.get("dead_letter_id") == dead_letter_id:
             arguments = arguments.get("input")
     decided, url = _post(dead_letter_id, "requeue", {"note": note, "input": arguments})
-    if decided.new_run:
-        out.print(f"requeued as run {decided.new_run}")
-    else:
-        out.print(f"requeued: {decided.step or 'the run'} (run {decided.run_id})")
+    place = f"{decided.step or 'the run'} (run {decided.run_id})"
+    text = f"requeued as run {decided.new_run}" if decided.new_run else f"requeued: {place}"
+    print_answer(decided, text, as_json=as_json)
     print_next_worker(url)
 
 
 @group.command("discard")
-def discard(dead_letter_id: str, note: Note = "") -> None:
+def discard(dead_letter_id: str, note: Note = "", as_json: AsJson = False) -> None:
     """Give up: a held step fails its run, an effect that was not compensated stays, a failed run stays failed."""
     decided, url = _post(dead_letter_id, "discard", {"note": note})
-    out.print(f"discarded: {decided.step or 'the run'} (run {decided.run_id})")
+    text = f"discarded: {decided.step or 'the run'} (run {decided.run_id})"
+    print_answer(decided, text, as_json=as_json)
     print_next_worker(url)
 
 

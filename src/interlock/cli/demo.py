@@ -33,10 +33,9 @@ from interlock.cli.connection import Api
 from interlock.cli.console import errors, out, seconds, short, status, usd
 from interlock.gateway.weights import ensure_weights
 from interlock.sandbox.check import probe_sandbox
-from interlock.services.runs import is_over
 from interlock.services.views.audit import AuditVerdict
 from interlock.services.views.reviews import ReviewPage, ReviewView
-from interlock.services.views.runs import RunPage, RunResult, RunSummary, RunView, StartedRun
+from interlock.services.views.runs import RunPage, RunResult, RunSummary, RunView, StartedRun, is_over
 from interlock.telemetry import logs
 
 WORKFLOW = "support_triage"

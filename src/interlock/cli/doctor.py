@@ -9,8 +9,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import typer
 from rich.text import Text
@@ -18,7 +17,8 @@ from rich.text import Text
 from interlock.base.errors import InterlockError, Unavailable
 from interlock.base.settings import Settings
 from interlock.cli.connection import find_server, settings_here
-from interlock.cli.console import out
+from interlock.cli.console import AsJson, out, print_json
+from interlock.cli.location import project_directory
 from interlock.definitions.project import read_project
 from interlock.gateway.catalog import parse_pin
 from interlock.gateway.weights import verify as verify_weights
@@ -41,17 +41,22 @@ def register(cli: typer.Typer) -> None:
     cli.command("doctor")(doctor)
 
 
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check this host and report what is missing."""
     settings = settings_here()
+    findings = list(_look(settings)) if as_json else _look(settings)
+    if as_json:
+        print_json({"findings": [asdict(one) for one in findings]})
     fatal = False
-    for finding in _look(settings):
+    for finding in findings:
+        fatal = fatal or (finding.fatal and finding.problem is not None)
+        if as_json:
+            continue
         if finding.problem is None:
             out.print(Text.assemble(("ok", "green"), f"    {finding.what}"))
         else:
             mark = ("no  ", "red") if finding.fatal else ("note", "yellow")
             out.print(Text.assemble(mark, f"  {finding.what}: {finding.problem}"), soft_wrap=True)
-            fatal = fatal or finding.fatal
     if fatal:
         raise typer.Exit(Unavailable.exit_code)
 
@@ -144,7 +149,7 @@ def _port(settings: Settings) -> DoctorFinding:
 
 
 def _project(settings: Settings) -> DoctorFinding:
-    here = Path.cwd()
+    here = project_directory()
     if not (here / "workflows").is_dir():
         return DoctorFinding("project", "none in this directory; `interlock init my-agent` writes one", fatal=False)
     try:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from interlock.base.errors import InvalidInput
-from interlock.cli.console import moment, out, print_json
-from interlock.cli.fleet import login, opened
+from interlock.cli.console import AsJson, moment, out, print_answer, print_json
+from interlock.cli.fleet import login
+from interlock.cli.installation import opened
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.use_cases import Services
 from interlock.services.views.installation import RefusedEventView
 
@@ -17,7 +18,7 @@ group = typer.Typer(help="Events that a receiver, such as the webhook, did not t
 
 
 @group.command("refused")
-def refused(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def refused(as_json: AsJson = False) -> None:
     """List events that their receivers refused, oldest first; they are not sent again by themselves."""
 
     async def look(services: Services) -> list[RefusedEventView]:
@@ -27,17 +28,22 @@ def refused(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     if as_json:
         print_json(found)
         return
-    table = Table("event", "receiver", "topic", "run", "tries", "refused", "reason", box=None, pad_edge=False)
-    for one in found:
-        row = (one.event_id, one.sink, one.topic, one.run_id, one.tries, moment(one.failed_at), one.reason)
-        table.add_row(*(str(part) for part in row))
-    out.print(table if found else "no event was refused")
+    if not found:
+        out.print("no event was refused")
+        return
+    rows = [
+        ListRow((str(one.event_id), one.sink, one.topic, one.run_id, str(one.tries), moment(one.failed_at)), one.reason)
+        for one in found
+    ]
+    columns = ("event", "receiver", "topic", "run", "tries", "refused")
+    print_rows(columns, rows, note="reason", leave_out=("tries", "refused", "topic"))
 
 
 @group.command("requeue")
 def requeue(
     event: Annotated[int | None, typer.Argument(help="Only this one; `interlock events refused` lists them.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All that were refused.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Send refused events again, with the same ids; later events of the same run may have arrived meanwhile."""
     if (event is None) != every:
@@ -47,4 +53,5 @@ def requeue(
         return await services.administration.requeue_events(event, login=login())
 
     requeued = opened(ask)
-    out.print(f"{requeued} to be sent again" if requeued else "no event was refused")
+    text = f"{requeued} to be sent again" if requeued else "no event was refused"
+    print_answer({"requeued": requeued}, text, as_json=as_json)

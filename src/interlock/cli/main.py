@@ -5,47 +5,60 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 
 from interlock.base.errors import InterlockError, Unavailable
-from interlock.cli import (
-    audit,
-    chaos,
-    dead_letters,
-    demo,
-    doctor,
-    events,
-    fleet,
-    keys,
-    policies,
-    projects,
-    quotas,
-    reviews,
-    runs,
-    servers,
-    simulate,
-)
-from interlock.cli.console import errors as console
+from interlock.cli.commands import COMMANDS, LazyGroup
+from interlock.cli.location import choose_project
 
 cli = typer.Typer(
     name="interlock",
-    help="Run AI agents in production: durable workflows with budgets, policies, reviews and an audit log.",
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
-for group in (projects, servers, demo, runs, doctor, fleet, chaos, simulate):
-    group.register(cli)
-cli.add_typer(reviews.group, name="review")
-cli.add_typer(dead_letters.group, name="dead-letters")
-cli.add_typer(events.group, name="events")
-cli.add_typer(audit.group, name="audit")
-cli.add_typer(keys.group, name="keys")
-cli.add_typer(policies.group, name="policies")
-cli.add_typer(quotas.group, name="quota")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"interlock {version('interlock')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    project: Annotated[
+        Path | None,
+        typer.Option(
+            "--project",
+            "-C",
+            metavar="DIRECTORY",
+            help="Directory of the project. Without it: the nearest one with interlock.toml or workflows/,"
+            " from the working directory upwards.",
+        ),
+    ] = None,
+    version: Annotated[  # noqa: ARG001  its callback prints it
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run AI agents in production: durable workflows with budgets, policies, reviews and an audit log."""
+    if project is not None:
+        choose_project(project)
+
+
+def _not_loaded() -> None:
+    raise AssertionError("LazyGroup replaces this by the command itself")
+
+
+for _name, _entry in COMMANDS.items():
+    cli.command(_name, help=_entry.help)(_not_loaded)
 
 
 def main() -> None:
@@ -82,6 +95,8 @@ def _terminate(*_: object) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    from interlock.cli.console import errors as console
+
     console.print(message, style="red", soft_wrap=True)
     sys.exit(code)
 

@@ -6,10 +6,10 @@ import asyncio
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from interlock.cli.connection import connect, segment
-from interlock.cli.console import moment, out
+from interlock.cli.console import AsJson, moment, print_answer, print_json
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.views.policies import PolicyActivation, PolicySetList, PolicySetText, PolicySetView
 
 group = typer.Typer(
@@ -20,34 +20,39 @@ Policy = Annotated[str, typer.Argument(help="The version or its beginning, or bu
 
 
 @group.command("list")
-def list_policies() -> None:
+def list_policies(as_json: AsJson = False) -> None:
     """List the policy sets, newest first."""
 
     async def main() -> list[PolicySetView]:
         async with connect() as api:
             return (await api.get(PolicySetList, "/v1/policies")).policies
 
-    table = Table("policy set", "stored", "by", "", box=None, pad_edge=False)
-    for one in asyncio.run(main()):
-        stored = "" if one.created_at is None else moment(one.created_at)
-        name = "built-in" if one.built_in else one.version
-        table.add_row(name, stored, one.created_by or "", "active" if one.active else "")
-    out.print(table)
+    found = asyncio.run(main())
+    if as_json:
+        print_json(found)
+        return
+    print_rows(("policy set", "status", "stored", "by"), [_row(one) for one in found], leave_out=("by", "stored"))
+
+
+def _row(one: PolicySetView) -> ListRow:
+    name = "built-in" if one.built_in else one.version
+    return ListRow((name, "active" if one.active else "", moment(one.created_at), one.created_by or ""))
 
 
 @group.command("show")
-def show(policy: Policy) -> None:
+def show(policy: Policy, as_json: AsJson = False) -> None:
     """Print the Cedar text of a policy set."""
 
     async def main() -> PolicySetText:
         async with connect() as api:
             return await api.get(PolicySetText, f"/v1/policies/{segment(policy)}")
 
-    out.print(asyncio.run(main()).text, markup=False, highlight=False, soft_wrap=True)
+    found = asyncio.run(main())
+    print_answer(found, found.text, as_json=as_json)
 
 
 @group.command("activate")
-def activate(policy: Policy) -> None:
+def activate(policy: Policy, as_json: AsJson = False) -> None:
     """Put a policy set in force for every call, also of runs in flight."""
 
     async def main() -> PolicyActivation:
@@ -56,4 +61,5 @@ def activate(policy: Policy) -> None:
 
     found = asyncio.run(main())
     name = "the built-in policy set" if found.built_in else f"policy set {found.version}"
-    out.print(f"{name} is active" if found.changed else f"nothing to do: {name} is active already", soft_wrap=True)
+    text = f"{name} is active" if found.changed else f"nothing to do: {name} is active already"
+    print_answer(found, text, as_json=as_json)

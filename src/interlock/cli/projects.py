@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import asdict
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -11,19 +12,18 @@ from typing import Annotated, Literal
 
 import typer
 from pydantic import BaseModel
-from rich.table import Table
 
-from interlock.api.server import create_api
 from interlock.base.errors import Conflict, InvalidInput, StepError
 from interlock.base.json import Json
 from interlock.base.settings import LimitSettings
 from interlock.cli.connection import Api, connect, settings_here
-from interlock.cli.console import out, print_json, status
+from interlock.cli.console import AsJson, out, print_json, status
+from interlock.cli.listing import ListRow, print_rows
+from interlock.cli.location import project_directory
 from interlock.cli.waiting import needs_a_person
 from interlock.definitions.project import read_project
 from interlock.evals.suite import EvalReport, EvaluatedRun, StepFacts, read_suites, run_case
-from interlock.services.runs import is_over
-from interlock.services.views.runs import RunResult, RunView, StartedRun
+from interlock.services.views.runs import RunResult, RunView, StartedRun, is_over
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import PromptSpec
 from interlock.workflows.spec import Workflow
@@ -36,7 +36,7 @@ def register(cli: typer.Typer) -> None:
     cli.command("eval")(evaluate)
 
 
-def init(directory: Path) -> None:
+def init(directory: Path, as_json: AsJson = False) -> None:
     """Create a small working project: workflow, prompt, tool, policy, eval case."""
     name = directory.resolve().name
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,62}", name):
@@ -50,23 +50,35 @@ def init(directory: Path) -> None:
         _copy(template, directory, name)
     except OSError as error:
         raise InvalidInput(f"{directory}: cannot be created: {error.strerror}") from error
+    if as_json:
+        print_json({"directory": str(directory.resolve())})
+        return
     out.print(f"created {directory}; next:\n  cd {directory}")
     out.print("""  interlock run answer --input '{"question": "How do I get my money back?"}'""")
     out.print("  interlock dev")
 
 
-def check() -> None:
+def check(as_json: AsJson = False) -> None:
     """Check the project in this directory: every file, and the references between them."""
-    project = read_project(Path.cwd(), settings_here())
+    project = read_project(project_directory(), settings_here())
+    if as_json:
+        found = {one.name: one.version for one in project.definitions.values()}
+        print_json({"workflows": found, "notes": list(project.notes)})
+        return
     for definition in project.definitions.values():
         out.print(f"{definition.name}@{definition.version}  ok")
     for note in project.notes:
         out.print(f"note: {note}", style="dim", soft_wrap=True)
 
 
-def schema(kind: Annotated[Literal["workflow", "tool", "prompt", "openapi"], typer.Argument()] = "workflow") -> None:
+def schema(
+    kind: Annotated[Literal["workflow", "tool", "prompt", "openapi"], typer.Argument()] = "workflow",
+    as_json: AsJson = False,  # noqa: ARG001  JSON is its only form
+) -> None:
     """Print the JSON Schema of a definition file, or the API's OpenAPI document; for editors and other tools."""
     if kind == "openapi":
+        from interlock.api.server import create_api
+
         print_json(create_api(None, payload_bytes=LimitSettings().payload_bytes).openapi())
         return
     models: dict[str, type[BaseModel]] = {"workflow": Workflow, "tool": ToolContract, "prompt": PromptSpec}
@@ -74,9 +86,9 @@ def schema(kind: Annotated[Literal["workflow", "tool", "prompt", "openapi"], typ
     print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **document})
 
 
-def evaluate() -> None:
+def evaluate(as_json: AsJson = False) -> None:
     """Run the cases in evals/ and compare the results; exit code 7 if any fails."""
-    suites = read_suites(Path.cwd() / "evals")
+    suites = read_suites(project_directory() / "evals")
 
     async def main() -> list[EvalReport]:
         async with connect(worker=True) as api:
@@ -87,16 +99,19 @@ def evaluate() -> None:
             return [await run_case(run, suite, case) for suite in suites for case in suite.cases]
 
     reports = asyncio.run(main())
-    table = Table("case", "workflow", "", "why", box=None, pad_edge=False)
-    for report in reports:
-        table.add_row(
-            report.case, report.workflow, status("succeeded" if report.passed else "failed"), "; ".join(report.problems)
-        )
-    out.print(table)
     passed = sum(report.passed for report in reports)
-    out.print(f"{passed} of {len(reports)} cases passed")
+    if as_json:
+        print_json({"passed": passed, "cases": [asdict(report) for report in reports]})
+    else:
+        print_rows(("case", "workflow", "status"), [_row(one) for one in reports], note="why")
+        out.print(f"{passed} of {len(reports)} cases passed")
     if passed < len(reports):
         raise typer.Exit(StepError.exit_code)
+
+
+def _row(report: EvalReport) -> ListRow:
+    state = status("succeeded" if report.passed else "failed")
+    return ListRow((report.case, report.workflow, state), "; ".join(report.problems))
 
 
 async def _run(api: Api, workflow: str, value: Json) -> EvaluatedRun:

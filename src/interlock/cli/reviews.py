@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Column, Table
 
-from interlock.base.errors import InvalidInput
 from interlock.base.json import Json
 from interlock.cli.connection import SELF_APPROVAL, connect, segment, settings_here
-from interlock.cli.console import errors, out, print_json, print_next_worker, print_page, status
+from interlock.cli.console import (
+    AsJson,
+    errors,
+    out,
+    print_answer,
+    print_json,
+    print_next_page,
+    print_next_worker,
+    status,
+)
+from interlock.cli.inputs import read_json
+from interlock.cli.listing import ListRow, print_rows
 from interlock.services.views.reviews import ReviewPage, ReviewView
 
 group = typer.Typer(help="Reviews: questions that wait for a person's decision.", no_args_is_help=True)
@@ -25,28 +33,31 @@ def list_reviews(
     every: Annotated[bool, typer.Option("--all", help="Also decided ones.")] = False,
     after: Annotated[str | None, typer.Option(help="The last review of the previous page.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List open reviews, oldest first."""
 
-    async def main() -> list[ReviewView]:
+    async def main() -> ReviewPage:
         async with connect() as api:
             wanted = "all" if every else None
-            return (await api.get(ReviewPage, "/v1/reviews", status=wanted, after=after, limit=limit)).reviews
+            return await api.get(ReviewPage, "/v1/reviews", status=wanted, after=after, limit=limit)
 
-    table = Table(
-        Column("review", no_wrap=True, min_width=30), "workflow", "status", "question", "by", box=None, pad_edge=False
-    )
-    print_page(
-        asyncio.run(main()),
-        table,
-        lambda one: (one.review_id, one.workflow, status(one.status), one.title, one.decided_by or ""),
-        as_json=as_json,
-    )
+    page = asyncio.run(main())
+    if as_json:
+        print_json(page.reviews)
+    elif page.reviews:
+        rows = [
+            ListRow((one.review_id, one.workflow, status(one.status), one.decided_by or ""), one.title)
+            for one in page.reviews
+        ]
+        print_rows(("review", "workflow", "status", "by"), rows, note="question", leave_out=("by", "workflow"))
+    else:
+        out.print("nothing waits for a decision")
+    print_next_page("--after", page.next)
 
 
 @group.command("show")
-def show(review_id: str) -> None:
+def show(review_id: str, as_json: AsJson = False) -> None:  # noqa: ARG001  JSON is its only form
     """Print one review, with all values for the reviewer."""
 
     async def main() -> ReviewView:
@@ -61,25 +72,26 @@ def approve(
     review_id: str,
     note: Note = "",
     output: Annotated[
-        str | None, typer.Option(help="For an interrupted tool call that took effect: its output, as JSON.")
+        str | None,
+        typer.Option(
+            help="For an interrupted tool call that took effect: its output: JSON, @FILE, or - for standard input."
+        ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Approve a review; the run continues."""
-    try:
-        value = json.loads(output) if output is not None else None
-    except ValueError as error:
-        raise InvalidInput(f"--output is not JSON: {error}") from error
-    _decide(review_id, "approve", note, value)
+    value = read_json(output, option="--output") if output is not None else None
+    _decide(review_id, "approve", note, value, as_json=as_json)
 
 
 @group.command("reject")
-def reject(review_id: str, note: Note = "") -> None:
+def reject(review_id: str, note: Note = "", as_json: AsJson = False) -> None:
     """Reject a review; the run takes the other branch, or fails and its effects are compensated."""
-    _decide(review_id, "reject", note, None)
+    _decide(review_id, "reject", note, None, as_json=as_json)
 
 
 @group.command("revoke")
-def revoke(review_id: str) -> None:
+def revoke(review_id: str, as_json: AsJson = False) -> None:
     """Revoke an approval before the tool was called with it."""
 
     async def main() -> ReviewView:
@@ -87,10 +99,10 @@ def revoke(review_id: str) -> None:
             return await api.post(ReviewView, f"/v1/reviews/{segment(review_id)}/revocation", {})
 
     review = asyncio.run(main())
-    out.print(f"revoked: {review.title} (run {review.run_id})")
+    print_answer(review, f"revoked: {review.title} (run {review.run_id})", as_json=as_json)
 
 
-def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, output: Json) -> None:
+def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, output: Json, *, as_json: bool) -> None:
     async def main() -> tuple[ReviewView, str | None]:
         async with connect() as api:
             body = {"decision": decision, "note": note, "output": output}
@@ -98,7 +110,7 @@ def _decide(review_id: str, decision: Literal["approve", "reject"], note: str, o
             return decided, api.url
 
     review, url = asyncio.run(main())
-    out.print(f"{review.status}: {review.title} (run {review.run_id})")
+    print_answer(review, f"{review.status}: {review.title} (run {review.run_id})", as_json=as_json)
     if url is None and decision == "approve" and settings_here().review.self_approval is None:
         errors.print(SELF_APPROVAL, style="dim")
     print_next_worker(url)

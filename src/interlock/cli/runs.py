@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
-from interlock.base.errors import InvalidInput, StepError
-from interlock.base.json import InvalidJson, Json, JsonObject, parse_json
+from interlock.base.errors import InvalidInput
+from interlock.base.json import JsonObject
+from interlock.cli import exits
 from interlock.cli.connection import Api, V, connect, segment
-from interlock.cli.console import out, print_json, seconds, status, usd, visible
+from interlock.cli.console import (
+    AsJson,
+    moment,
+    out,
+    print_answer,
+    print_json,
+    print_next_page,
+    seconds,
+    status,
+    usd,
+    visible,
+)
+from interlock.cli.inputs import read_json
+from interlock.cli.listing import ListRow, print_rows
 from interlock.cli.waiting import MAX_LINES, needs_a_person, print_steps, print_value, print_waits, wait_text
-from interlock.services.runs import is_over
 from interlock.services.views.reviews import ReviewPage
 from interlock.services.views.runs import (
     ReviewWait,
@@ -30,11 +41,17 @@ from interlock.services.views.runs import (
     SpanView,
     StartedRun,
     Trace,
+    is_over,
 )
 
 _POLL_SECONDS = 0.15
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_EXIT_CODES = {
+    "waiting": exits.WAITING,
+    "partial": exits.PARTIAL,
+    "failed": exits.FAILED,
+    "dead": exits.FAILED,
+    "cancelled": exits.FAILED,
+}
 
 
 def register(cli: typer.Typer) -> None:
@@ -56,8 +73,12 @@ def run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a run and follow it until it ends or waits for a person."""
-    parsed = read_json(value)
+    """Start a run and follow it until it ends or waits for a person.
+
+    The exit code is 0 if it succeeded, 7 if it failed or was cancelled, 10 if it waits for a person or a signal, and 11 if
+    it ended as partial.
+    """
+    parsed = read_json(value, option="--input")
 
     async def main() -> tuple[RunView, RunResult | ReviewPage]:
         async with connect(worker=True) as api:
@@ -74,55 +95,46 @@ def run(
 
     found, more = asyncio.run(main())
     if as_json:
-        print_json(found.to_json() | more.to_json())
+        shown = more.to_json()
+        shown.pop("next", None)  # of the page of reviews
+        print_json(found.to_json() | shown)
     else:
         _print_outcome(found, more)
-    if found.status in {"failed", "dead", "cancelled"}:
-        raise typer.Exit(StepError.exit_code)
+    if code := _EXIT_CODES.get(found.status, 0):
+        raise typer.Exit(code)
 
 
 def runs(
     state: Annotated[str | None, typer.Option("--status", help="Only runs with this status.")] = None,
     workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
+    before: Annotated[str | None, typer.Option(help="The last run of the previous page.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first."""
 
-    async def main() -> list[RunSummary]:
+    async def main() -> RunPage:
         async with connect() as api:
-            return (await api.get(RunPage, "/v1/runs", status=state, workflow=workflow, limit=limit)).runs
+            query = {"status": state, "workflow": workflow, "before": before, "limit": limit}
+            return await api.get(RunPage, "/v1/runs", **query)
 
-    found = asyncio.run(main())
+    page = asyncio.run(main())
     if as_json:
-        print_json(found)
-        return
-    table = Table(
-        Column("run", no_wrap=True, min_width=30),
-        "workflow",
-        "status",
-        "steps",
-        "tokens",
-        "USD",
-        "seconds",
-        "why",
-        box=None,
-        pad_edge=False,
-    )
-    for one in found:
-        tokens = str(one.input_tokens + one.output_tokens)
-        took = seconds(one.created_at, one.finished_at)
-        table.add_row(
-            one.run_id,
-            one.workflow,
-            status(one.status),
-            str(one.steps_done),
-            tokens,
-            usd(one),
-            took,
-            one.reason or "",
-        )
-    out.print(table if found else "no runs yet")
+        print_json(page.runs)
+    elif page.runs:
+        columns = ("run", "workflow", "status", "started", "seconds", "steps", "tokens", "USD")
+        optional = ("steps", "tokens", "USD", "seconds", "workflow", "started")
+        print_rows(columns, [_row(one) for one in page.runs], note="why", leave_out=optional)
+    else:
+        out.print("no runs yet" if before is None else "no earlier runs")
+    print_next_page("--before", page.next)
+
+
+def _row(one: RunSummary) -> ListRow:
+    tokens = str(one.input_tokens + one.output_tokens)
+    took = seconds(one.created_at, one.finished_at)
+    cells = (one.run_id, one.workflow, status(one.status), moment(one.created_at), took)
+    return ListRow((*cells, str(one.steps_done), tokens, usd(one)), one.reason or "")
 
 
 def show(
@@ -186,15 +198,14 @@ def trace(run_id: str, as_json: AsJson = False) -> None:
         out.print(waterfall(spans))
 
 
-def cancel(run_id: str, reason: Annotated[str, typer.Option(help="Recorded in the audit log.")] = "") -> None:
+def cancel(
+    run_id: str,
+    reason: Annotated[str, typer.Option(help="Recorded in the audit log.")] = "",
+    as_json: AsJson = False,
+) -> None:
     """Cancel a run; its effects are compensated if their tools can."""
-
-    async def main() -> None:
-        async with connect() as api:
-            await api.post(RunRef, f"/v1/runs/{segment(run_id)}/cancel", {"reason": reason})
-
-    asyncio.run(main())
-    out.print(f"asked {run_id} to stop")
+    answer = _post(RunRef, f"/v1/runs/{segment(run_id)}/cancel", {"reason": reason})
+    print_answer(answer, f"asked {run_id} to stop", as_json=as_json)
 
 
 def signal(
@@ -202,27 +213,33 @@ def signal(
     name: str,
     payload: Annotated[str, typer.Option("--payload", "-p", help="JSON, @FILE, or - for standard input.")] = "{}",
     key: Annotated[str | None, typer.Option(help="The same key counts once, however often it is sent.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Send a signal to a run, whose workflow waits for it now or later."""
     body = {"payload": read_json(payload, option="--payload")}
     headers = {"Idempotency-Key": _header(key)} if key else None
-    sent = _tell(SentSignal, f"/v1/runs/{segment(run_id)}/signals/{segment(name)}", body, headers)
-    out.print(f"sent {name} to {run_id}" if sent.new else f"{name} was sent to {run_id} already")
+    sent = _post(SentSignal, f"/v1/runs/{segment(run_id)}/signals/{segment(name)}", body, headers)
+    text = f"sent {name} to {run_id}" if sent.new else f"{name} was sent to {run_id} already"
+    print_answer(sent, text, as_json=as_json)
 
 
-def pause(run_id: str, reason: Annotated[str, typer.Option(help="Goes on record.")] = "") -> None:
+def pause(
+    run_id: str,
+    reason: Annotated[str, typer.Option(help="Recorded in the audit log.")] = "",
+    as_json: AsJson = False,
+) -> None:
     """Pause a run: work under way is finished, and no new work starts until `interlock resume`."""
-    _tell(RunRef, f"/v1/runs/{segment(run_id)}/pause", {"reason": reason})
-    out.print(f"asked {run_id} to pause")
+    answer = _post(RunRef, f"/v1/runs/{segment(run_id)}/pause", {"reason": reason})
+    print_answer(answer, f"asked {run_id} to pause", as_json=as_json)
 
 
-def resume(run_id: str) -> None:
+def resume(run_id: str, as_json: AsJson = False) -> None:
     """Resume a paused run."""
-    _tell(RunRef, f"/v1/runs/{segment(run_id)}/resume", {})
-    out.print(f"asked {run_id} to resume")
+    answer = _post(RunRef, f"/v1/runs/{segment(run_id)}/resume", {})
+    print_answer(answer, f"asked {run_id} to resume", as_json=as_json)
 
 
-def _tell(view: type[V], path: str, body: JsonObject, headers: dict[str, str] | None = None) -> V:
+def _post(view: type[V], path: str, body: JsonObject, headers: dict[str, str] | None = None) -> V:
     async def main() -> V:
         async with connect() as api:
             return await api.post(view, path, body, headers=headers)
@@ -290,28 +307,6 @@ def _print_outcome(found: RunView, more: RunResult | ReviewPage) -> None:
     for wait in found.waits_for:
         if not isinstance(wait, ReviewWait):
             out.print(f"waits for {wait_text(found.run_id, wait)}", style="yellow", soft_wrap=True)
-
-
-def read_json(value: str, *, option: str = "--input") -> Json:
-    """Reads JSON from the command line: the text itself, @FILE, or - for standard input."""
-    if value == "-":
-        place = "standard input"
-        try:
-            text = sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise InvalidInput(f"{place} is not UTF-8: {error}") from error
-    elif value.startswith("@"):
-        place = value[1:]
-        try:
-            text = Path(place).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"{option}: {place} cannot be read: {error}") from error
-    else:
-        text, place = value, option
-    try:
-        return parse_json(text)
-    except InvalidJson as error:
-        raise InvalidInput(f"{place} is not JSON: {error.message}") from None
 
 
 def _header(key: str) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,9 +15,11 @@ from interlock.api.server import Server
 from interlock.app import App
 from interlock.base import loop
 from interlock.base.errors import Conflict, InterlockError, InvalidInput
+from interlock.base.json import JsonObject
 from interlock.base.settings import Settings, on_own_machine
 from interlock.cli.connection import SELF_APPROVAL, announced, find_server, settings_here
-from interlock.cli.console import errors, out
+from interlock.cli.console import AsJson, errors, print_answer
+from interlock.cli.location import project_directory
 from interlock.definitions.project import read_project, require_project
 from interlock.identity.principal import Principal
 from interlock.sandbox.check import probe_sandbox
@@ -67,7 +68,7 @@ def worker(
     async def main(settings: Settings) -> None:
         stop = _Stop()
         logs.configure(level=settings.telemetry.log_level)
-        async with App(Path.cwd(), settings) as app:
+        async with App(project_directory(), settings) as app:
             await app.start_worker()
             errors.print("worker runs; Ctrl-C finishes the steps under way and releases the other runs")
             await stop.wait(app.worker_registry.asked)
@@ -92,6 +93,7 @@ def _for_engine(settings: Settings, engine: str | None, address: str | None, *, 
 def deploy(
     workflow: Annotated[str | None, typer.Argument(help="With --to: the workflow to roll back.")] = None,
     to: Annotated[str | None, typer.Option(help="An earlier version; `interlock versions` lists them.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Deploy the project in this directory as the version for new runs, and activate its policies for all runs.
 
@@ -101,43 +103,47 @@ def deploy(
         raise InvalidInput("to roll back give both, --to VERSION and WORKFLOW; to deploy the project neither")
     settings = settings_here()
     if workflow is not None and to is not None:
-        _roll_back(settings, workflow, to)
+        _roll_back(settings, workflow, to, as_json=as_json)
         return
-    project = read_project(Path.cwd(), settings)
+    project = read_project(project_directory(), settings)
     logs.configure(level="warning")
 
     async def main() -> list[str]:
-        async with App(Path.cwd(), settings) as app:
+        async with App(project_directory(), settings) as app:
             principal, _ = await app.admin.local_principal()
             return (await app.admin.deploy(principal, project)).lines()
 
     changes = asyncio.run(main())
-    out.print("\n".join(changes) or "nothing to do: this version is deployed already")
+    text = "\n".join(changes) or "nothing to do: this version is deployed already"
+    print_answer({"changes": list(changes)}, text, as_json=as_json)
 
 
-def _roll_back(settings: Settings, workflow: str, to: str) -> None:
+def _roll_back(settings: Settings, workflow: str, to: str, *, as_json: bool) -> None:
     logs.configure(level="warning")
 
     async def main() -> tuple[str, bool]:
-        async with App(Path.cwd(), settings) as app:
+        async with App(project_directory(), settings) as app:
             principal, _ = await app.admin.local_principal()
             return await app.admin.roll_back(principal, workflow, to)
 
     version, moved = asyncio.run(main())
-    out.print(f"new runs get {workflow}@{version}" if moved else f"nothing to do: new runs get {workflow}@{version}")
+    text = f"new runs get {workflow}@{version}"
+    answer: JsonObject = {"workflow": workflow, "version": version, "changed": moved}
+    print_answer(answer, text if moved else f"nothing to do: {text}", as_json=as_json)
 
 
-def migrate() -> None:
+def migrate(as_json: AsJson = False) -> None:
     """Migrate the database to this version's schema."""
     settings = settings_here()
     logs.configure(level="warning")
 
     async def main() -> list[str]:
-        async with App(Path.cwd(), settings) as app:
+        async with App(project_directory(), settings) as app:
             return app.migrated
 
     applied = asyncio.run(main())
-    out.print(f"applied {', '.join(applied)}" if applied else "nothing to do: the database is up to date")
+    text = f"applied {', '.join(applied)}" if applied else "nothing to do: the database is up to date"
+    print_answer({"applied": list(applied)}, text, as_json=as_json)
 
 
 async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: bool) -> None:
@@ -146,14 +152,14 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
     if running is not None:
         raise Conflict(f"a server for this project already runs at {running[0]}; stop it first")
     if reload:
-        require_project(Path.cwd())
+        require_project(project_directory())
     logs.configure(
         level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl" if reload else None
     )
     for problem in await probe_sandbox() if worker else []:
         errors.print(f"tools cannot run here: {problem}", style="yellow")
     errors.print("starting PostgreSQL …" if settings.database.url is None else "connecting …")
-    async with App(Path.cwd(), settings) as app:
+    async with App(project_directory(), settings) as app:
         server = Server(
             app.services,
             host=settings.server.host,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from interlock.cli.console import out
+from interlock.cli.console import AsJson, out, print_json
 from interlock.engines.simulator.simulation import Simulated, simulate_program
 from interlock.machine.events import event_to_json
 
@@ -27,6 +27,7 @@ def simulate(
     seconds: Annotated[
         float | None, typer.Option(min=0.0, help="Run for this time instead of a number of programs.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run random workflows with random faults and check the invariants of the state machine.
 
@@ -39,13 +40,16 @@ def simulate(
     while done < programs if seconds is None else time.perf_counter() - started < seconds or not done:
         simulated = simulate_program(seed + done)
         if simulated.problem is not None:
-            _show(simulated)
+            _show(simulated, as_json=as_json)
             raise typer.Exit(1)
         done += 1
         events += len(simulated.journal)
         faults += simulated.faults
         endings[simulated.state.status] += 1
     took = time.perf_counter() - started
+    if as_json:
+        print_json({"programs": done, "events": events, "seconds": took, "endings": endings, "faults": faults})
+        return
     out.print(f"{done} programs, {events} events, {took:.1f} s: {done / took:.0f} programs/s. All invariants hold.")
     out.print(", ".join(f"{count} {status}" for status, count in sorted(endings.items())))
     table = Table(Column("fault"), Column("times", justify="right"), box=None)
@@ -54,7 +58,10 @@ def simulate(
     out.print(table)
 
 
-def _show(simulated: Simulated) -> None:
+def _show(simulated: Simulated, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"seed": simulated.seed, "problem": simulated.problem})
+        return
     out.print(f"seed {simulated.seed}: {simulated.problem}", style="red", soft_wrap=True)
     workflow = simulated.program.workflow.model_dump(mode="json", exclude_defaults=True, warnings=False)
     out.print(f"workflow: {json.dumps(workflow)}", soft_wrap=True)

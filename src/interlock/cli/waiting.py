@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from datetime import UTC, datetime
 
 from rich.text import Text
 
 from interlock.base.json import Json, JsonObject
-from interlock.cli.console import out, status, usd, visible
+from interlock.cli.console import moment, out, status, usd, visible
 from interlock.machine.names import is_numbered, path_of
 from interlock.services.views.runs import (
     DeadLetterWait,
@@ -109,7 +108,7 @@ def wait_text(run_id: str, wait: Wait) -> str:
             return f"{what}{step}: interlock review show {wait.review_id or '…'}"
         case DeadLetterWait():
             return f"a decision about what failed{step}: interlock dead-letters show {wait.dead_letter_id or '…'}"
-    until = _moment(wait.until) if wait.until is not None else ""
+    until = moment(wait.until)
     if isinstance(wait, SignalWait):
         most = f", until {until}" if until else ""
         return f'signal "{wait.name}"{step}{most}: interlock signal {run_id} {wait.name}'
@@ -127,7 +126,3 @@ def print_value(name: str, value: Json) -> None:
     """A value on one line."""
     text = json.dumps(value, ensure_ascii=False, indent=None)
     out.print(f"  {name + ': ' if name else ''}{text}", soft_wrap=True, style="dim")
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")

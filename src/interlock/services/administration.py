@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from interlock.admission.quotas import Quota, list_quotas, remove_quota, set_quota
 from interlock.base.clock import Clock
 from interlock.base.errors import NotFound, Unauthenticated
+from interlock.base.files import write_private
 from interlock.definitions.project import Project
 from interlock.definitions.versions import Versions
 from interlock.fleet.workers import drain, workers
@@ -216,14 +216,3 @@ class Administration:
             for resource in resources
         ]
         await self._committer.submit(Commit(principal.org_id, audit=entries))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner can read, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        os.fsync(file.fileno())
-    temporary.replace(path)

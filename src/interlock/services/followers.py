@@ -19,7 +19,6 @@ from interlock.base.errors import NotFound, TooManyRequests
 from interlock.base.usage import cost_json
 from interlock.identity.principal import Principal
 from interlock.machine.events import RunStatus
-from interlock.services.runs import is_over
 from interlock.services.views.events import (
     JournalEntry,
     ReviewClosed,
@@ -29,6 +28,7 @@ from interlock.services.views.events import (
     StreamEvent,
     Waiting,
 )
+from interlock.services.views.runs import is_over
 from interlock.store.database import Database, Row, Snapshot
 from interlock.store.listener import Listener
 from interlock.telemetry import names

@@ -14,7 +14,7 @@ from interlock.definitions.versions import Versions
 from interlock.execution.loading import fold_in_slices, folded, journal_of
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
-from interlock.machine.events import TERMINAL, Event, Failure, RunStatus
+from interlock.machine.events import Event, Failure
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
 from interlock.services.ingest import vault_of
@@ -155,11 +155,6 @@ class Runs:
 def summary(row: Row) -> RunSummary:
     """A run's row without its values."""
     return RunSummary.model_validate(_summary_fields(row))
-
-
-def is_over(status: str) -> bool:
-    """True if a run with this status has ended."""
-    return RunStatus(status) in TERMINAL
 
 
 def _found(row: Row | None, run_id: str) -> Row:

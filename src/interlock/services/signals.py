@@ -14,9 +14,8 @@ from interlock.identity.principal import Principal
 from interlock.machine.events import CancelRequested, PauseRequested, ResumeRequested, SignalReceived, event_to_json
 from interlock.machine.machine import MAX_SIGNALS
 from interlock.services.ingest import Redaction
-from interlock.services.runs import is_over
 from interlock.services.submit import checked_key
-from interlock.services.views.runs import SentSignal
+from interlock.services.views.runs import SentSignal, is_over
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row
 from interlock.store.entries import Entry, EventType

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from interlock.machine.names import TimerKey
 from interlock.machine.program import Program
@@ -49,15 +50,15 @@ def _wait_of(
         case StepStatus.WAITING:
             spec, until = program.node(name).step, state.timers.get(str(TimerKey.wait(name)))
             if isinstance(spec, WaitStep) and spec.signal is not None:
-                return SignalWait(step=name, name=spec.signal, until=until)
-            return TimedWait(step=name, for_="timer", until=until)
+                return SignalWait(step=name, name=spec.signal, until=_moment(until))
+            return TimedWait(step=name, for_="timer", until=_moment(until))
         case StepStatus.RETRYING:
             later = (TimerKey.retry(name, step.attempt), TimerKey.defer(name, step.attempt, step.deferrals))
             due = [state.timers[str(key)] for key in later if str(key) in state.timers]
-            return TimedWait(step=name, for_="retry", until=min(due, default=None))
+            return TimedWait(step=name, for_="retry", until=_moment(min(due, default=None)))
         case StepStatus.COMPENSATION_RETRYING:
             until = state.timers.get(str(TimerKey.compensate(name, step.compensation_attempt)))
-            return TimedWait(step=name, for_="retry", until=until)
+            return TimedWait(step=name, for_="retry", until=_moment(until))
         case _:
             return None
 
@@ -73,3 +74,7 @@ def way_of(program: Program, name: str, step: StepState) -> str | None:
     if fallback.model is not None and isinstance(execution, ModelStep):
         return f"model {execution.model}"
     return "last good result" if fallback.last_good else "fixed answer"
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

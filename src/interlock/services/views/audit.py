@@ -26,9 +26,10 @@ class AuditEntryView(View):
 
 
 class AuditPage(View):
-    """Entries in order."""
+    """Entries in order. `next` is the `after` of the next page; null if this one is not full."""
 
     entries: list[AuditEntryView]
+    next: int | None = None
 
 
 class AuditVerdict(View):

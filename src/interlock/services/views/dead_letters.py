@@ -45,6 +45,7 @@ class DeadLetterDetail(DeadLetterView):
 
 
 class DeadLetterPage(View):
-    """Dead letters, oldest first."""
+    """Dead letters, oldest first. `next` is the `after` of the next page; null if this one is not full."""
 
     dead_letters: list[DeadLetterView]
+    next: str | None = None

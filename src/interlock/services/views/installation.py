@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from interlock.admission.quotas import QuotaScope
+from interlock.admission.scopes import QuotaScope
 from interlock.identity.principal import Role
 from interlock.services.views.base import View
 

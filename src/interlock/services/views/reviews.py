@@ -64,6 +64,7 @@ class ReviewView(View):
 
 
 class ReviewPage(View):
-    """Reviews, oldest first."""
+    """Reviews, oldest first. `next` is the `after` of the next page; null if this one is not full."""
 
     reviews: list[ReviewView]
+    next: str | None = None

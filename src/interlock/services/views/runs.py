@@ -8,11 +8,16 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from interlock.base.json import JsonField
-from interlock.machine.events import RunStatus
+from interlock.machine.events import TERMINAL, RunStatus
 from interlock.machine.state import StepStatus
 from interlock.services.views.base import Cost, View
 
 EffectStatus = Literal["intended", "executing", "succeeded", "failed", "unknown", "compensated"]
+
+
+def is_over(status: str) -> bool:
+    """True if a run with this status has ended."""
+    return RunStatus(status) in TERMINAL
 
 
 class RunSummary(Cost):
@@ -98,20 +103,20 @@ class DeadLetterWait(WaitReason):
 
 
 class SignalWait(WaitReason):
-    """A signal of that name; `until` is when the step gives up, in seconds since the epoch."""
+    """A signal of that name; `until` is when the step gives up."""
 
     step: str
     for_: Literal["signal"] = "signal"
     name: str
-    until: float | None = None
+    until: datetime | None = None
 
 
 class TimedWait(WaitReason):
-    """A moment, `until`, in seconds since the epoch: of a timer, or of the next attempt."""
+    """A moment, `until`: of a timer, or of the next attempt."""
 
     step: str
     for_: Literal["timer", "retry"]
-    until: float | None = None
+    until: datetime | None = None
 
 
 Wait = Annotated[PausedWait | ReviewWait | DeadLetterWait | SignalWait | TimedWait, Field(discriminator="for_")]
@@ -134,7 +139,7 @@ class RunView(RunSummary):
     Attributes:
         degraded: why the run will end as partial although it goes on.
         dead_letters: ids of its open dead letters.
-        timers: key → due, in seconds since the epoch.
+        timers: key → due.
     """
 
     steps: list[StepView]
@@ -143,14 +148,15 @@ class RunView(RunSummary):
     waits_for: list[Wait]
     dead_letters: list[str]
     retries: int
-    timers: dict[str, float]
+    timers: dict[str, datetime]
     effects: list[EffectView]
 
 
 class RunPage(View):
-    """Runs, newest first."""
+    """Runs, newest first. `next` is the `before` of the next page; null if this one is not full."""
 
     runs: list[RunSummary]
+    next: str | None = None
 
 
 class StartedRun(View):
