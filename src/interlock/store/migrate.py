@@ -167,7 +167,8 @@ def _unusable(url: str, error: psycopg.Error) -> Unavailable:
 def _sentence(url: str, said: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"postgresql", "postgres"}:
-        return f'database.url begins with "{sentence(parts.scheme, 20)}:"; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE'
+        fault = f'begins with "{sentence(parts.scheme, 20)}:"' if parts.scheme else "is no URL"
+        return f"database.url {fault}; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     try:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
