@@ -40,20 +40,33 @@ async def write(database: Database) -> AsyncIterator[Write]:
     await committer.close()
 
 
-@pytest.fixture
-def heads() -> dict[str, tuple[int, str]]:
-    """Heads of which this installation's processes know."""
-    return {}
+class Heads:
+    """The file of heads of one process, and the heads that the process knows."""
+
+    def __init__(self, directory: Path, owner: psycopg.Connection[Any]) -> None:
+        self.file = directory / FILE
+        self.known: dict[str, tuple[int, str]] = {}
+        self.kept = KeptHeads(directory, AuditLog(AUDIT_KEY), lambda: self.known)
+        self._owner = owner
+
+    def stored(self, org: str) -> tuple[int, str]:
+        (head,) = self._owner.execute("select seq, hash from audit_heads where org_id = %s", (org,)).fetchall()
+        return head
+
+    async def note(self, org: str) -> None:
+        """The process reads the log's head and writes it down."""
+        self.known[org] = self.stored(org)
+        await self.kept.keep()
 
 
 @pytest.fixture
-def kept(tmp_path: Path, heads: dict[str, tuple[int, str]]) -> KeptHeads:
-    return KeptHeads(tmp_path, AuditLog(AUDIT_KEY), lambda: heads)
+def heads(tmp_path: Path, owner: psycopg.Connection[Any]) -> Heads:
+    return Heads(tmp_path, owner)
 
 
 @pytest.fixture
-def records(database: Database, kept: KeptHeads) -> AuditRecords:
-    return AuditRecords(database, trusted(AUDIT_KEY), kept.read)
+def records(database: Database, heads: Heads) -> AuditRecords:
+    return AuditRecords(database, trusted(AUDIT_KEY), heads.kept.read)
 
 
 @pytest.fixture
@@ -207,16 +220,6 @@ async def test_a_forger_with_a_key_of_their_own_is_not_believed(
 # -- a log whose end is gone -----------------------------------------------------------------------------------------
 
 
-async def note(
-    kept: KeptHeads, heads: dict[str, tuple[int, str]], owner: psycopg.Connection[Any], org: str
-) -> tuple[int, str]:
-    """The log's head, which the process writes down."""
-    (seq, digest), *_ = owner.execute("select seq, hash from audit_heads where org_id = %s", (org,)).fetchall()
-    heads[org] = (seq, digest)
-    await kept.keep()
-    return seq, digest
-
-
 @pytest.mark.parametrize("left", [0, 4, 8])
 async def test_a_cut_off_end_shows_by_the_head_in_the_database(
     records: AuditRecords, write: Write, owner: psycopg.Connection[Any], orgs: tuple[str, str], left: int
@@ -233,87 +236,60 @@ async def test_a_cut_off_end_shows_by_the_head_in_the_database(
 
 @pytest.mark.parametrize("left", [0, 4])
 async def test_a_log_and_its_head_set_back_show_by_the_kept_head(
-    records: AuditRecords,
-    write: Write,
-    owner: psycopg.Connection[Any],
-    orgs: tuple[str, str],
-    left: int,
-    kept: KeptHeads,
-    heads: dict[str, tuple[int, str]],
+    records: AuditRecords, write: Write, owner: psycopg.Connection[Any], orgs: tuple[str, str], left: int, heads: Heads
 ) -> None:
     await write(orgs[0], left)
-    before = owner.execute("select seq, hash from audit_heads where org_id = %s", (orgs[0],)).fetchone()
-    assert before is not None
+    before = heads.stored(orgs[0])
     await write(orgs[0], 9 - left)
-    await note(kept, heads, owner, orgs[0])
+    await heads.note(orgs[0])
     owner.execute("set session_replication_role = replica")
     owner.execute("delete from audit where org_id = %s and seq > %s", (orgs[0], left))
     owner.execute("update audit_heads set seq = %s, hash = %s where org_id = %s", (*before, orgs[0]))
     missing = f"entry {left + 1}: is missing; by the file of kept heads the log has 9 entries"
     assert (await records.verify(orgs[0])).problem == missing
-    await note(kept, heads, owner, orgs[0])  # the file does not go back
+    await heads.note(orgs[0])  # the file does not go back
     assert (await records.verify(orgs[0])).problem == missing
 
 
 async def test_another_log_of_the_same_length_shows_by_the_kept_head(
-    records: AuditRecords,
-    write: Write,
-    owner: psycopg.Connection[Any],
-    orgs: tuple[str, str],
-    kept: KeptHeads,
-    heads: dict[str, tuple[int, str]],
+    records: AuditRecords, write: Write, orgs: tuple[str, str], heads: Heads
 ) -> None:
     """As after a database was set back, and the installation went on from there."""
     await write(orgs[0], 3)
-    heads[orgs[0]] = (3, "0" * 64)
-    await kept.keep()
+    heads.known[orgs[0]] = (3, "0" * 64)
+    await heads.kept.keep()
     assert (await records.verify(orgs[0])).problem == "entry 3: is another one than the file of kept heads says"
 
 
 async def test_a_longer_log_than_the_heads_say_is_intact(
-    records: AuditRecords,
-    write: Write,
-    owner: psycopg.Connection[Any],
-    orgs: tuple[str, str],
-    kept: KeptHeads,
-    heads: dict[str, tuple[int, str]],
+    records: AuditRecords, write: Write, orgs: tuple[str, str], heads: Heads
 ) -> None:
     await write(orgs[0], 2)
-    await note(kept, heads, owner, orgs[0])
+    await heads.note(orgs[0])
     await write(orgs[0], 2)
     assert (await records.verify(orgs[0])).verified == 4
 
 
 @pytest.mark.parametrize("how", ["a number", "the signature", "no JSON", "a list", "deep"])
 async def test_an_altered_file_of_heads_is_found_and_kept(
-    records: AuditRecords,
-    write: Write,
-    owner: psycopg.Connection[Any],
-    orgs: tuple[str, str],
-    kept: KeptHeads,
-    heads: dict[str, tuple[int, str]],
-    tmp_path: Path,
-    how: str,
+    records: AuditRecords, write: Write, orgs: tuple[str, str], heads: Heads, how: str
 ) -> None:
     await write(orgs[0], 3)
-    await note(kept, heads, owner, orgs[0])
-    file = tmp_path / FILE
-    assert file.stat().st_mode & 0o077 == 0
-    whole = json.loads(file.read_text())
-    whole["heads"][orgs[0]][0] = 1
-    signature = {**json.loads(file.read_text()), "signature": "00" * 64}
+    await heads.note(orgs[0])
+    assert heads.file.stat().st_mode & 0o077 == 0
+    whole = json.loads(heads.file.read_text())
     altered = {
-        "a number": json.dumps(whole),
-        "the signature": json.dumps(signature),
+        "a number": json.dumps({**whole, "heads": {orgs[0]: [1, whole["heads"][orgs[0]][1]]}}),
+        "the signature": json.dumps({**whole, "signature": "00" * 64}),
         "no JSON": "x",
         "a list": "[1]",
         "deep": "[" * 100_000,
     }[how]
-    file.write_text(altered)
-    assert f"{file}: was altered" in str((await records.verify(orgs[0])).problem)
+    heads.file.write_text(altered)
+    assert f"{heads.file}: was altered" in str((await records.verify(orgs[0])).problem)
     await write(orgs[0], 1)
-    await note(kept, heads, owner, orgs[0])
-    assert file.read_text() == altered
+    await heads.note(orgs[0])
+    assert heads.file.read_text() == altered
 
 
 @pytest.mark.parametrize("detail", ["1" + "0" * 5000, "[" * 3000 + "]" * 3000, "1e400"])

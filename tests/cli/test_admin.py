@@ -121,11 +121,11 @@ def test_migrating_twice_does_nothing_the_second_time(cli: Cli, empty_url: str) 
     ("url", "reason"),
     [
         (
-            "postgresql://nobody:secret-word@127.0.0.1:1/none",
+            "postgresql://app:secret-word@127.0.0.1:1/none",
             "PostgreSQL at 127.0.0.1:1/none cannot be used (Connection refused)",
         ),
-        ("postgresql://nobody:secret-word@/none?host=/nowhere", "PostgreSQL at its socket/none cannot be used"),
-        ("mysql://nobody:secret-word@127.0.0.1/none", 'database.url begins with "mysql:"'),
+        ("postgresql://app:secret-word@/none?host=/nowhere", "PostgreSQL at its socket/none cannot be used"),
+        ("mysql://app:secret-word@127.0.0.1/none", 'database.url begins with "mysql:"'),
         ("nonsense", "database.url is no URL"),
     ],
 )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from .conftest import QUESTION, Cli, FakeModel
+from .conftest import QUESTION, Cli, FakeModel, fixed_server
 
 RUN, LETTER, REVIEW = (f"{kind}_01m8q0sjx{'0' * 17}" for kind in ("run", "ltr", "rev"))
 WHY = "step charge failed after three attempts: the far side refused every one of them, and said that the card is gone"
@@ -51,23 +48,10 @@ WORDS = {
 }
 
 
-class _Server(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = json.dumps(ANSWERS[self.path.split("?")[0]]).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def fixed() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.server_port}"
-        listening.shutdown()
+    with fixed_server(ANSWERS.__getitem__) as url:
+        yield url
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

@@ -7,9 +7,7 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ from interlock.cli import commands
 from interlock.cli.commands import COMMANDS, load
 from interlock.cli.main import cli as app
 
-from .conftest import Cli
+from .conftest import Cli, fixed_server
 
 HEAVY = {
     *("fastapi", "starlette", "uvicorn", "aiohttp", "asyncpg", "psycopg", "cedarpy", "obstore", "cryptography"),
@@ -42,24 +40,11 @@ EMPTY = {"/v1/runs": "runs", "/v1/reviews": "reviews", "/v1/dead-letters": "dead
          "/v1/keys": "keys", "/v1/policies": "policies", "/v1/quotas": "quotas", "/v1/workflows": "workflows"}  # fmt: skip
 
 
-class _Server(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = json.dumps({EMPTY[self.path.split("?")[0]]: []}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """A server that knows nothing but empty lists."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.server_port}"
-        listening.shutdown()
+    with fixed_server(lambda path: {EMPTY[path]: []}) as url:
+        yield url
 
 
 def modules_of(directory: Path, *arguments: str, **env: str) -> set[str]:

@@ -12,16 +12,13 @@ from psycopg.types.json import Jsonb
 from interlock.base.refs import RefJson
 from interlock.machine.events import RunStatus
 from interlock.store.entries import Entry
+from interlock.store.people_rows import ConsumedApproval, NewApproval, NewDeadLetter, NewReview
 from interlock.store.rows import (
     ArtifactRow,
-    ConsumedApproval,
     EffectRow,
     EffectStatus,
     JournalRow,
-    NewApproval,
     NewClaim,
-    NewDeadLetter,
-    NewReview,
     NewRun,
     NewSignal,
     OutboxRow,

@@ -13,7 +13,8 @@ import pytest
 
 from interlock.base.errors import ApprovalInvalid, Conflict
 from interlock.store.commit import Commit, Committer
-from interlock.store.rows import ConsumedApproval, DecidedReview, NewRun, RevokedApproval
+from interlock.store.people_rows import ConsumedApproval, DecidedReview, RevokedApproval
+from interlock.store.rows import NewRun
 
 from . import rows
 

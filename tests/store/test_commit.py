@@ -19,14 +19,17 @@ from interlock.audit.verify import Verification, verify
 from interlock.base.errors import Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
 from interlock.store.commit import PARTS, Commit, Committer, batch_of
 from interlock.store.database import Database
+from interlock.store.people_rows import (
+    ClosedDeadLetter,
+    ClosedReview,
+    DecidedDeadLetter,
+    DecidedReview,
+    RevokedApproval,
+)
 from interlock.store.rows import (
     AbandonedCall,
     ActivatedPolicy,
-    ClosedDeadLetter,
-    ClosedReview,
     CrashedRun,
-    DecidedDeadLetter,
-    DecidedReview,
     DoneClaim,
     FinishedRun,
     ForwardedSignal,
@@ -38,7 +41,6 @@ from interlock.store.rows import (
     ReleasedRun,
     RequeuedRun,
     RevivedRun,
-    RevokedApproval,
     SettledReservation,
     SignalId,
     UsedReservation,

@@ -17,7 +17,8 @@ from interlock.base.errors import Unavailable
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 from interlock.store.migrate import app_url
-from interlock.store.rows import DecidedReview, NewRun
+from interlock.store.people_rows import DecidedReview
+from interlock.store.rows import NewRun
 
 from .conftest import MASTER_KEY
 from .rows import deploy, entry, journal, new_run, review, signal

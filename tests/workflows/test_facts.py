@@ -23,6 +23,7 @@ DEFS: dict[str, Any] = {
     "a/b c": {"const": 1},
     "other": {"$ref": "#/$defs/level"},
     "text": {"type": "string"},
+    "resource": {"$id": "other", "$defs": {"inner": {"$ref": "#/$defs/level"}, "level": {"type": "string"}}},
     "loop": {"$ref": "#/$defs/loop"},
     "many": {"anyOf": [{"anyOf": [{"$ref": "#/$defs/flag"}] * 40}] * 40},
 }
@@ -83,6 +84,10 @@ def test_facts(field: dict[str, Any], kind: str) -> None:
         {"$ref": "https://example.com/schema#/$defs/flag"},
         {"$ref": "#flag"},
         {"$ref": 7},
+        # A resource of its own, in which the reference leads to free text.
+        {"$id": "https://example.com/other", "$ref": "#/$defs/level", "$defs": {"level": {"type": "string"}}},
+        {"allOf": [{"$id": "other", "$ref": "#/$defs/level", "$defs": {"level": {"type": "string"}}}]},
+        {"$ref": "#/$defs/resource/$defs/inner"},
         {"anyOf": [{"$ref": "#/$defs/many"}] * 40},
         {"enum": [{"an": "object"}]},
         {"enum": [["a list"]]},

@@ -2,20 +2,20 @@
 
 The log itself cannot show that its last entries are gone. A process that appends to logs writes down, every minute and when it
 ends, how far each had come; verification compares. The file never goes back to an earlier entry. After the database was restored
-from a backup, the operator deletes the file.
+from a backup, the operator moves the file away.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from interlock.audit.log import AuditLog
 from interlock.base.background import Loop
 from interlock.base.errors import IntegrityError
+from interlock.base.files import write_private
 from interlock.base.json import Json
 from interlock.base.refs import canonical_json
 
@@ -72,19 +72,13 @@ class KeptHeads:
         return heads
 
     def _write(self, current: Heads) -> Heads:
-        """Writes whichever head is further, of the file's and the current ones; gives what is in the file then."""
+        """Writes of each log the further head, that of the file or the current one; gives what is in the file then."""
         try:
             kept = dict(self.read())
         except IntegrityError:
             return self._kept  # verification reports it; it must not be replaced by a good one
         kept |= {org: head for org, head in current.items() if kept.get(org, (0, ""))[0] < head[0]}
-        temporary = self._path.with_suffix(f".{os.getpid()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"heads": kept, "signature": self._audit.sign(_text(kept))}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        write_private(self._path, json.dumps({"heads": kept, "signature": self._audit.sign(_text(kept))}))
         return kept
 
 

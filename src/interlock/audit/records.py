@@ -23,9 +23,7 @@ class AuditRecords:
         kept: gives the heads that are kept outside the database; raises IntegrityError.
     """
 
-    def __init__(
-        self, database: Database, public_keys: dict[str, bytes], kept: Callable[[], Heads] = dict[str, tuple[int, str]]
-    ) -> None:
+    def __init__(self, database: Database, public_keys: dict[str, bytes], kept: Callable[[], Heads]) -> None:
         self._database = database
         self._kept = kept
         self.public_keys = public_keys

@@ -217,9 +217,8 @@ class _Stop:
         self._starting = True
         running = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
-            if (
-                signal.getsignal(name) is signal.SIG_IGN
-            ):  # as for a command that a shell script starts in the background
+            # As SIGINT is for a command that a shell script starts in the background.
+            if signal.getsignal(name) is signal.SIG_IGN:
                 continue
             with contextlib.suppress(NotImplementedError):
                 running.add_signal_handler(name, self._signal)

@@ -274,15 +274,15 @@ class Versions:
         An altered directory is moved aside and unpacked anew; the log says so.
         """
         target = self._cache / bundle
-        if target.is_dir() and self._intact.get(bundle) == target.stat().st_ino:
+        there = target.is_dir()
+        if there and self._intact.get(bundle) == target.stat().st_ino:
             return target
-        if target.is_dir() and not await asyncio.to_thread(is_intact, target, bundle):
-            message = (
-                "the files of a tool were altered after they were unpacked; they are moved aside and unpacked anew"
-            )
-            log(names.LOG_TOOL_ALTERED, message, level="error", bundle=bundle, directory=str(target))
-        packed = await self._objects.get(f"bundles/{bundle}.tar")
-        await asyncio.to_thread(unpack, bundle, packed, self._cache)
+        if not there or not await asyncio.to_thread(is_intact, target, bundle):
+            if there:
+                message = "a tool's unpacked files were altered; they are moved aside and unpacked anew"
+                log(names.LOG_TOOL_ALTERED, message, level="error", bundle=bundle, directory=str(target))
+            packed = await self._objects.get(f"bundles/{bundle}.tar")
+            await asyncio.to_thread(unpack, bundle, packed, self._cache)
         self._intact[bundle] = target.stat().st_ino
         return target
 

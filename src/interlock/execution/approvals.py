@@ -20,7 +20,7 @@ from interlock.execution.call import Caller
 from interlock.execution.effects import EffectSite
 from interlock.policy.decision import NO_APPROVAL, ApprovalFacts
 from interlock.store.database import Database, Row
-from interlock.store.rows import ConsumedApproval, NewApproval
+from interlock.store.people_rows import ConsumedApproval, NewApproval
 from interlock.tools.registry import Tool
 
 

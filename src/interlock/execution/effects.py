@@ -23,7 +23,8 @@ from interlock.store.artifacts import Sealed
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
 from interlock.store.entries import Entry
-from interlock.store.rows import ConsumedApproval, EffectRow, EffectStatus
+from interlock.store.people_rows import ConsumedApproval
+from interlock.store.rows import EffectRow, EffectStatus
 from interlock.tools.registry import Tool
 from interlock.workflows.contracts import ToolContract
 

@@ -17,17 +17,8 @@ from interlock.machine.state import RunState
 from interlock.store.commit import Commit
 from interlock.store.database import Row
 from interlock.store.entries import Entry
-from interlock.store.rows import (
-    ClosedDeadLetter,
-    ClosedReview,
-    DeadLetterPurpose,
-    FinishedRun,
-    JournalRow,
-    NewDeadLetter,
-    OutboxRow,
-    RunUpdate,
-    UsedSignal,
-)
+from interlock.store.people_rows import ClosedDeadLetter, ClosedReview, DeadLetterPurpose, NewDeadLetter
+from interlock.store.rows import FinishedRun, JournalRow, OutboxRow, RunUpdate, UsedSignal
 from interlock.telemetry import names
 from interlock.telemetry.tracing import Tracing
 

@@ -22,7 +22,8 @@ from interlock.machine.names import EffectName, beside, path_of
 from interlock.machine.state import RunState, StepState, StepStatus
 from interlock.store.artifacts import Sealed
 from interlock.store.commit import Commit
-from interlock.store.rows import EffectRow, NewReview, OutboxRow
+from interlock.store.people_rows import NewReview
+from interlock.store.rows import EffectRow, OutboxRow
 from interlock.workflows.approvals import unshown
 from interlock.workflows.spec import ReviewStep, ToolStep
 

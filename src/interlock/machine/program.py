@@ -149,12 +149,11 @@ class Program:
     @property
     def concurrent(self) -> bool:
         """True if two model calls of a run may be under way at once: in a map, or in two branches of a parallel step."""
-        asking = {path: sum(map(self._asks_model, blocks)) for path, blocks in self.scopes.items()}
-        return any(
-            count > (0 if isinstance(self.nodes[path].step, MapStep) else 1)
-            for path, count in asking.items()
-            if isinstance(self.nodes[path].step, MapStep | ParallelStep)
-        )
+        for path, blocks in self.scopes.items():
+            step, asking = self.nodes[path].step, sum(map(self._asks_model, blocks))
+            if (isinstance(step, MapStep) and asking) or (isinstance(step, ParallelStep) and asking > 1):
+                return True
+        return False
 
     def _asks_model(self, block: Block) -> bool:
         """True if a step of the block, at any depth, or a fallback of one calls a model."""

@@ -29,7 +29,8 @@ from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database, Row, Snapshot
 from interlock.store.entries import Entry
-from interlock.store.rows import DeadLetterDecision, DecidedDeadLetter, NewSignal, RequeuedRun
+from interlock.store.people_rows import DeadLetterDecision, DecidedDeadLetter
+from interlock.store.rows import NewSignal, RequeuedRun
 from interlock.workflows.schemas import check_value
 from interlock.workflows.spec import ModelStep, Step, ToolStep
 

@@ -22,7 +22,8 @@ from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit
 from interlock.store.database import Database, Row
 from interlock.store.entries import Entry, EventType
-from interlock.store.rows import DecidedReview, NewSignal, ReviewDecision, RevokedApproval
+from interlock.store.people_rows import DecidedReview, ReviewDecision, RevokedApproval
+from interlock.store.rows import NewSignal
 from interlock.workflows.facts import Facts
 
 _MAX_NOTE = 4000

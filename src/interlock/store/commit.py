@@ -16,7 +16,7 @@ import asyncpg
 from pydantic_core import CoreConfig, SchemaSerializer, core_schema
 
 from interlock.base.errors import ApprovalInvalid, Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
-from interlock.store import rows
+from interlock.store import people_rows, rows
 from interlock.store.database import DOWN, Connection, Database
 from interlock.store.entries import Entry
 from interlock.store.queries import QUERIES
@@ -82,20 +82,20 @@ class Commit:
     journal: list[rows.JournalRow] = field(default_factory=list)
     recorded: list[rows.JournalRow] = field(default_factory=list)
     runs: list[rows.RunUpdate] = field(default_factory=list)
-    consumed_approvals: list[rows.ConsumedApproval] = field(default_factory=list)
+    consumed_approvals: list[people_rows.ConsumedApproval] = field(default_factory=list)
     effects: list[rows.EffectRow] = field(default_factory=list)
     done_claims: list[rows.DoneClaim] = field(default_factory=list)
     used_reservations: list[rows.UsedReservation] = field(default_factory=list)
     settled_reservations: list[rows.SettledReservation] = field(default_factory=list)
-    new_reviews: list[rows.NewReview] = field(default_factory=list)
-    closed_reviews: list[rows.ClosedReview] = field(default_factory=list)
-    decided_reviews: list[rows.DecidedReview] = field(default_factory=list)
-    new_approvals: list[rows.NewApproval] = field(default_factory=list)
-    revoked_approvals: list[rows.RevokedApproval] = field(default_factory=list)
+    new_reviews: list[people_rows.NewReview] = field(default_factory=list)
+    closed_reviews: list[people_rows.ClosedReview] = field(default_factory=list)
+    decided_reviews: list[people_rows.DecidedReview] = field(default_factory=list)
+    new_approvals: list[people_rows.NewApproval] = field(default_factory=list)
+    revoked_approvals: list[people_rows.RevokedApproval] = field(default_factory=list)
     results: list[rows.KeptResult] = field(default_factory=list)
-    new_dead_letters: list[rows.NewDeadLetter] = field(default_factory=list)
-    closed_dead_letters: list[rows.ClosedDeadLetter] = field(default_factory=list)
-    decided_dead_letters: list[rows.DecidedDeadLetter] = field(default_factory=list)
+    new_dead_letters: list[people_rows.NewDeadLetter] = field(default_factory=list)
+    closed_dead_letters: list[people_rows.ClosedDeadLetter] = field(default_factory=list)
+    decided_dead_letters: list[people_rows.DecidedDeadLetter] = field(default_factory=list)
     new_policies: list[rows.NewPolicySet] = field(default_factory=list)
     activated_policies: list[rows.ActivatedPolicy] = field(default_factory=list)
     signal_ids: list[rows.SignalId] = field(default_factory=list)

@@ -158,9 +158,9 @@ _MENDS = (
 def _unusable(url: str, error: psycopg.Error) -> Unavailable:
     """The error of a server that cannot be used: its address, its reason and the correction, without the password."""
     password = urlsplit(url).password
-    said = (
-        str(error).replace(password, "…") if password else str(error)
-    )  # a text that is no URL is repeated by the library
+    said = str(error)
+    if password:  # the library repeats a text that it cannot read
+        said = said.replace(password, "…")
     return Unavailable(_sentence(url, said), detail=said)
 
 

@@ -70,7 +70,7 @@ class _Kinds:
 
     def of(self, schema: object) -> str | None:
         self._left -= 1
-        if self._left < 0 or not isinstance(schema, Mapping):
+        if self._left < 0 or not isinstance(schema, Mapping) or _is_resource(schema, self._root):
             return None
         kind = _kind_of_type(schema.get("type")) or _kind_of_values(schema)
         if kind is None and "$ref" in schema:
@@ -114,8 +114,13 @@ def _target(root: Mapping[str, object], reference: object) -> object:
     found: object = root
     for part in reference[1:].split("/")[1:]:
         key = _ESCAPED.sub(_unescaped, part).replace("~1", "/").replace("~0", "~")
-        found = found.get(key) if isinstance(found, Mapping) else None
+        found = found.get(key) if isinstance(found, Mapping) and not _is_resource(found, root) else None
     return found
+
+
+def _is_resource(schema: Mapping[str, object], root: Mapping[str, object]) -> bool:
+    """True for a schema within `root` that has an `$id`: its references are relative to itself, so nothing in it is a fact."""
+    return schema is not root and "$id" in schema
 
 
 def _unescaped(match: re.Match[str]) -> str:

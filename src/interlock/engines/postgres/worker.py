@@ -83,7 +83,8 @@ class PostgresEngine:
         """Gives runs back that only wait for a timer, as many as other runs are due and find no place here."""
         waiting = [driver for driver, _ in self._drivers.values() if driver.waits]
         if waiting:
-            row = await self._services.database.row("runs_due", ENGINE, len(waiting))
+            versions = (machine_version.OLDEST_MACHINE, machine_version.MACHINE_VERSION)
+            row = await self._services.database.row("runs_due", ENGINE, *versions, len(waiting))
             for driver in waiting[: row["due"] if row is not None else 0]:
                 driver.make_room()
 

@@ -326,9 +326,9 @@ select renew_leases($1, $2, $3) as signalled
 -- Gives back all of a worker's leases.
 select release_leases($1)
 
--- name: runs_due(engine text, most bigint)
--- How many runs are due and without a worker, counted up to a number.
-select runs_due($1, $2) as due
+-- name: runs_due(engine text, oldest integer, newest integer, most bigint)
+-- How many runs of these machine versions are due and without a worker, counted up to a number.
+select runs_due($1, $2, $3, $4) as due
 
 -- name: queue_depth()
 -- How many runs are due.

@@ -192,10 +192,10 @@ create or replace function release_leases(claimant text) returns void
         where run_id in (select run_id from queue where worker = claimant order by run_id for update) and worker = claimant
 $$;
 
-create or replace function runs_due(for_engine text, most bigint) returns bigint
+create or replace function runs_due(for_engine text, oldest integer, newest integer, most bigint) returns bigint
     language sql stable security definer set search_path = public, pg_temp as $$
     select count(*) from (select from queue q where q.engine = for_engine and q.worker is null and q.available_at < 'infinity'
-        and q.available_at <= now() and q.crash_streak <> 3 limit most) due
+        and q.available_at <= now() and q.crash_streak <> 3 and q.machine between oldest and newest limit most) due
 $$;
 
 create or replace function queue_depth() returns bigint language sql stable security definer set search_path = public, pg_temp as $$

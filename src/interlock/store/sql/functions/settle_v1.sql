@@ -5,7 +5,7 @@
 -- One function a part, called only if the part is there. PL/pgSQL prepares every expression anew in each transaction, so parts that
 -- seldom come are looked for together, and parts are called by assignment, which starts no executor as `perform` would; a function
 -- returns the number of rows that it wrote.
--- The fields of each part are those of its class in store/rows.py. Decision 0011 says how a settle_v2 would come beside it.
+-- The fields of each part are those of its class in store/rows.py or store/people_rows.py. Decision 0011 says how a settle_v2 would come beside it.
 create or replace function settle_v1(batch jsonb) returns void language plpgsql as $$
 declare written integer;
 begin
