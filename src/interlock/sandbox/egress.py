@@ -19,7 +19,7 @@ from pathlib import Path
 
 from interlock.base.clock import since_boot
 from interlock.sandbox.destinations import Allowlist, Destination, DestinationRefused, parse_authority
-from interlock.sandbox.listener import Listener, SharedBound
+from interlock.sandbox.listener import BoundedListener, SharedBound
 
 OnEvent = Callable[[str, str, int, bool], None]
 """Called with the tool's name, host, port and whether the connection was allowed."""
@@ -88,7 +88,7 @@ class EgressProxy:
         self._allowlist = Allowlist(egress)
         self._on_event = on_event
         self.until: float | None = None
-        self._listener = Listener(self._serve, shared or SharedBound())
+        self._listener = BoundedListener(self._serve, shared or SharedBound())
 
     async def start(self, path: Path) -> None:
         """Listen at `path`, in a directory that only the sandbox's owner can enter."""

@@ -39,9 +39,9 @@ class SharedBound:
         if most is None:
             most = max(_SHARED_LEAST, min(_SHARED_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8))
         self._left = most
-        self._waiting: dict[Listener, None] = {}
+        self._waiting: dict[BoundedListener, None] = {}
 
-    def take(self, listener: Listener) -> bool:
+    def take(self, listener: BoundedListener) -> bool:
         """Room for one more connection; if there is none, the listener is resumed when there is."""
         if self._left == 0:
             self._waiting[listener] = None  # keeps its turn if it waits already
@@ -57,11 +57,11 @@ class SharedBound:
             del self._waiting[listener]
             listener.resume()
 
-    def forget(self, listener: Listener) -> None:
+    def forget(self, listener: BoundedListener) -> None:
         self._waiting.pop(listener, None)
 
 
-class Listener:
+class BoundedListener:
     """Accepts connections at a path and serves each in a task, within its own bound and the shared one."""
 
     def __init__(self, serve: Serve, shared: SharedBound) -> None:
