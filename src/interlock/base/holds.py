@@ -25,7 +25,7 @@ class Hold:
     Attributes:
         seconds: how long.
         task: name and coroutine of the task that ran; "a callback" if it was none.
-        place: innermost place in Interlock's code, else in any code, as `file:line function`.
+        place: innermost place in Interlock's code, and in any code if that is another, each as `file:line function`.
     """
 
     seconds: float
@@ -94,7 +94,12 @@ def _place(frame: FrameType | None) -> str:
     innermost = frame
     while frame is not None and _OURS not in frame.f_code.co_filename:
         frame = frame.f_back
-    found = frame or innermost
-    if found is None:
+    if innermost is None:
         return "an unknown place"
-    return f"{found.f_code.co_filename}:{found.f_lineno} {found.f_code.co_name}"
+    if frame is None or frame is innermost:
+        return _line(innermost)
+    return f"{_line(frame)}, in {_line(innermost)}"
+
+
+def _line(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
