@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from interlock.base.error_detail import ErrorDetail
 from interlock.base.errors import IntegrityError
 from interlock.base.labels import Labels
 from interlock.definitions.agent_schemas import instructions, results_message, said
@@ -39,8 +40,10 @@ async def _results(execution: StepExecution, frame: str, calls: tuple[str, ...])
             continue
         result = {"tool": tool, "error": call.failure.message if call.failure is not None else "it did not work"}
         if call.failure is not None and call.failure.error_detail is not None:
-            labels = labels.join(call.failure.error_detail.labels)
-            result["detail"] = await execution.run.value(call.failure.error_detail)
+            detail = ErrorDetail.from_json(await execution.run.value(call.failure.error_detail))
+            if detail.message is not None:
+                labels = labels.join(call.failure.error_detail.labels)
+                result["detail"] = detail.message
         results.append(result)
     return results, labels
 
