@@ -1,4 +1,4 @@
-"""What the far side of a call said about its failure: the message, and for authors of tools the traceback and the last output."""
+"""Details of a failure from the far side of a call: the message, and for authors of tools the traceback and the last output."""
 
 from __future__ import annotations
 

@@ -157,10 +157,11 @@ def show(
     async def main() -> tuple[RunView, RunValues, Failures, RunResult | None]:
         async with connect() as api:
             found = await api.get(RunView, f"/v1/runs/{segment(run_id)}")
-            path = f"/v1/runs/{found.run_id}"
-            values, failures = await api.get(RunValues, f"{path}/values"), await api.get(Failures, f"{path}/failures")
-            over = is_over(found.status)
-            result = await api.get(RunResult, f"{path}/result", reveal=reveal or None) if over else None
+            values = await api.get(RunValues, f"/v1/runs/{found.run_id}/values")
+            failures = await api.get(Failures, f"/v1/runs/{found.run_id}/failures")
+            if not is_over(found.status):
+                return found, values, failures, None
+            result = await api.get(RunResult, f"/v1/runs/{found.run_id}/result", reveal=reveal or None)
             return found, values, failures, result
 
     found, values, failures, result = asyncio.run(main())

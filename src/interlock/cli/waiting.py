@@ -59,15 +59,15 @@ def print_steps(steps: list[StepView], values: JsonObject) -> None:
 
 def print_failures(failures: list[FailureView]) -> None:
     """Prints traceback and last output of the tools that failed latest, for their authors."""
-    told = [one for one in failures if one.traceback or one.printed]
-    for one in told[:MAX_FAILURES]:
+    detailed = [one for one in failures if one.traceback or one.printed]
+    for one in detailed[:MAX_FAILURES]:
         out.print(Text.assemble("\n", (one.step, "bold"), f"  attempt {one.attempt}, in the tool's code"))
         _print_block(one.traceback or one.error_detail or one.error)
         if one.printed:
             out.print("  its last output:")
             _print_block(one.printed)
-    if len(told) > MAX_FAILURES:
-        out.print(f"\n… and {len(told) - MAX_FAILURES} more failures; --json shows them")
+    if len(detailed) > MAX_FAILURES:
+        out.print(f"\n… and {len(detailed) - MAX_FAILURES} more failures; --json shows them")
 
 
 def _print_block(text: str) -> None:

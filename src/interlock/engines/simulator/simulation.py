@@ -28,6 +28,7 @@ from interlock.machine.machine import pending
 from interlock.machine.names import TURN, TimerKey, TimerKind, id_of
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
+from interlock.machine.version import MACHINE_VERSION
 from interlock.workflows.facts import Facts
 from interlock.workflows.spec import AgentStep, MapStep
 
@@ -99,7 +100,7 @@ class _World:
         facts = dice.pick(_FACTS)
         cancel_at = dice.below(12) if dice.below(5) == 0 else -1
         meddling = 0.15 if dice.below(3) == 0 else 0.0
-        self.apply(ev.RunStarted(0.0, 7, facts))
+        self.apply(ev.RunStarted(0.0, 7, facts, MACHINE_VERSION))
         while not self.state.over or self._second_chance():
             if len(self.journal) > _MOST_EVENTS:
                 raise Broken(f"the run has not ended after {_MOST_EVENTS} events")
