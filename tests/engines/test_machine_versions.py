@@ -12,7 +12,7 @@ import pytest
 from engines.conftest import Desk, OpenApp, Spawn
 from engines.harness import TERMINAL, Observer, until, write
 from interlock.base.errors import FailureKind
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.engines.simulator.driver import simulate
 from interlock.execution.loading import JOURNAL_PAGE, fold_in_slices
@@ -116,7 +116,7 @@ output: {}
 
 def journal_of(program: Program, items: int, last: str | None) -> list[Any]:
     """The events of the map; the step named `last` fails in every item."""
-    value = Ref("0" * 64, 1, Labels())
+    value = Ref("0" * 64, 1, DEFINED)
     failure = ev.Failure(FailureKind.PERMANENT, "code", "it failed")
 
     def reply(command: ev.Command, now: float) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interlock.base.errors import FailureKind
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.money import NanoUsd
 from interlock.base.refs import Ref
 from interlock.base.usage import Usage
@@ -31,7 +31,7 @@ LETTERS = {"dead_letter": "step", "compensation_dead_letter": "compensation"}
 
 
 def ref(text: str) -> Ref:
-    return Ref(text.encode().hex().ljust(64, "0"), len(text), Labels())
+    return Ref(text.encode().hex().ljust(64, "0"), len(text), DEFINED)
 
 
 @dataclass

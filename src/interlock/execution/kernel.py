@@ -301,7 +301,7 @@ class Kernel:
         inspection = await inspect(error.error_detail.to_json(), Stage.HUMAN_TEXT, caller.org_id)
         try:
             sealed = await caller.artifacts.seal(
-                caller.org_id, inspection.accepted, call.labels.join(Labels(trust=Trust.TOOL))
+                caller.org_id, inspection.accepted, call.labels.passed(call.source, Trust.TOOL)
             )
         except Erased:
             return None

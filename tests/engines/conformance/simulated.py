@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.engines.simulator.driver import SimulatedRun
 from interlock.machine import events as ev
@@ -148,4 +148,4 @@ class Simulated:
 
 
 def _ref() -> Ref:
-    return Ref("0" * 64, 0, Labels())
+    return Ref("0" * 64, 0, DEFINED)

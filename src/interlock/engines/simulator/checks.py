@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from interlock.base.errors import FailureKind
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.engines.simulator.programs import Dice
 from interlock.machine import events as ev
@@ -19,7 +19,7 @@ from interlock.machine.version import MACHINE_VERSION
 from interlock.workflows.facts import Facts
 from interlock.workflows.spec import CONTAINERS, MapStep, ToolStep, WaitStep
 
-_VALUE = Ref("1" * 64, 1, Labels())
+_VALUE = Ref("1" * 64, 1, DEFINED)
 _UNDOING = frozenset(
     {
         StepStatus.COMPENSATING,

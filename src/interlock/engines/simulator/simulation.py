@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from interlock.base.errors import FailureKind
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.engines.simulator.checks import (
     Broken,
@@ -33,7 +33,7 @@ from interlock.workflows.facts import Facts
 from interlock.workflows.spec import AgentStep, MapStep
 
 _MOST_EVENTS = 2000  # no program here needs a tenth of it
-_VALUE = Ref("0" * 64, 0, Labels())
+_VALUE = Ref("0" * 64, 0, DEFINED)
 _FACTS: tuple[Facts, ...] = ({}, {"n": 1, "flag": False}, {"n": 3, "flag": True})
 _FAILURES = (
     FailureKind.TRANSIENT,
