@@ -8,7 +8,8 @@ one calculation, so the time grows with the sizes and not with their product ove
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from urllib.parse import unquote
+
+from interlock.workflows.facts import pointer_key
 
 MAX_ALTERNATIVES = 1000
 """Maximum number of subschemas that apply to one place of a value."""
@@ -130,7 +131,7 @@ class Branching:
         if fragment and not fragment.startswith("/"):
             found = self._named.get(f"#{fragment}")
         for part in fragment.split("/")[1:]:
-            key = unquote(part).replace("~1", "/").replace("~0", "~")
+            key = pointer_key(part)
             if isinstance(found, Mapping):
                 found = found.get(key)
             elif isinstance(found, list) and key.isascii() and key.isdigit() and int(key) < len(found):

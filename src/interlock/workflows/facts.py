@@ -133,7 +133,7 @@ def _target(root: Mapping[str, object], reference: object) -> object:
         return None
     found: object = root
     for part in reference[1:].split("/")[1:]:
-        key = _ESCAPED.sub(_unescaped, part).replace("~1", "/").replace("~0", "~")
+        key = pointer_key(part)
         found = found.get(key) if isinstance(found, Mapping) and not _is_resource(found, root) else None
     return found
 
@@ -141,6 +141,11 @@ def _target(root: Mapping[str, object], reference: object) -> object:
 def _is_resource(schema: Mapping[str, object], root: Mapping[str, object]) -> bool:
     """True for a schema within `root` that has an `$id`: its references are relative to itself, so nothing in it is a fact."""
     return schema is not root and "$id" in schema
+
+
+def pointer_key(part: str) -> str:
+    """The key that a part of a JSON Pointer in a URI fragment names (RFC 6901, section 6)."""
+    return _ESCAPED.sub(_unescaped, part).replace("~1", "/").replace("~0", "~")
 
 
 def _unescaped(match: re.Match[str]) -> str:
