@@ -22,6 +22,7 @@ from interlock.base.errors import Unavailable
 from interlock.base.settings import Settings
 from interlock.chaos.faults import FAULTS, TURNS, Scene, Strike
 from interlock.chaos.fleet import Fleet
+from interlock.chaos.hostile import CANARY
 from interlock.chaos.oracle import ChaosProvider, Oracle
 from interlock.chaos.people import People
 from interlock.chaos.project import KINDS, write_project
@@ -55,6 +56,13 @@ select runs.run_id, runs.status,
     coalesce((select jsonb_object_agg(step, status) from effects where effects.run_id = runs.run_id), '{}') as ledger
     from runs where runs.run_id = any($1::text[])
 """
+
+
+_TABLES = """
+select table_name from information_schema.table_privileges
+    where table_schema = 'public' and privilege_type = 'SELECT' and grantee = current_user order by 1
+"""
+_HOLDS = 'select count(*) from "{}" as t where t::text like $1'
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +299,7 @@ class Drill:
             verdict.violations.append(f"audit: {audit.problem}")
         if scene.people.twice:
             verdict.violations.append(f"{len(scene.people.twice)} reviews were decided twice")
+        verdict.violations += await self._in_the_clear()
         faults = [fault for fault in plan.faults if fault not in self._skipped()]
         strikes, hits, boundaries = counts_of(state.strikes, faults)
         recoveries = scene.watch.recoveries
@@ -332,6 +341,21 @@ class Drill:
         referenced = {str(row["object"]) for row in await self._app.database.retrying(read)}
         files = (directory / "artifacts" / ORG).rglob("*")
         return {str(file.relative_to(directory)) for file in files if file.is_file()}, referenced
+
+    async def _in_the_clear(self) -> list[str]:
+        """Tables and logs that hold the person named in hostile answers, whose texts may be stored encrypted only."""
+        pattern = f"%{CANARY}%"
+
+        async def read() -> list[str]:
+            async with self._app.database.connection(ORG) as connection:
+                tables = await connection.fetch(_TABLES)
+                counts = {one[0]: await connection.fetchval(_HOLDS.format(one[0]), pattern) for one in tables}
+            return [f"table {table}: {count} rows" for table, count in counts.items() if count]
+
+        logs = (self._plan.home / "log").glob("worker*")
+        found = await self._app.database.retrying(read)
+        found += [f"log {file.name}" for file in logs if CANARY in file.read_text(errors="replace")]
+        return [f"text of a hostile answer is kept in the clear: {one}" for one in found]
 
     async def _outcomes(self) -> list[FaultOutcome]:
         orders = self._state.orders

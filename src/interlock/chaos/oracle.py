@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -11,7 +13,8 @@ from aiohttp import web
 
 from interlock.base.errors import Unavailable
 from interlock.chaos import counter
-from interlock.testing import Behaviour, FakeProvider, RequestBody, hang, server_error
+from interlock.chaos.hostile import HOSTILE_JSON
+from interlock.testing import Behaviour, FakeProvider, RequestBody, answer, hang, server_error
 
 START_SECONDS = 20.0
 
@@ -76,7 +79,7 @@ class Oracle:
 
 
 class ChaosProvider(FakeProvider):
-    """A model provider whose connections can be interrupted.
+    """A model provider whose connections can be interrupted, and which answers the requests of `misled` with hostile texts.
 
     Attributes:
         struck: number of requests hit by a fault so far.
@@ -86,6 +89,7 @@ class ChaosProvider(FakeProvider):
         super().__init__()
         self.fault: str | None = None
         self.struck = 0
+        self._hostile = itertools.cycle(HOSTILE_JSON.values())
 
     async def _behave(self, request: web.Request, body: RequestBody, behaviour: Behaviour) -> web.StreamResponse:
         if self.fault is not None:
@@ -97,4 +101,14 @@ class ChaosProvider(FakeProvider):
             behaviour = hang()
         elif self.fault == "error":
             behaviour = server_error()
+        elif _is_misled(body):
+            behaviour = answer(next(self._hostile))
         return await super()._behave(request, body, behaviour)
+
+
+def _is_misled(body: RequestBody) -> bool:
+    """True for a request of the step that gets hostile answers, by the title of its schema."""
+    found: object = body
+    for name in ("response_format", "json_schema", "schema", "title"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found == "misled"

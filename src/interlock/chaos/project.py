@@ -10,6 +10,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+from interlock.chaos.hostile import ODD_CODE, TOOL_CODE
+
 TOOL_TIMEOUT = 5.0  # seconds; also the maximum remaining duration of a call whose worker died
 
 _CODE = '''\
@@ -74,6 +76,24 @@ messages:
   - {role: user, content: "Is order {{ order }} fit to be worked on?"}
 """
 
+_ODD_CONTRACT = """\
+name: odd
+description: Gives an answer that must not be kept.
+effect: pure
+input: {type: object, properties: {order: {type: string}}, required: [order]}
+output: {type: object, additionalProperties: {type: integer}}
+"""
+
+# Replaces the answer after the effect was performed and counted.
+_GARBLED = """
+
+performed = run
+
+
+def run(order, item, counter, context):
+    return {**performed(order, item, counter, context), **hostile(order)}
+"""
+
 _WORKFLOW = """\
 name: {name}
 input:
@@ -109,6 +129,20 @@ _THINK = (
 )
 
 
+# The provider gives hostile answers to it; then a declared answer takes their place.
+_MISLED = (
+    "- {id: misled, kind: model, prompt: think, values: {order: $input.order}, max_tokens: 20, timeout: 2,\n"
+    "   output: {title: misled, type: object, required: [fit], properties: {fit: {type: boolean}},\n"
+    "   additionalProperties: {type: integer}},\n"
+    "   retry: {max_attempts: 2, backoff: 0.1}, fallback: [{value: {fit: true}}]}\n"
+)
+
+_ODD = (
+    "- {id: odd, kind: tool, tool: odd, input: {order: $input.order}, on_failure: continue,\n"
+    "   retry: {max_attempts: 1}}\n"
+)
+
+
 def _beside(**branches: str) -> str:
     inner = "".join(f"    {name}:\n{textwrap.indent(steps, ' ' * 6)}" for name, steps in branches.items())
     return f"- id: beside\n  kind: parallel\n  branches:\n{inner}"
@@ -121,6 +155,7 @@ class Kind:
     Attributes:
         items: effects that the counter must show exactly once.
         reject: the review that is rejected, after which all effects must be reversed.
+        partial: a step fails and the run goes on without it.
     """
 
     name: str
@@ -128,11 +163,12 @@ class Kind:
     items: tuple[str, ...]
     tools: tuple[str, ...]
     reject: str | None = None
+    partial: bool = False
 
     @property
     def end(self) -> str:
         """The required final status."""
-        return "failed" if self.reject else "succeeded"
+        return "failed" if self.reject else "partial" if self.partial else "succeeded"
 
 
 KINDS = {
@@ -157,12 +193,15 @@ KINDS = {
             ("honours", "probes"),
             reject="stop",
         ),
+        Kind("misled", _MISLED + _work("pay", "honours"), ("pay",), ("honours",)),
+        Kind("garbled", _ODD + _work("pay", "garbles"), ("pay",), ("odd", "garbles"), partial=True),
     )
 }
 
 _RECEIPT = 200_000  # characters; a value of more than 128 KiB is an object beside the database
 
 _TOOLS = {
+    "garbles": ("honours", "honours_idempotency: true\n"),
     "honours": ("honours", "honours_idempotency: true\ncompensate: true\n"),
     "prints": ("honours", "honours_idempotency: true\n"),
     "probes": ("plain", "probe: true\ncompensate: true\n"),
@@ -184,6 +223,8 @@ def write_project(directory: Path, *, lying: bool = False) -> None:
             timeout=TOOL_TIMEOUT * 2,
             receipt=_RECEIPT if name == "prints" else 0,
         )
+    files["tools/garbles/main.py"] += "\n\n" + TOOL_CODE.partition('"""\n\n')[2] + _GARBLED
+    files["tools/odd/tool.yaml"], files["tools/odd/main.py"] = _ODD_CONTRACT, ODD_CODE
     for kind in KINDS.values():
         steps = textwrap.indent(kind.steps, "  ")
         text = _WORKFLOW.format(name=kind.name, tools=", ".join(kind.tools), steps=steps)
