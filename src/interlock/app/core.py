@@ -28,6 +28,7 @@ from interlock.services.followers import Followers
 from interlock.services.health import Health
 from interlock.services.ingest import Redaction
 from interlock.services.policies import PolicySets
+from interlock.services.refusals import Refusals
 from interlock.services.reviews import Approving, ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
@@ -196,6 +197,9 @@ class Core:
         server = self.settings.server
         followers = Followers(self.database, most=server.followers, most_per_org=server.followers_per_org)
         self.on_close(followers.close)
+        refusals = Refusals(self.committer, self.clock, ensure_org=self.admin.ensure_org)
+        refusals.start()
+        self.on_close(refusals.close)
         return Services(
             access=Access(self.authenticator),
             submission=self.submission,
@@ -208,6 +212,7 @@ class Core:
             policies=self.policy_sets,
             audit=AuditTrail(self.audit),
             health=Health(self.database),
+            refusals=refusals,
         )
 
     async def _follow_database(self) -> Clock:

@@ -166,7 +166,7 @@ class Drill:
             # With the default of a minute, open breakers would dominate this run.
             given["breaker"] = {"open_seconds": 1.0}
         self._app = await stack.enter_async_context(App(home / "project", Settings(**given)))
-        await self._app.authenticator.ensure_org(ORG, "Chaos")
+        await self._app.admin.ensure_org(ORG, "Chaos")
         await self._app.admin.deploy(PRINCIPAL, self._app.read_project())
         watch = RunWatch(self._app.database, ORG)
         stack.push_async_callback(watch.close)
