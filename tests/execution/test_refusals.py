@@ -226,7 +226,7 @@ async def test_money_that_cannot_be_counted_is_not_spent(deploy: Deploy, seen: O
 
 async def test_a_budget_in_usd_holds_to_the_nano(deploy: Deploy, seen: Observer, provider: BatchServer) -> None:
     """The worst case of a call is reserved exactly: at the limit it is made, and one nano-USD below it is not."""
-    pin = f"openai:gpt-4o-mini-2024-07-18@{provider.url}/v1"
+    pin = "openai:gpt-4o-mini-2024-07-18"
     probe = await deploy(workflow("w", think(), extra="budget: {usd: 0.000000001}\n"), **config(pin))
     run = await probe.start("w")
     assert await seen.finished(run) == ["partial"]

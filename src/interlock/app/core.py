@@ -13,6 +13,7 @@ from interlock.audit.heads import KeptHeads
 from interlock.audit.log import AuditLog
 from interlock.audit.records import AuditRecords
 from interlock.base.clock import Clock
+from interlock.base.outbound import Outbound
 from interlock.base.settings import Settings
 from interlock.definitions.project import Project, read_project
 from interlock.definitions.versions import Versions
@@ -56,6 +57,7 @@ class Core:
         policies: replaces the active Cedar policies, for instance by an engine behind HTTP.
 
     Attributes:
+        outbound: decides which addresses this process's own connections may reach.
         policies: in force for the calls of this process.
         services: the use cases; all that an entry point needs of an open application.
         migrated: migrations applied by opening.
@@ -67,6 +69,7 @@ class Core:
         self.project = project
         self.settings = settings
         self.data = settings.data_dir
+        self.outbound = Outbound(settings.network.private)
         self._clock = clock
         self._policies = policies
         self.clock: Clock
@@ -137,7 +140,8 @@ class Core:
         self.on_close(heads.close)  # after the committer, which is closed first
         self.on_close(self.committer.close)
         self.audit = AuditRecords(self.database, {audit.key_id: audit.public_key}, heads.read)
-        self.tracing = Tracing(self.database, service=settings.name, otlp_endpoint=settings.telemetry.otlp_endpoint)
+        endpoint = settings.telemetry.otlp_endpoint
+        self.tracing = Tracing(self.database, service=settings.name, otlp_endpoint=endpoint, outbound=self.outbound)
         self.tracing.start()
         self.on_close(self.tracing.close)
         self.keys = KeyStore(self.database, self.master_key)

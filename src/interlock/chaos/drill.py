@@ -154,7 +154,8 @@ class Drill:
         postgres, url = await stack.enter_async_context(_database(plan.url, data))
         given: dict[str, Any] = {
             "engine": "postgres",  # fixed regardless of the environment: the faults are for this engine's workers
-            "models": {"default": f"openai:fake@{provider.url}"},
+            "models": {"default": "openai:fake"},
+            "providers": {"openai": {"base_url": provider.url}},
             "variables": {"counter": oracle.address},
             "worker": {"concurrency": _CONCURRENCY, "lease_seconds": LEASE_SECONDS},
             "sandbox": {"warm": 1},

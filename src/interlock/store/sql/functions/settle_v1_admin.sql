@@ -5,11 +5,12 @@ create or replace function settle_v1_new_orgs(made jsonb) returns integer
     language plpgsql security definer set search_path = public, pg_temp as $$
 declare touched integer;
 begin
-    insert into orgs (org_id, name) select org_id, name from jsonb_to_recordset(made) as o(org_id text, name text)
-        where org_id = any(interlock_orgs());
+    if exists (select from jsonb_to_recordset(made) as o(org_id text) where org_id <> all(interlock_orgs())) then
+        raise exception 'another organisation' using errcode = 'insufficient_privilege';
+    end if;
+    insert into orgs (org_id, name) select org_id, name from jsonb_to_recordset(made) as o(org_id text, name text);
     get diagnostics touched = row_count;
-    insert into audit_heads (org_id) select org_id from jsonb_to_recordset(made) as o(org_id text)
-        where org_id = any(interlock_orgs());
+    insert into audit_heads (org_id) select org_id from jsonb_to_recordset(made) as o(org_id text);
     return touched;
 end $$;
 
