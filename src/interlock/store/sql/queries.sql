@@ -241,7 +241,7 @@ select org_id, seq, hash from audit_heads where org_id = any($1::text[])
 
 -- name: lock_audit_heads(orgs text[])
 -- The heads of audit logs, locked in order.
-select org_id, seq, hash from audit_heads where org_id = any($1::text[]) order by org_id for update
+select org_id, seq, hash from lock_audit_heads($1)
 
 -- name: audit_has(org_id text, seq bigint, hash text)
 -- Whether an audit entry is there: a commit whose answer was lost took place.
