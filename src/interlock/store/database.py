@@ -60,7 +60,7 @@ DOWN = (
     TimeoutError,
 )
 
-# Of each connection, whatever the role's own defaults say: a role may change them, and they persist.
+# Of each connection. A role may change its own defaults, and such a change persists.
 _SERVER_SETTINGS = {"search_path": "public, pg_temp", "row_security": "on"}
 
 _ATTEMPTS = 10  # with the waits below about 12 s: longer than a restart of PostgreSQL takes
