@@ -18,7 +18,7 @@ from interlock.base.errors import Conflict, InterlockError, InvalidInput
 from interlock.base.json import JsonObject
 from interlock.base.settings import Settings, on_own_machine
 from interlock.cli.connection import SELF_APPROVAL, announced, find_server, settings_here
-from interlock.cli.console import AsJson, errors, print_answer
+from interlock.cli.console import AsJson, errors, print_answer, visible
 from interlock.cli.location import project_directory
 from interlock.definitions.project import read_project, require_project
 from interlock.identity.principal import Principal
@@ -169,7 +169,7 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
         principal, _ = await app.admin.local_principal()
         if worker:
             await _deploy(app, principal)
-            await app.start_worker()
+            await app.start_worker(_print_tool_output if reload else None)
         await server.start()
         watching = [asyncio.create_task(_watch(app, principal))] if reload else []
         watching += [asyncio.create_task(_drain_when_asked(app))] if worker else []
@@ -194,6 +194,12 @@ async def _deploy(app: App, principal: Principal) -> None:
         errors.print(error.message, style="red", soft_wrap=True)
     except Exception as error:  # noqa: BLE001  a file deleted while it was read, or a bug, must not end the reloading
         errors.print(f"not deployed: {type(error).__name__}: {error}", style="red", soft_wrap=True)
+
+
+def _print_tool_output(tool: str, place: str, text: str) -> None:
+    errors.print(f"tool {visible(tool)} ({visible(place)})", style="yellow")
+    for line in text.splitlines():
+        errors.print(f"  {visible(line)}", soft_wrap=True)
 
 
 async def _drain_when_asked(app: App) -> None:
