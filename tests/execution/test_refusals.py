@@ -37,7 +37,10 @@ async def test_a_tool_outside_the_allowlist(deploy: Deploy, seen: Observer, bank
     project = desk.app.read_project()
     data = copy.deepcopy(dict(project.definitions["w"].data))
     data["workflow"]["allow"] = []
-    await desk.app.versions.deploy(desk.admin.org_id, Definition.of(data), project.bundles, by="ada")
+    proposed = await desk.app.versions.propose(desk.admin.org_id, Definition.of(data), project.bundles, by="ada")
+    assert proposed is not None
+    new, head = proposed
+    await desk.app.committer.submit(Commit(desk.admin.org_id, new_versions=[new], moved_heads=[head]))
 
     run = await desk.start("w")
     assert await seen.finished(run) == ["failed"]
