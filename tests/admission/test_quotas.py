@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
 
-from interlock.admission.quotas import CallQuotas, Quota, Slot, list_quotas, remove_quota, set_quota
+from interlock.admission.quotas import CallQuotas, Quota, Slot, list_quotas
 from interlock.base.errors import Deferred, FailureKind, InvalidInput, Unavailable
 from interlock.store.database import Database
+from settled import remove_quota, set_quota
 
 pytestmark = pytest.mark.usefixtures("tenants")
 ORG, OTHER = "acme", "globex"
@@ -132,8 +134,9 @@ async def test_a_quota_that_was_removed_lets_calls_through(database: Database) -
     (calls,) = await workers(database, 1)
     with pytest.raises(Deferred):
         await calls.take(ORG, "pay", 10)
-    assert await remove_quota(database, ORG, "tool", "pay")
-    assert not await remove_quota(database, ORG, "tool", "pay")
+    await remove_quota(database, ORG, "tool", "pay")
+    with pytest.raises(asyncpg.PostgresError, match="no such quota"):
+        await remove_quota(database, ORG, "tool", "pay")
     assert await calls.take(ORG, "pay", 10) is not None, "not yet refreshed: it asks, and is let through"
     await calls.refresh()
     assert await calls.take(ORG, "pay", 10) is None
@@ -148,7 +151,8 @@ async def test_names_are_only_names(name: str, database: Database) -> None:
     await set_quota(database, ORG, Quota("tool", name, rate=2, per_seconds=0.5))
     assert await list_quotas(database, ORG) == [Quota("tool", name, rate=2, per_seconds=0.5)]
     assert await list_quotas(database, OTHER) == []
-    assert not await remove_quota(database, OTHER, "tool", name)
+    with pytest.raises(asyncpg.PostgresError, match="no such quota"):
+        await remove_quota(database, OTHER, "tool", name)
     (calls,) = await workers(database, 1)
     assert await calls.take(ORG, name, 10) is not None
 

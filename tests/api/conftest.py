@@ -17,6 +17,7 @@ from interlock.app import App
 from interlock.identity.principal import ROLES
 from interlock.services.views.runs import is_over
 from interlock.telemetry import logs
+from settled import issue_key
 
 ORG, OTHER_ORG = "acme", "globex"  # the organisations of the `tenants` fixture
 PATIENCE = 150  # seconds a test waits for something before it calls it lost
@@ -129,8 +130,8 @@ async def serve(app_factory: Callable[..., Awaitable[App]], project: Path) -> As
 
         async def start(*, worker: bool = False, **settings: Any) -> Served:
             app = await app_factory(worker=worker, deploy=True, sandbox={"warm": 0}, **settings)
-            keys = {role: await app.authenticator.issue(ORG, f"{role}-1", frozenset({role})) for role in sorted(ROLES)}
-            keys["stranger"] = await app.authenticator.issue(OTHER_ORG, "eve", frozenset({"admin"}))
+            keys = {role: await issue_key(app.database, ORG, f"{role}-1", frozenset({role})) for role in sorted(ROLES)}
+            keys["stranger"] = await issue_key(app.database, OTHER_ORG, "eve", frozenset({"admin"}))
             server = Server(app.services, host="127.0.0.1", port=0, payload_bytes=app.settings.limits.payload_bytes)
             await server.start()
             stack.push_async_callback(server.stop)

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from interlock.identity.principal import ROLES
+from settled import issue_key
 
 from .conftest import Served, problem_of
 
@@ -100,7 +101,7 @@ class World:
 async def world(working: Served) -> World:
     finished, waiting = await working.start("first"), await working.start("second")
     await working.finish(finished)
-    spare = await working.app.authenticator.issue("acme", "leaver", frozenset({"viewer"}))
+    spare = await issue_key(working.app.database, "acme", "leaver", frozenset({"viewer"}))
     world = World(working, finished, waiting, await working.review(waiting), spare.split("_")[1])
     for text in ("third", "fourth"):
         run = await working.finish(await working.start(text), "reject")
@@ -156,7 +157,7 @@ async def test_without_a_valid_key_every_route_answers_401(world: World, subtest
 
 
 async def test_a_revoked_key_is_refused_at_once(world: World) -> None:
-    key = await world.served.app.authenticator.issue("acme", "leaver", frozenset({"admin"}))
+    key = await issue_key(world.served.app.database, "acme", "leaver", frozenset({"admin"}))
     client, admin = await world.served.client(key=key), await world.served.client()
     assert (await client.get("/v1/me")).status_code == 200
     assert (await admin.delete(f"/v1/keys/{key.split('_')[1]}")).status_code == 204

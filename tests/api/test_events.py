@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from interlock.services import followers
+from settled import issue_key
 
 from .conftest import PATIENCE, Served, problem_of
 
@@ -115,7 +116,7 @@ async def test_a_client_resumes_after_the_last_event_it_saw(working: Served) -> 
 
 async def test_a_stream_ends_soon_after_its_key_is_revoked(served: Served) -> None:
     run_id = await served.start()
-    key = await served.app.authenticator.issue("acme", "leaver", frozenset({"viewer"}))
+    key = await issue_key(served.app.database, "acme", "leaver", frozenset({"viewer"}))
     client = await served.client(key=key)
 
     async def read() -> list[str]:

@@ -129,7 +129,9 @@ async def test_what_a_model_says_is_shown_whatever_it_says(serve: Serve, project
     refused = ['{"words": "\\ud800 half"}', '{"words": "a\\u0000b"}']  # and corrected
     said = [*refused, '{"words": "</script>\\u001b[31m"}']
     async with FakeProvider() as fake:
-        served = await serve(worker=True, models={"default": f"openai:fake@{fake.url}"})
+        served = await serve(
+            worker=True, models={"default": "openai:fake"}, providers={"openai": {"base_url": fake.url}}
+        )
         client = await served.client()
         for text in said:
             fake.script(answer(text))

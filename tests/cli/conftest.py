@@ -206,7 +206,11 @@ class FakeModel:
 
     @property
     def pin(self) -> str:
-        return f"openai:fake@{self._provider.url}"
+        return "openai:fake"
+
+    @property
+    def url(self) -> str:
+        return self._provider.url
 
     @property
     def count(self) -> int:
@@ -286,6 +290,7 @@ def cli(files: Cli, owner_url: str, data_dir: Path, model: FakeModel) -> Cli:
         "INTERLOCK_DATABASE__URL": owner_url,
         "INTERLOCK_DATA_DIR": str(data_dir),
         "INTERLOCK_MODELS__DEFAULT": model.pin,
+        "INTERLOCK_PROVIDERS__OPENAI__BASE_URL": model.url,
     }
     return files
 
@@ -293,7 +298,7 @@ def cli(files: Cli, owner_url: str, data_dir: Path, model: FakeModel) -> Cli:
 @pytest.fixture
 def embedded(files: Cli, model: FakeModel) -> Iterator[Cli]:
     """Commands in that project, with the PostgreSQL that Interlock starts by itself."""
-    files.env |= {"INTERLOCK_MODELS__DEFAULT": model.pin}
+    files.env |= {"INTERLOCK_MODELS__DEFAULT": model.pin, "INTERLOCK_PROVIDERS__OPENAI__BASE_URL": model.url}
     yield files
     left = left_with(str(files.directory))
     for pid in left:

@@ -40,13 +40,14 @@ def test_the_record_is_listed_verified_exported_and_verified_elsewhere(
     entries = cli.ok("audit", "list", "--json").json
     types = [one["entry"]["event_type"] for one in entries]
     assert types == [
-        "key.created", "policy.activated", "workflow.deployed", "run.created", "tool.call", "model.call", "run.finished",
+        "org.created", "key.created", "policy.activated", "workflow.deployed", "run.created", "tool.call", "model.call",
+        "run.finished",
     ]  # fmt: skip
     assert cli.ok("audit", "verify").out == f"audit: {len(entries)} entries verified\n"
     listed = cli.ok("audit", "list", "--run", run_id).out
     assert "tool:search_faq" in listed
     assert "key.created" not in listed
-    assert cli.ok("audit", "list", "--run", run_id, "--json").json == entries[3:]
+    assert cli.ok("audit", "list", "--run", run_id, "--json").json == entries[4:]
     assert cli.ok("audit", "list", "--after", "4", "--limit", "1", "--json").json == entries[4:5]
     assert cli.ok("audit", "list", "--run", "nobody").out == "no entries\n"
     assert "limit" in cli.fails(2, "audit", "list", "--limit", "0")
@@ -106,7 +107,9 @@ def test_a_lost_or_revoked_local_key_locks_nobody_out(cli: Cli, data_dir: Path) 
         kept.write_text(broken)
         cli.ok("runs")
         assert json.loads(kept.read_text())["api_key"] not in {first, second}
-    assert len(cli.ok("audit", "list", "--json").json) == 6  # five keys made and one revoked: all on record
+    assert (
+        len(cli.ok("audit", "list", "--json").json) == 7
+    )  # the organisation, five keys made and one revoked: all on record
 
 
 def test_migrating_twice_does_nothing_the_second_time(cli: Cli, empty_url: str) -> None:
@@ -171,8 +174,10 @@ def test_doctor_names_what_is_missing_and_the_mend(cli: Cli) -> None:
         port = taken.getsockname()[1]
         models = {
             "good": cli.env["INTERLOCK_MODELS__DEFAULT"],
-            "dated": "openai:gpt-4o-2024-08-06",
+            "dated": "anthropic:claude-sonnet-4-5-20250929",
             "alias": "openai:gpt-4o",
+            "strange": "mistral:large-2411",
+            "address": "openai:llama3.1@http://10.0.0.1:11434/v1",
         }
         del cli.env["INTERLOCK_MODELS__DEFAULT"]
         environment = {"INTERLOCK_MODELS": json.dumps(models), "INTERLOCK_SERVER__PORT": str(port)}
@@ -181,19 +186,26 @@ def test_doctor_names_what_is_missing_and_the_mend(cli: Cli) -> None:
     assert done.code == 8
     lines = done.out.splitlines()
     for mark, what, said in (
-        ("no  ", "model dated", "OPENAI_API_KEY is not set; export it"),
+        ("no  ", "model dated", "ANTHROPIC_API_KEY is not set; export it"),
+        ("no  ", "model strange", "add [providers.mistral]"),
+        ("no  ", "model address", "only the settings of the worker may"),
         ("no  ", "model alias", "pin a dated version"),
         ("ok  ", "model good", ""),
         ("note", f"port {port} on 127.0.0.1", "INTERLOCK_SERVER__PORT"),
         ("note", "project", "workflows/broken.yaml:1: input: is required"),
     ):
         assert any(line.startswith(mark) and what in line and said in line for line in lines), (what, done.out)
-    keyed = cli("doctor", OPENAI_API_KEY="sk-x", **environment).out
+    keyed = cli("doctor", ANTHROPIC_API_KEY="sk-x", **environment).out
     assert any(line.startswith("ok    model dated") for line in keyed.splitlines())
 
 
 def test_doctor_in_an_empty_directory(bare: Cli) -> None:
-    done = bare("doctor", INTERLOCK_SERVER__PORT="0", INTERLOCK_MODELS__DEFAULT="openai:x@http://127.0.0.1:1/v1")
+    done = bare(
+        "doctor",
+        INTERLOCK_SERVER__PORT="0",
+        INTERLOCK_MODELS__DEFAULT="here:x",
+        INTERLOCK_PROVIDERS__HERE__BASE_URL="http://127.0.0.1:1/v1",
+    )
     assert done.code == 0, done.out
     assert "`interlock init my-agent` writes one" in done.out
     assert list(bare.directory.iterdir()) == []

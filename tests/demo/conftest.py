@@ -43,10 +43,13 @@ async def model() -> AsyncIterator[Model]:
 class Demo:
     """One `interlock demo` in a session of its own, so that one signal reaches all of it, but PostgreSQL."""
 
-    def __init__(self, home: Path, *arguments: str, models: dict[str, str] | None = None) -> None:
+    def __init__(self, home: Path, *arguments: str, model: Model | None = None) -> None:
         self.home = home
         self._output = home.with_name(f"output{len(list(home.parent.glob('output*')))}")
-        given = {"INTERLOCK_MODELS": json.dumps(models)} if models else {}
+        given = {}
+        if model is not None:
+            given = {"INTERLOCK_MODELS": json.dumps({"default": model.pin})}
+            given["INTERLOCK_PROVIDERS"] = json.dumps(model.providers)
         # The lease is how long the runs of a dead worker wait.
         temporary = home.with_name("tmp")  # what a killed process leaves behind goes with the test
         temporary.mkdir(exist_ok=True)

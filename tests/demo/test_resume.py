@@ -65,8 +65,7 @@ MOMENTS = {"thinking": thinking, "executing": executing, "refunded": refunded, "
     ],
 )
 async def test_killed_and_resumed(moment: str, postgres: str, home: Path, model: Model) -> None:
-    models = {"default": model.pin}
-    killed = Demo(home, "--tickets", str(TICKETS), models=models)
+    killed = Demo(home, "--tickets", str(TICKETS), model=model)
     try:
         await MOMENTS[moment](killed, model)
     finally:
@@ -81,7 +80,7 @@ async def test_killed_and_resumed(moment: str, postgres: str, home: Path, model:
     else:
         assert kill_postgres(home)
 
-    resumed = Demo(home, "--resume", models=models)
+    resumed = Demo(home, "--resume", model=model)
     assert await resumed.ended() == 0, resumed.said
     # Every run that was cut off is taken up where it was, or begins if its start was not on record yet, and all are over.
     after = resumed.log[len(before) :]
@@ -102,10 +101,9 @@ async def test_killed_and_resumed(moment: str, postgres: str, home: Path, model:
 
 async def test_killed_while_postgresql_is_made(home: Path, model: Model) -> None:
     """Half a cluster is no cluster: it is made anew."""
-    models = {"default": model.pin}
     rules = home / "data" / "pg" / "pg_hba.conf"
     for _ in range(10):
-        killed = Demo(home, "--tickets", "2", models=models)
+        killed = Demo(home, "--tickets", "2", model=model)
         await until((home / "data" / "pg" / "PG_VERSION").exists, lambda killed=killed: killed.said)  # type: ignore[misc]
         killed.kill()
         if not rules.exists() or "scram" not in rules.read_text().splitlines()[0]:
@@ -114,18 +112,17 @@ async def test_killed_while_postgresql_is_made(home: Path, model: Model) -> None
         shutil.rmtree(home)
     else:
         raise AssertionError("it was made already, ten times")
-    resumed = Demo(home, "--resume", models=models)
+    resumed = Demo(home, "--resume", model=model)
     assert await resumed.ended() == 0, resumed.said
     assert processes_of(home) == []
 
 
 async def test_resume_of_what_is_done(home: Path, model: Model) -> None:
     """A finished demo can be resumed: it shows the same again and pays nobody."""
-    models = {"default": model.pin}
-    first = Demo(home, "--tickets", "2", models=models)
+    first = Demo(home, "--tickets", "2", model=model)
     assert await first.ended() == 0, first.said
     asked, requests = model.count, len(first.bank("requests"))
-    again = Demo(home, "--resume", models=models)
+    again = Demo(home, "--resume", model=model)
     assert await again.ended() == 0, again.said
     assert (model.count, len(again.bank("requests"))) == (asked, requests)
     assert processes_of(home) == []
@@ -137,10 +134,9 @@ async def test_resume_of_what_is_done(home: Path, model: Model) -> None:
 async def test_killed_at_random_again_and_again(seed: int, home: Path, model: Model) -> None:
     """Killed at any moment, also while it starts or resumes, until it gets through."""
     dice = random.Random(seed)
-    models = {"default": model.pin}
     arguments = ("--tickets", "16")
     for _ in range(6):
-        demo = Demo(home, *arguments, models=models)
+        demo = Demo(home, *arguments, model=model)
         await asyncio.sleep(dice.uniform(0.5, 6))
         if not demo.running:
             assert demo.process.returncode == 0, demo.said
@@ -150,7 +146,7 @@ async def test_killed_at_random_again_and_again(seed: int, home: Path, model: Mo
             kill_postgres(home)
         if (home / "demo.json").exists():
             arguments = ("--resume",)
-    demo = Demo(home, *arguments, models=models)
+    demo = Demo(home, *arguments, model=model)
     assert await demo.ended() == 0, demo.said
     paid = Counter(row["ticket_id"] for row in bank_rows(home / "bank.sqlite", "refunds"))
     assert set(paid.values()) == {1}

@@ -50,7 +50,11 @@ def refunds(home: Path) -> list[str]:
 
 
 async def start(home: Path, model: Model, *arguments: str) -> asyncio.subprocess.Process:
-    environment = {**os.environ, "INTERLOCK_MODELS": json.dumps({"default": model.pin})} | LEASE
+    given = {"models": {"default": model.pin}, "providers": model.providers}
+    environment = {
+        **os.environ,
+        **{f"INTERLOCK_{name.upper()}": json.dumps(one) for name, one in given.items()},
+    } | LEASE
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "interlock.cli.main", "demo", "--home", str(home), *arguments),
         env=environment,

@@ -148,6 +148,7 @@ def settings(model: Model, request: pytest.FixtureRequest) -> dict[str, Any]:
 
     return {
         "models": {"default": model.pin},
+        "providers": model.providers,
         "variables": {name: address(name) for name in ("bank", "strict")},
         "worker": {"concurrency": 8, "lease_seconds": 60},
         "sandbox": {"warm": 0},

@@ -51,7 +51,12 @@ class Model(FakeProvider):
 
     @property
     def pin(self) -> str:
-        return f"openai:fake@{self.url}"
+        return "openai:fake"
+
+    @property
+    def providers(self) -> dict[str, Any]:
+        """The setting that makes `openai` this fake."""
+        return {"openai": {"base_url": self.url}}
 
     def hold(self, title: str, *, after: int = 0) -> None:
         """From now on, or once so many requests for it have come in."""

@@ -126,7 +126,7 @@ async def test_the_database_restarts_under_the_runs(
         "worker": {"concurrency": 8, "lease_seconds": 10},
     }
     async with App(project, Settings(**given)) as app:
-        await app.authenticator.ensure_org("acme", "Acme")
+        await app.admin.ensure_org("acme", "Acme")
         await app.admin.deploy(admin, app.read_project())
         await app.start_worker()
         desk = Desk(app, admin)
@@ -169,7 +169,7 @@ async def test_the_database_crashes_again_and_again(
         "worker": {"concurrency": 8, "lease_seconds": 10},
     }
     async with App(project, Settings(**given)) as app:
-        await app.authenticator.ensure_org("acme", "Acme")
+        await app.admin.ensure_org("acme", "Acme")
         await app.admin.deploy(admin, app.read_project())
         await app.start_worker()
         desk = Desk(app, admin)

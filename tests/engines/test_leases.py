@@ -152,6 +152,7 @@ class Command:
             INTERLOCK_DATA_DIR=str(data_dir),
             INTERLOCK_DATABASE__URL=url,
             INTERLOCK_MODELS=json.dumps(settings["models"]),
+            INTERLOCK_PROVIDERS=json.dumps(settings["providers"]),
             INTERLOCK_VARIABLES=json.dumps(settings["variables"]),
             INTERLOCK_WORKER__LEASE_SECONDS="600",
             INTERLOCK_SANDBOX__WARM="0",

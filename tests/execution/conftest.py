@@ -78,10 +78,11 @@ def gathering(monkeypatch: pytest.MonkeyPatch) -> Gathering:
 
 
 @pytest.fixture
-async def provider(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BatchServer]:
-    """A provider with a batch API, in both dialects."""
+async def provider(monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]) -> AsyncIterator[BatchServer]:  # noqa: F811
+    """A provider with a batch API, in both dialects: the test's settings name it instead of the fake model."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-test-0123456789")
     async with BatchServer() as server:
+        settings["providers"] = server.providers
         yield server
 
 

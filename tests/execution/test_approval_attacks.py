@@ -19,6 +19,7 @@ from interlock.base.labels import Trust
 from interlock.base.refs import Ref
 from interlock.execution.effects import EffectLedger
 from interlock.identity.principal import Principal
+from interlock.store.commit import Commit
 
 PAY = pay("pay", "refund", "bank")
 HOLD = "on_failure: hold\n"
@@ -264,7 +265,10 @@ async def _a_greeting_past_the_check(scene: Scene) -> None:
     data = dict(project.definitions["greeted"].data)
     steps = [{**data["workflow"]["steps"][0], "approves": "pay"}, *data["workflow"]["steps"][1:]]
     forced = Definition.of({**data, "workflow": {**data["workflow"], "steps": steps}})
-    await scene.app.versions.deploy(scene.desk.admin.org_id, forced, project.bundles, by="ada")
+    proposed = await scene.app.versions.propose(scene.desk.admin.org_id, forced, project.bundles, by="ada")
+    assert proposed is not None
+    new, head = proposed
+    await scene.app.committer.submit(Commit(scene.desk.admin.org_id, new_versions=[new], moved_heads=[head]))
     await _a_greeting(scene)
 
 

@@ -76,6 +76,21 @@ async def test_a_call_asks_for_its_own_approval(scene: Scene) -> None:
     assert scene.seen.rows("select consumed_by from approvals") == key
 
 
+async def test_a_policy_knows_who_approved_and_in_which_review(scene: Scene) -> None:
+    """The one whom a policy does not accept may answer, and the call is refused all the same."""
+    rules = "permit(principal, action, resource) when { context.approval.digest_matches };\n"
+    refused = 'forbid(principal, action, resource) when { context.approval.approvers.contains("bob") };\n'
+    await _redeploy(scene, rules + refused)
+    run, review = await scene.asked()
+    await scene.approve(review)
+    assert await scene.seen.finished(run) == ["failed"]
+    run, review = await scene.asked()
+    carol = Principal("carol", scene.desk.admin.org_id, frozenset({"reviewer"}))
+    await scene.app.reviews.decide(carol, review, "approve", "")
+    assert await scene.seen.finished(run) == ["succeeded"]
+    assert len(scene.bank.refunds) == 1
+
+
 def test_the_digest_is_of_canonical_json(scene_act: dict[str, object]) -> None:
     """RFC 8785 for text, numbers and null: keys in order, no space, as UTF-8. Written anew here."""
 

@@ -39,7 +39,7 @@ async def test_thirty_runs_make_few_batches(deploy: Deploy, seen: Observer, prov
 
 async def test_half_the_price(deploy: Deploy, seen: Observer, provider: BatchServer) -> None:
     """Half of the list price, and the same counts in the journal, whichever way the call went."""
-    pin = f"openai:gpt-4o-mini-2024-07-18@{provider.url}/v1"
+    pin = "openai:gpt-4o-mini-2024-07-18"
     desk = await deploy(workflow("w", batched()), workflow("v", think()), **config(pin))
     cheap, dear = await desk.start("w"), await desk.start("v")
     assert await seen.finished(cheap, dear) == ["succeeded"] * 2
@@ -56,7 +56,7 @@ async def test_half_the_price(deploy: Deploy, seen: Observer, provider: BatchSer
 
 async def test_an_invalid_answer_is_corrected_directly(deploy: Deploy, seen: Observer, provider: BatchServer) -> None:
     """The batch's part of the cost at half the price, the correction's in full."""
-    pin = f"openai:gpt-4o-mini-2024-07-18@{provider.url}/v1"
+    pin = "openai:gpt-4o-mini-2024-07-18"
     good = {"verdict": "good", "words": "well"}
     provider.say = lambda body: good if len(body["messages"]) > 1 else {"verdict": "MARKER", "words": "well"}
     desk = await deploy(workflow("w", batched()), **config(pin))

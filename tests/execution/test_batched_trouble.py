@@ -220,6 +220,7 @@ async def test_a_provider_without_a_batch_api(
         data_dir=data_dir,
         sandbox={"warm": 0},
         models={"default": provider.pin},
+        providers=provider.providers,
         variables={"bank": "127.0.0.1:9"},
     )
     plain = Unbatched(f"{provider.url}/v1")

@@ -216,7 +216,8 @@ async def test_no_credential_is_anywhere_in_the_clear(
     secret = "sk-" + "s3cr3tv4lue" * 3
     monkeypatch.setenv("OPENAI_API_KEY", secret)
     model.script(status(401, f"Incorrect API key provided: {secret}"))
-    desk = await deploy(workflow("w", think()))
+    providers = {"openai": {**model.providers["openai"], "key": "OPENAI_API_KEY"}}
+    desk = await deploy(workflow("w", think()), providers=providers)
     key = await desk.app.admin.issue_key(desk.admin, "rita", frozenset({"viewer"}))
     run = await desk.start("w")
     assert await seen.finished(run) == ["failed"]

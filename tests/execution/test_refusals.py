@@ -37,7 +37,10 @@ async def test_a_tool_outside_the_allowlist(deploy: Deploy, seen: Observer, bank
     project = desk.app.read_project()
     data = copy.deepcopy(dict(project.definitions["w"].data))
     data["workflow"]["allow"] = []
-    await desk.app.versions.deploy(desk.admin.org_id, Definition.of(data), project.bundles, by="ada")
+    proposed = await desk.app.versions.propose(desk.admin.org_id, Definition.of(data), project.bundles, by="ada")
+    assert proposed is not None
+    new, head = proposed
+    await desk.app.committer.submit(Commit(desk.admin.org_id, new_versions=[new], moved_heads=[head]))
 
     run = await desk.start("w")
     assert await seen.finished(run) == ["failed"]
@@ -227,7 +230,7 @@ async def test_money_that_cannot_be_counted_is_not_spent(deploy: Deploy, seen: O
 
 async def test_a_budget_in_usd_holds_to_the_nano(deploy: Deploy, seen: Observer, provider: BatchServer) -> None:
     """The worst case of a call is reserved exactly: at the limit it is made, and one nano-USD below it is not."""
-    pin = f"openai:gpt-4o-mini-2024-07-18@{provider.url}/v1"
+    pin = "openai:gpt-4o-mini-2024-07-18"
     probe = await deploy(workflow("w", think(), extra="budget: {usd: 0.000000001}\n"), **config(pin))
     run = await probe.start("w")
     assert await seen.finished(run) == ["partial"]

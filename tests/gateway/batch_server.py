@@ -69,11 +69,19 @@ class BatchServer:
 
     @property
     def pin(self) -> str:
-        return f"openai:fake@{self.url}/v1"
+        return "openai:fake"
+
+    @property
+    def providers(self) -> dict[str, Any]:
+        """The setting that makes both known providers this server."""
+        return {
+            "openai": {"base_url": f"{self.url}/v1"},
+            "anthropic": {"base_url": self.url, "dialect": "anthropic", "key": "ANTHROPIC_API_KEY"},
+        }
 
     @property
     def anthropic_pin(self) -> str:
-        return f"anthropic:claude-fake@{self.url}"
+        return "anthropic:claude-fake"
 
     @property
     def calls(self) -> list[str]:

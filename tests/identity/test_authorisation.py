@@ -18,6 +18,7 @@ from interlock.base.errors import Denied, InterlockError
 from interlock.identity.principal import ROLES, Permission, Principal
 from interlock.policy.schema import Names
 from interlock.services.use_cases import Services
+from interlock.store.commit import Commit
 
 READERS = {"developer", "operator", "reviewer", "viewer"}
 KEEPERS = {"operator"}
@@ -75,6 +76,7 @@ USE_CASES: dict[tuple[str, str], tuple[set[str], Call]] = {
     ("policies", "policy"): (READERS, lambda s, p, a: s.policies.policy(p, "none")),
     ("policies", "activate"): (set(), lambda s, p, a: s.policies.activate(p, "none")),
     ("policies", "activate_text"): (set(), lambda s, p, a: s.policies.activate_text(p, "", NO_NAMES)),
+    ("policies", "propose_text"): (set(), lambda s, p, a: s.policies.propose_text(p, "", NO_NAMES, Commit(p.org_id))),
     ("audit", "page"): (AUDITORS, lambda s, p, a: s.audit.page(p)),
     ("audit", "verify"): (AUDITORS, lambda s, p, a: s.audit.verify(p)),
     ("audit", "public_keys"): (AUDITORS, lambda s, p, a: s.audit.public_keys(p)),
@@ -86,13 +88,18 @@ UNGUARDED = {
     ("access", "authenticate"),  # makes the principal
     ("submission", "propose_again"),  # called by dead letters, which checked; starts what a principal started before
     ("followers", "close"),
-    ("followers", "wake"),  # neither shows anything
+    ("followers", "wake"),
+    ("policies", "committed"),  # they show nothing
     ("administration", "workers"),
     ("administration", "ask_to_drain"),
     ("administration", "refused_events"),
     ("administration", "requeue_events"),
+    ("administration", "ensure_org"),
     ("administration", "local_principal"),  # for those who can open the installation's database
     ("health", "ready"),  # for probes, which have no key
+    *(
+        ("refusals", one) for one in ("start", "close", "flush", "note_denied", "note_unauthenticated")
+    ),  # they only record
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import psycopg
 import pytest
 
@@ -14,6 +16,7 @@ from interlock.identity import auth as module
 from interlock.identity.auth import Authenticator, key_id_of
 from interlock.identity.principal import Principal
 from interlock.store.database import Database
+from settled import issue_key, revoke_key
 
 if TYPE_CHECKING:
     from conftest import AppFactory, Tenant
@@ -32,23 +35,25 @@ def org(tenants: tuple[Tenant, Tenant]) -> str:
 
 
 async def test_a_key_stands_for_a_user_an_organisation_and_roles(
-    authenticator: Authenticator, tenants: tuple[Tenant, Tenant]
+    database: Database, authenticator: Authenticator, tenants: tuple[Tenant, Tenant]
 ) -> None:
     for tenant in tenants:
-        key = await authenticator.issue(tenant.org_id, "eve", ROLES)
+        key = await issue_key(database, tenant.org_id, "eve", ROLES)
         for _ in range(2):  # the second time from memory
             assert await authenticator.authenticate(key) == Principal("eve", tenant.org_id, ROLES)
 
 
-async def test_keys_differ_and_are_long(authenticator: Authenticator, org: str) -> None:
-    keys = [await authenticator.issue(org, "eve", ROLES) for _ in range(20)]
+async def test_keys_differ_and_are_long(database: Database, org: str) -> None:
+    keys = [await issue_key(database, org, "eve", ROLES) for _ in range(20)]
     secrets = {key.split("_")[2] for key in keys}
     assert len(secrets) == len({key_id_of(key) for key in keys}) == 20
     assert {len(secret) * 5 for secret in secrets} == {200}  # bits
 
 
-async def test_what_is_no_key_of_ours_is_refused_in_one_way(authenticator: Authenticator, org: str) -> None:
-    key, other = [await authenticator.issue(org, name, ROLES) for name in ("eve", "bob")]
+async def test_what_is_no_key_of_ours_is_refused_in_one_way(
+    database: Database, authenticator: Authenticator, org: str
+) -> None:
+    key, other = [await issue_key(database, org, name, ROLES) for name in ("eve", "bob")]
     _, key_id, secret = key.split("_")
     unknown = [
         f"il_{key_id}_{other.split('_')[2]}",
@@ -75,58 +80,67 @@ async def test_a_revoked_key_is_refused_at_once_here_and_soon_elsewhere(
     now = 1000.0
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     elsewhere = Authenticator(database)
-    key = await authenticator.issue(org, "eve", ROLES)
+    key = await issue_key(database, org, "eve", ROLES)
     for process in (authenticator, elsewhere):
         await process.authenticate(key)
-    await authenticator.revoke(org, key_id_of(key))
+    await revoke_key(database, org, key_id_of(key))
+    authenticator.forget(key_id_of(key))
     with pytest.raises(Unauthenticated):
         await authenticator.authenticate(key)
     now += module._CACHE_SECONDS
     with pytest.raises(Unauthenticated):
         await elsewhere.authenticate(key)
     assert module._CACHE_SECONDS <= 5  # the promise of the kill switch
-    with pytest.raises(NotFound):
-        await authenticator.revoke(org, key_id_of(key))
+    with pytest.raises(asyncpg.PostgresError, match="no such key"):
+        await revoke_key(database, org, key_id_of(key))
 
 
-async def test_only_its_own_organisation_can_revoke_a_key(
-    authenticator: Authenticator, tenants: tuple[Tenant, Tenant]
-) -> None:
-    key = await authenticator.issue(tenants[0].org_id, "eve", ROLES)
+async def test_only_its_own_organisation_can_revoke_a_key(app: App, admin: Principal, other_admin: Principal) -> None:
+    key = await app.admin.issue_key(admin, "eve", ROLES)
     with pytest.raises(NotFound):
-        await authenticator.revoke(tenants[1].org_id, key_id_of(key))
-    assert (await authenticator.authenticate(key)).user_id == "eve"
+        await app.admin.revoke_key(other_admin, key_id_of(key))
+    assert (await app.authenticator.authenticate(key)).user_id == "eve"
+    await app.admin.revoke_key(admin, key_id_of(key))
+    with pytest.raises(NotFound):
+        await app.admin.revoke_key(admin, key_id_of(key))
 
 
 @pytest.mark.parametrize("roles", [set(), {"root"}, {"admin", "root"}, {"Admin"}, {""}])
 async def test_unknown_roles_are_refused(
-    authenticator: Authenticator, owner: psycopg.Connection[Any], org: str, roles: set[str]
+    database: Database, owner: psycopg.Connection[Any], org: str, roles: set[str]
 ) -> None:
     with pytest.raises(InvalidInput, match=r"use some of admin, developer, operator, reviewer, viewer"):
-        await authenticator.issue(org, "eve", frozenset(roles))
+        await issue_key(database, org, "eve", frozenset(roles))
     assert owner.execute("select count(*) from api_keys").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("user", ["", "x" * 201, "nul \0"])
-async def test_a_key_needs_a_user(authenticator: Authenticator, org: str, user: str) -> None:
+async def test_a_key_needs_a_user(database: Database, org: str, user: str) -> None:
     with pytest.raises(InvalidInput):
-        await authenticator.issue(org, user, ROLES)
+        await issue_key(database, org, user, ROLES)
 
 
 @pytest.mark.parametrize("org_id", ["", "Acme", "1acme", "-acme", "ac me", "a,b", "acme\n", "a" * 64, "ä", "a_b", "*"])
 async def test_an_organisations_name_cannot_be_mistaken_for_several(
-    authenticator: Authenticator, owner: psycopg.Connection[Any], org_id: str
+    app: App, owner: psycopg.Connection[Any], org_id: str
 ) -> None:
+    before = owner.execute("select count(*) from orgs").fetchone()
     with pytest.raises(InvalidInput):
-        await authenticator.ensure_org(org_id, "Somebody")
-    assert owner.execute("select count(*) from orgs").fetchone() == (0,)
+        await app.admin.ensure_org(org_id, "Somebody")
+    assert owner.execute("select count(*) from orgs").fetchone() == before
 
 
-async def test_an_organisation_is_made_once(authenticator: Authenticator, owner: psycopg.Connection[Any]) -> None:
-    for name in ("Initech", "Another"):
-        await authenticator.ensure_org("initech-2", name)
-    assert owner.execute("select org_id, name from orgs").fetchall() == [("initech-2", "Initech")]
-    assert owner.execute("select org_id, seq, hash from audit_heads").fetchall() == [("initech-2", 0, "")]
+async def test_an_organisation_is_made_once_and_on_record(
+    app_factory: AppFactory, owner: psycopg.Connection[Any]
+) -> None:
+    first, second = await app_factory(), await app_factory()
+    await asyncio.gather(*(one.admin.ensure_org("initech-2", "Initech") for one in (first, second, first, second)))
+    await second.admin.ensure_org("initech-2", "Another")
+    assert owner.execute("select name from orgs where org_id = 'initech-2'").fetchall() == [("Initech",)]
+    assert owner.execute("select seq from audit_heads where org_id = 'initech-2'").fetchall() == [(1,)]
+    entries = owner.execute("select entry ->> 'event_type' from audit where org_id = 'initech-2'").fetchall()
+    assert entries == [("org.created",)]
+    assert (await first.audit.verify("initech-2")).ok
 
 
 async def test_the_secret_is_stored_nowhere(

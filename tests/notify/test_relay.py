@@ -21,9 +21,10 @@ from interlock.notify.webhook import to_log
 from interlock.store import outbox
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
-from interlock.store.outbox import EventRefused, OutboxEvent, Relay, refused_events, requeue_events
+from interlock.store.outbox import EventRefused, OutboxEvent, Relay, refused_events
 from interlock.store.rows import JournalRow, OutboxRow
 from interlock.telemetry import logs
+from settled import requeue_event
 
 if TYPE_CHECKING:
     from conftest import Tenant
@@ -291,8 +292,10 @@ async def test_an_event_that_is_refused_lets_the_others_pass_and_can_be_sent_aga
     assert (refused.sink, refused.topic, refused.run_id) == ("sink", "test", "run_a")
     assert refused.reason == "the answer was 400"
     assert [f"does not take event {refused.event_id}" in one for one in complaints] == [True]
-    assert await requeue_events(database, refused.event_id + 1) == 0
-    assert await requeue_events(database, refused.event_id) == 1
+    for sink, event_id in (("sink", refused.event_id + 1), ("other", refused.event_id)):
+        with pytest.raises(asyncpg.PostgresError, match="not refused"):
+            await requeue_event(database, sink, event_id)
+    await requeue_event(database, "sink", refused.event_id)
     poison = False
     assert await relay.deliver("sink") == 1
     assert receiver.events[-1].event_id == refused.event_id

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from interlock.base.errors import Unavailable
+from interlock.base.outbound import Outbound
 from interlock.identity.principal import Principal
 from interlock.notify.webhook import Webhook
 from interlock.store import outbox
@@ -167,3 +168,35 @@ async def test_a_runs_events_reach_the_configured_webhook(
     assert opened["data"]["run_id"] == finished["data"]["run_id"] == run_id
     assert opened["data"]["review"] == review.review_id
     assert finished["data"]["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "said"),
+    [
+        ("hooks.example", "127.0.0.1", 'add "hooks.example" to network.private'),
+        ("hooks.example", "169.254.169.254", "metadata"),
+        ("169.254.169.254", "", "metadata"),
+    ],
+)
+async def test_events_are_not_sent_inside_the_network(
+    endpoint: Endpoint, host: str, address: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Names:
+        """A name service that an attacker controls."""
+
+        async def resolve(self, name: str, port: int, family: int) -> list[dict[str, Any]]:
+            return [{"hostname": name, "host": address, "port": port, "family": family, "proto": 0, "flags": 0}]
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr("interlock.base.vetted_http.ThreadedResolver", Names)
+    webhook = Webhook(endpoint.url.replace("127.0.0.1", host), KEY)
+    with pytest.raises(Unavailable, match=said):
+        await webhook(EVENT)
+    await webhook.close()
+    assert endpoint.requests == 0
+    if address == "127.0.0.1":
+        webhook = Webhook(endpoint.url.replace("127.0.0.1", host), KEY, Outbound(["hooks.example"]))
+        await webhook(EVENT)
+        await webhook.close()
+        assert endpoint.requests == 1

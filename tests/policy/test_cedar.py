@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 
 def _approval(**changes: Any) -> dict[str, Any]:
-    facts = {"present": True, "roles": ["reviewer"], "quorum": 1, "digest_matches": True}
+    facts = {
+        "present": True,
+        "roles": ["reviewer"],
+        "quorum": 1,
+        "digest_matches": True,
+        "reviews": [],
+        "approvers": [],
+    }
     return {"approval": {**facts, **changes}}
 
 
@@ -182,6 +189,8 @@ async def test_any_user_can_be_named(name: str) -> None:
         ("context.approval.quorum >= 2", ApprovalFacts(True, frozenset({"reviewer"}), 2, digest_matches=True)),
         ("context.approval.digest_matches", ApprovalFacts(True, frozenset(), 1, digest_matches=True)),
         ("context.approval.present", ApprovalFacts(present=True)),
+        ('context.approval.approvers.contains("bob")', ApprovalFacts(True, approvers=frozenset({"bob", "eve"}))),
+        ('context.approval.reviews.contains("rev_1")', ApprovalFacts(True, reviews=frozenset({"rev_1"}))),
     ],
 )
 async def test_what_is_known_of_an_approval_can_be_asked_about(condition: str, facts: ApprovalFacts) -> None:

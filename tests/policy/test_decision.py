@@ -40,11 +40,20 @@ async def engine(opa: OpaServer) -> AsyncIterator[OpaEngine]:
 
 
 async def test_an_engine_behind_http_gets_the_question_and_its_answer_counts(opa: OpaServer, engine: OpaEngine) -> None:
-    asked = QUESTION.approved(ApprovalFacts(True, frozenset({"reviewer"}), 1, digest_matches=True))
+    asked = QUESTION.approved(
+        ApprovalFacts(True, frozenset({"reviewer"}), 1, True, frozenset({"rev_1"}), frozenset({"bob"}))
+    )
     assert await decide(engine, asked) == Decision(True, ("opa",), "bundle-1")
     opa.result = {"allow": False, "reasons": ["too much"]}
     assert await decide(engine, asked) == Decision(False, ("too much",), "bundle-1")
-    approval = {"present": True, "roles": ["reviewer"], "quorum": 1, "digest_matches": True}
+    approval = {
+        "present": True,
+        "roles": ["reviewer"],
+        "quorum": 1,
+        "digest_matches": True,
+        "reviews": ["rev_1"],
+        "approvers": ["bob"],
+    }
     assert opa.asked == [
         {
             "principal": {"id": "ada", "org": "acme", "roles": ["operator"]},

@@ -51,7 +51,7 @@ def test_what_may_be_read_is_accepted() -> None:
             '"presnt" is no attribute of context.approval; write "present"',
         ),
         (f'{ANY} when {{ principal.role == "x" }};', 1, '"role" is no attribute of a User; write "roles"'),
-        (f"{ANY} when {{ context has reviewed }};", 1, '"reviewed" is no known attribute; known are approval, '),
+        (f"{ANY} when {{ context has flagged }};", 1, '"flagged" is no known attribute; known are approval, '),
         (f'{ANY} when {{ resource.effect == "pure" }};', 1, "only a Tool has it: write action == "),
         (f'{ANY} when {{ resource.provider == "x" }};', 1, "only a Model has it: write action == "),
         (

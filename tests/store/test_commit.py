@@ -14,9 +14,19 @@ import asyncpg
 import psycopg
 import pytest
 
+from interlock.admission.quotas import Quota
 from interlock.audit.log import AuditLog
 from interlock.audit.verify import Verification, verify
 from interlock.base.errors import Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
+from interlock.store.admin_rows import (
+    DrainedWorker,
+    MovedHead,
+    NewKey,
+    NewVersion,
+    RemovedQuota,
+    RequeuedDelivery,
+    RevokedKey,
+)
 from interlock.store.commit import PARTS, Commit, Committer, batch_of
 from interlock.store.database import Database
 from interlock.store.people_rows import (
@@ -173,6 +183,14 @@ async def test_a_lost_lease_writes_nothing_anywhere(
     given = [DecidedReview(review_id=one, status="approved", decided_by="ada", note="") for one in acts[:2]]
     granted = [approval(run, one) for one in acts[:2]]
     await committer.submit(Commit(org, decided_reviews=given, new_approvals=granted, new_signals=[signal(run)]))
+    first_key = NewKey(key_id="k1", org_id=org, secret_hash="00", user_id="eve", roles=["viewer"])
+    await committer.submit(Commit(org, new_keys=[first_key], new_quotas=[Quota("org", rate=1000).row(org)]))
+    owner.execute("insert into event_sinks (sink) values ('s')")
+    owner.execute(
+        "insert into deliveries (sink, event_id, org_id, lane, topic, payload, created_at, status) "
+        "values ('s', 1, %s, '', 't', '{}', now(), 'refused')",
+        (org,),
+    )
     claimed = {
         row["run_id"]: row["fence"] for row in await database.rows("claim_runs", "me", 60.0, 10, "postgres", 1, 1)
     }
@@ -215,6 +233,14 @@ async def test_a_lost_lease_writes_nothing_anywhere(
             ],
             new_policies=[NewPolicySet(org_id=org, version="p2", text="", created_by="ada")],
             activated_policies=[ActivatedPolicy(org_id=org, version="p2", activated_by="ada")],
+            new_keys=[NewKey(key_id="k2", org_id=org, secret_hash="00", user_id="eve", roles=["viewer"])],
+            revoked_keys=[RevokedKey(org_id=org, key_id="k1")],
+            new_quotas=[Quota("tool", "pay", rate=1).row(org)],
+            removed_quotas=[RemovedQuota(org_id=org, scope="org", name="")],
+            new_versions=[NewVersion(org_id=org, name="ask", version="v2", definition={"tools": {}}, created_by="ada")],
+            moved_heads=[MovedHead(org_id=org, name="ask", version="v2")],
+            drained_workers=[DrainedWorker(worker_id="me")],
+            requeued_deliveries=[RequeuedDelivery(sink="s", event_id=1)],
             signal_ids=[SignalId(run_id=run.run_id, signal_id="sig", org_id=org, name="go")],
             new_signals=[signal(run, kind="second")],
             crashed=[CrashedRun(run_id=run.run_id, parked=True)],
@@ -230,7 +256,12 @@ async def test_a_lost_lease_writes_nothing_anywhere(
         )
 
     # A part without a row proves nothing below.
-    assert batch_of([everything(fence)]).keys() == PARTS.keys() - {"audit", "heads", "claims"}
+    assert batch_of([everything(fence)]).keys() == PARTS.keys() - {
+        "audit",
+        "heads",
+        "claims",
+        "new_orgs",
+    }
     before = contents(owner)
     for stale in (fence - 1, fence + 1):
         with pytest.raises(LeaseLost):
@@ -246,6 +277,7 @@ async def test_a_lost_lease_writes_nothing_anywhere(
     assert changed == {
         "artifacts", "runs", "queue", "journal", "effects", "reviews", "signals", "outbox", "audit", "audit_heads",
         "run_vaults", "results", "dead_letters", "approvals", "signal_ids", "policy_sets", "active_policies",
+        "api_keys", "quotas", "workflow_versions", "workflow_heads", "deliveries",
     }  # fmt: skip
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 
+from interlock.store.database import Database
 from interlock.store.migrate import migrate
 
 from .conftest import MASTER_KEY
@@ -183,6 +185,13 @@ REFUSED = [
     "select lo_import('/etc/hostname')",
     "copy audit to program 'cat'",
     "copy audit from '/dev/null'",
+    "update audit_heads set seq = 0, hash = ''",
+    "insert into audit_heads (org_id) values ('acme')",
+    "insert into audit values ('acme', 1, 'e', '{}', '', 'h', 'k', 's', '0/1:')",
+    "select lo_create(0)",
+    "select lo_creat(-1)",
+    "select lo_from_bytea(0, 'x')",
+    "select lo_put(1, 0, 'x')",
 ]
 
 
@@ -257,3 +266,104 @@ def test_what_may_not_vanish_cannot_be_removed(
     changes.append("update policy_sets set text = 'permit(principal, action, resource);'")
     scope(app_role, tenants[0].org_id)
     assert accepted(app_role, changes + [f"delete from {table}" for table in kept]) == []
+
+
+@pytest.mark.usefixtures("populated")
+def test_rows_cannot_be_planted_at_a_run_of_another_organisation(
+    owner: psycopg.Connection[Any], app_role: psycopg.Connection[Any], tenants: tuple[Tenant, Tenant]
+) -> None:
+    """A planted row could take the next number of a journal, and its refusal could tell whether a run exists."""
+    ours, theirs = (tenant.org_id for tenant in tenants)
+    before = contents(owner)
+    scope(app_role, ours)
+    tables = owner.execute(
+        "select table_name from information_schema.columns where table_schema = 'public' and column_name in ('run_id', 'org_id') "
+        "and table_name not in ('runs', 'followed_runs') group by 1 having count(*) = 2 order by 1"
+    ).fetchall()
+    assert len(tables) >= 11
+    free = {"seq": 999, "signal_id": 999, "vault_id": 999, "step": "free", "command": "free", "idempotency_key": "free",
+            "review_id": "free", "dead_letter_id": "free", "call_id": "free"}  # fmt: skip
+    answers = set()
+    for (table,) in tables:
+        row = owner.execute(f"select to_jsonb(t) from {table} t where org_id = %s limit 1", (ours,)).fetchone()
+        assert row is not None
+        for run_id in (f"run_{theirs}", "run_unknown"):
+            kept = {name: value for name, value in free.items() if name in row[0]}
+            if isinstance(row[0].get("signal_id"), str):
+                kept["signal_id"] = "free"
+            if table == "queue":  # one row a run
+                owner.execute("delete from queue where run_id = %s", (run_id,))
+                before["queue"] = contents(owner)["queue"]
+            statement = (
+                f"insert into {table} overriding system value select * from jsonb_populate_record(null::{table}, %s)"
+            )
+            with pytest.raises(psycopg.Error) as refused:
+                app_role.execute(statement, (Jsonb({**row[0], **kept, "run_id": run_id}),))
+            answers.add((table, refused.value.sqlstate))
+    assert contents(owner) == before
+    assert len(answers) == len(tables), "the same answer for both"
+    assert {state for _, state in answers} <= {"23503", "IL007"}
+
+
+def test_a_head_moves_only_with_entries_that_continue_the_log(
+    owner: psycopg.Connection[Any], app_role: psycopg.Connection[Any], tenants: tuple[Tenant, Tenant]
+) -> None:
+    ours, theirs = (tenant.org_id for tenant in tenants)
+    owner.execute("update audit_heads set seq = 5, hash = 'h5'")
+    scope(app_role, ours)
+
+    def row(org_id: str, seq: int, prev_hash: str) -> dict[str, Any]:
+        rest = {"event_id": "e", "entry": {}, "key_id": "k", "signature": "s", "proof": "0/1:"}
+        return {"org_id": org_id, "seq": seq, "prev_hash": prev_hash, "hash": f"h{seq}", **rest}
+
+    def head(org_id: str, expected: int, seq: int, digest: str) -> dict[str, Any]:
+        return {"org_id": org_id, "expected": expected, "seq": seq, "hash": digest}
+
+    def move(heads: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+        app_role.execute("select settle_v1_audit(%s, %s)", (Jsonb(heads), Jsonb(rows)))
+
+    for heads, rows in (
+        ([head(ours, 5, 0, "")], []),  # back
+        ([head(ours, 5, 6, "h6")], []),  # without entries
+        ([head(ours, 5, 6, "other")], [row(ours, 6, "h5")]),  # to another hash
+        ([head(ours, 5, 7, "h7")], [row(ours, 7, "h5")]),  # past a gap
+        ([head(ours, 5, 6, "h6")], [row(ours, 6, "h4")]),  # from another place
+        ([head(ours, 5, 6, "h6")], [row(ours, 6, "h5"), row(theirs, 6, "h5")]),
+        ([head(theirs, 5, 6, "h6")], [row(theirs, 6, "h5")]),
+        ([], [row(ours, 6, "h5")]),
+    ):
+        with pytest.raises(psycopg.Error) as refused:
+            move(heads, rows)
+        assert refused.value.sqlstate == "IL003", (heads, rows)
+    with pytest.raises(psycopg.Error) as refused:
+        move([head(ours, 4, 5, "h5")], [row(ours, 5, "h4")])
+    assert refused.value.sqlstate == "IL002"
+    assert app_role.execute("select * from lock_audit_heads(%s)", ([ours, theirs],)).fetchall() == [(ours, 5, "h5")]
+    move([head(ours, 5, 7, "h7")], [row(ours, 6, "h5"), row(ours, 7, "h6")])
+    assert owner.execute("select seq, hash from audit_heads order by org_id").fetchall() == [(7, "h7"), (5, "h5")]
+
+
+async def test_what_the_role_sets_for_itself_does_not_last(owner_url: str, database_url: str) -> None:
+    """A role may change its own defaults, and they persist: connections bring their own, and `migrate` removes them."""
+    name = urlsplit(database_url).path.lstrip("/")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        try:
+            for statement in (
+                "alter role interlock_app set search_path = 'elsewhere'",
+                "alter role interlock_app set row_security = off",
+                f'alter role interlock_app in database "{name}" set search_path = elsewhere',
+            ):
+                connection.execute(sql.SQL(statement))
+            database = Database(database_url, pool_size=1)
+            await database.open()
+            assert await database.rows("list_quotas", org="acme") == []
+            for opened in (await database.dedicated(), await database.listen("x", print)):
+                assert await opened.fetchval("show search_path") == "public, pg_temp"
+                assert await opened.fetchval("show row_security") == "on"
+                await opened.close()
+            await database.close()
+        finally:
+            migrate(owner_url, MASTER_KEY)
+    with psycopg.connect(database_url) as connection:
+        shown = [connection.execute(sql.SQL(f"show {one}")).fetchone() for one in ("search_path", "row_security")]
+    assert shown == [('"$user", public',), ("on",)]

@@ -110,7 +110,7 @@ def test_calls_name_a_query_and_pass_what_it_takes() -> None:
         ("connection.fetch(QUERIES['get_efect'].sql, run, step)", "no such query"),
         ("database.row('get_effect', run)", "it takes 2"),
         ("database.rows('get_effect', run, *rest, step, more)", "it takes 2"),
-        ("database.execute('revoke_api_key', None, org=org)", "key_id may not be None"),
+        ("database.execute('batch_ended', None, org=org)", "batch_id may not be None"),
     ],
 )
 def test_a_wrong_call_is_found(call: str, problem: str) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import socket
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+import requests
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from interlock.base.outbound import Outbound
 from interlock.store.database import Database
 from interlock.telemetry import names
 from interlock.telemetry.spans import TraceIds
 from interlock.telemetry.tracing import Tracing
+from interlock.telemetry.vetted_requests import VettedRequests
 
 if TYPE_CHECKING:
     from conftest import Tenant
@@ -117,3 +122,38 @@ async def test_without_an_endpoint_nothing_leaves(
         pass
     await tracing.close()
     assert collector.posts == []
+
+
+async def test_a_collector_inside_the_network_must_be_named(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its name leads to by the time of the connection, nothing is sent to an address that the settings do not name."""
+    given = socket.getaddrinfo
+
+    def resolve(host: str, *args: Any, **named: Any) -> Any:
+        return given("127.0.0.1" if host == "collector.internal" else host, *args, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    url = collector.url.replace("127.0.0.1", "collector.internal") + "/v1/traces"
+    with pytest.raises(requests.ConnectionError, match=r"network\.private"):
+        await asyncio.to_thread(VettedRequests(Outbound()).post, url, data=b"")
+    assert collector.posts == []
+    named = VettedRequests(Outbound(["collector.internal"]))
+    assert (await asyncio.to_thread(named.post, url, data=b"")).status_code == 200
+    assert len(collector.posts) == 1
+    named.close()
+
+
+async def test_a_collector_cannot_send_traces_elsewhere(collector: Collector) -> None:
+    async def moved(_request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": f"{collector.url}/v1/traces"})
+
+    application = web.Application()
+    application.router.add_post("/v1/traces", moved)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    answer = await asyncio.to_thread(VettedRequests(Outbound()).post, f"http://{host}:{port}/v1/traces", data=b"x")
+    await runner.cleanup()
+    assert (answer.status_code, collector.posts) == (307, [])

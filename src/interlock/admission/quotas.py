@@ -14,6 +14,7 @@ from typing import get_args
 from interlock.admission.scopes import QuotaScope
 from interlock.base.errors import Deferred, FailureKind, InvalidInput, Unavailable
 from interlock.base.ids import new_id
+from interlock.store.admin_rows import NewQuota
 from interlock.store.database import Database
 from interlock.store.queries import QUERIES
 from interlock.telemetry import names
@@ -56,6 +57,17 @@ class Quota:
                 raise InvalidInput(f"concurrency and rate must be 0 to {_MAX_LIMIT}")
         if not 0 < self.per_seconds <= _MAX_SECONDS:
             raise InvalidInput(f"per_seconds must be more than 0 and at most {_MAX_SECONDS}")
+
+    def row(self, org_id: str) -> NewQuota:
+        """The row that sets this quota; committed, it is in force for all workers within about a second."""
+        return NewQuota(
+            org_id=org_id,
+            scope=self.scope,
+            name=self.name,
+            concurrency=self.concurrency,
+            rate=self.rate,
+            per_seconds=self.per_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +132,6 @@ class CallQuotas:
             await self._database.rows("return_call", slot.holder, org=slot.org_id)
         except Unavailable as error:  # the slot's lease will expire
             log(names.LOG_DATABASE_DOWN, error.message, level="warning")
-
-
-async def set_quota(database: Database, org_id: str, quota: Quota) -> None:
-    """Sets or replaces a quota; in force for all workers within about a second."""
-    values = (quota.scope, quota.name, quota.concurrency, quota.rate, quota.per_seconds)
-    await database.execute("set_quota", org_id, *values, org=org_id)
-
-
-async def remove_quota(database: Database, org_id: str, scope: str, name: str) -> bool:
-    """Removes a quota; False if there is none."""
-    return await database.execute("remove_quota", org_id, scope, name, org=org_id) > 0
 
 
 async def list_quotas(database: Database, org_id: str) -> list[Quota]:

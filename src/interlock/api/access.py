@@ -28,9 +28,26 @@ def presented_key(request: Request) -> str | None:
     return key.strip() if scheme.lower() == "bearer" else None
 
 
+def address_of(request: Request) -> str:
+    """The client's address."""
+    return request.client.host if request.client is not None else ""
+
+
+async def authenticated(request: Request) -> Principal:
+    """The principal of the request's key, which is kept for the record of refusals.
+
+    Raises:
+        Unauthenticated: no valid key. TooManyRequests: too many wrong ones from this address.
+    """
+    access = services_of(request).access
+    principal = await access.authenticate(presented_key(request), address=address_of(request))
+    request.state.principal = principal
+    return principal
+
+
 async def principal_of(request: Request, _scheme: Annotated[object, Depends(_SCHEME)]) -> Principal:
-    """The principal of the request's key. Raises Unauthenticated without a valid key."""
-    return await services_of(request).access.authenticate(presented_key(request))
+    """The principal of the request's key; as `authenticated`."""
+    return await authenticated(request)
 
 
 UseCases = Annotated[Services, Depends(services_of)]

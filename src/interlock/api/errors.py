@@ -11,8 +11,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
-from interlock.base.errors import InterlockError
+from interlock.base.errors import Denied, InterlockError, TooManyRequests, Unauthenticated
 from interlock.base.json import Json
+from interlock.identity.wrong_keys import source_of
 from interlock.services.views.errors import ErrorBody, ErrorDetail
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
@@ -35,7 +36,7 @@ _MEANINGS = {
     410: "The person whom the value is about was erased; the value is unreadable.",
     413: "The request body is over the limit of the installation (limits.payload_bytes).",
     422: "The request is not valid; the message names the place.",
-    429: "A limit of concurrent use is reached.",
+    429: "A limit is reached: of concurrent use, or of wrong keys from one address.",
     503: "A required component, such as the database, is down.",
 }
 
@@ -47,9 +48,9 @@ def documented(*statuses: int, key: bool = True) -> Responses:
     """The error statuses of an operation, for the OpenAPI document.
 
     Args:
-        key: True if the operation requires an API key; it may then also answer 401, 403 and 422. All may answer 503.
+        key: True if the operation requires an API key; it may then also answer 401, 403, 422 and 429. All may answer 503.
     """
-    every = {*statuses, 503} | ({401, 403, 422} if key else set())
+    every = {*statuses, 503} | ({401, 403, 422, 429} if key else set())
     return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in sorted(every)}
 
 
@@ -63,11 +64,14 @@ def install(api: FastAPI) -> None:
     """Registers the handlers."""
 
     @api.exception_handler(InterlockError)
-    async def domain(_request: Request, error: Exception) -> JSONResponse:
+    async def domain(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, InterlockError)
         if error.http_status >= 500:
             log(names.LOG_REQUEST_FAILED, error.message, level="error", code=error.code, detail=error.detail)
-        headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else None
+        _note_refusal(request, error)
+        headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else {}
+        if isinstance(error, TooManyRequests) and error.retry_after is not None:
+            headers["Retry-After"] = str(max(1, round(error.retry_after)))
         return JSONResponse(problem(error.code, error.message), error.http_status, headers)
 
     @api.exception_handler(RequestValidationError)
@@ -95,6 +99,18 @@ def install(api: FastAPI) -> None:
     async def bug(_request: Request, error: Exception) -> JSONResponse:
         log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
         return JSONResponse(problem("internal", "an internal error; the server's log has the details"), 500)
+
+
+def _note_refusal(request: Request, error: InterlockError) -> None:
+    """Counts a refusal for the audit log: of a principal, or of an address without a valid key."""
+    services = request.app.state.services
+    what = f"{request.method} {getattr(request.scope.get('route'), 'path', 'unknown')}"
+    principal = getattr(request.state, "principal", None)
+    if principal is None and isinstance(error, Unauthenticated | TooManyRequests):
+        address = request.client.host if request.client is not None else ""
+        services.refusals.note_unauthenticated(source_of(address), what)
+    elif principal is not None and isinstance(error, Denied):
+        services.refusals.note_denied(principal, what)
 
 
 def _methods(request: Request) -> list[str]:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from interlock.api.access import Caller, UseCases, presented_key, services_of
+from interlock.api.access import Caller, UseCases, authenticated
 from interlock.api.body import PathId
 from interlock.api.errors import documented
 from interlock.base.errors import InterlockError, InvalidInput
@@ -90,7 +90,7 @@ async def events(
         after = min(int(last_event_id), _LAST_EVENT)
 
     async def authenticate() -> Principal:
-        return await services_of(request).access.authenticate(presented_key(request))
+        return await authenticated(request)
 
     found = await services.followers.follow(
         caller, run_id, after, authenticate=authenticate, stopping=request.app.state.stopping

@@ -13,6 +13,7 @@ from interlock.audit.heads import KeptHeads
 from interlock.audit.log import AuditLog
 from interlock.audit.records import AuditRecords
 from interlock.base.clock import Clock
+from interlock.base.outbound import Outbound
 from interlock.base.settings import Settings
 from interlock.definitions.project import Project, read_project
 from interlock.definitions.versions import Versions
@@ -28,6 +29,7 @@ from interlock.services.followers import Followers
 from interlock.services.health import Health
 from interlock.services.ingest import Redaction
 from interlock.services.policies import PolicySets
+from interlock.services.refusals import Refusals
 from interlock.services.reviews import Approving, ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
@@ -55,6 +57,7 @@ class Core:
         policies: replaces the active Cedar policies, for instance by an engine behind HTTP.
 
     Attributes:
+        outbound: decides which addresses this process's own connections may reach.
         policies: in force for the calls of this process.
         services: the use cases; all that an entry point needs of an open application.
         migrated: migrations applied by opening.
@@ -66,6 +69,7 @@ class Core:
         self.project = project
         self.settings = settings
         self.data = settings.data_dir
+        self.outbound = Outbound(settings.network.private)
         self._clock = clock
         self._policies = policies
         self.clock: Clock
@@ -136,7 +140,8 @@ class Core:
         self.on_close(heads.close)  # after the committer, which is closed first
         self.on_close(self.committer.close)
         self.audit = AuditRecords(self.database, {audit.key_id: audit.public_key}, heads.read)
-        self.tracing = Tracing(self.database, service=settings.name, otlp_endpoint=settings.telemetry.otlp_endpoint)
+        endpoint = settings.telemetry.otlp_endpoint
+        self.tracing = Tracing(self.database, service=settings.name, otlp_endpoint=endpoint, outbound=self.outbound)
         self.tracing.start()
         self.on_close(self.tracing.close)
         self.keys = KeyStore(self.database, self.master_key)
@@ -196,6 +201,9 @@ class Core:
         server = self.settings.server
         followers = Followers(self.database, most=server.followers, most_per_org=server.followers_per_org)
         self.on_close(followers.close)
+        refusals = Refusals(self.committer, self.clock, ensure_org=self.admin.ensure_org)
+        refusals.start()
+        self.on_close(refusals.close)
         return Services(
             access=Access(self.authenticator),
             submission=self.submission,
@@ -208,6 +216,7 @@ class Core:
             policies=self.policy_sets,
             audit=AuditTrail(self.audit),
             health=Health(self.database),
+            refusals=refusals,
         )
 
     async def _follow_database(self) -> Clock:

@@ -100,7 +100,7 @@ class WorkerRole:
         core = self._core
         models = self._models
         if models is None:
-            models = catalog = ModelCatalog(os.environ)
+            models = catalog = ModelCatalog(os.environ, core.settings.providers, core.outbound)
             core.on_close(catalog.close)
         health, quotas = await self._start_health(tools)
         batched = BatchedCalls(core.database, core.committer, core.settings.batch)
@@ -144,7 +144,7 @@ class WorkerRole:
         sinks: dict[str, Sink] = {"log": to_log}
         if core.settings.events.webhook:
             key = hmac.new(core.master_key, b"webhook", hashlib.sha256).digest()
-            webhook = Webhook(core.settings.events.webhook, key)
+            webhook = Webhook(core.settings.events.webhook, key, core.outbound)
             core.on_close(webhook.close)
             sinks["webhook"] = webhook
         relay = Relay(core.database, sinks, complain=_log_undelivered)

@@ -12,7 +12,7 @@
     │   ├── SelfApproval        the requester of a run must not approve its acts
     │   ├── ApprovalRejected    a person rejected this act
     │   └── ApprovalInvalid     the approval is used, revoked, expired, or belongs to another act
-    ├── TooManyRequests         a limit of concurrent use by one organisation or process
+    ├── TooManyRequests         a limit of use by one organisation, process or address
     ├── BudgetExceeded          the run's tokens, money or retries are used up
     ├── StepError               a step's work failed; `kind` tells whether a retry can help
     │   ├── ProviderError       a model provider refused, disconnected or sent an invalid answer
@@ -114,7 +114,13 @@ class ApprovalInvalid(Denied):
 
 
 class TooManyRequests(InterlockError):
+    """A limit of use; `retry_after` is the number of seconds to wait, if it is known."""
+
     code, http_status, exit_code = "too_many_requests", 429, 8
+
+    def __init__(self, message: str, *, detail: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, detail=detail)
+        self.retry_after = retry_after
 
 
 class BudgetExceeded(InterlockError):

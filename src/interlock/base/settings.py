@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from interlock.base.errors import InvalidSpec
@@ -31,6 +32,37 @@ class DatabaseSettings(_Section):
 
     url: str | None = None
     pool_size: int = Field(default=8, ge=2, le=200)
+
+
+class ProviderSettings(_Section):
+    """A model provider of the worker that reads these settings.
+
+    Attributes:
+        base_url: its address, such as `https://host/v1`. The key is sent to this address only.
+        dialect: protocol that it speaks.
+        key: environment variable of the worker with its API key; None for a provider without keys.
+    """
+
+    base_url: str = Field(pattern=r"^https?://")
+    dialect: Literal["openai", "anthropic"] = "openai"
+    key: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+
+def _provider_name(name: str) -> str:
+    if name == "local" or not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", name):
+        raise ValueError("a provider's name is lower-case letters, digits, _ and -, and not local")
+    return name
+
+
+class NetworkSettings(_Section):
+    """Connections of Interlock itself: to providers, the webhook and the collector; not those of tools.
+
+    Attributes:
+        private: names, addresses and networks that may be reached although they are not public, such as `vllm.internal` or
+            `10.1.0.0/16`. An address or `localhost` that is written in the setting's own URL need not be here.
+    """
+
+    private: tuple[str, ...] = ()
 
 
 class ServerSettings(_Section):
@@ -183,8 +215,9 @@ class Settings(BaseSettings):
     """Configuration. Unknown keys are refused.
 
     Attributes:
-        models: alias → `local:NAME`, `openai:MODEL`, `openai:MODEL@BASE_URL` or `anthropic:MODEL`. The steps of a
-            workflow name aliases; keys come from `OPENAI_API_KEY` and `ANTHROPIC_API_KEY`.
+        models: alias → `PROVIDER:MODEL`, or `local:NAME` for weights on this host. The steps of a workflow name aliases.
+        providers: address and key of each provider by name; `openai` and `anthropic` are known and can be replaced.
+            Versions name providers only, so a developer who deploys one cannot have a key sent to another address.
         engine: engine of new runs, and of the runs that a worker drives; a run ends on the engine on which it started.
         data_dir: state of this installation, relative to the project.
         variables: values of `${name}` in definitions, for what differs between installations, such as a host and port.
@@ -202,6 +235,8 @@ class Settings(BaseSettings):
     engine: Literal["postgres", "temporal"] = "postgres"
     data_dir: Path = Path(".interlock")
     models: dict[str, str] = Field(default_factory=lambda: {"default": "local:smollm2-135m-instruct-q4_1"})
+    providers: dict[Annotated[str, AfterValidator(_provider_name)], ProviderSettings] = Field(default_factory=dict)
+    network: NetworkSettings = NetworkSettings()
     variables: dict[str, str] = Field(default_factory=dict)
     database: DatabaseSettings = DatabaseSettings()
     server: ServerSettings = ServerSettings()

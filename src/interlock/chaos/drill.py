@@ -162,7 +162,8 @@ class Drill:
         postgres, url = await stack.enter_async_context(_database(plan.url, data))
         given: dict[str, Any] = {
             "engine": "postgres",  # fixed regardless of the environment: the faults are for this engine's workers
-            "models": {"default": f"openai:fake@{provider.url}"},
+            "models": {"default": "openai:fake"},
+            "providers": {"openai": {"base_url": provider.url}},
             "variables": {"counter": oracle.address},
             "worker": {"concurrency": _CONCURRENCY, "lease_seconds": LEASE_SECONDS},
             "sandbox": {"warm": 1},
@@ -174,7 +175,7 @@ class Drill:
             # With the default of a minute, open breakers would dominate this run.
             given["breaker"] = {"open_seconds": 1.0}
         self._app = await stack.enter_async_context(App(home / "project", Settings(**given)))
-        await self._app.authenticator.ensure_org(ORG, "Chaos")
+        await self._app.admin.ensure_org(ORG, "Chaos")
         await self._app.admin.deploy(PRINCIPAL, self._app.read_project())
         watch = RunWatch(self._app.database, ORG)
         stack.push_async_callback(watch.close)

@@ -20,7 +20,7 @@ from interlock.cli.connection import find_server, settings_here
 from interlock.cli.console import AsJson, out, print_json
 from interlock.cli.location import project_directory
 from interlock.definitions.project import read_project
-from interlock.gateway.catalog import parse_pin
+from interlock.gateway.catalog import parse_pin, provider_of
 from interlock.gateway.weights import verify as verify_weights
 from interlock.gateway.weights import weights_path
 from interlock.sandbox.check import probe_sandbox
@@ -102,19 +102,16 @@ def _models(settings: Settings) -> Iterator[DoctorFinding]:
     for alias, text in settings.models.items():
         what = f"model {alias} = {text}"
         try:
-            pin = parse_pin(text)
+            provider = provider_of(parse_pin(text), settings.providers)
         except InterlockError as error:
             yield DoctorFinding(what, error.message)
             continue
-        if pin.kind == "local":
+        if provider is None:
             yield _weights(what)
-        elif pin.base_url is None:
-            name = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}[pin.kind]
-            yield DoctorFinding(
-                what, None if os.environ.get(name) else f"{name} is not set; export it before starting a worker"
-            )
+        elif provider.key is not None and not os.environ.get(provider.key):
+            yield DoctorFinding(what, f"{provider.key} is not set; export it before starting a worker")
         else:
-            yield DoctorFinding(what)
+            yield DoctorFinding(f"{what} at {provider.base_url}")
 
 
 def _weights(what: str) -> DoctorFinding:

@@ -18,7 +18,7 @@ from interlock.base.settings import SETTINGS_FILE, Settings
 from interlock.definitions.approvals import needs_approval
 from interlock.definitions.policies import read_policies
 from interlock.definitions.versions import Definition
-from interlock.gateway.catalog import has_batches, parse_pin
+from interlock.gateway.catalog import has_batches, parse_pin, provider_of
 from interlock.identity.principal import ROLES
 from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
 from interlock.policy.schema import Names
@@ -68,7 +68,7 @@ def read_project(directory: Path, settings: Settings) -> Project:
     policy = read_policies(directory, _files(directory / "policies", "*.cedar"), names, faults)
     for pin in settings.models.values():
         try:
-            parse_pin(pin)
+            provider_of(parse_pin(pin), settings.providers)
         except InvalidSpec as error:
             faults.append(f"{SETTINGS_FILE}: {error.message}")
     if faults:

@@ -16,6 +16,7 @@ from interlock.base.refs import canonical_json
 from interlock.definitions.agent_schemas import answer_schema, checked_schema
 from interlock.gateway.structured import compile_schema
 from interlock.machine.program import Program, compile_program
+from interlock.store.admin_rows import MovedHead, NewVersion
 from interlock.store.database import Database, Row
 from interlock.store.objects import Objects
 from interlock.telemetry import names
@@ -202,18 +203,21 @@ class Versions:
         self._compiled: OrderedDict[tuple[str, str, str], Version] = OrderedDict()
         self._intact: dict[str, int] = {}  # inode of each bundle's directory, when it was verified
 
-    async def deploy(self, org_id: str, definition: Definition, bundles: Mapping[str, bytes], *, by: str) -> bool:
-        """Makes a definition the version that new runs get; False if it already is."""
+    async def propose(
+        self, org_id: str, definition: Definition, bundles: Mapping[str, bytes], *, by: str
+    ) -> tuple[NewVersion, MovedHead] | None:
+        """The rows that make a definition the version that new runs get; None if it already is. Its code is stored at once."""
+        row = await self._database.row("get_head", org_id, definition.name, org=org_id)
+        if row is not None and row["version"] == definition.version:
+            return None
         for digest in definition.bundles:
             await self._objects.put(f"bundles/{digest}.tar", bundles[digest])
-        args = (org_id, definition.name, definition.version)
-        await self._database.execute("insert_version", *args, definition.data, by, org=org_id)
-        moved = await self._database.execute("set_head", *args, org=org_id) > 0
-        await self._database.rows("renew_tool_health", org_id, org=org_id)
-        return moved
+        name, version = definition.name, definition.version
+        new = NewVersion(org_id=org_id, name=name, version=version, definition=definition.data, created_by=by)
+        return new, MovedHead(org_id=org_id, name=name, version=version)
 
-    async def roll_back(self, org_id: str, name: str, version: str) -> tuple[str, bool]:
-        """Makes an earlier deployed version the head again; returns (version, True if this is a change).
+    async def propose_earlier(self, org_id: str, name: str, version: str) -> tuple[str, MovedHead | None]:
+        """An earlier deployed version, and the row that makes it the head again; None if it is.
 
         Args:
             version: its hash, or an unambiguous prefix of it.
@@ -227,9 +231,10 @@ class Versions:
         if len(found) > 1:
             raise Conflict(f'workflow "{name}" has several versions that begin with {version}; give more of it')
         whole = str(found[0]["version"])
-        moved = await self._database.execute("set_head", org_id, name, whole, org=org_id) > 0
-        await self._database.rows("renew_tool_health", org_id, org=org_id)
-        return whole, moved
+        row = await self._database.row("get_head", org_id, name, org=org_id)
+        if row is not None and row["version"] == whole:
+            return whole, None
+        return whole, MovedHead(org_id=org_id, name=name, version=whole)
 
     async def history(self, org_id: str, name: str, *, limit: int = 50) -> list[dict[str, Any]]:
         """A workflow's versions, newest first: when and by whom deployed, digests of their parts, runs in progress.

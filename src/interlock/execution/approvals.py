@@ -168,7 +168,9 @@ class Standing:
         valid = self.unused + self.used
         if valid:
             roles = frozenset(role for one in valid for role in one.roles)
-            return ApprovalFacts(True, roles, len({one.approver for one in valid}), digest_matches=True)
+            approvers = frozenset(one.approver for one in valid)
+            reviews = frozenset(one.review_id for one in valid)
+            return ApprovalFacts(True, roles, len(approvers), digest_matches=True, reviews=reviews, approvers=approvers)
         if any(why == "mismatch" for _, why in self.refused):
             return ApprovalFacts(present=True)
         return NO_APPROVAL

@@ -7,6 +7,7 @@ is refused. An approval of another call, however similar, never carries this one
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NoReturn
 
 from interlock.base.clock import Clock
@@ -76,7 +77,9 @@ class Judge:
         # With an effect in doubt no question can be asked about a call, before one about what became of the last one is answered.
         if isinstance(call, ToolCall) and call.effect is not None and not attempt.in_doubt:
             for role, roles in _ASKED:
-                more = ApprovalFacts(True, facts.roles | roles, facts.quorum + 1, digest_matches=True)
+                more = replace(
+                    facts, present=True, roles=facts.roles | roles, quorum=facts.quorum + 1, digest_matches=True
+                )
                 if (await decide(policy, question_of(call, more))).allowed:
                     await self._ask(attempt, call, role, policy.version)
         question = question_of(call, facts)

@@ -9,6 +9,7 @@ from importlib import metadata
 
 from interlock.base.background import Loop
 from interlock.base.errors import NotFound
+from interlock.store.admin_rows import DrainedWorker
 from interlock.store.database import Database
 from interlock.store.listener import Listener
 from interlock.telemetry import names
@@ -63,15 +64,13 @@ async def workers(database: Database) -> list[dict[str, object]]:
     return [dict(row) for row in await database.rows("list_workers")]
 
 
-async def drain(database: Database, worker_id: str | None) -> list[str]:
-    """Asks one worker, or all present ones, to finish the steps under way and exit; returns their ids.
-
-    `Administration.ask_to_drain` does this with an audit entry.
+async def drainable(database: Database, worker_id: str | None) -> list[DrainedWorker]:
+    """The rows that ask one worker, or all present ones, to finish the steps under way and exit.
 
     Raises:
         NotFound: no such worker.
     """
-    asked = [str(row["worker_id"]) for row in await database.rows("drain_workers", worker_id)]
-    if not asked and worker_id is not None:
+    present = sorted(str(row["worker_id"]) for row in await database.rows("list_workers"))
+    if worker_id is not None and worker_id not in present:
         raise NotFound(f'no worker "{worker_id}" on this database; `interlock workers` lists them')
-    return sorted(asked)
+    return [DrainedWorker(worker_id=one) for one in present if worker_id in (None, one)]

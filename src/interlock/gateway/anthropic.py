@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from interlock.base.json import Json, JsonObject
+from interlock.base.outbound import Outbound
 from interlock.base.usage import Usage
 from interlock.gateway.batches import AnthropicBatches
 from interlock.gateway.failures import count, not_the_protocol
@@ -39,8 +40,9 @@ class AnthropicProvider:
 
     Args:
         name: name of the provider in messages and records.
-        api_key: sent as `x-api-key`.
+        api_key: sent as `x-api-key`; None for servers without keys.
         base_url: the address to which `/v1/messages` is appended.
+        outbound: decides about the addresses that `base_url` leads to; by default public ones and those written in it.
         max_body: maximum bytes of an answer.
 
     Attributes:
@@ -50,10 +52,18 @@ class AnthropicProvider:
         InvalidInput: the address or the key cannot be used.
     """
 
-    def __init__(self, name: str, api_key: str, *, base_url: str = BASE_URL, max_body: int = MAX_BODY) -> None:
-        headers = {"x-api-key": api_key, "anthropic-version": API_VERSION}
+    def __init__(
+        self,
+        name: str,
+        api_key: str | None,
+        *,
+        base_url: str = BASE_URL,
+        outbound: Outbound | None = None,
+        max_body: int = MAX_BODY,
+    ) -> None:
+        headers = {"anthropic-version": API_VERSION} | ({} if api_key is None else {"x-api-key": api_key})
         self.name = name
-        self._endpoint = Endpoint(name, base_url, headers=headers, secret=api_key, max_body=max_body)
+        self._endpoint = Endpoint(name, base_url, headers=headers, secret=api_key, outbound=outbound, max_body=max_body)
         self.batches = AnthropicBatches(self._endpoint, _body, self._read)
 
     async def complete(self, request: ModelRequest) -> ModelResponse:

@@ -1,28 +1,39 @@
-"""Model pins and their providers.
+"""Model pins, and the providers that they name.
 
 A pin is one line of configuration and part of a workflow version, so a run keeps its model:
 
-    local:smollm2-135m-instruct-q4_1         weights on this host, no key
-    openai:gpt-4o-2024-08-06             api.openai.com, key in OPENAI_API_KEY
-    openai:llama3.1@http://host:11434/v1 any OpenAI-compatible endpoint
-    anthropic:claude-sonnet-4-5-20250929 key in ANTHROPIC_API_KEY
+    local:smollm2-135m-instruct-q4_1     weights on this host, no key
+    openai:gpt-4o-2024-08-06             provider `openai`, known: api.openai.com, key in OPENAI_API_KEY
+    anthropic:claude-sonnet-4-5-20250929 provider `anthropic`, known: api.anthropic.com, key in ANTHROPIC_API_KEY
+    ollama:llama3.1                      a provider of the settings: [providers.ollama] base_url = "http://localhost:11434/v1"
 
-Keys come from the environment of the worker and are never stored.
+A pin names a provider and never an address: who deploys a version is not who runs the worker. Address and key of a provider
+come from the settings and the environment of the worker. Keys are never stored.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from interlock.base.errors import InvalidSpec
+from interlock.base.outbound import Outbound
+from interlock.base.settings import ProviderSettings
 from interlock.gateway.anthropic import BASE_URL, AnthropicProvider
 from interlock.gateway.local import LocalProvider
 from interlock.gateway.openai import OpenAIProvider
 from interlock.gateway.provider import Provider
 
-_OPENAI = "https://api.openai.com/v1"
-_KINDS = ("local", "openai", "anthropic")
+KNOWN: Mapping[str, ProviderSettings] = {
+    "openai": ProviderSettings(base_url="https://api.openai.com/v1", key="OPENAI_API_KEY"),
+    "anthropic": ProviderSettings(base_url=BASE_URL, dialect="anthropic", key="ANTHROPIC_API_KEY"),
+}
+"""Providers that need no settings; settings of the same name replace them."""
+
+LOCAL = "local"
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_ADDRESS = re.compile(r"@(https?://\S+)$")
 # Names that a provider may assign to another model; a pin must mean the same model for the whole life of a run.
 _ALIASES = ("latest", "gpt-4o", "gpt-4", "gpt-4o-mini", "gpt-5", "gpt-5-mini", "chatgpt-4o")
 
@@ -31,55 +42,83 @@ _ALIASES = ("latest", "gpt-4o", "gpt-4", "gpt-4o-mini", "gpt-5", "gpt-5-mini", "
 class Pin:
     """A parsed pin."""
 
-    kind: str
+    provider: str
     model: str
-    base_url: str | None
 
 
 def parse_pin(text: str) -> Pin:
     """Raises:
-    InvalidSpec: not a pin, or a name that its provider assigns to changing models.
+    InvalidSpec: not a pin, a pin with an address, or a name that its provider assigns to changing models.
     """
-    kind, _, rest = text.partition(":")
-    model, _, base_url = rest.partition("@")
-    if kind not in _KINDS or not model:
+    provider, _, model = text.partition(":")
+    if not _NAME.fullmatch(provider) or not model:
         raise InvalidSpec(
-            f'models: "{text}" is not a model; write local:NAME, openai:MODEL, openai:MODEL@URL or anthropic:MODEL'
+            f'models: "{text}" is not a model; write PROVIDER:MODEL, such as openai:gpt-4o-2024-08-06, or local:NAME'
         )
-    if base_url and not base_url.startswith(("http://", "https://")):
-        raise InvalidSpec(f'models: "{text}": the address after @ must begin with http:// or https://')
-    if base_url and kind == "local":
-        raise InvalidSpec(f'models: "{text}": a local model has no address; use openai:{model}@{base_url}')
-    if not base_url and kind != "local" and (model in _ALIASES or model.endswith("-latest")):
+    address = _ADDRESS.search(model)
+    if address is not None:
+        name = provider if provider not in KNOWN and provider != LOCAL else "NAME"
         raise InvalidSpec(
-            f'models: "{text}" is an alias that its provider moves; pin a dated version, such as {kind}:{model}-2024-08-06'
+            f'models: "{text}" names an address, which only the settings of the worker may; '
+            f'add [providers.{name}] with base_url = "{address[1]}" there, and write {name}:{model[: address.start()]}'
         )
-    return Pin(kind, model, base_url or None)
+    if provider in KNOWN and (model in _ALIASES or model.endswith("-latest")):
+        raise InvalidSpec(
+            f'models: "{text}" is an alias that its provider moves; pin a dated version, such as {provider}:{model}-2024-08-06'
+        )
+    return Pin(provider, model)
+
+
+def provider_of(pin: Pin, providers: Mapping[str, ProviderSettings]) -> ProviderSettings | None:
+    """The settings of a pin's provider; None for weights on this host.
+
+    Raises:
+        InvalidSpec: the settings have no such provider.
+    """
+    if pin.provider == LOCAL:
+        return None
+    found = providers.get(pin.provider) or KNOWN.get(pin.provider)
+    if found is None:
+        known = ", ".join(sorted({LOCAL, *KNOWN, *providers}))
+        raise InvalidSpec(
+            f'models: "{pin.provider}:{pin.model}": no provider "{pin.provider}" (there are: {known}); '
+            f"add [providers.{pin.provider}] with its base_url to the settings of the worker"
+        )
+    return found
 
 
 def has_batches(pin: str) -> bool:
-    """True if the provider of a pin may have a batch API; for a custom address only a request can tell."""
-    return parse_pin(pin).kind != "local"
+    """True if the provider of a pin may have a batch API; for an address of one's own only a request can tell."""
+    return parse_pin(pin).provider != LOCAL
 
 
 class ModelCatalog:
-    """Providers by pin, created on first use and shared by all runs of the process."""
+    """Providers by name, created on first use and shared by all runs of the process.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    Args:
+        environment: of the worker; the providers' keys are in it.
+        providers: of the worker's settings.
+        outbound: decides about the addresses that providers' names lead to.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str], providers: Mapping[str, ProviderSettings], outbound: Outbound
+    ) -> None:
         self._environment = environment
-        self._providers: dict[tuple[str, str | None], Provider] = {}
+        self._settings = providers
+        self._outbound = outbound
+        self._providers: dict[str, Provider] = {}
 
     def resolve(self, pin: str) -> tuple[Provider, str]:
         """The provider to call and its name for the model.
 
         Raises:
-            InvalidSpec: not a pin, or its key is not in the environment.
+            InvalidSpec: not a pin, an unknown provider, or its key is not in the environment.
         """
         parsed = parse_pin(pin)
-        place = (parsed.kind, parsed.base_url)
-        if place not in self._providers:
-            self._providers[place] = self._make(parsed)
-        return self._providers[place], parsed.model
+        if parsed.provider not in self._providers:
+            self._providers[parsed.provider] = self._make(parsed)
+        return self._providers[parsed.provider], parsed.model
 
     async def close(self) -> None:
         for provider in self._providers.values():
@@ -87,19 +126,17 @@ class ModelCatalog:
         self._providers.clear()
 
     def _make(self, pin: Pin) -> Provider:
-        if pin.kind == "local":
+        settings = provider_of(pin, self._settings)
+        if settings is None:
             return LocalProvider(fetch=True)
-        if pin.kind == "anthropic":
-            key = self._key("ANTHROPIC_API_KEY", pin)
-            return AnthropicProvider("anthropic", key, base_url=pin.base_url or BASE_URL)
-        if pin.base_url:
-            return OpenAIProvider("openai", pin.base_url, self._environment.get("OPENAI_API_KEY"))
-        return OpenAIProvider("openai", _OPENAI, self._key("OPENAI_API_KEY", pin))
-
-    def _key(self, name: str, pin: Pin) -> str:
-        key = self._environment.get(name)
-        if not key:
-            raise InvalidSpec(
-                f"model {pin.kind}:{pin.model} needs {name} in the worker's environment; set it and restart the worker"
-            )
-        return key
+        key = None
+        if settings.key is not None:
+            key = self._environment.get(settings.key)
+            if not key:
+                raise InvalidSpec(
+                    f"model {pin.provider}:{pin.model} needs {settings.key} in the worker's environment; "
+                    "set it and restart the worker"
+                )
+        if settings.dialect == "anthropic":
+            return AnthropicProvider(pin.provider, key, base_url=settings.base_url, outbound=self._outbound)
+        return OpenAIProvider(pin.provider, settings.base_url, key, outbound=self._outbound)

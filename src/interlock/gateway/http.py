@@ -16,6 +16,8 @@ import aiohttp
 
 from interlock.base.errors import FailureKind, InvalidInput, ProviderError
 from interlock.base.json import JsonObject
+from interlock.base.outbound import AddressRefused, Outbound
+from interlock.base.vetted_http import vetted_session
 from interlock.gateway.failures import not_the_protocol, scrub, status_error
 
 MAX_BODY = 20 * 1024 * 1024
@@ -40,6 +42,7 @@ class Endpoint:
         base_url: http(s) address without query; a trailing slash does not matter.
         headers: sent with every request (authentication, version).
         secret: the key; it is removed from every text that becomes part of a message.
+        outbound: decides about the addresses that `base_url` leads to.
         max_body: maximum bytes of an answer.
 
     Raises:
@@ -47,7 +50,14 @@ class Endpoint:
     """
 
     def __init__(
-        self, name: str, base_url: str, *, headers: Mapping[str, str], secret: str | None, max_body: int = MAX_BODY
+        self,
+        name: str,
+        base_url: str,
+        *,
+        headers: Mapping[str, str],
+        secret: str | None,
+        outbound: Outbound | None = None,
+        max_body: int = MAX_BODY,
     ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
@@ -61,6 +71,7 @@ class Endpoint:
         self.host = parts.hostname
         self._headers = dict(headers)
         self._secret = secret
+        self._outbound = outbound or Outbound()
         self._max_body = max_body
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
@@ -110,6 +121,8 @@ class Endpoint:
                 return await self._exchange(method, path, limit, body, form)
         except TimeoutError:
             raise self._transient(f"did not answer within {timeout:g} s") from None
+        except AddressRefused as error:
+            raise self._refused(error) from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise ProviderError(
                 f'provider "{self.name}" has a TLS certificate that is not trusted; check base_url and the trust store',
@@ -124,6 +137,8 @@ class Endpoint:
         except aiohttp.ServerDisconnectedError as error:
             raise self._transient("closed the connection without an answer", error) from None
         except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error.__cause__, AddressRefused):  # from the resolver, inside a connection error
+                raise self._refused(error.__cause__) from None
             raise self._transient("cannot be reached or broke the connection", error) from None
 
     async def close(self) -> None:
@@ -141,15 +156,7 @@ class Endpoint:
         if self._closed:
             raise ProviderError(f'provider "{self.name}" is closed', kind=FailureKind.PERMANENT)
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                headers={"User-Agent": "interlock", **self._headers},
-                # The kernel limits concurrency. A second limit here would queue calls silently, and the waiting time
-                # would count against the provider's deadline.
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-                timeout=aiohttp.ClientTimeout(total=None),  # `_call` enforces the only deadline
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-            )
+            self._session = vetted_session(self._outbound, self.base_url, self._headers)
         return self._session
 
     async def _exchange(
@@ -196,6 +203,9 @@ class Endpoint:
         if not isinstance(parsed, dict):
             raise not_the_protocol(self.name, "no JSON object")
         return parsed
+
+    def _refused(self, error: AddressRefused) -> ProviderError:
+        return ProviderError(f'provider "{self.name}" is not called: {error}', kind=FailureKind.PERMANENT)
 
     def _transient(self, what: str, cause: BaseException | None = None) -> ProviderError:
         detail = None if cause is None else self.clean(f"{type(cause).__name__}: {cause}")

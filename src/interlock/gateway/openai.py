@@ -13,6 +13,7 @@ from typing import Literal
 
 from interlock.base.errors import FailureKind
 from interlock.base.json import Json, JsonObject
+from interlock.base.outbound import Outbound
 from interlock.base.usage import Usage
 from interlock.gateway.batches import OpenAIBatches
 from interlock.gateway.failures import BilledError, count, not_the_protocol, scrub
@@ -42,6 +43,7 @@ class OpenAIProvider:
         token_field: the field of the output limit. None sends `max_completion_tokens` to api.openai.com,
             whose newer models refuse the old name, and `max_tokens` to all others, many of which support no other name.
         send_temperature: False for reasoning models, which refuse any temperature except their own.
+        outbound: decides about the addresses that `base_url` leads to; by default public ones and those written in it.
         max_body: maximum bytes of an answer.
 
     Attributes:
@@ -60,11 +62,12 @@ class OpenAIProvider:
         strict: bool | None = None,
         token_field: TokenField | None = None,
         send_temperature: bool = True,
+        outbound: Outbound | None = None,
         max_body: int = MAX_BODY,
     ) -> None:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self.name = name
-        self._endpoint = Endpoint(name, base_url, headers=headers, secret=api_key, max_body=max_body)
+        self._endpoint = Endpoint(name, base_url, headers=headers, secret=api_key, outbound=outbound, max_body=max_body)
         self._secret = api_key
         self._strict = strict
         official = self._endpoint.host == "api.openai.com"

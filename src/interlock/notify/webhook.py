@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 
-import httpx
+import aiohttp
 
 from interlock.base.errors import Unavailable
+from interlock.base.outbound import AddressRefused, Outbound
+from interlock.base.vetted_http import vetted_session
 from interlock.store.outbox import EventRefused, OutboxEvent
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
+_PATIENCE_SECONDS = 10.0
 _PASSING = frozenset({408, 425, 429})  # the 4xx that say "later"; every other one is about the request itself
 
 
@@ -28,10 +32,11 @@ class Webhook:
     Redirections are not followed, because they could lead inside the network.
     """
 
-    def __init__(self, url: str, key: bytes) -> None:
+    def __init__(self, url: str, key: bytes, outbound: Outbound | None = None) -> None:
         self._url = url
         self._key = key
-        self._client = httpx.AsyncClient(timeout=10.0, trust_env=False, follow_redirects=False)
+        self._outbound = outbound or Outbound()
+        self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, event: OutboxEvent) -> None:
         body = json.dumps(
@@ -40,14 +45,30 @@ class Webhook:
         signature = hmac.new(self._key, body, hashlib.sha256).hexdigest()
         headers = {"Content-Type": "application/json", "Interlock-Signature": f"sha256={signature}"}
         try:
-            response = await self._client.post(self._url, content=body, headers=headers)
-        except httpx.HTTPError as error:
+            status = await self._post(body, headers)
+        except AddressRefused as error:
+            raise Unavailable(f"the events webhook is not called: {error}; events are kept") from error
+        except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError too
+            if isinstance(error.__cause__, AddressRefused):
+                raise Unavailable(f"the events webhook is not called: {error.__cause__}; events are kept") from error
             raise Unavailable("the events webhook does not answer; events are kept", detail=str(error)) from error
-        status = response.status_code
         if 400 <= status < 500 and status not in _PASSING:
             raise EventRefused(f"the events webhook answered {status}")
         if not 200 <= status < 300:
             raise Unavailable(f"the events webhook answered {status}; events are kept")
 
     async def close(self) -> None:
-        await self._client.aclose()
+        """Closes the connection."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _post(self, body: bytes, headers: dict[str, str]) -> int:
+        """Sends one event; its status. The answer's body is not read."""
+        if self._session is None:
+            self._session = vetted_session(self._outbound, self._url)
+        async with (
+            asyncio.timeout(_PATIENCE_SECONDS),
+            self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response,
+        ):
+            return response.status

@@ -26,12 +26,16 @@ class ApprovalFacts:
         roles: roles required by the reviews in which people approved exactly this call.
         quorum: number of different people who approved exactly this call.
         digest_matches: True if exactly this call was approved; False for an approval of another call.
+        reviews, approvers: ids of the reviews in which people approved exactly this call, and the users who did. Empty when a
+            policy is asked whether an approval would help, because it is not known who will give it.
     """
 
     present: bool = False
     roles: frozenset[str] = frozenset()
     quorum: int = 0
     digest_matches: bool = False
+    reviews: frozenset[str] = frozenset()
+    approvers: frozenset[str] = frozenset()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -39,6 +43,8 @@ class ApprovalFacts:
             "roles": sorted(self.roles),
             "quorum": self.quorum,
             "digest_matches": self.digest_matches,
+            "reviews": sorted(self.reviews),
+            "approvers": sorted(self.approvers),
         }
 
 

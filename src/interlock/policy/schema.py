@@ -29,7 +29,14 @@ from interlock.workflows.contracts import ToolContract
 _STRING: dict[str, Any] = {"type": "String"}
 _STRINGS: dict[str, Any] = {"type": "Set", "element": _STRING}
 _BOOLEAN: dict[str, Any] = {"type": "Boolean"}
-_APPROVAL = {"present": _BOOLEAN, "roles": _STRINGS, "quorum": {"type": "Long"}, "digest_matches": _BOOLEAN}
+_APPROVAL = {
+    "present": _BOOLEAN,
+    "roles": _STRINGS,
+    "quorum": {"type": "Long"},
+    "digest_matches": _BOOLEAN,
+    "reviews": _STRINGS,
+    "approvers": _STRINGS,
+}
 _ENTITIES: dict[str, dict[str, Any]] = {
     "User": {"org": _STRING, "roles": _STRINGS},
     "Tool": {"effect": _STRING, "scopes": _STRINGS},

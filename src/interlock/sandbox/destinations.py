@@ -14,33 +14,11 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from interlock.base.addresses import Address, is_public, literal, serves_credentials
+
 _AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9._-]{1,253}))(?::(?P<port>[0-9]+))?")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _RESOLVE_TIMEOUT = 10.0  # seconds
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-# Refused even if a contract lists them: these addresses serve the host's own credentials or configuration.
-_NEVER = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "169.254.0.0/16",  # link-local; 169.254.169.254 is the metadata service of most clouds
-        "fe80::/10",  # link-local
-        "fd00:ec2::254/128",  # AWS metadata over IPv6
-        "100.100.100.200/32",  # Alibaba Cloud metadata
-        "168.63.129.16/32",  # Azure's host agent; numerically a public address
-    )
-)
-# Not public, though the standard library of this Python takes some of their addresses for global.
-_NOT_PUBLIC = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "fec0::/10",  # site-local, RFC 3879
-        "3fff::/20",  # documentation, RFC 9637
-        "192.0.0.0/24",  # protocol assignments, RFC 6890
-        "192.88.99.0/24",  # relays of 6to4, RFC 7526
-    )
-)
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 
 
 class DestinationRefused(Exception):
@@ -99,10 +77,10 @@ class Allowlist:
         """
         if destination not in self._granted:
             raise DestinationRefused(f"{destination} is not in this tool's egress list")
-        literal = _literal(destination.host)
-        if literal is not None:
-            _vet(literal, destination, explicit=True)
-            return [str(literal)]
+        written = literal(destination.host)
+        if written is not None:
+            _vet(written, destination, explicit=True)
+            return [str(written)]
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(_RESOLVE_TIMEOUT):
             found = await loop.getaddrinfo(destination.host, destination.port, type=socket.SOCK_STREAM)
@@ -114,29 +92,9 @@ class Allowlist:
         return addresses
 
 
-def _literal(host: str) -> Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
-
 def _vet(address: Address, destination: Destination, *, explicit: bool) -> None:
-    """Check an address; `explicit` permits all addresses except those of `_NEVER`."""
-    effective = _unwrapped(address)
-    if any(effective in network for network in _NEVER):
+    """Check an address; `explicit` permits all addresses except those that serve credentials."""
+    if serves_credentials(address):
         raise DestinationRefused(f"{destination} is a link-local or metadata address, which no tool may reach")
-    if explicit:
-        return
-    special = any(effective in network for network in _NOT_PUBLIC)
-    if special or not effective.is_global or effective.is_multicast or effective.is_reserved:
+    if not explicit and not is_public(address):
         raise DestinationRefused(f"{destination} resolves to an address that is not public")
-
-
-def _unwrapped(address: Address) -> Address:
-    """The IPv4 address embedded in some IPv6 addresses."""
-    if isinstance(address, ipaddress.IPv6Address):
-        if address in _NAT64:
-            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        return address.ipv4_mapped or address.sixtofour or address
-    return address

@@ -1,4 +1,7 @@
-"""Administration: what owners do with an installation and its organisations. All of it is on record."""
+"""Administration: what owners do with an installation and its organisations.
+
+Every act is one commit with its audit entry: neither is there without the other.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,30 @@ import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from interlock.admission.quotas import Quota, list_quotas, remove_quota, set_quota
+import asyncpg
+
+from interlock.admission.quotas import Quota, list_quotas
 from interlock.base.clock import Clock
 from interlock.base.errors import NotFound, Unauthenticated
 from interlock.base.files import write_private
+from interlock.base.json import JsonObject
 from interlock.definitions.project import Project
 from interlock.definitions.versions import Versions
-from interlock.fleet.workers import drain, workers
-from interlock.identity.auth import Authenticator, key_id_of
+from interlock.fleet.workers import drainable, workers
+from interlock.identity.auth import Authenticator, new_key, new_org
 from interlock.identity.principal import Principal
 from interlock.services.policies import PolicySets
 from interlock.services.views.deployments import VersionView, WorkflowView
 from interlock.services.views.installation import KeyView, QuotaView, RefusedEventView, WorkerView
+from interlock.store.admin_rows import RemovedQuota, RequeuedDelivery, RevokedKey
 from interlock.store.commit import Commit, Committer
 from interlock.store.database import Database
-from interlock.store.entries import Entry
-from interlock.store.outbox import refused_events, requeue_events
+from interlock.store.entries import Entry, EventType
+from interlock.store.outbox import MOST_REFUSED, refused_events
 
 LOCAL_ORG = "local"
+_ONE_ORG = "orgs_pkey"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,32 +80,39 @@ class Administration:
         self._data = data
 
     async def deploy(self, principal: Principal, project: Project) -> Deployed:
-        """Deploys every workflow of a project and activates its policies.
+        """Deploys every workflow of a project and activates its policies, all in one commit.
 
         A project without policies leaves the active policy set as it is.
         """
         principal.require("workflow.deploy")
+        commit = Commit(principal.org_id)
         policy = None
         if project.policy is not None:
-            # First, so that a new workflow never runs under the policy set before it.
-            activation = await self._policies.activate_text(principal, project.policy, project.names)
+            activation = await self._policies.propose_text(principal, project.policy, project.names, commit)
             policy = activation.version if activation.changed else None
-        deployed = [
-            f"{definition.name}@{definition.version}"
-            for definition in project.definitions.values()
-            if await self._versions.deploy(principal.org_id, definition, project.bundles, by=principal.user_id)
-        ]
-        if deployed:
-            await self._record(principal, "workflow.deployed", "deploy", [f"workflow:{name}" for name in deployed])
+        deployed = []
+        for definition in project.definitions.values():
+            proposed = await self._versions.propose(principal.org_id, definition, project.bundles, by=principal.user_id)
+            if proposed is not None:
+                name = f"{definition.name}@{definition.version}"
+                commit.new_versions.append(proposed[0])
+                commit.moved_heads.append(proposed[1])
+                commit.audit.append(self._entry(principal, "workflow.deployed", "deploy", f"workflow:{name}"))
+                deployed.append(name)
+        if commit.audit:
+            await self._committer.submit(commit)
+        if policy is not None:
+            await self._policies.committed()
         return Deployed(deployed, policy)
 
     async def roll_back(self, principal: Principal, name: str, version: str) -> tuple[str, bool]:
         """Makes an older version of a workflow what new runs get, on record; (version, whether that is news)."""
         principal.require("workflow.deploy")
-        whole, moved = await self._versions.roll_back(principal.org_id, name, version)
-        if moved:
-            await self._record(principal, "workflow.deployed", "roll_back", [f"workflow:{name}@{whole}"])
-        return whole, moved
+        whole, moved = await self._versions.propose_earlier(principal.org_id, name, version)
+        if moved is not None:
+            entry = self._entry(principal, "workflow.deployed", "roll_back", f"workflow:{name}@{whole}")
+            await self._committer.submit(Commit(principal.org_id, moved_heads=[moved], audit=[entry]))
+        return whole, moved is not None
 
     async def workflows(self, principal: Principal) -> list[WorkflowView]:
         """Deployed workflows and the version that new runs get."""
@@ -127,12 +141,15 @@ class Administration:
         Raises:
             NotFound: no such worker.
         """
-        asked = await drain(self._database, worker_id)
+        asked = await drainable(self._database, worker_id)
         if asked:
             principal = await self._local_admin()
-            resources = [f"worker:{one}" for one in asked]
-            await self._record(principal, "worker.drain_requested", "drain", resources, {"login": login})
-        return asked
+            entries = [
+                self._entry(principal, "worker.drain_requested", "drain", f"worker:{one.worker_id}", {"login": login})
+                for one in asked
+            ]
+            await self._committer.submit(Commit(LOCAL_ORG, drained_workers=asked, audit=entries))
+        return [one.worker_id for one in asked]
 
     async def refused_events(self) -> list[RefusedEventView]:
         """Events that their receivers refused, of all organisations; as `workers`, for those who can open the database."""
@@ -144,13 +161,18 @@ class Administration:
         Raises:
             NotFound: that event was not refused.
         """
-        requeued = await requeue_events(self._database, event_id)
-        if not requeued and event_id is not None:
+        refused = await refused_events(self._database, event_id)
+        if not refused and event_id is not None:
             raise NotFound(f"no receiver refused event {event_id}; `interlock events refused` lists those that were")
-        if requeued:
+        requeued = 0
+        while refused:
+            again = [RequeuedDelivery(sink=one.sink, event_id=one.event_id) for one in refused]
             resource = "event:*" if event_id is None else f"event:{event_id}"
-            detail = {"login": login, "deliveries": requeued}
-            await self._record(await self._local_admin(), "events.requeued", "requeue_events", [resource], detail)
+            detail: JsonObject = {"login": login, "deliveries": len(again)}
+            entry = self._entry(await self._local_admin(), "events.requeued", "requeue_events", resource, detail)
+            await self._committer.submit(Commit(LOCAL_ORG, requeued_deliveries=again, audit=[entry]))
+            requeued += len(again)
+            refused = await refused_events(self._database) if event_id is None and len(again) == MOST_REFUSED else []
         return requeued
 
     async def keys(self, principal: Principal) -> list[KeyView]:
@@ -162,14 +184,22 @@ class Administration:
     async def issue_key(self, principal: Principal, user_id: str, roles: frozenset[str]) -> str:
         """A new API key in the principal's organisation, on record."""
         principal.require("key.manage")
-        key = await self._authenticator.issue(principal.org_id, user_id, roles)
-        await self._record(principal, "key.created", "create_key", [f"key:{key_id_of(key)}"])
+        key, row = new_key(principal.org_id, user_id, roles)
+        entry = self._entry(principal, "key.created", "create_key", f"key:{row.key_id}")
+        await self._committer.submit(Commit(principal.org_id, new_keys=[row], audit=[entry]))
         return key
 
     async def revoke_key(self, principal: Principal, key_id: str) -> None:
+        """Revokes a key, on record; raises NotFound unless it is one of the organisation's, and in force."""
         principal.require("key.manage")
-        await self._authenticator.revoke(principal.org_id, key_id)
-        await self._record(principal, "key.revoked", "revoke_key", [f"key:{key_id}"])
+        row = RevokedKey(org_id=principal.org_id, key_id=key_id)
+        entry = self._entry(principal, "key.revoked", "revoke_key", f"key:{key_id}")
+        try:
+            await self._committer.submit(Commit(principal.org_id, revoked_keys=[row], audit=[entry]))
+        except NotFound as error:
+            raise NotFound(f'no active key "{key_id}" in this organisation') from error
+        finally:
+            self._authenticator.forget(key_id)
 
     async def quotas(self, principal: Principal) -> list[QuotaView]:
         """The organisation's quotas."""
@@ -179,15 +209,32 @@ class Administration:
     async def set_quota(self, principal: Principal, quota: Quota) -> None:
         """Sets or replaces a quota, on record."""
         principal.require("quota.manage")
-        await set_quota(self._database, principal.org_id, quota)
-        await self._record(principal, "quota.changed", "set_quota", [f"quota:{quota.scope}:{quota.name}"])
+        entry = self._entry(principal, "quota.changed", "set_quota", f"quota:{quota.scope}:{quota.name}")
+        row = quota.row(principal.org_id)
+        await self._committer.submit(Commit(principal.org_id, new_quotas=[row], audit=[entry]))
 
     async def remove_quota(self, principal: Principal, scope: str, name: str) -> None:
         """Removes a quota, on record; raises NotFound if there is none."""
         principal.require("quota.manage")
-        if not await remove_quota(self._database, principal.org_id, scope, name):
-            raise NotFound(f'there is no quota for {scope} "{name}"; `interlock quota list` shows them')
-        await self._record(principal, "quota.changed", "remove_quota", [f"quota:{scope}:{name}"])
+        entry = self._entry(principal, "quota.changed", "remove_quota", f"quota:{scope}:{name}")
+        row = RemovedQuota(org_id=principal.org_id, scope=scope, name=name)
+        try:
+            await self._committer.submit(Commit(principal.org_id, removed_quotas=[row], audit=[entry]))
+        except NotFound as error:
+            raise NotFound(f'there is no quota for {scope} "{name}"; `interlock quota list` shows them') from error
+
+    async def ensure_org(self, org_id: str, name: str) -> None:
+        """Creates an organisation unless it exists, on record in its own audit log."""
+        row = new_org(org_id, name)
+        there = await self._database.row("org_exists", org_id, org=org_id)
+        if there is not None and there["there"]:
+            return
+        entry = Entry(org_id, "org.created", "system", "create_org", f"org:{org_id}", self._clock.now())
+        try:
+            await self._committer.submit(Commit(org_id, new_orgs=[row], audit=[entry]))
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name != _ONE_ORG:  # else another process created it at the same moment
+                raise
 
     async def local_principal(self) -> tuple[Principal, str]:
         """The organisation and admin key of a single-machine installation; made on first use, kept in `client.json`."""
@@ -204,15 +251,18 @@ class Administration:
 
     async def _local_admin(self) -> Principal:
         """Principal of the operator who opens this installation's database, in its own organisation."""
-        await self._authenticator.ensure_org(LOCAL_ORG, "Local")
+        await self.ensure_org(LOCAL_ORG, "Local")
         return Principal("local-admin", LOCAL_ORG, frozenset({"admin"}))
 
-    async def _record(
-        self, principal: Principal, event_type: Any, action: str, resources: list[str], detail: Any = None
-    ) -> None:
-        now, actor = self._clock.now(), principal.actor
-        entries = [
-            Entry(principal.org_id, event_type, actor, action, resource, now, decision="allow", detail=detail or {})
-            for resource in resources
-        ]
-        await self._committer.submit(Commit(principal.org_id, audit=entries))
+    def _entry(
+        self,
+        principal: Principal,
+        event_type: EventType,
+        action: str,
+        resource: str,
+        detail: JsonObject | None = None,
+    ) -> Entry:
+        now = self._clock.now()
+        return Entry(
+            principal.org_id, event_type, principal.actor, action, resource, now, decision="allow", detail=detail or {}
+        )

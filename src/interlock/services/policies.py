@@ -81,26 +81,52 @@ class PolicySets:
         return await self._put_in_force(principal, row["version"])
 
     async def activate_text(self, principal: Principal, text: str, names: Names) -> PolicyActivation:
-        """Stores a policy set and puts it in force, on record; as `activate`.
+        """Stores a policy set and puts it in force, on record; as `propose_text`."""
+        commit = Commit(principal.org_id)
+        activation = await self.propose_text(principal, text, names, commit)
+        if activation.changed:
+            await self._committer.submit(commit)
+            await self.committed()
+        return activation
+
+    async def propose_text(self, principal: Principal, text: str, names: Names, into: Commit) -> PolicyActivation:
+        """Adds what stores a policy set and puts it in force, on record, to a commit; the caller calls `committed` after it.
 
         Args:
             names: names that it may use besides those of the deployed versions.
+
+        Raises:
+            InvalidSpec: as `activate`.
         """
         version, org_id = version_of(text), principal.org_id
-        if await self._active(org_id) == version:
+        before = await self._active(org_id)
+        if before == version:
             return PolicyActivation(version=version, built_in=False, changed=False)
         principal.require("policy.activate")
         checked(text, await self._names(org_id, names), source=f"policy set {version}")
-        stored = NewPolicySet(org_id=org_id, version=version, text=text, created_by=principal.user_id)
-        return await self._put_in_force(principal, version, stored)
+        into.new_policies.append(NewPolicySet(org_id=org_id, version=version, text=text, created_by=principal.user_id))
+        self._propose(principal, version, before, into)
+        return PolicyActivation(version=version, built_in=False, changed=True)
 
-    async def _put_in_force(
-        self, principal: Principal, version: str | None, stored: NewPolicySet | None = None
-    ) -> PolicyActivation:
-        org_id, named = principal.org_id, version or version_of(DEFAULT_POLICY)
-        before = await self._active(org_id)
-        if before == version:
-            return PolicyActivation(version=named, built_in=version is None, changed=False)
+    async def committed(self) -> None:
+        """Reads the active policies of this process anew, after a commit that changed them."""
+        try:
+            await self._refresh()
+        except Exception as error:  # noqa: BLE001  it is in force; this process reads it within a second, as all others do
+            log(telemetry_names.LOG_HEALTH_UNKNOWN, str(error), level="warning")
+
+    async def _put_in_force(self, principal: Principal, version: str | None) -> PolicyActivation:
+        before = await self._active(principal.org_id)
+        if before != version:
+            commit = Commit(principal.org_id)
+            self._propose(principal, version, before, commit)
+            await self._committer.submit(commit)
+            await self.committed()
+        named = version or version_of(DEFAULT_POLICY)
+        return PolicyActivation(version=named, built_in=version is None, changed=before != version)
+
+    def _propose(self, principal: Principal, version: str | None, before: str | None, into: Commit) -> None:
+        org_id = principal.org_id
         entry = Entry(
             org_id=org_id,
             event_type="policy.activated",
@@ -109,17 +135,11 @@ class PolicySets:
             resource=f"policy:{version or BUILT_IN}",
             at=self._clock.now(),
             decision="allow",
-            policy_version=named,
+            policy_version=version or version_of(DEFAULT_POLICY),
             detail={"before": before or BUILT_IN},
         )
-        activated = ActivatedPolicy(org_id=org_id, version=version, activated_by=principal.user_id)
-        commit = Commit(org_id, new_policies=[stored] if stored else [], activated_policies=[activated], audit=[entry])
-        await self._committer.submit(commit)
-        try:
-            await self._refresh()
-        except Exception as error:  # noqa: BLE001  it is in force; this process reads it within a second, as all others do
-            log(telemetry_names.LOG_HEALTH_UNKNOWN, str(error), level="warning")
-        return PolicyActivation(version=named, built_in=version is None, changed=True)
+        into.activated_policies.append(ActivatedPolicy(org_id=org_id, version=version, activated_by=principal.user_id))
+        into.audit.append(entry)
 
     async def _active(self, org_id: str) -> str | None:
         """Version of the policy set in force; None is the built-in one."""

@@ -15,6 +15,7 @@ from interlock.services.dead_letters import DeadLetters
 from interlock.services.followers import Followers
 from interlock.services.health import Health
 from interlock.services.policies import PolicySets
+from interlock.services.refusals import Refusals
 from interlock.services.reviews import ReviewQueue
 from interlock.services.runs import Runs
 from interlock.services.signals import Signals
@@ -36,3 +37,4 @@ class Services:
     policies: PolicySets
     audit: AuditTrail
     health: Health
+    refusals: Refusals

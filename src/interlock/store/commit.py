@@ -10,53 +10,27 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import asyncpg
 from pydantic_core import CoreConfig, SchemaSerializer, core_schema
 
 from interlock.base.errors import ApprovalInvalid, Conflict, InvalidInput, LeaseLost, NotFound, Unavailable
-from interlock.store import people_rows, rows
+from interlock.store import admin_rows, people_rows, rows
 from interlock.store.database import DOWN, Connection, Database
 from interlock.store.entries import Entry
+from interlock.store.lazy_lists import with_lists_on_first_use
 from interlock.store.queries import QUERIES
 from interlock.store.rows import AuditHead, AuditRow, Claim, Fence
 
 SETTLE = "select settle_v1($1)"
-LEASE_LOST, HEAD_MOVED, NOT_OPEN, NOT_APPROVED = "IL001", "IL002", "IL005", "IL007"
-
-T = TypeVar("T")
+LEASE_LOST, HEAD_MOVED, NOT_OPEN, NOT_APPROVED, NOT_THERE = "IL001", "IL002", "IL005", "IL007", "IL008"
 
 Seal = Callable[[list[Entry], int, str], tuple[list[AuditRow], int, str]]
 """Chains audit entries of one organisation: (entries, seq, head) → (rows, seq, head)."""
 
 
-@dataclass_transform(field_specifiers=(field,))
-def _with_lists_on_first_use(kind: type[T]) -> type[T]:
-    """A dataclass whose lists are made when they are first asked for: a step's commit uses six of its 39."""
-    lists = frozenset(name for name, hint in get_type_hints(kind).items() if get_origin(hint) is list)
-    names = get_type_hints(kind).keys()
-    for name in lists:
-        delattr(kind, name)
-
-    def init(self: T, org_id: str, **given: object) -> None:
-        if not given.keys() <= names:
-            raise TypeError(f"a commit has no {', '.join(sorted(given.keys() - names))}")
-        vars(self).update(given, org_id=org_id)
-
-    def absent(self: T, name: str) -> list[object]:
-        if name not in lists:
-            raise AttributeError(name)
-        made: list[object] = []
-        vars(self)[name] = made
-        return made
-
-    kind.__init__ = init  # type: ignore[method-assign, assignment]
-    kind.__getattr__ = absent  # type: ignore[attr-defined]
-    return kind
-
-
-@_with_lists_on_first_use
+@with_lists_on_first_use
 class Commit:
     """Everything that one run, or one request, writes together.
 
@@ -98,6 +72,15 @@ class Commit:
     decided_dead_letters: list[people_rows.DecidedDeadLetter] = field(default_factory=list)
     new_policies: list[rows.NewPolicySet] = field(default_factory=list)
     activated_policies: list[rows.ActivatedPolicy] = field(default_factory=list)
+    new_orgs: list[admin_rows.NewOrg] = field(default_factory=list)
+    new_keys: list[admin_rows.NewKey] = field(default_factory=list)
+    revoked_keys: list[admin_rows.RevokedKey] = field(default_factory=list)
+    new_quotas: list[admin_rows.NewQuota] = field(default_factory=list)
+    removed_quotas: list[admin_rows.RemovedQuota] = field(default_factory=list)
+    new_versions: list[admin_rows.NewVersion] = field(default_factory=list)
+    moved_heads: list[admin_rows.MovedHead] = field(default_factory=list)
+    drained_workers: list[admin_rows.DrainedWorker] = field(default_factory=list)
+    requeued_deliveries: list[admin_rows.RequeuedDelivery] = field(default_factory=list)
     signal_ids: list[rows.SignalId] = field(default_factory=list)
     new_signals: list[rows.NewSignal] = field(default_factory=list)
     crashed: list[rows.CrashedRun] = field(default_factory=list)
@@ -174,7 +157,7 @@ class Committer:
             LeaseLost: the run belongs to another worker now; nothing was written.
             ApprovalInvalid: an approval that was to be used up is used, revoked, expired or missing; nothing was written.
             Conflict: a review or a dead letter that was to be decided is not open any more; nothing was written.
-            NotFound: the organisation does not exist; nothing was written.
+            NotFound: the organisation, or a key or quota that was to end, does not exist; nothing was written.
             Unavailable: the database stayed away; the commit was written once or not at all, and the database tells which
                 when it is back.
             asyncpg.PostgresError: a constraint refused it; nothing was written.
@@ -248,6 +231,8 @@ class Committer:
                 raise LeaseLost("the run belongs to another worker now", detail=error.detail) from error
             if error.sqlstate == NOT_OPEN:
                 raise Conflict("this was already decided or is no longer needed") from error
+            if error.sqlstate == NOT_THERE:
+                raise NotFound("this does not exist or has ended already") from error
             if error.sqlstate == NOT_APPROVED:
                 raise ApprovalInvalid("the approval of this call is used, revoked, expired or missing") from error
             raise
@@ -267,10 +252,11 @@ class Committer:
         for commit in commits:
             if commit.audit:
                 entries.setdefault(commit.org_id, []).extend(commit.audit)
+        begun = {org.org_id: (0, "") for commit in commits for org in commit.new_orgs}
         connection = await self._connected()
         if lock:
             async with connection.transaction():
-                heads = await self._read_heads(connection, sorted(entries), lock=True)
+                heads = begun | await self._read_heads(connection, sorted(entries), lock=True)
                 if not (attempts.lost and await self._landed(connection, commits, orgs, attempts.marks)):
                     heads |= self._chain(batch, entries, heads, attempts)
                     await connection.execute(SETTLE, encode(orgs, batch))
@@ -278,7 +264,7 @@ class Committer:
             unknown = sorted(entries.keys() - self._heads.keys())
             if unknown:
                 self._heads |= await self._read_heads(connection, unknown, lock=False)
-            heads = self._chain(batch, entries, self._heads, attempts)
+            heads = self._chain(batch, entries, begun | self._heads, attempts)
             await connection.execute(SETTLE, encode(orgs, batch))
         self._heads |= heads
 

@@ -60,6 +60,9 @@ DOWN = (
     TimeoutError,
 )
 
+# Of each connection. A role may change its own defaults, and such a change persists.
+_SERVER_SETTINGS = {"search_path": "public, pg_temp", "row_security": "on"}
+
 _ATTEMPTS = 10  # with the waits below about 12 s: longer than a restart of PostgreSQL takes
 _WAITS = (0.05, 0.2, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.5)  # short, because a run waits for the whole of the last one
 
@@ -87,6 +90,7 @@ class Database:
                 init=_prepare,
                 reset=_keep_scope,
                 connection_class=_ScopedConnection,
+                server_settings=_SERVER_SETTINGS,
                 command_timeout=60,
             )
             return pool
@@ -182,13 +186,13 @@ class Database:
 
     async def dedicated(self) -> Connection:
         """A connection outside the pool; the caller closes it."""
-        connection: Connection = await asyncpg.connect(self.url, command_timeout=60)
+        connection: Connection = await asyncpg.connect(self.url, command_timeout=60, server_settings=_SERVER_SETTINGS)
         await _prepare(connection)
         return connection
 
     async def listen(self, channel: str, callback: Callable[[str], None]) -> Connection:
         """A connection of its own that calls `callback(payload)` for every notification; close it when done."""
-        dedicated = await asyncpg.connect(self.url)
+        dedicated = await asyncpg.connect(self.url, server_settings=_SERVER_SETTINGS)
         await dedicated.add_listener(channel, lambda _connection, _pid, _channel, payload: callback(payload))
         connection: Connection = dedicated
         return connection

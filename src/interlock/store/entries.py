@@ -31,12 +31,15 @@ EventType = Literal[
     "run.signalled",
     "workflow.deployed",
     "policy.activated",
+    "org.created",
     "key.created",
     "key.revoked",
     "quota.changed",
     "worker.drain_requested",
     "events.requeued",
     "value.revealed",
+    "access.denied",
+    "auth.refused",
 ]
 Decision = Literal["allow", "deny", "none"]
 
@@ -46,7 +49,7 @@ class Entry:
     """One audit entry.
 
     Attributes:
-        actor: `user:ID`, `key:ID` or `system`.
+        actor: `user:ID`, `key:ID`, `address:IP` for an unknown caller, or `system`.
         action: name of the action, such as `call_tool`.
         resource: object of the action, such as `tool:issue_refund`.
         decision: the policy's decision; `none` if no policy was evaluated.

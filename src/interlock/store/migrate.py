@@ -120,6 +120,8 @@ def _let_app_in(connection: psycopg.Connection, owner_url: str, master_key: byte
     connection.execute("revoke create on schema public from public")
     database = sql.Identifier(connection.info.dbname)
     connection.execute(sql.SQL("revoke create, temporary on database {} from public").format(database))
+    _revoke_large_objects(connection)
+    _reset_role(connection)
     statement = sql.SQL("alter role {} login password {}").format(
         sql.Identifier(APP_ROLE), sql.Literal(role_password(master_key, APP_ROLE))
     )
@@ -133,6 +135,33 @@ def _let_app_in(connection: psycopg.Connection, owner_url: str, master_key: byte
             if attempt == _ROLE_ATTEMPTS - 1:
                 raise
             time.sleep(0.1)
+
+
+_LARGE_OBJECTS = """
+select p.oid::regprocedure::text from pg_proc p
+    where p.pronamespace = 'pg_catalog'::regnamespace and p.proname ~ '^(lo_|loread$|lowrite$)'
+        and has_function_privilege('interlock_app', p.oid, 'execute')
+"""
+
+
+def _revoke_large_objects(connection: psycopg.Connection) -> None:
+    """Takes the functions of large objects away, which are storage outside row-level security and all limits.
+
+    They belong to the superuser; another owner of the schema can only leave them.
+    """
+    for (function,) in connection.execute(_LARGE_OBJECTS).fetchall():
+        connection.execute(sql.SQL("revoke execute on function {} from public").format(sql.SQL(function)))
+
+
+def _reset_role(connection: psycopg.Connection) -> None:
+    """Removes settings that the application's role gave itself: PostgreSQL lets a role do that, and they persist."""
+    stored = (
+        "select d.datname from pg_db_role_setting s left join pg_database d on d.oid = s.setdatabase "
+        "where s.setrole = %s::regrole"
+    )
+    for (database,) in connection.execute(stored, (APP_ROLE,)).fetchall():
+        where = sql.SQL("") if database is None else sql.SQL(" in database {}").format(sql.Identifier(database))
+        connection.execute(sql.SQL("alter role {}{} reset all").format(sql.Identifier(APP_ROLE), where))
 
 
 def _opens(url: str) -> bool:

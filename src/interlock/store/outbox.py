@@ -32,6 +32,8 @@ _FAILURES = 2  # in a row, of different events, after which the receiver is take
 ATTEMPTS = 10
 """An event is refused when it failed so often while the receiver took other events in between."""
 _REASON_CHARACTERS = 300
+MOST_REFUSED = 1000
+"""Refused events that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,13 +234,6 @@ class RefusedEvent:
     failed_at: datetime
 
 
-async def refused_events(database: Database, *, limit: int = 1000) -> list[RefusedEvent]:
-    """Refused events of all organisations, oldest first."""
-    return [RefusedEvent(**dict(row)) for row in await database.rows("refused_deliveries", limit)]
-
-
-async def requeue_events(database: Database, event_id: int | None) -> int:
-    """Sends refused events again, all or one; how many deliveries. Later events of the same run may have been sent meanwhile."""
-    row = await database.row("requeue_deliveries", event_id)
-    assert row is not None, "the query counts"
-    return int(row["requeued"])
+async def refused_events(database: Database, event_id: int | None = None) -> list[RefusedEvent]:
+    """Refused events of all organisations, or one event for each receiver that refused it; oldest first, `MOST_REFUSED` at most."""
+    return [RefusedEvent(**dict(row)) for row in await database.rows("refused_deliveries", event_id, MOST_REFUSED)]

@@ -12,7 +12,9 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 
+from interlock.base.outbound import Outbound
 from interlock.telemetry.spans import Span
+from interlock.telemetry.vetted_requests import VettedRequests
 
 
 class _Ids(IdGenerator):
@@ -31,7 +33,7 @@ class _Ids(IdGenerator):
 class Exporter:
     """Sends ended spans to a collector, in batches, from a separate thread."""
 
-    def __init__(self, service: str, endpoint: str) -> None:
+    def __init__(self, service: str, endpoint: str, outbound: Outbound) -> None:
         self._ids = _Ids()
         self._provider = TracerProvider(
             sampler=ALWAYS_ON,
@@ -39,7 +41,8 @@ class Exporter:
             resource=Resource({"service.name": service}),
             shutdown_on_exit=False,
         )
-        exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces")
+        address = endpoint.rstrip("/") + "/v1/traces"
+        exporter = OTLPSpanExporter(endpoint=address, session=VettedRequests(outbound))
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("interlock")
 

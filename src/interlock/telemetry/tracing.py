@@ -13,6 +13,7 @@ from interlock.base.background import Loop
 from interlock.base.entropy import random_bytes
 from interlock.base.errors import InterlockError, Unavailable
 from interlock.base.json import JsonObject
+from interlock.base.outbound import Outbound
 from interlock.store.database import Database
 from interlock.store.queries import QUERIES
 from interlock.telemetry import names
@@ -28,7 +29,9 @@ _KEPT_WHILE_DOWN = 20_000  # spans kept in memory while the database is unavaila
 class Tracing:
     """The tracer of one process."""
 
-    def __init__(self, database: Database, *, service: str, otlp_endpoint: str | None = None) -> None:
+    def __init__(
+        self, database: Database, *, service: str, otlp_endpoint: str | None = None, outbound: Outbound | None = None
+    ) -> None:
         self._store = _SpanStore(database)
         self._exporter = None
         self._done: Callable[[Span], None] = self._store.ended.append
@@ -36,7 +39,7 @@ class Tracing:
             # Imported here: importing the SDK and protobuf is slow, and most installations store spans in PostgreSQL only.
             from interlock.telemetry.export import Exporter  # noqa: PLC0415
 
-            self._exporter = Exporter(service, otlp_endpoint)
+            self._exporter = Exporter(service, otlp_endpoint, outbound or Outbound())
             self._done = self._keep_and_export
 
     def start(self) -> None:

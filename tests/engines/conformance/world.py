@@ -34,7 +34,7 @@ _INPUT = {
     "additionalProperties": False,
 }
 _PROMPT = {"slots": {}, "messages": [{"role": "user", "content": "Say something."}]}
-MODELS = {"default": "openai:one@http://127.0.0.1:9", "second": "openai:two@http://127.0.0.1:9"}
+MODELS = {"default": "openai:one", "second": "openai:two"}
 """Nobody calls them: the scripted kernel answers."""
 
 

@@ -14,8 +14,10 @@ from gateway.batch_server import BatchServer
 
 
 @pytest.fixture
-async def provider() -> AsyncIterator[BatchServer]:
+async def provider(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BatchServer]:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-test-0123456789")
     async with BatchServer() as server:
+        settings["providers"] = server.providers
         yield server
 
 

@@ -5,26 +5,13 @@
 -- The database's clock, in Unix seconds.
 select extract(epoch from clock_timestamp())::double precision -- seconds since the epoch
 
--- name: create_org(org_id text, name text)
--- Adds an organisation, unless it is there.
-insert into orgs (org_id, name) values ($1, $2) on conflict do nothing
-
--- name: create_audit_head(org_id text)
--- Begins an organisation's audit log, unless it is there.
-insert into audit_heads (org_id) values ($1) on conflict do nothing
-
--- name: insert_api_key(key_id text, org_id text, secret_hash bytea, user_id text, roles text[])
--- Adds an API key, unless its id is taken.
-insert into api_keys (key_id, org_id, secret_hash, user_id, roles) values ($1, $2, $3, $4, $5)
-    on conflict do nothing
+-- name: org_exists(org_id text)
+-- Whether there is such an organisation.
+select exists(select from orgs where org_id = $1) as there
 
 -- name: list_api_keys()
 -- The organisation's API keys, oldest first, without their secrets.
 select key_id, user_id, roles, created_at, revoked_at from api_keys order by created_at
-
--- name: revoke_api_key(key_id text)
--- Revokes an API key that is in force.
-update api_keys set revoked_at = now() where key_id = $1 and revoked_at is null
 
 -- name: authenticate(key_id text)
 -- The owner of an API key that is in force; before the organisation is known.
@@ -59,16 +46,6 @@ select sweep_objects($1, $2) as name
 -- name: objects_swept(names text[])
 -- Forgets objects that were deleted.
 select objects_swept($1::text[])
-
--- name: insert_version(org_id text, name text, version text, definition jsonb, created_by text)
--- Adds a version of a workflow, unless it is there.
-insert into workflow_versions (org_id, name, version, definition, created_by) values ($1, $2, $3, $4, $5) on conflict do nothing
-
--- name: set_head(org_id text, name text, version text)
--- Makes a version the one that new runs get.
-insert into workflow_heads (org_id, name, version) values ($1, $2, $3)
-    on conflict (org_id, name) do update set version = excluded.version, updated_at = now()
-    where workflow_heads.version <> excluded.version
 
 -- name: get_head(org_id text, name text)
 -- The version that new runs of a workflow get.
@@ -125,10 +102,6 @@ select worker_seen($1, $2, $3, $4, $5) as draining
 -- name: worker_gone(worker_id text)
 -- Removes a worker that stopped.
 select worker_gone($1)
-
--- name: drain_workers(worker_id text?)
--- Asks one worker, or all of them, to drain; gives those it asked.
-select drain_workers as worker_id from drain_workers($1)
 
 -- name: list_workers()
 -- The workers, with the number of their runs and the seconds since they were seen.
@@ -268,7 +241,7 @@ select org_id, seq, hash from audit_heads where org_id = any($1::text[])
 
 -- name: lock_audit_heads(orgs text[])
 -- The heads of audit logs, locked in order.
-select org_id, seq, hash from audit_heads where org_id = any($1::text[]) order by org_id for update
+select org_id, seq, hash from lock_audit_heads($1)
 
 -- name: audit_has(org_id text, seq bigint, hash text)
 -- Whether an audit entry is there: a commit whose answer was lost took place.
@@ -346,10 +319,6 @@ select was, state, open_for, failing_for from breaker_report($1, $2, $3, $4, $5,
 -- name: breaker_states(window_seconds double precision)
 -- The breakers that are not simply closed, of all organisations.
 select org_id, target, state, open_for, failing_for from breaker_states($1)
-
--- name: renew_tool_health(org_id text)
--- Makes the list of health checks follow the deployed versions.
-select renew_tool_health($1)
 
 -- name: claim_tool_checks(wanted integer, lease_seconds double precision)
 -- Leases health checks that are due.
@@ -464,19 +433,6 @@ select org_id, name from limited_tools()
 -- The organisation's quotas.
 select scope, name, concurrency, rate, per_seconds from quotas order by scope, name
 
--- name: set_quota(org_id text, scope text, name text, concurrency integer?, rate integer?, per_seconds double precision)
--- Sets a quota; null is no limit.
-with changed as (
-    insert into quotas (org_id, scope, name, concurrency, rate, per_seconds) values ($1, $2, $3, $4, $5, $6)
-        on conflict (org_id, scope, name) do update set concurrency = excluded.concurrency, rate = excluded.rate,
-            per_seconds = excluded.per_seconds returning 1)
-select pg_notify('interlock_health', '') from changed
-
--- name: remove_quota(org_id text, scope text, name text)
--- Removes a quota.
-with removed as (delete from quotas where org_id = $1 and scope = $2 and name = $3 returning 1)
-select pg_notify('interlock_health', '') from removed
-
 -- name: hold_sink(sink text, holder text, lease_seconds double precision)
 -- Takes or prolongs the right to send events to a receiver; false if another process has it.
 select hold_sink($1, $2, $3) as held
@@ -501,13 +457,9 @@ select delivered($1, $2, $3::bigint[]) as held
 -- Puts an event off or refuses it; its status, or null if the right to send is lost.
 select delivery_failed($1, $2, $3, $4, $5, $6, $7, $8) as status
 
--- name: refused_deliveries(most integer)
--- Events that receivers refused, of all organisations, oldest first.
-select sink, event_id, org_id, topic, run_id, reason, tries, created_at, failed_at from refused_deliveries($1)
-
--- name: requeue_deliveries(event_id bigint?)
--- Sends refused events again, all or those of one event; how many.
-select requeue_deliveries($1) as requeued
+-- name: refused_deliveries(event_id bigint?, most integer)
+-- Events that receivers refused, all or one, of all organisations, oldest first.
+select sink, event_id, org_id, topic, run_id, reason, tries, created_at, failed_at from refused_deliveries($1, $2)
 
 -- name: take_job(job text, holder text, every double precision, lease_seconds double precision)
 -- Takes a job of the schedule, if it is due and no other process is at it.

@@ -89,19 +89,13 @@ begin
     return outcome;
 end $$;
 
--- Events that receivers refused, oldest first.
-create or replace function refused_deliveries(most integer) returns table (sink text, event_id bigint, org_id text, topic text,
+-- Events that receivers refused, all or one, oldest first.
+drop function if exists refused_deliveries(integer);
+create or replace function refused_deliveries(event bigint, most integer) returns table (sink text, event_id bigint, org_id text, topic text,
         run_id text, reason text, tries integer, created_at timestamptz, failed_at timestamptz)
     language sql stable security definer set search_path = public, pg_temp as $$
     select d.sink, d.event_id, d.org_id, d.topic, d.lane, d.reason, d.tries, d.created_at, d.failed_at
-        from deliveries d where d.status = 'refused' order by d.event_id, d.sink limit most
+        from deliveries d where d.status = 'refused' and (event is null or d.event_id = event) order by d.event_id, d.sink limit most
 $$;
 
--- Sends refused events again: all of them, or with an id those of one event; how many.
-create or replace function requeue_deliveries(event bigint) returns bigint
-    language sql security definer set search_path = public, pg_temp as $$
-    with again as (
-        update deliveries set status = 'pending', tries = 0, attempts = 0, failed_at = null, next_try = now()
-            where status = 'refused' and (event is null or event_id = event) returning 1
-    ) select count(*) from again
-$$;
+drop function if exists requeue_deliveries(bigint);

@@ -24,7 +24,7 @@ begin
             delete from reservations o where o.scope = in_scope and o.holder = for_holder and o.fence = 0 returning o.*
         )
         insert into reservations select scope, holder, -held, org_id, tokens, nano_usd, until from lost
-            on conflict (scope, holder, fence)
+            on conflict (scope, holder, fence, org_id)
             do update set tokens = reservations.tokens + excluded.tokens, nano_usd = reservations.nano_usd + excluded.nano_usd;
     end if;
     select r.input_tokens + r.output_tokens + coalesce(sum(o.tokens), 0), r.nano_usd + coalesce(sum(o.nano_usd), 0)
@@ -36,7 +36,7 @@ begin
     if fits then
         insert into reservations (scope, holder, fence, org_id, tokens, nano_usd)
             values (in_scope, for_holder, held, for_org, wanted_tokens, wanted_nano_usd)
-            on conflict (scope, holder, fence) do update set tokens = excluded.tokens, nano_usd = excluded.nano_usd;
+            on conflict (scope, holder, fence, org_id) do update set tokens = excluded.tokens, nano_usd = excluded.nano_usd;
     end if;
 end $$;
 

@@ -1,16 +1,20 @@
 -- The write path: commits everything that a batch of steps, runs and decisions wants written, in one transaction and one round
 -- trip. Refuses the whole batch: IL001 if a run's fence or a command's claim moved on, IL002 if an audit head did, IL005 if a
--- review or a dead letter is not open any more, IL006 if a large value was swept, IL007 if an approval cannot be used.
+-- review or a dead letter is not open any more, IL006 if a large value was swept, IL007 if an approval cannot be used, IL008 if a key
+-- or quota that is to end is not there.
 --
 -- One function a part, called only if the part is there. PL/pgSQL prepares every expression anew in each transaction, so parts that
 -- seldom come are looked for together, and parts are called by assignment, which starts no executor as `perform` would; a function
 -- returns the number of rows that it wrote.
--- The fields of each part are those of its class in store/rows.py or store/people_rows.py. Decision 0011 says how a settle_v2 would come beside it.
+-- The fields of each part are those of its class in store/rows.py, people_rows.py or admin_rows.py. Decision 0011 says how a settle_v2 would come beside it.
 create or replace function settle_v1(batch jsonb) returns void language plpgsql as $$
 declare written integer;
 begin
     perform set_config('interlock.orgs', batch ->> 'orgs', true);
 
+    if batch ? 'new_orgs' then
+        written := settle_v1_new_orgs(batch -> 'new_orgs');
+    end if;
     -- Always the log's head first and the runs after it, each in order: two processes never wait for each other in a circle.
     if batch ? 'heads' then
         written := settle_v1_audit(batch -> 'heads', batch -> 'audit');
@@ -130,6 +134,33 @@ begin
         end if;
         if batch ? 'forwarded_signals' then
             written := settle_v1_forwarded_signals(batch -> 'forwarded_signals');
+        end if;
+    end if;
+    if batch ?| array['new_keys', 'revoked_keys', 'new_quotas', 'removed_quotas', 'new_versions', 'moved_heads', 'drained_workers',
+            'requeued_deliveries'] then
+        if batch ? 'new_keys' then
+            written := settle_v1_new_keys(batch -> 'new_keys');
+        end if;
+        if batch ? 'revoked_keys' then
+            written := settle_v1_revoked_keys(batch -> 'revoked_keys');
+        end if;
+        if batch ? 'new_quotas' then
+            written := settle_v1_new_quotas(batch -> 'new_quotas');
+        end if;
+        if batch ? 'removed_quotas' then
+            written := settle_v1_removed_quotas(batch -> 'removed_quotas');
+        end if;
+        if batch ? 'new_versions' then
+            written := settle_v1_new_versions(batch -> 'new_versions');
+        end if;
+        if batch ? 'moved_heads' then
+            written := settle_v1_moved_heads(batch -> 'moved_heads');
+        end if;
+        if batch ? 'drained_workers' then
+            written := settle_v1_drained_workers(batch -> 'drained_workers');
+        end if;
+        if batch ? 'requeued_deliveries' then
+            written := settle_v1_requeued_deliveries(batch -> 'requeued_deliveries');
         end if;
     end if;
     if batch ? 'outbox' then

@@ -30,10 +30,11 @@ create or replace function list_workers() returns table (worker_id text, host te
     from workers w order by w.started_at, w.worker_id
 $$;
 
--- Asks one worker, or with null all that are there now, to finish the steps under way and go. Those that it asked.
-create or replace function drain_workers(claimant text) returns setof text
+-- Asks a worker to finish the steps under way and go.
+drop function if exists drain_workers(text);
+create or replace function drain_worker(claimant text) returns void
     language plpgsql security definer set search_path = public, pg_temp as $$
 begin
-    return query update workers set draining = true where claimant is null or worker_id = claimant returning worker_id;
-    perform pg_notify('interlock_workers', coalesce(claimant, ''));
+    update workers set draining = true where worker_id = claimant;
+    perform pg_notify('interlock_workers', claimant);
 end $$;

@@ -130,7 +130,8 @@ create table runs (
     started_at timestamptz,
     finished_at timestamptz,
     unique (org_id, workflow, idempotency_key),
-    foreign key (org_id, workflow, version) references workflow_versions
+    foreign key (org_id, workflow, version) references workflow_versions,
+    unique (run_id, org_id) -- for the foreign keys: rows of a run are of its organisation
 );
 create index runs_recent on runs (org_id, created_at desc);
 
@@ -138,37 +139,41 @@ create index runs_recent on runs (org_id, created_at desc);
 create table run_vaults (
     vault_id bigint generated always as identity primary key,
     org_id text not null references orgs,
-    run_id text not null references runs,
-    vault jsonb not null
+    run_id text not null,
+    vault jsonb not null,
+    foreign key (run_id, org_id) references runs (run_id, org_id)
 );
 create index run_vaults_run on run_vaults (run_id);
 
 create table journal (
-    run_id text not null references runs,
+    run_id text not null,
     seq integer not null,
     org_id text not null,
     event jsonb not null,
-    primary key (run_id, seq)
+    primary key (run_id, seq),
+    foreign key (run_id, org_id) references runs (run_id, org_id)
 );
 
 -- A signal stays until its event is on record, also where another engine has received it (`forwarded_at`).
 create table signals (
     signal_id bigint generated always as identity primary key,
     org_id text not null,
-    run_id text not null references runs,
+    run_id text not null,
     event jsonb not null,
     created_at timestamptz not null default now(),
-    forwarded_at timestamptz
+    forwarded_at timestamptz,
+    foreign key (run_id, org_id) references runs (run_id, org_id)
 );
 create index signals_run on signals (run_id);
 
 -- Every signal that a run was sent, for as long as the run is kept: one id counts once, also after its event left `signals`.
 create table signal_ids (
-    run_id text not null references runs,
+    run_id text not null,
     signal_id text not null,
     org_id text not null,
     name text not null,
-    primary key (run_id, signal_id)
+    primary key (run_id, signal_id),
+    foreign key (run_id, org_id) references runs (run_id, org_id)
 );
 
 -- Runs that some process follows, until when. `settle_v1` notifies changes of these runs only: a commit with a notification waits
@@ -181,7 +186,7 @@ create unlogged table followed_runs (
 );
 
 create table effects (
-    run_id text not null references runs,
+    run_id text not null,
     step text not null,
     org_id text not null,
     tool text not null,
@@ -192,7 +197,8 @@ create table effects (
     output jsonb,
     updated_at timestamptz not null default now(),
     primary key (run_id, step),
-    unique (org_id, idempotency_key)
+    unique (org_id, idempotency_key),
+    foreign key (run_id, org_id) references runs (run_id, org_id)
 );
 
 -- The newest good answer to a call, by the keyed digest of all that went into the call.
@@ -210,7 +216,7 @@ create table results (
 -- carries an older one is refused, so a worker that slept past its lease cannot harm the run.
 -- A run that its engine keeps itself is leased to the engine, under its name, and counts like any leased run.
 create table queue (
-    run_id text primary key references runs,
+    run_id text primary key,
     org_id text not null,
     workflow text not null default '',
     priority smallint not null default 0 check (priority between -100 and 100),
@@ -229,7 +235,8 @@ create table queue (
     leased_seq integer,
     -- Which busy worker makes room for a run that has to be driven alone, and until when it has said so.
     room_by text,
-    room_until timestamptz
+    room_until timestamptz,
+    foreign key (run_id, org_id) references runs (run_id, org_id)
 );
 create index queue_worker on queue (worker) where worker is not null;
 -- A lane is a workflow of an organisation. A claim hops from lane to lane in this index, and in each reads the first few rows: all
@@ -245,12 +252,13 @@ create index queue_suspects on queue (engine, available_at) where crash_streak =
 -- every attempt; a write under an older one is refused. The event is there once the command is done, and it is not claimed again.
 -- Rows are deleted when their run ends.
 create table claims (
-    run_id text not null references runs,
+    run_id text not null,
     command text not null,
     org_id text not null,
     fence bigint not null,
     event jsonb,
-    primary key (run_id, command)
+    primary key (run_id, command),
+    foreign key (run_id, org_id) references runs (run_id, org_id)
 );
 
 -- What calls that are under way may use of a budget, in tokens and nano-USD; what they used, once they have ended and until the scope
@@ -264,7 +272,7 @@ create table reservations (
     tokens bigint not null,
     nano_usd bigint not null,
     until timestamptz not null default 'infinity',
-    primary key (scope, holder, fence)
+    primary key (scope, holder, fence, org_id)
 );
 
 -- Processes that drive runs. They belong to the installation, not to an organisation; only functions write here.
@@ -284,7 +292,7 @@ create table workers (
 create table reviews (
     review_id text primary key,
     org_id text not null,
-    run_id text not null references runs,
+    run_id text not null,
     step text not null,
     purpose text not null check (purpose in ('approve', 'approve_act', 'confirm')),
     title text not null,
@@ -295,7 +303,9 @@ create table reviews (
     decided_by text,
     note text,
     created_at timestamptz not null default now(),
-    decided_at timestamptz
+    decided_at timestamptz,
+    foreign key (run_id, org_id) references runs (run_id, org_id),
+    unique (review_id, org_id)
 );
 create index reviews_open on reviews (org_id, created_at) where status = 'open';
 create index reviews_run on reviews (run_id);
@@ -303,9 +313,9 @@ create index reviews_run on reviews (run_id);
 -- A person's yes to the act with this digest, which the review is about. `step` is the effect's name in the ledger, `consumed_by`
 -- its idempotency key: an approval is used up by one effect and stays its own in every attempt at it. `signature` is the application's.
 create table approvals (
-    review_id text primary key references reviews,
+    review_id text primary key,
     org_id text not null references orgs,
-    run_id text not null references runs,
+    run_id text not null,
     step text not null,
     digest text not null,
     approver text not null,
@@ -319,7 +329,9 @@ create table approvals (
     revoked_at timestamptz,
     check ((consumed_by is null) = (consumed_at is null)),
     check ((revoked_by is null) = (revoked_at is null)),
-    check (consumed_at is null or revoked_at is null)
+    check (consumed_at is null or revoked_at is null),
+    foreign key (run_id, org_id) references runs (run_id, org_id),
+    foreign key (review_id, org_id) references reviews (review_id, org_id)
 );
 create index approvals_act on approvals (run_id, step);
 
@@ -328,7 +340,7 @@ create index approvals_act on approvals (run_id, step);
 create table dead_letters (
     dead_letter_id text primary key,
     org_id text not null references orgs,
-    run_id text not null references runs,
+    run_id text not null,
     step text not null,
     purpose text not null check (purpose in ('step', 'compensation', 'run', 'parked_run')),
     code text not null,
@@ -338,7 +350,8 @@ create table dead_letters (
     note text,
     new_run text,
     created_at timestamptz not null default now(),
-    decided_at timestamptz
+    decided_at timestamptz,
+    foreign key (run_id, org_id) references runs (run_id, org_id)
 );
 create index dead_letters_open on dead_letters (org_id, created_at) where status = 'open';
 create unique index dead_letters_once on dead_letters (run_id, step, purpose) where status = 'open';
@@ -425,7 +438,7 @@ create table spans (
     end_ns bigint not null,
     ok boolean not null,
     attributes jsonb not null,
-    primary key (trace_id, span_id)
+    primary key (trace_id, span_id, org_id)
 );
 
 -- Whether tools and providers can be called ----------------------------------------------------------------------------------
@@ -502,7 +515,8 @@ create table batches (
     tried_at timestamptz not null default now(),
     next_check timestamptz not null default now(),
     taken_until timestamptz not null default now(),
-    check ((status = 'submitting') <= (provider_id is null))
+    check ((status = 'submitting') <= (provider_id is null)),
+    unique (batch_id, org_id)
 );
 
 -- One call of one step. `call_id` is what the provider answers to: a request that differs is another one. `tokens` is the most
@@ -510,7 +524,7 @@ create table batches (
 create table batched_calls (
     call_id text primary key,
     org_id text not null references orgs,
-    run_id text not null references runs,
+    run_id text not null,
     step text not null,
     attempt integer not null,
     pin text not null,
@@ -518,11 +532,13 @@ create table batched_calls (
     tokens bigint not null,
     until timestamptz,
     status text not null default 'waiting' check (status in ('waiting', 'submitted', 'done')),
-    batch_id text references batches,
+    batch_id text,
     result jsonb,
     created_at timestamptz not null default now(),
     unique (run_id, step),
-    check (status <> 'submitted' or batch_id is not null)
+    check (status <> 'submitted' or batch_id is not null),
+    foreign key (run_id, org_id) references runs (run_id, org_id),
+    foreign key (batch_id, org_id) references batches (batch_id, org_id)
 );
 create index batched_calls_waiting on batched_calls (org_id, pin, created_at) where status = 'waiting';
 create index batched_calls_batch on batched_calls (batch_id) where batch_id is not null;

@@ -27,8 +27,9 @@ end $$;
 grant select on run_moves, effect_moves, workers to interlock_app;
 
 -- The record: never updated or deleted, not by the owner either. What was a run's history stays its history.
-revoke update, delete on audit, journal, artifacts, workflow_versions, policy_sets, run_vaults, signal_ids from interlock_app;
-revoke delete on active_policies, runs, effects, reviews, approvals, dead_letters, orgs, api_keys, subject_keys, audit_heads from interlock_app;
+revoke insert, update, delete on audit, audit_heads from interlock_app; -- only settle_v1_audit writes them, as the owner
+revoke update, delete on journal, artifacts, workflow_versions, policy_sets, run_vaults, signal_ids from interlock_app;
+revoke delete on active_policies, runs, effects, reviews, approvals, dead_letters, orgs, api_keys, subject_keys from interlock_app;
 
 -- Functions below name their search path, with pg_temp last: else a temporary table named like ours would come first.
 create function refuse_change() returns trigger language plpgsql set search_path = public, pg_temp as $$ begin
