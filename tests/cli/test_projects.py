@@ -87,7 +87,7 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
     "unknown field": (WORKFLOW, "max_tokens: 120", "max_token: 120", "max_token:", "max_token"),
     "missing field": (WORKFLOW, "    prompt: answer\n", "", "- id: reply", "prompt: is required"),
     "unknown kind": (WORKFLOW, "kind: model", "kind: modal", "- id: reply", "kind 'modal' is not known"),
-    "wrong type": (WORKFLOW, "max_tokens: 120", "max_tokens: many", "max_tokens:", "integer"),
+    "wrong type": (WORKFLOW, "max_tokens: 120", "max_tokens: many", "max_tokens:", "must be a whole number"),
     "unknown tool": (WORKFLOW, "tool: search_faq", "tool: search", "tool: search", "known tools: search_faq"),
     "tool not allowed": (WORKFLOW, "allow: [search_faq]", "allow: []", "tool: search_faq", "which is not in allow"),
     "allows no tool": (WORKFLOW, "[search_faq]", "[search_faq, rm]", "allow:", 'tool "rm" does not exist'),

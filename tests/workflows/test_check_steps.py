@@ -106,7 +106,7 @@ def test_nothing_is_wrong(steps: str) -> None:
             "cannot replace its effect",
         ),
         (EACH.replace("$input.places", "$input.text"), '"$input.text" is not a list'),
-        (EACH.replace("$input.places", "[1]"), "Input should be a valid string"),
+        (EACH.replace("$input.places", "[1]"), "steps.0.items: is a list; must be a string"),
         (EACH.replace("$input.places", "places"), "items must be a reference to a list"),
         (EACH.replace("$item.name", "$item.place"), '"$item.place": the item has no field "place"; known fields: name'),
         (
@@ -171,9 +171,9 @@ def test_a_circle_of_workflows_is_found() -> None:
         (LOOK[:-1] + ", fallback: [{value: {}, input: {}}]}", "only a fallback to a tool has an input"),
         (
             "{id: a, kind: loop, until: 'true', max_iterations: 5000, steps: [" + LOOK + "]}",
-            "less than or equal to 1000",
+            "is 5000; must be at most 1000",
         ),
-        ("{id: a, kind: map, items: $input.places, steps: []}", "at least 1 item"),
+        ("{id: a, kind: map, items: $input.places, steps: []}", "at least 1 entry"),
     ],
 )
 def test_the_shape_of_a_step(step: str, complaint: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -16,7 +17,8 @@ import httpx
 from interlock.base import errors
 from interlock.base.errors import InterlockError, InvalidInput, Unavailable
 from interlock.base.files import write_private
-from interlock.base.settings import Settings, load_settings
+from interlock.base.settings import Settings, load_settings, unknown_variables
+from interlock.cli.console import errors as errors_console
 from interlock.cli.location import project_directory
 from interlock.services.views.base import View
 from interlock.services.views.errors import ErrorBody
@@ -120,8 +122,15 @@ def _error_of(response: httpx.Response) -> InterlockError:
 
 
 def settings_here() -> Settings:
-    """Settings of the project."""
+    """Settings of the project. Environment variables that look like settings and are none are named on standard error."""
+    _warn_of_unknown_variables()
     return load_settings(project_directory())
+
+
+@functools.cache
+def _warn_of_unknown_variables() -> None:
+    for warning in unknown_variables(os.environ):
+        errors_console.print(warning, style="yellow", soft_wrap=True)
 
 
 @asynccontextmanager
