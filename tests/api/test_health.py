@@ -27,10 +27,10 @@ def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_readiness_tells_how_much_waits(served: Served) -> None:
     client = await served.client(None)
-    assert (await client.get("/readyz")).json() == {"status": "ok", "queue_depth": 0}
+    assert (await client.get("/readyz")).json() == {"status": "ok", "queue_depth": 0, "workers": 0}
     await served.start()
     await served.start(role="stranger")
-    assert (await client.get("/readyz")).json() == {"status": "ok", "queue_depth": 2}
+    assert (await client.get("/readyz")).json() == {"status": "ok", "queue_depth": 2, "workers": 0}
 
 
 async def test_while_the_database_is_away_callers_are_told_and_afterwards_nothing_is_missing(
@@ -68,7 +68,7 @@ async def test_while_the_database_is_away_callers_are_told_and_afterwards_nothin
                 assert (await client.get("/healthz")).json() == {"status": "ok"}
             private_server.start()
             ready = await client.get("/readyz")
-            assert ready.json() == {"status": "ok", "queue_depth": 1}
+            assert ready.json() == {"status": "ok", "queue_depth": 1, "workers": 0}
             # The request that was refused was not half-accepted: the same key is a new run, once.
             again = await start("meanwhile")
             assert again.status_code == 201

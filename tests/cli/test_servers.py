@@ -132,6 +132,15 @@ def test_a_start_that_is_broken_off_leaves_no_database_behind(embedded: Cli, com
     assert left_with(str(embedded.directory)) == []
 
 
+def test_a_closed_terminal_ends_everything(embedded: Cli) -> None:
+    """A shell sends the signal, and the kernel sends it again."""
+    dev = embedded.start("dev", "--port", "0")
+    up(embedded, dev)
+    os.kill(dev.pid, signal.SIGHUP)
+    os.kill(dev.pid, signal.SIGHUP)
+    clean(embedded, dev.wait())
+
+
 def test_a_port_that_is_taken_is_told_before_anything_is_left_running(embedded: Cli) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

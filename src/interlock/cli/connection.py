@@ -142,14 +142,14 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
     """
     remote = os.environ.get("INTERLOCK_URL")
     if remote:
-        async with _client(remote, os.environ.get("INTERLOCK_API_KEY", "")) as client:
+        async with client_of(remote, os.environ.get("INTERLOCK_API_KEY", "")) as client:
             yield Api(client, url=remote)
         return
     settings = settings_here()
     running = await find_server(settings)
     if running is not None:
         url, key = running
-        async with _client(url, key) as client:
+        async with client_of(url, key) as client:
             yield Api(client, url=url)
         return
     if settings.database.url is None and not worker and not (settings.data_dir / "pg").exists():
@@ -188,7 +188,7 @@ async def find_server(settings: Settings) -> tuple[str, str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     try:
-        async with _client(url, key) as client:
+        async with client_of(url, key) as client:
             if (await client.get("/healthz", timeout=_ANSWER_SECONDS)).status_code == 200:
                 return url, key
     except httpx.TimeoutException as error:
@@ -211,7 +211,8 @@ def _is_free(file: BinaryIO) -> bool:
     return True
 
 
-def _client(url: str, key: str) -> httpx.AsyncClient:
+def client_of(url: str, key: str) -> httpx.AsyncClient:
+    """A client of the server at that address; raises InvalidInput for an address or key that cannot be one."""
     if not (key.isascii() and key.isprintable()):
         raise InvalidInput("INTERLOCK_API_KEY is not an API key; a key begins with il_ and has ASCII characters only")
     try:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from interlock.base.errors import InterlockError, Unavailable
 from interlock.base.settings import Settings
-from interlock.cli.connection import find_server, settings_here
+from interlock.cli.connection import Api, client_of, find_server, settings_here
 from interlock.cli.console import AsJson, out, print_json
 from interlock.cli.location import project_directory
 from interlock.definitions.project import read_project
@@ -24,6 +24,7 @@ from interlock.gateway.catalog import parse_pin
 from interlock.gateway.weights import verify as verify_weights
 from interlock.gateway.weights import weights_path
 from interlock.sandbox.check import probe_sandbox
+from interlock.services.views.installation import Ready
 
 _FREE_BYTES = 1024**3
 
@@ -136,7 +137,7 @@ def _port(settings: Settings) -> DoctorFinding:
     except Unavailable as error:
         return DoctorFinding(what, error.message)
     if running is not None:
-        return DoctorFinding(f"server running at {running[0]}")
+        return asyncio.run(_server(*running))
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -146,6 +147,20 @@ def _port(settings: Settings) -> DoctorFinding:
                 what, f"{error.strerror}; set server.port or INTERLOCK_SERVER__PORT to another", fatal=False
             )
     return DoctorFinding(what)
+
+
+async def _server(url: str, key: str) -> DoctorFinding:
+    """A running server, and whether a worker is there for its runs."""
+    what = f"server running at {url}"
+    async with client_of(url, key) as client:
+        try:
+            ready = await Api(client, url=url).get(Ready, "/readyz")
+        except InterlockError as error:
+            return DoctorFinding(what, error.message)
+    if ready.workers:
+        return DoctorFinding(f"{what}, with {ready.workers} worker{'' if ready.workers == 1 else 's'}")
+    waiting = f"{ready.queue_depth} runs wait; " if ready.queue_depth else ""
+    return DoctorFinding(what, f"{waiting}no worker is on its database: start `interlock worker`", fatal=False)
 
 
 def _project(settings: Settings) -> DoctorFinding:

@@ -64,6 +64,8 @@ for _name, _entry in COMMANDS.items():
 def main() -> None:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+        signal.signal(signal.SIGHUP, _hang_up)
     try:
         cli()
     except InterlockError as error:
@@ -92,6 +94,14 @@ def _terminate(*_: object) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell script started the command in the background
         raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)
+
+
+def _hang_up(*_: object) -> None:
+    """Handles SIGHUP, the end of the terminal, like Ctrl-C."""
+    from interlock.cli.console import detach_from_terminal
+
+    detach_from_terminal()
+    _terminate()
 
 
 def _fail(message: str, code: int) -> NoReturn:

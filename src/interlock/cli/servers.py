@@ -18,7 +18,7 @@ from interlock.base.errors import Conflict, InterlockError, InvalidInput
 from interlock.base.json import JsonObject
 from interlock.base.settings import Settings, on_own_machine
 from interlock.cli.connection import SELF_APPROVAL, announced, find_server, settings_here
-from interlock.cli.console import AsJson, errors, print_answer
+from interlock.cli.console import AsJson, detach_from_terminal, errors, print_answer
 from interlock.cli.location import project_directory
 from interlock.definitions.project import read_project, require_project
 from interlock.identity.principal import Principal
@@ -209,19 +209,25 @@ async def _watch(app: App, principal: Principal) -> None:
 
 
 class _Stop:
-    """SIGINT and SIGTERM: the first interrupts a start or ends a running process in order; the second interrupts that end."""
+    """SIGINT, SIGTERM and SIGHUP: the first interrupts a start or ends a running process in order; the second interrupts that end."""
 
     def __init__(self) -> None:
         self._stop_requested = asyncio.Event()
         self._main = asyncio.current_task()
         self._starting = True
         running = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # As SIGINT is for a command that a shell script starts in the background.
             if signal.getsignal(name) is signal.SIG_IGN:
                 continue
             with contextlib.suppress(NotImplementedError):
-                running.add_signal_handler(name, self._signal)
+                running.add_signal_handler(name, self._hang_up if name is signal.SIGHUP else self._signal)
+
+    def _hang_up(self) -> None:
+        """Ends in order without the terminal, which was closed; a shell repeats this signal, so only the first counts."""
+        detach_from_terminal()
+        if not self._stop_requested.is_set():
+            self._signal()
 
     def _signal(self) -> None:
         again = self._stop_requested.is_set()

@@ -114,7 +114,7 @@ class Endpoint:
             raise self._transient(f"did not answer within {timeout:g} s") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise ProviderError(
-                f'provider "{self.name}" has a TLS certificate that is not trusted; check the address in [models] and the trust store',
+                f'provider "{self.name}" has a TLS certificate that is not trusted; check its address and the trust store',
                 kind=FailureKind.PERMANENT,
                 detail=self.clean(str(error)),
             ) from None

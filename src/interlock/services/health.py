@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from interlock.base.errors import Unavailable
+from interlock.fleet.workers import SILENT_SECONDS
 from interlock.services.views.installation import Ready
 from interlock.store.database import Database
 
@@ -24,8 +25,11 @@ class Health:
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 depth = await self._database.row("queue_depth")
+                present = await self._database.row("present_workers", SILENT_SECONDS)
         except TimeoutError as error:
             raise Unavailable(
                 f"the database did not answer within {_READY_SECONDS:g} s; check that PostgreSQL runs"
             ) from error
-        return Ready(queue_depth=depth[0] if depth is not None else 0)
+        assert depth is not None, "the query counts"
+        assert present is not None, "the query counts"
+        return Ready(queue_depth=depth[0], workers=present["workers"])

@@ -12,6 +12,7 @@ from interlock.base.refs import Ref
 from interlock.base.usage import cost_json
 from interlock.definitions.versions import Versions
 from interlock.execution.loading import fold_in_slices, folded, journal_of
+from interlock.fleet.workers import SILENT_SECONDS
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.machine.events import Event, Failure
@@ -74,20 +75,22 @@ class Runs:
         """
         principal.require("run.read")
 
-        async def read(snapshot: Snapshot) -> tuple[Row, list[Event], list[Row], list[Row]]:
+        async def read(snapshot: Snapshot) -> tuple[Row, list[Event], list[Row], list[Row], bool]:
             row = _found(await snapshot.row("get_run", run_id), run_id)
             journal = await journal_in(snapshot, run_id)
             effects = await snapshot.rows("list_effects", run_id)
-            return row, journal, effects, await snapshot.rows("open_questions", run_id)
+            orphan = await snapshot.row("needs_worker", run_id, SILENT_SECONDS)
+            asked = await snapshot.rows("open_questions", run_id)
+            return row, journal, effects, asked, orphan is not None and bool(orphan["needed"])
 
         # In one snapshot, or the status could be one commit behind the steps.
-        row, journal, effects, asked = await self._database.in_snapshot(read, org=principal.org_id)
+        row, journal, effects, asked, orphan = await self._database.in_snapshot(read, org=principal.org_id)
         version = await self._versions.get(row["org_id"], row["workflow"], row["version"])
         state, times = await fold_in_slices(version.program, journal, RunState()), step_times(journal)
         errors = {
             name: await self._error(principal, step.failure) for name, step in state.steps.items() if step.failure
         }
-        return await asyncio.to_thread(_run, row, version.program, state, times, errors, effects, asked)
+        return await asyncio.to_thread(_run, row, version.program, state, times, errors, effects, asked, needs_worker=orphan)
 
     async def result(self, principal: Principal, run_id: str, *, revealed: bool = False) -> Json:
         """The run's output, redacted; with `revealed` (role operator, audited) with the personal data back in it.
@@ -180,6 +183,8 @@ def _run(
     errors: Mapping[str, str | None],
     effects: list[Row],
     asked: list[Row],
+    *,
+    needs_worker: bool,
 ) -> RunView:
     steps = [
         StepView.model_validate(
@@ -205,7 +210,7 @@ def _run(
             "steps": steps,
             "paused": state.paused,
             "degraded": state.degraded,
-            "waits_for": waits_for(program, state, reviews, dead_letters),
+            "waits_for": waits_for(program, state, reviews, dead_letters, needs_worker=needs_worker),
             "dead_letters": list(dead_letters.values()),
             "retries": state.retries,
             "timers": dict(state.timers),

@@ -8,21 +8,29 @@ from datetime import UTC, datetime
 from interlock.machine.names import TimerKey
 from interlock.machine.program import Program
 from interlock.machine.state import RunState, StepState, StepStatus
-from interlock.services.views.runs import DeadLetterWait, PausedWait, ReviewWait, SignalWait, TimedWait, Wait
+from interlock.services.views.runs import DeadLetterWait, PausedWait, ReviewWait, SignalWait, TimedWait, Wait, WorkerWait
 from interlock.workflows.spec import ModelStep, ToolStep, WaitStep
 
 _DEAD_LETTERS = {StepStatus.HELD, StepStatus.COMPENSATION_FAILED}
 
 
 def waits_for(
-    program: Program, state: RunState, reviews: Mapping[str, str], dead_letters: Mapping[str, str]
+    program: Program,
+    state: RunState,
+    reviews: Mapping[str, str],
+    dead_letters: Mapping[str, str],
+    *,
+    needs_worker: bool = False,
 ) -> list[Wait]:
     """Lists what has to happen before the run can go on.
 
     Args:
         reviews: step → id of its open review; `dead_letters` likewise, with '' for the run itself.
+        needs_worker: True if the run is due and no worker is there.
     """
     found: list[Wait] = [PausedWait()] if state.paused else []
+    if needs_worker:
+        found.append(WorkerWait())
     for name in state.live:
         one = _wait_of(program, state, name, state.steps[name], reviews, dead_letters)
         if one is not None:

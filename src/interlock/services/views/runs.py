@@ -87,7 +87,10 @@ class PausedWait(WaitReason):
 
 
 class ReviewWait(WaitReason):
-    """A person's decision: `review` before an act, `confirm` about an act whose outcome is unknown."""
+    """A person's decision: `review` before an act, `confirm` about an act whose outcome is unknown.
+
+    Without `review_id` it has been made, and the run continues when a worker takes it up.
+    """
 
     step: str
     for_: Literal["review", "confirm"]
@@ -119,7 +122,13 @@ class TimedWait(WaitReason):
     until: datetime | None = None
 
 
-Wait = Annotated[PausedWait | ReviewWait | DeadLetterWait | SignalWait | TimedWait, Field(discriminator="for_")]
+class WorkerWait(WaitReason):
+    """A worker: the run could go on, and no worker of its engine is on the database."""
+
+    for_: Literal["worker"] = "worker"
+
+
+Wait = Annotated[WorkerWait | PausedWait | ReviewWait | DeadLetterWait | SignalWait | TimedWait, Field(discriminator="for_")]
 
 
 class EffectView(View):

@@ -134,6 +134,14 @@ select drain_workers as worker_id from drain_workers($1)
 -- The workers, with the number of their runs and the seconds since they were seen.
 select worker_id, host, pid, engine, version, started_at, seen_at, draining, runs, silent from list_workers()
 
+-- name: present_workers(silent_seconds double precision)
+-- How many workers can claim runs.
+select present_workers($1) as workers
+
+-- name: needs_worker(run_id text, silent_seconds double precision)
+-- Whether a run is due and no worker is there to claim it.
+select needs_worker($1, $2) as needed
+
 -- name: get_version(org_id text, name text, version text)
 -- A version's definition.
 select definition from workflow_versions where org_id = $1 and name = $2 and version = $3
