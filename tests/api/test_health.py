@@ -33,6 +33,19 @@ async def test_readiness_tells_how_much_waits(served: Served) -> None:
     assert (await client.get("/readyz")).json() == {"status": "ok", "queue_depth": 2, "workers": 0}
 
 
+async def test_a_full_disk_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await served.client(None)
+    monkeypatch.setattr("interlock.services.health._FREE_BYTES", 2**80)
+    given = await client.get("/readyz")
+    assert given.status_code == 503
+    code, message = problem_of(given)
+    assert code == "unavailable"
+    assert message.startswith("only ")
+    assert "MiB are free on the disk of the data directory" in message
+    assert message.endswith("make room")
+    assert (await client.get("/healthz")).status_code == 200
+
+
 async def test_while_the_database_is_away_callers_are_told_and_afterwards_nothing_is_missing(
     private_server: Any, project: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

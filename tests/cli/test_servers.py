@@ -141,6 +141,19 @@ def test_a_closed_terminal_ends_everything(embedded: Cli) -> None:
     clean(embedded, dev.wait())
 
 
+def test_dev_starts_its_database_again(embedded: Cli, model: FakeModel) -> None:
+    dev = embedded.start("dev", "--port", "0")
+    url = up(embedded, dev)
+    first = embedded.ok("run", "answer", "-i", QUESTION, "--json").json
+    os.kill(postmaster(embedded), signal.SIGKILL)
+    dev.says("PostgreSQL ended by itself and was started again")
+    ready(dev, url)
+    second = embedded.ok("run", "answer", "-i", QUESTION, "--json").json
+    assert {first["status"], second["status"]} == {"succeeded"}
+    clean(embedded, dev.stop(signal.SIGINT))
+    assert "stopping: " in dev.err
+
+
 def test_a_port_that_is_taken_is_told_before_anything_is_left_running(embedded: Cli) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -12,7 +12,9 @@ from typing import Self
 from interlock.audit.heads import KeptHeads
 from interlock.audit.log import AuditLog
 from interlock.audit.records import AuditRecords
+from interlock.base.background import Loop
 from interlock.base.clock import Clock
+from interlock.base.errors import Unavailable
 from interlock.base.settings import Settings
 from interlock.definitions.project import Project, read_project
 from interlock.definitions.versions import Versions
@@ -46,6 +48,8 @@ from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.telemetry.tracing import Tracing
 
+_REVIVE_SECONDS = 1.0
+
 
 class Core:
     """Database, stores and use cases of one process: opened with `async with`, closed in reverse order.
@@ -53,6 +57,7 @@ class Core:
     Args:
         clock: replaces the database's clock; for tests.
         policies: replaces the active Cedar policies, for instance by an engine behind HTTP.
+        notice: receives sentences for the operator, such as that the database was started again.
 
     Attributes:
         policies: in force for the calls of this process.
@@ -61,13 +66,20 @@ class Core:
     """
 
     def __init__(
-        self, project: Path, settings: Settings, *, clock: Clock | None = None, policies: Policies | None = None
+        self,
+        project: Path,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        policies: Policies | None = None,
+        notice: Callable[[str], None] | None = None,
     ) -> None:
         self.project = project
         self.settings = settings
         self.data = settings.data_dir
         self._clock = clock
         self._policies = policies
+        self._notice = notice
         self.clock: Clock
         self.migrated: list[str] = []
         self._postgres: EmbeddedPostgres | None = None
@@ -121,6 +133,10 @@ class Core:
         except asyncio.CancelledError:
             await asyncio.wait([preparing])  # a thread cannot be cancelled, and the server it starts must be stopped
             raise
+        if self._postgres is not None:
+            watch = Loop("embedded database", self._revive_postgres, every=_REVIVE_SECONDS, report=self._not_revived)
+            watch.start()
+            self.on_close(watch.close)
         self.database = Database(url, pool_size=self.settings.database.pool_size)
         await self.database.open()
         self.on_close(self.database.close)
@@ -207,7 +223,7 @@ class Core:
             administration=self.admin,
             policies=self.policy_sets,
             audit=AuditTrail(self.audit),
-            health=Health(self.database),
+            health=Health(self.database, self.data),
         )
 
     async def _follow_database(self) -> Clock:
@@ -226,6 +242,27 @@ class Core:
             return url  # an administrator migrates
         self.migrated = migrate(url, self.master_key)
         return app_url(url, self.master_key)
+
+    async def _revive_postgres(self) -> None:
+        """Starts the embedded server again if it has ended, such as by the system for want of memory."""
+        assert self._postgres is not None, "the loop runs only with it"
+        if await asyncio.to_thread(self._postgres.revive):
+            self._say("PostgreSQL ended by itself and was started again")
+
+    def _not_revived(self, error: Exception) -> None:
+        self._say(str(error))
+
+    def _say(self, sentence: str) -> None:
+        log(names.LOG_DATABASE_DOWN, sentence, level="warning")
+        if self._notice is not None:
+            self._notice(sentence)
+
+    async def prepare_to_close(self) -> None:
+        """Has the operations still under way end at once if the database is away."""
+        try:
+            await self.services.health.database()
+        except Unavailable:
+            self.database.give_up()
 
     async def _stop_postgres(self) -> None:
         if self._postgres is not None:

@@ -84,7 +84,9 @@ def drain(
         out.print("no workers")
     for one in asked:
         if one in silent:
-            out.print(f"{one} has been silent for {silent[one]:.0f} s: it ended without draining; its runs go to others")
+            out.print(
+                f"{one} has been silent for {silent[one]:.0f} s: it ended without draining; its runs go to others"
+            )
         else:
             out.print(f"{one} has drained" if wait else f"asked {one} to drain")
 

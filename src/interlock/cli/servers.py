@@ -25,6 +25,7 @@ from interlock.identity.principal import Principal
 from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
 
+_HEALTH_SECONDS = 2.0
 _WATCHED = ("workflows", "prompts", "tools", "policies", "schemas")
 
 
@@ -68,11 +69,14 @@ def worker(
     async def main(settings: Settings) -> None:
         stop = _Stop()
         logs.configure(level=settings.telemetry.log_level)
-        async with App(project_directory(), settings) as app:
+        async with App(project_directory(), settings, notice=_notice) as app:
             await app.start_worker()
             errors.print("worker runs; Ctrl-C finishes the steps under way and releases the other runs")
+            watching = asyncio.create_task(_watch_health(app))
             await stop.wait(app.worker_registry.asked)
             errors.print("stopping: finishing the steps under way …; press Ctrl-C again to interrupt them")
+            watching.cancel()
+            await app.prepare_to_close()
 
     _run(main(_for_engine(settings_here(), engine, address, unversioned=unversioned)))
 
@@ -159,7 +163,7 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
     for problem in await probe_sandbox() if worker else []:
         errors.print(f"tools cannot run here: {problem}", style="yellow")
     errors.print("starting PostgreSQL …" if settings.database.url is None else "connecting …")
-    async with App(project_directory(), settings) as app:
+    async with App(project_directory(), settings, notice=_notice) as app:
         server = Server(
             app.services,
             host=settings.server.host,
@@ -173,6 +177,7 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
         await server.start()
         watching = [asyncio.create_task(_watch(app, principal))] if reload else []
         watching += [asyncio.create_task(_drain_when_asked(app))] if worker else []
+        watching += [asyncio.create_task(_watch_health(app))]
         try:
             with announced(settings, server.url):
                 errors.print(f"Interlock runs at {server.url} (API documentation at /docs); Ctrl-C stops it")
@@ -183,6 +188,28 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
             await server.stop()
+            await app.prepare_to_close()
+
+
+def _notice(sentence: str) -> None:
+    errors.print(sentence, style="yellow", soft_wrap=True)
+
+
+async def _watch_health(app: App) -> None:
+    """Prints one line when the process cannot do its work any more, and one when it can again."""
+    said: str | None = None
+    while True:
+        await asyncio.sleep(_HEALTH_SECONDS)
+        try:
+            await app.services.health.ready()
+        except InterlockError as error:
+            if said is None:
+                _notice(error.message)
+            said = error.message
+        else:
+            if said is not None:
+                errors.print("the database answers again" if "database did not" in said else "there is room again")
+            said = None
 
 
 async def _deploy(app: App, principal: Principal) -> None:

@@ -90,7 +90,9 @@ class Runs:
         errors = {
             name: await self._error(principal, step.failure) for name, step in state.steps.items() if step.failure
         }
-        return await asyncio.to_thread(_run, row, version.program, state, times, errors, effects, asked, needs_worker=orphan)
+        return await asyncio.to_thread(
+            _run, row, version.program, state, times, errors, effects, asked, needs_worker=orphan
+        )
 
     async def result(self, principal: Principal, run_id: str, *, revealed: bool = False) -> Json:
         """The run's output, redacted; with `revealed` (role operator, audited) with the personal data back in it.

@@ -8,7 +8,15 @@ from datetime import UTC, datetime
 from interlock.machine.names import TimerKey
 from interlock.machine.program import Program
 from interlock.machine.state import RunState, StepState, StepStatus
-from interlock.services.views.runs import DeadLetterWait, PausedWait, ReviewWait, SignalWait, TimedWait, Wait, WorkerWait
+from interlock.services.views.runs import (
+    DeadLetterWait,
+    PausedWait,
+    ReviewWait,
+    SignalWait,
+    TimedWait,
+    Wait,
+    WorkerWait,
+)
 from interlock.workflows.spec import ModelStep, ToolStep, WaitStep
 
 _DEAD_LETTERS = {StepStatus.HELD, StepStatus.COMPENSATION_FAILED}

@@ -128,7 +128,9 @@ class WorkerWait(WaitReason):
     for_: Literal["worker"] = "worker"
 
 
-Wait = Annotated[WorkerWait | PausedWait | ReviewWait | DeadLetterWait | SignalWait | TimedWait, Field(discriminator="for_")]
+Wait = Annotated[
+    WorkerWait | PausedWait | ReviewWait | DeadLetterWait | SignalWait | TimedWait, Field(discriminator="for_")
+]
 
 
 class EffectView(View):
