@@ -14,6 +14,7 @@ from engines.harness import ASK, Bank, Model, Observer, pay, think, until, workf
 from execution.batching import config
 from execution.conftest import Deploy
 from gateway.batch_server import BatchServer
+from interlock.definitions import project
 from interlock.definitions.versions import Definition
 from interlock.store.commit import Commit
 
@@ -213,8 +214,11 @@ async def test_spending_is_known_before_its_reservation_ends(
     assert (model.asked("one"), model.asked("two")) == (1, 0)
 
 
-async def test_money_that_cannot_be_counted_is_not_spent(deploy: Deploy, seen: Observer, model: Model) -> None:
+async def test_money_that_cannot_be_counted_is_not_spent(
+    deploy: Deploy, seen: Observer, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A budget in USD, and a model whose price is not known: refused before the call, on every attempt alike."""
+    monkeypatch.setattr(project, "unpriced_models", lambda *_: [])  # it was known where the workflow was deployed
     desk = await deploy(workflow("w", think(), extra="budget: {usd: 1}\n"))
     run = await desk.start("w")
     assert await seen.finished(run) == ["failed"]

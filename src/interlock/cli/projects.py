@@ -22,7 +22,7 @@ from interlock.cli.listing import ListRow, print_rows
 from interlock.cli.location import project_directory
 from interlock.cli.waiting import needs_a_person
 from interlock.definitions.project import read_project
-from interlock.evals.suite import EvalReport, EvaluatedRun, StepFacts, read_suites, run_case
+from interlock.evals.suite import EvalReport, EvaluatedRun, StepFacts, has_suites, read_suites, run_case
 from interlock.services.views.runs import RunResult, RunView, StartedRun, is_over
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import PromptSpec
@@ -60,7 +60,14 @@ def init(directory: Path, as_json: AsJson = False) -> None:
 
 def check(as_json: AsJson = False) -> None:
     """Check the project in this directory: every file, and the references between them."""
-    project = read_project(project_directory(), settings_here())
+    directory = project_directory()
+    project = read_project(directory, settings_here())
+    if has_suites(directory / "evals"):
+        workflows = {
+            name: Workflow.model_validate(definition.data["workflow"])
+            for name, definition in project.definitions.items()
+        }
+        read_suites(directory / "evals", workflows)
     if as_json:
         found = {one.name: one.version for one in project.definitions.values()}
         print_json({"workflows": found, "notes": list(project.notes)})

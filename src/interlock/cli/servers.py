@@ -236,7 +236,7 @@ async def _watch(app: App, principal: Principal) -> None:
 
 
 class _Stop:
-    """SIGINT, SIGTERM and SIGHUP: the first interrupts a start or ends a running process in order; the second interrupts that end."""
+    """Stop signals. The first interrupts a start, or ends a running process in order; the second interrupts that end."""
 
     def __init__(self) -> None:
         self._stop_requested = asyncio.Event()

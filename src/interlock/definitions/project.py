@@ -16,6 +16,7 @@ from interlock.base.errors import InvalidSpec
 from interlock.base.files import read_text, why_unreadable
 from interlock.base.settings import SETTINGS_FILE, Settings
 from interlock.definitions.approvals import needs_approval
+from interlock.definitions.budgets import unpriced_models
 from interlock.definitions.policies import read_policies
 from interlock.definitions.versions import Definition
 from interlock.gateway.catalog import has_batches, parse_pin
@@ -24,6 +25,7 @@ from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
 from interlock.policy.schema import Names
 from interlock.sandbox.destinations import parse_authority
 from interlock.tools.bundles import missing_functions, pack
+from interlock.tools.code_check import missing_imports, signature_faults
 from interlock.workflows.check import check_workflow
 from interlock.workflows.check_approvals import ApprovalCheck
 from interlock.workflows.contracts import ToolContract
@@ -31,7 +33,7 @@ from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
 from interlock.workflows.source import Source, parse_yaml, validate
 from interlock.workflows.spec import Workflow
 
-_VARIABLE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ def read_project(directory: Path, settings: Settings) -> Project:
             needs_approval=needs_approval(engine, workflow, tools),
         )
         faults += [source.complaint(problem.path, problem.message) for problem in problems]
+        if not problems:  # a subworkflow that leads back is among them
+            faults += _unpriced(source, workflow, settings, known)
     if faults:
         raise InvalidSpec("\n".join(faults))
     definitions = {
@@ -105,9 +109,30 @@ def read_project(directory: Path, settings: Settings) -> Project:
         for source, workflow in sources
         for note in ApprovalCheck(workflow, tools, needs_approval(engine, workflow, tools)).notes()
     ]
+    notes += _imports(directory, contracts)
     used = {digest for definition in definitions.values() for digest in definition.bundles}
     shipped = {digest: content for digest, content in bundles.items() if digest in used}
     return Project(definitions, shipped, names, policy, notes)
+
+
+def _unpriced(source: Source, workflow: Workflow, settings: Settings, known: Mapping[str, Workflow]) -> list[str]:
+    return [
+        source.complaint(
+            ["budget", "usd"],
+            f'model "{alias}" = {settings.models[alias]} has no known price, so a budget in USD refuses all its calls; '
+            "use budget.tokens, or remove usd",
+        )
+        for alias in unpriced_models(workflow, settings.models, known)
+    ]
+
+
+def _imports(directory: Path, contracts: Mapping[str, tuple[ToolContract, str]]) -> list[str]:
+    return [
+        f"tools/{tool}/main.py:{line}: imports {module}, which is neither in the tool's directory nor installed here; "
+        "copy it into the directory, or install it where the workers run"
+        for tool in contracts
+        for line, module in missing_imports(directory / "tools" / tool / "main.py")
+    ]
 
 
 def require_project(directory: Path) -> None:
@@ -200,6 +225,9 @@ def _check_functions(contract: ToolContract, source: Source, main: Path) -> None
         promise = contract.functions[name]
         mend = "define it" if name == "run" else f"define it or remove {promise}"
         raise InvalidSpec(source.complaint([promise], f"main.py has no function {name}; {mend}"))
+    faults = signature_faults(main, contract)
+    if faults:
+        raise InvalidSpec("\n".join(source.complaint(["input"], fault) for fault in faults))
 
 
 def _files(directory: Path, pattern: str) -> list[Path]:
@@ -226,9 +254,9 @@ def _with_variables(source: Source, variables: Mapping[str, str]) -> Source:
             return node
         for name in _VARIABLE.findall(node):
             if name not in variables:
-                raise InvalidSpec(
-                    source.complaint(path, f"${{{name}}} is not among the settings' variables; add it to [variables]")
-                )
+                near = next((one for one in variables if one.lower() == name.lower()), None)
+                mend = f"write ${{{near}}}" if near else "add it to [variables]"
+                raise InvalidSpec(source.complaint(path, f"${{{name}}} is not among the settings' variables; {mend}"))
         return _VARIABLE.sub(lambda match: variables[match[1]], node)
 
     return source.with_data(replace(source.data, []))
