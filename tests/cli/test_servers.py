@@ -92,6 +92,25 @@ def test_dev_runs_everything_reloads_and_stops_without_a_trace(embedded: Cli, mo
     third = cli.ok("run", "answer", "-i", QUESTION, "--json").json
     assert third["version"] == second["version"]
 
+    # A sound file is deployed beside a faulty one, and a file that is mended to what is deployed is named as such.
+    sound = (cli.directory / "workflows/answer.yaml").read_text()
+    cli.write("workflows/broken.yaml", "name: broken\nsteps: 5\n")
+    dev.says("workflows/broken.yaml:2: steps: is 5 (a number); must be a list")
+    cli.write("workflows/second.yaml", sound.replace("name: answer", "name: second"))
+    dev.says("deployed second@")
+    (cli.directory / "workflows/broken.yaml").unlink()
+    dev.says("no faults any more; all workflows are as deployed")
+
+    # Settings of definitions are read again.
+    cli.write(
+        "workflows/third.yaml",
+        sound.replace("name: answer", "name: third").replace("kind: model\n", "kind: model\n    model: gone\n"),
+    )
+    dev.says('model "gone" is not in the settings')
+    cli.edit("interlock.toml", "[models]\n", f'[server]\nport = 1\n[models]\ngone = "{model.pin}"\n')
+    dev.says("deployed third@")
+    dev.says("interlock.toml: a change of server needs a restart")
+
     clean(cli, dev.stop(signal.SIGTERM))
     # What was done is still there, seen without a server.
     assert {run["run_id"] for run in cli.ok("runs", "--json").json} >= {first["run_id"], third["run_id"]}

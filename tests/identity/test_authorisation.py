@@ -92,6 +92,7 @@ UNGUARDED = {
     ("administration", "requeue_events"),
     ("administration", "local_principal"),  # for those who can open the installation's database
     ("health", "ready"),  # for probes, which have no key
+    ("health", "database"),  # the same, for the process itself
 }
 
 

@@ -16,7 +16,7 @@ from interlock.base.background import Loop
 from interlock.base.clock import Clock
 from interlock.base.errors import Unavailable
 from interlock.base.settings import Settings
-from interlock.definitions.project import Project, read_project
+from interlock.definitions.project import Project, read_project, read_sound_parts
 from interlock.definitions.versions import Versions
 from interlock.execution.approvals import approval_key
 from interlock.identity.auth import Authenticator
@@ -49,6 +49,7 @@ from interlock.telemetry.logs import log
 from interlock.telemetry.tracing import Tracing
 
 _REVIVE_SECONDS = 1.0
+_OF_DEFINITIONS = ("models", "variables")  # settings that only reading a project uses
 
 
 class Core:
@@ -111,6 +112,19 @@ class Core:
                 log(names.LOG_INTERNAL, str(error), level="error", exc_info=error)
 
         self._closing.push_async_callback(quietly)
+
+    def read_sound_parts(self) -> tuple[Project, list[str]]:
+        """Reads the project directory: its sound workflows, and all faults."""
+        return read_sound_parts(self.project, self.settings)
+
+    def reload_definition_settings(self, settings: Settings) -> list[str]:
+        """Takes over the models and variables of changed settings; the names of other settings that differ."""
+        changed = [
+            name for name in type(settings).model_fields if getattr(settings, name) != getattr(self.settings, name)
+        ]
+        taken = {name: getattr(settings, name) for name in _OF_DEFINITIONS}
+        self.settings = self.settings.model_copy(update=taken)
+        return [name for name in changed if name not in _OF_DEFINITIONS]
 
     def read_project(self) -> Project:
         """Reads and checks the project directory; raises InvalidSpec with every fault."""
@@ -192,6 +206,7 @@ class Core:
             redaction=redaction,
             answers=ToolAnswers(self.database, self.versions),
             approving=self.approving,
+            versions=self.versions,
         )
         self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
         self.policy_sets = PolicySets(self.database, self.committer, self.clock, refresh=self.active_policies.refresh)

@@ -9,7 +9,6 @@ from collections.abc import Coroutine
 from typing import Annotated
 
 import typer
-import watchfiles
 
 from interlock.api.server import Server
 from interlock.app import App
@@ -20,13 +19,12 @@ from interlock.base.settings import Settings, on_own_machine
 from interlock.cli.connection import SELF_APPROVAL, announced, find_server, settings_here
 from interlock.cli.console import AsJson, detach_from_terminal, errors, print_answer
 from interlock.cli.location import project_directory
+from interlock.cli.reloading import Reloading
 from interlock.definitions.project import read_project, require_project
-from interlock.identity.principal import Principal
 from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
 
 _HEALTH_SECONDS = 2.0
-_WATCHED = ("workflows", "prompts", "tools", "policies", "schemas")
 
 
 def register(cli: typer.Typer) -> None:
@@ -171,11 +169,12 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
             payload_bytes=settings.limits.payload_bytes,
         )
         principal, _ = await app.admin.local_principal()
+        reloading = Reloading(app, principal)
         if worker:
-            await _deploy(app, principal)
+            await reloading.deploy()
             await app.start_worker()
         await server.start()
-        watching = [asyncio.create_task(_watch(app, principal))] if reload else []
+        watching = [asyncio.create_task(reloading.watch())] if reload else []
         watching += [asyncio.create_task(_drain_when_asked(app))] if worker else []
         watching += [asyncio.create_task(_watch_health(app))]
         try:
@@ -212,27 +211,10 @@ async def _watch_health(app: App) -> None:
             said = None
 
 
-async def _deploy(app: App, principal: Principal) -> None:
-    try:
-        for change in (await app.admin.deploy(principal, app.read_project())).lines():
-            errors.print(change, style="green")
-    except InterlockError as error:
-        # Runs keep their version; the author sees the fault.
-        errors.print(error.message, style="red", soft_wrap=True)
-    except Exception as error:  # noqa: BLE001  a file deleted while it was read, or a bug, must not end the reloading
-        errors.print(f"not deployed: {type(error).__name__}: {error}", style="red", soft_wrap=True)
-
-
 async def _drain_when_asked(app: App) -> None:
     await app.worker_registry.asked.wait()
     errors.print("asked to drain: runs are released, the API continues")
     await app.drain_worker()
-
-
-async def _watch(app: App, principal: Principal) -> None:
-    places = [app.project / name for name in _WATCHED if (app.project / name).is_dir()]
-    async for _ in watchfiles.awatch(*places):
-        await _deploy(app, principal)
 
 
 class _Stop:

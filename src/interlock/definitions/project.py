@@ -31,7 +31,8 @@ from interlock.workflows.check_approvals import ApprovalCheck
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
 from interlock.workflows.source import Source, parse_yaml, validate
-from interlock.workflows.spec import Workflow
+from interlock.workflows.spec import SubworkflowStep, Workflow
+from interlock.workflows.walk import every
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -60,6 +61,20 @@ def read_project(directory: Path, settings: Settings) -> Project:
     Raises:
         InvalidSpec: one line per fault, each `file:line: field: fault; correction`.
     """
+    project, faults = read_sound_parts(directory, settings)
+    if faults:
+        raise InvalidSpec("\n".join(faults))
+    return project
+
+
+def read_sound_parts(directory: Path, settings: Settings) -> tuple[Project, list[str]]:
+    """The workflows of a project that have no fault and use nothing faulty, and all faults.
+
+    With a fault in the policies or the settings there are none: it is unknown what the others would be allowed to do.
+
+    Raises:
+        InvalidSpec: the directory is not a project.
+    """
     require_project(directory)
     faults: list[str] = []
     prompts = _prompts(directory, faults)
@@ -67,17 +82,19 @@ def read_project(directory: Path, settings: Settings) -> Project:
     sources = _workflows(directory, settings.variables, faults)
     known_tools = frozenset(path.parent.name for path in _files(directory / "tools", "*/tool.yaml"))  # the faulty too
     names = Names(known_tools, frozenset(settings.models), ROLES)
-    policy = read_policies(directory, _files(directory / "policies", "*.cedar"), names, faults)
+    parts_are_faulty, blocking = bool(faults), list[str]()
+    policy = read_policies(directory, _files(directory / "policies", "*.cedar"), names, blocking)
     for pin in settings.models.values():
         try:
             parse_pin(pin)
         except InvalidSpec as error:
-            faults.append(f"{SETTINGS_FILE}: {error.message}")
-    if faults:
-        raise InvalidSpec("\n".join(faults))  # cross-references are not checked while a part is faulty
+            blocking.append(f"{SETTINGS_FILE}: {error.message}")
+    if blocking:
+        return Project({}, {}, names), faults + blocking
     known = {workflow.name: workflow for _, workflow in sources}
     tools = {name: contract for name, (contract, _) in contracts.items()}
     engine = CedarPolicy(DEFAULT_POLICY if policy is None else policy)
+    sound: dict[str, Workflow] = {}
     for source, workflow in sources:
         problems = check_workflow(
             workflow,
@@ -89,11 +106,14 @@ def read_project(directory: Path, settings: Settings) -> Project:
             unbatched=[alias for alias, pin in settings.models.items() if not has_batches(pin)],
             needs_approval=needs_approval(engine, workflow, tools),
         )
-        faults += [source.complaint(problem.path, problem.message) for problem in problems]
-        if not problems:  # a subworkflow that leads back is among them
-            faults += _unpriced(source, workflow, settings, known)
-    if faults:
-        raise InvalidSpec("\n".join(faults))
+        found = [source.complaint(problem.path, problem.message) for problem in problems]
+        # Without problems no subworkflow leads back to its parent.
+        found = found or _unpriced(source, workflow, settings, known)
+        if not found:
+            sound[workflow.name] = workflow
+        elif not parts_are_faulty:  # else it may follow from the faulty part
+            faults += found
+    whole = [one for one in sources if _is_sound(one[1], sound)]
     definitions = {
         workflow.name: Definition.build(
             workflow,
@@ -102,17 +122,23 @@ def read_project(directory: Path, settings: Settings) -> Project:
             models=settings.models,
             workflows=known,
         )
-        for _, workflow in sources
+        for _, workflow in whole
     }
     notes = [
         source.complaint(note.path, note.message)
-        for source, workflow in sources
+        for source, workflow in whole
         for note in ApprovalCheck(workflow, tools, needs_approval(engine, workflow, tools)).notes()
     ]
     notes += _imports(directory, contracts)
     used = {digest for definition in definitions.values() for digest in definition.bundles}
     shipped = {digest: content for digest, content in bundles.items() if digest in used}
-    return Project(definitions, shipped, names, policy, notes)
+    return Project(definitions, shipped, names, policy, notes), faults
+
+
+def _is_sound(workflow: Workflow, sound: Mapping[str, Workflow]) -> bool:
+    """True if neither the workflow nor a subworkflow in it, at any depth, has a fault."""
+    children = (step.workflow for step in every(workflow.steps) if isinstance(step, SubworkflowStep))
+    return workflow.name in sound and all(name in sound and _is_sound(sound[name], sound) for name in children)
 
 
 def _unpriced(source: Source, workflow: Workflow, settings: Settings, known: Mapping[str, Workflow]) -> list[str]:

@@ -177,10 +177,27 @@ class Administration:
         return [QuotaView.model_validate(asdict(one)) for one in await list_quotas(self._database, principal.org_id)]
 
     async def set_quota(self, principal: Principal, quota: Quota) -> None:
-        """Sets or replaces a quota, on record."""
+        """Sets or replaces a quota, on record.
+
+        Raises:
+            NotFound: it names a workflow or tool that no deployed workflow has.
+        """
         principal.require("quota.manage")
+        await self._require_known(principal.org_id, quota)
         await set_quota(self._database, principal.org_id, quota)
         await self._record(principal, "quota.changed", "set_quota", [f"quota:{quota.scope}:{quota.name}"])
+
+    async def _require_known(self, org_id: str, quota: Quota) -> None:
+        """Refuses a name without effect: a misspelt limit would look like one."""
+        if quota.scope == "org":
+            return
+        heads = await self._database.rows("list_heads", org=org_id)
+        known = {str(row["name"]) for row in heads}
+        if quota.scope == "tool":
+            known = {tool for row in heads for tool in (await self._versions.head(org_id, row["name"])).tools}
+        if quota.name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise NotFound(f'no deployed {quota.scope} is called "{quota.name}"; deployed are: {listed}')
 
     async def remove_quota(self, principal: Principal, scope: str, name: str) -> None:
         """Removes a quota, on record; raises NotFound if there is none."""

@@ -89,12 +89,13 @@ class PausedWait(WaitReason):
 class ReviewWait(WaitReason):
     """A person's decision: `review` before an act, `confirm` about an act whose outcome is unknown.
 
-    Without `review_id` it has been made, and the run continues when a worker takes it up.
+    The step fails at `until` without it. Without `review_id` it has been made, and the run continues when a worker takes it up.
     """
 
     step: str
     for_: Literal["review", "confirm"]
     review_id: str | None = None
+    until: datetime | None = None
 
 
 class DeadLetterWait(WaitReason):
@@ -128,8 +129,18 @@ class WorkerWait(WaitReason):
     for_: Literal["worker"] = "worker"
 
 
+class QuotaWait(WaitReason):
+    """Room within a quota, described by `quota`. `step` is null when the whole run waits; `until` is the next attempt."""
+
+    step: str | None = None
+    for_: Literal["quota"] = "quota"
+    quota: str
+    until: datetime | None = None
+
+
 Wait = Annotated[
-    WorkerWait | PausedWait | ReviewWait | DeadLetterWait | SignalWait | TimedWait, Field(discriminator="for_")
+    WorkerWait | QuotaWait | PausedWait | ReviewWait | DeadLetterWait | SignalWait | TimedWait,
+    Field(discriminator="for_"),
 ]
 
 
