@@ -173,6 +173,8 @@ def test_doctor_names_what_is_missing_and_the_mend(cli: Cli) -> None:
             "good": cli.env["INTERLOCK_MODELS__DEFAULT"],
             "dated": "openai:gpt-4o-2024-08-06",
             "alias": "openai:gpt-4o",
+            "away": "openai:fake@http://127.0.0.1:1/v1",
+            "unknown": "local:llama-9",
         }
         del cli.env["INTERLOCK_MODELS__DEFAULT"]
         environment = {"INTERLOCK_MODELS": json.dumps(models), "INTERLOCK_SERVER__PORT": str(port)}
@@ -184,6 +186,8 @@ def test_doctor_names_what_is_missing_and_the_mend(cli: Cli) -> None:
         ("no  ", "model dated", "OPENAI_API_KEY is not set; export it"),
         ("no  ", "model alias", "pin a dated version"),
         ("ok  ", "model good", ""),
+        ("note", "model away", "127.0.0.1:1 cannot be reached (Connection refused); start that server"),
+        ("no  ", "model unknown", "the only local one is smollm2-135m-instruct-q4_1"),
         ("note", f"port {port} on 127.0.0.1", "INTERLOCK_SERVER__PORT"),
         ("note", "project", "workflows/broken.yaml:1: input: is required"),
     ):

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from urllib.parse import urlsplit
 
 import typer
 from rich.text import Text
@@ -27,6 +28,7 @@ from interlock.sandbox.check import probe_sandbox
 from interlock.services.views.installation import Ready
 
 _FREE_BYTES = 1024**3
+_CONNECT_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,19 @@ def _models(settings: Settings) -> Iterator[DoctorFinding]:
                 what, None if os.environ.get(name) else f"{name} is not set; export it before starting a worker"
             )
         else:
-            yield DoctorFinding(what)
+            yield DoctorFinding(what, _unreachable(pin.base_url), fatal=False)
+
+
+def _unreachable(url: str) -> str | None:
+    """Why the server of a model cannot be connected to; None if it can. No request is sent."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS):
+            return None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return f"{parts.netloc} cannot be reached ({reason}); start that server, or correct the address in [models]"
 
 
 def _weights(what: str) -> DoctorFinding:

@@ -310,8 +310,8 @@ def _print_outcome(found: RunView, more: RunResult | ReviewPage) -> None:
         print_json(more.output)
         return
     for review in more.reviews:
-        most = f" (until {moment(review.deadline)})" if review.deadline else ""
-        out.print(f"waits for a person with role {review.role}{most}: {review.title}", style="yellow", soft_wrap=True)
+        most = f", until {moment(review.deadline)}" if review.deadline else ""
+        out.print(f"waits for a person: {review.title} (role {review.role}{most})", style="yellow", soft_wrap=True)
         print_value("", review.show)
         out.print(f"  interlock review approve {review.review_id}\n  interlock review reject {review.review_id}")
     for wait in found.waits_for:

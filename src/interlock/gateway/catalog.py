@@ -20,6 +20,7 @@ from interlock.gateway.anthropic import BASE_URL, AnthropicProvider
 from interlock.gateway.local import LocalProvider
 from interlock.gateway.openai import OpenAIProvider
 from interlock.gateway.provider import Provider
+from interlock.gateway.weights import SMOLLM2_135M
 
 _OPENAI = "https://api.openai.com/v1"
 _KINDS = ("local", "openai", "anthropic")
@@ -48,6 +49,10 @@ def parse_pin(text: str) -> Pin:
         )
     if base_url and not base_url.startswith(("http://", "https://")):
         raise InvalidSpec(f'models: "{text}": the address after @ must begin with http:// or https://')
+    if kind == "local" and not base_url and model != SMOLLM2_135M.name:
+        raise InvalidSpec(
+            f'models: "{text}" is not a model: the only local one is {SMOLLM2_135M.name}; name a server with openai:{model}@URL'
+        )
     if base_url and kind == "local":
         raise InvalidSpec(f'models: "{text}": a local model has no address; use openai:{model}@{base_url}')
     if not base_url and kind != "local" and (model in _ALIASES or model.endswith("-latest")):
