@@ -167,12 +167,14 @@ def test_refused_events_are_listed_and_sent_again(cli: Cli, model: FakeModel) ->
     """The webhook refuses the events of a run with 404, then takes them."""
     answers: list[int] = [404]
     taken: list[dict[str, Any]] = []
+    signed: list[tuple[str, bytes]] = []
 
     class Hook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            signed.append((self.headers["Interlock-Signature"], content))
             if answers[0] == 200:
-                taken.append(body)
+                taken.append(json.loads(content))
             self.send_response(answers[0])
             self.end_headers()
 

@@ -56,6 +56,10 @@ def test_the_template_passes_this_projects_linter(files: Cli) -> None:
     assert "/my-agent/" in (root / ".gitignore").read_text().splitlines()
 
 
+def test_init_prints_a_command_that_a_shell_understands(bare: Cli) -> None:
+    assert "cd 'a b/agent'\n" in bare.ok("init", "a b/agent").out
+
+
 def test_a_budget_in_usd_needs_a_price(files: Cli) -> None:
     files.edit("workflows/answer.yaml", "{tokens: 4000}", "{usd: 1}")
     files.ok("check")  # local models cost nothing

@@ -90,6 +90,7 @@ UNGUARDED = {
     ("administration", "ask_to_drain"),
     ("administration", "refused_events"),
     ("administration", "requeue_events"),
+    ("administration", "webhook_key"),
     ("administration", "local_principal"),  # for those who can open the installation's database
     ("health", "ready"),  # for probes, which have no key
     ("health", "database"),  # the same, for the process itself

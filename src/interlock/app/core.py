@@ -20,6 +20,7 @@ from interlock.definitions.project import Project, read_project, read_sound_part
 from interlock.definitions.versions import Versions
 from interlock.execution.approvals import approval_key
 from interlock.identity.auth import Authenticator
+from interlock.notify.webhook import webhook_key
 from interlock.policy.active import ActivePolicies
 from interlock.policy.decision import Policies
 from interlock.services.access import Access
@@ -218,6 +219,7 @@ class Core:
             self.policy_sets,
             self.clock,
             data=self.data,
+            webhook_key=webhook_key(self.master_key).hex(),
         )
         self.dead_letters = DeadLetters(
             self.database, self.committer, self.versions, self.artifacts, self.submission, redaction, self.clock

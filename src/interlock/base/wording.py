@@ -67,7 +67,7 @@ def shown(value: object) -> str:
 
 
 def in_words(fault: ErrorDetails) -> str:
-    """What is wrong with the value at a place, and what it must be: `is "x" (a string); must be a number`."""
+    """The fault of a value, and what is accepted: `is "x" (a string); must be a number`."""
     kind, value, limits = fault["type"], fault.get("input"), fault.get("ctx", {})
     if kind == "missing":
         return "is required; add it"

@@ -74,7 +74,10 @@ COMMANDS = {
     "dead-letters": CommandEntry(
         "dead_letters", "The dead-letter queue: finally failed work that waits for an operator."
     ),
-    "events": CommandEntry("events", "Events that a receiver, such as the webhook, did not take."),
+    "events": CommandEntry(
+        "events",
+        "Events for receivers, such as the webhook: those that were not taken, and the key of their signatures.",
+    ),
     "audit": CommandEntry("audit", "The audit log: every action, hash-chained and signed."),
     "keys": CommandEntry("keys", "API keys of your organisation."),
     "policies": CommandEntry(

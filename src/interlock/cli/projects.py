@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 from dataclasses import asdict
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -53,7 +54,7 @@ def init(directory: Path, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"directory": str(directory.resolve())})
         return
-    out.print(f"created {directory}; next:\n  cd {directory}")
+    out.print(f"created {directory}; next:\n  cd {shlex.quote(str(directory))}", soft_wrap=True)
     out.print("""  interlock run answer --input '{"question": "How do I get my money back?"}'""")
     out.print("  interlock dev")
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +18,7 @@ from interlock.base.errors import Conflict, InterlockError, InvalidInput
 from interlock.base.json import JsonObject
 from interlock.base.settings import Settings, on_own_machine
 from interlock.cli.connection import SELF_APPROVAL, announced, find_server, settings_here
-from interlock.cli.console import AsJson, detach_from_terminal, errors, print_answer
+from interlock.cli.console import AsJson, detach_from_terminal, errors, print_answer, short
 from interlock.cli.location import project_directory
 from interlock.cli.reloading import Reloading
 from interlock.definitions.project import read_project, require_project
@@ -155,9 +156,7 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
         raise Conflict(f"a server for this project already runs at {running[0]}; stop it first")
     if reload:
         require_project(project_directory())
-    logs.configure(
-        level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl" if reload else None
-    )
+    logs.configure(level=settings.telemetry.log_level, file=_log_file(settings) if reload else None)
     for problem in await probe_sandbox() if worker else []:
         errors.print(f"tools cannot run here: {problem}", style="yellow")
     errors.print("starting PostgreSQL …" if settings.database.url is None else "connecting …")
@@ -180,6 +179,10 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
         try:
             with announced(settings, server.url):
                 errors.print(f"Interlock runs at {server.url} (API documentation at /docs); Ctrl-C stops it")
+                if reload:
+                    errors.print(
+                        f"log: {short(_log_file(settings))}; a key for the API: interlock keys create NAME --role developer"
+                    )
                 await stop.wait()
         finally:
             errors.print("stopping: finishing the steps under way …")
@@ -188,6 +191,10 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
             await asyncio.gather(*watching, return_exceptions=True)
             await server.stop()
             await app.prepare_to_close()
+
+
+def _log_file(settings: Settings) -> Path:
+    return settings.data_dir / "log" / "interlock.jsonl"
 
 
 def _notice(sentence: str) -> None:

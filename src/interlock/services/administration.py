@@ -51,6 +51,7 @@ class Administration:
 
     Args:
         data: directory of the installation, where the local admin's key is kept.
+        webhook_key: key of the webhook's signatures, hexadecimal.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Administration:
         clock: Clock,
         *,
         data: Path,
+        webhook_key: str = "",
     ) -> None:
         self._database = database
         self._committer = committer
@@ -71,6 +73,7 @@ class Administration:
         self._policies = policies
         self._clock = clock
         self._data = data
+        self._webhook_key = webhook_key
 
     async def deploy(self, principal: Principal, project: Project) -> Deployed:
         """Deploys every workflow of a project and activates its policies.
@@ -137,6 +140,10 @@ class Administration:
     async def refused_events(self) -> list[RefusedEventView]:
         """Events that their receivers refused, of all organisations; as `workers`, for those who can open the database."""
         return [RefusedEventView.model_validate(asdict(one)) for one in await refused_events(self._database)]
+
+    async def webhook_key(self) -> str:
+        """Key of the webhook's signatures, hexadecimal; as `workers`, for those who can open the database."""
+        return self._webhook_key
 
     async def requeue_events(self, event_id: int | None, *, login: str) -> int:
         """Sends refused events to their receivers again, all or one, on record in organisation `local`; how many deliveries.
