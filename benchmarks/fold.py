@@ -22,7 +22,7 @@ from typing import Any
 
 from interlock.base import loop
 from interlock.base.errors import FailureKind
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.engines.simulator.driver import simulate
 from interlock.execution.loading import JOURNAL_PAGE, fold_in_slices
@@ -33,7 +33,7 @@ from interlock.machine.state import RunState
 from interlock.workflows.spec import Workflow
 
 CONCURRENCY = 100
-_VALUE = Ref("0" * 64, 1, Labels())
+_VALUE = Ref("0" * 64, 1, DEFINED)
 
 
 def program_of(steps: int) -> Program:

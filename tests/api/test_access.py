@@ -26,6 +26,7 @@ ROUTES: dict[tuple[str, str], frozenset[str] | None] = {
     ("GET", "/v1/runs/{run_id}"): READERS,
     ("GET", "/v1/runs/{run_id}/result"): READERS,
     ("GET", "/v1/runs/{run_id}/values"): READERS,
+    ("GET", "/v1/runs/{run_id}/failures"): READERS,
     ("GET", "/v1/runs/{run_id}/trace"): READERS,
     ("GET", "/v1/runs/{run_id}/events"): READERS,
     ("POST", "/v1/runs/{run_id}/cancel"): frozenset({"admin", "operator"}),

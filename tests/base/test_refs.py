@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.base.labels import Labels
+from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.refs import Ref, canonical_json
 
 _JSON = st.recursive(
@@ -65,5 +65,5 @@ def test_what_is_not_json(value: Any) -> None:
 
 
 def test_a_ref_comes_back_from_text() -> None:
-    ref = Ref("ab" * 32, 17, Labels(subjects=frozenset({"s2", "s1"}), as_of=5.5))
+    ref = Ref("ab" * 32, 17, Labels(Trust.USER, Sensitivity.PII, subjects=frozenset({"s2", "s1"}), as_of=5.5))
     assert Ref.from_json(json.loads(json.dumps(ref.to_json()))) == ref

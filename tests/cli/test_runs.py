@@ -167,6 +167,37 @@ def test_a_broken_tool_is_the_runs_fault_and_not_ours(cli: Cli) -> None:
     assert "\x1b" not in done.out + cli.ok("show", run_id_of(done.out)).out + cli.ok("runs").out
 
 
+def test_the_author_of_a_tool_sees_where_it_raised_and_what_it_printed(cli: Cli) -> None:
+    """In `show` and in the dead letter; past the guard gate, and without what a terminal would obey."""
+    code = """\
+def ask(question):
+    print("asking for anna@example.org \x1b[2J")
+    return 1 / 0
+
+
+def run(question):
+    return ask(question)
+"""
+    cli.write("tools/search_faq/main.py", code)
+    run_id = run_id_of(cli("run", "answer", "-i", QUESTION).out)
+    shown = cli.ok("show", run_id).out
+    for line in (
+        'File "/tool/main.py", line 7, in run',
+        "return ask(question)",
+        'File "/tool/main.py", line 3, in ask',
+    ):
+        assert line in shown, shown
+    assert "ZeroDivisionError: division by zero" in shown
+    assert "asking for email_" in shown
+    assert "anna@" not in shown
+    assert "\x1b" not in shown
+    [failure] = cli.ok("show", run_id, "--json").json["failures"]
+    assert (failure["step"], failure["code"]) == ("search", "tool_error")
+    assert failure["error_detail"] == "ZeroDivisionError: division by zero"
+    [letter] = [one for one in cli.ok("dead-letters", "list", "--json").json if one["run_id"] == run_id]
+    assert letter["purpose"] == "run"
+
+
 def test_a_review_waits_for_a_person(cli: Cli, model: FakeModel) -> None:
     model.always(UNSURE)
     said = cli.waits("run", "answer", "-i", QUESTION).out

@@ -111,6 +111,15 @@ def test_dev_runs_everything_reloads_and_stops_without_a_trace(embedded: Cli, mo
     dev.says("deployed third@")
     dev.says("interlock.toml: a change of server needs a restart")
 
+    # Prints and tracebacks of tools are shown to their author.
+    cli.write("tools/search_faq/main.py", "def run(question):\n    print('called', 'here')\n    return {}['nothing']\n")
+    dev.until(lambda: dev.err.count("deployed answer@") == 3)
+    assert cli("run", "answer", "-i", QUESTION).code == 7
+    dev.says('  File "/tool/main.py", line 3, in run')
+    assert "tool search_faq (run_" in dev.err
+    assert "  called here\n" in dev.err
+    assert "KeyError: 'nothing'" in dev.err
+
     clean(cli, dev.stop(signal.SIGTERM))
     # What was done is still there, seen without a server.
     assert {run["run_id"] for run in cli.ok("runs", "--json").json} >= {first["run_id"], third["run_id"]}

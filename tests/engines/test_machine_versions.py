@@ -12,7 +12,7 @@ import pytest
 from engines.conftest import Desk, OpenApp, Spawn
 from engines.harness import TERMINAL, Observer, until, write
 from interlock.base.errors import FailureKind
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.engines.simulator.driver import simulate
 from interlock.execution.loading import JOURNAL_PAGE, fold_in_slices
@@ -23,6 +23,8 @@ from interlock.machine.names import id_of
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
 
+NEWER = version.MACHINE_VERSION + 1
+
 # -- versions ------------------------------------------------------------------------------------------------------
 
 
@@ -30,7 +32,7 @@ async def test_an_older_worker_leaves_a_newer_run_alone(
     desk: Desk, open_app: OpenApp, seen: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(version, "MACHINE_VERSION", 2)
+        newer.setattr(version, "MACHINE_VERSION", NEWER)
         ahead = await desk.start("only_think")
     beside = await desk.start("only_think")
     await open_app(start_worker=True)
@@ -38,12 +40,12 @@ async def test_an_older_worker_leaves_a_newer_run_alone(
     last = await desk.start("only_think")
     assert await seen.finished(last) == ["succeeded"]
     queued = seen.rows("select machine, worker, fence, crash_streak from queue where run_id = %s", ahead)
-    assert queued == [(2, None, 0, 0)], "it was claimed by a worker that does not understand it"
+    assert queued == [(NEWER, None, 0, 0)], "it was claimed by a worker that does not understand it"
     assert seen.journal(ahead) == []
 
-    monkeypatch.setattr(version, "MACHINE_VERSION", 2)  # the same worker, upgraded
+    monkeypatch.setattr(version, "MACHINE_VERSION", NEWER)  # the same worker, upgraded
     assert await seen.finished(ahead) == ["succeeded"]
-    assert [one["machine"] for one in seen.journal(ahead) if one["type"] == "run_started"] == [2]
+    assert [one["machine"] for one in seen.journal(ahead) if one["type"] == "run_started"] == [NEWER]
     seen.story(ahead)
 
 
@@ -57,12 +59,12 @@ async def test_an_old_run_finishes_under_newer_code(
     assert old.engine is not None
     await old.engine.drain()
 
-    monkeypatch.setattr(version, "MACHINE_VERSION", 2)
+    monkeypatch.setattr(version, "MACHINE_VERSION", NEWER)
     await open_app(start_worker=True)
     fresh = await desk.start("only_think")
     await desk.decide(review, "approve")
     assert await seen.finished(run, fresh) == ["succeeded", "succeeded"]
-    assert [seen.journal(one)[0]["machine"] for one in (run, fresh)] == [1, 2]
+    assert [seen.journal(one)[0]["machine"] for one in (run, fresh)] == [NEWER - 1, NEWER]
     seen.story(run)
 
 
@@ -114,7 +116,7 @@ output: {}
 
 def journal_of(program: Program, items: int, last: str | None) -> list[Any]:
     """The events of the map; the step named `last` fails in every item."""
-    value = Ref("0" * 64, 1, Labels())
+    value = Ref("0" * 64, 1, DEFINED)
     failure = ev.Failure(FailureKind.PERMANENT, "code", "it failed")
 
     def reply(command: ev.Command, now: float) -> Any:

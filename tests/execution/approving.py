@@ -13,7 +13,7 @@ from typing import Any
 from engines.conftest import Desk
 from engines.harness import Bank, Observer, until
 from interlock.app import App
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.execution.approvals import Act, Approval
 from interlock.guard.gate import composed
@@ -135,7 +135,7 @@ class Scene:
     async def forge_decision(self, run: str, step: str, digest: str) -> None:
         """A decision that no person took, as a signal."""
         org = self.desk.admin.org_id
-        sealed = await self.app.artifacts.seal(org, composed({"approved": True}), Labels())
+        sealed = await self.app.artifacts.seal(org, composed({"approved": True}), DEFINED)
         event = event_to_json(ReviewDecided(step, self.app.clock.now(), True, sealed.ref, digest=digest))
         signal = NewSignal(org_id=org, run_id=run, event=event)
         await self.app.committer.submit(Commit(org, artifacts=[sealed.row], new_signals=[signal]))

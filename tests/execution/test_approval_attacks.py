@@ -15,7 +15,7 @@ from engines.harness import Bank, Observer, pay, until, workflow
 from execution.approving import Attack, Scene
 from execution.conftest import Deploy
 from interlock.base.errors import ApprovalInvalid, Conflict, Denied, NotFound, SelfApproval
-from interlock.base.labels import Labels, Trust
+from interlock.base.labels import Trust
 from interlock.base.refs import Ref
 from interlock.execution.effects import EffectLedger
 from interlock.identity.principal import Principal
@@ -82,7 +82,7 @@ def _labelled(ref: Ref) -> Ref:
 
 
 def _aged(ref: Ref) -> Ref:
-    return replace(ref, labels=Labels(as_of=1.5))
+    return replace(ref, labels=replace(ref.labels, as_of=1.5))
 
 
 TAMPERED: dict[str, tuple[Callable[[Scene, str], None], set[str]]] = {

@@ -13,7 +13,7 @@ from execution.conftest import Deploy
 from interlock.base.errors import Erased
 from interlock.base.refs import Ref
 from interlock.telemetry import logs
-from interlock.testing import answer, rate_limited, status
+from interlock.testing import answer, rate_limited, server_error, status
 
 PAY = pay("pay", "refund", "bank")
 NOTE = "- {id: note, kind: tool, tool: note, input: {text: $steps.think.words}}\n"
@@ -253,3 +253,56 @@ async def test_the_journal_of_a_failure_folds(deploy: Deploy, project: Path, see
     await desk.app.start_worker()
     assert await seen.finished(run) == ["failed"]
     assert seen.kinds(run) == ["run_started", "step_failed note", "timer_fired retry:note:1", "step_failed note"]
+
+
+SUB = """\
+name: inner
+input: {type: object, properties: {text: {type: string}}, additionalProperties: false}
+allow: [note]
+steps:
+- {id: copy, kind: tool, tool: note, input: {text: $input.text}}
+output: {text: $steps.copy.text}
+"""
+
+
+def reading(step: str, binding: str, extra: str = "") -> str:
+    return think(step, attempts=1).replace("$input.text", binding) + extra
+
+
+async def test_labels_come_along_whichever_way_a_value_takes(deploy: Deploy, seen: Observer, model: Model) -> None:
+    """Cache, last good answer, map, subworkflow, agent, signal: none raises trust, and none drops an origin."""
+    ways = (
+        "- {id: assist, kind: agent, prompt: think, values: {text: hello}, tools: [note],\n"
+        "   output: {title: assist, type: object, properties: {said: {type: string}}}}\n",
+        "- {id: note, kind: tool, tool: note, input: {text: $input.text}}\n",
+        reading("cached", "$steps.note.text", "  cache: 600\n"),
+        reading("good", "$steps.note.text", "  fallback: [{last_good: true, max_age: 600}]\n"),
+        "- id: each\n  kind: map\n  items: $input.list\n  steps:\n"
+        "  - {id: copy, kind: tool, tool: note, input: {text: $item}}\n  result: $steps.copy.text\n",
+        reading("of_map", "$steps.each.0"),
+        "- {id: sub, kind: subworkflow, workflow: inner, input: {text: $input.text}}\n",
+        reading("of_sub", "$steps.sub.text"),
+        "- {id: go, kind: wait, signal: go, payload: {type: object, properties: {said: {type: string}}}}\n",
+        reading("of_go", "$steps.go.said"),
+        reading("constant", "nothing of anyone"),
+    )
+    files = workflow("w", *ways, allow="note")
+    name, text = next(iter(files.items()))
+    files[name] = text.replace(
+        "    text: {type: string}\n", "    text: {type: string}\n    list: {type: array, items: {type: string}}\n"
+    )
+    desk = await deploy(files, {"workflows/inner.yaml": SUB})
+    call = answer({"calls": [{"tool": "note", "arguments": {"text": "x"}}], "answer": None})
+    said = answer({"calls": [], "answer": {"said": "fine"}})
+    for number, script in ((1, [call, said]), (2, [call, said, server_error()])):
+        model.script(*script)  # the second time `cached` asks no model, and `good` is refused
+        run = await desk.start("w", text="a", list=["b"])
+        await desk.app.signals.signal(desk.admin, run, "go", {"said": "hi"}, f"s{number}")
+        assert await seen.finished(run) == ["succeeded"]
+        labels = {e["step"]: e["output"]["labels"] for e in seen.journal(run) if e["type"] == "step_succeeded"}
+        tool, person = {"tool:note", "input"}, "user"
+        for step in ("cached", "good", "of_map", "of_sub"):
+            assert (labels[step]["trust"], tool <= {*labels[step]["origins"]}) == ("tool", True), (number, step)
+        assert (labels["assist#2/turn"]["trust"], "tool:note" in labels["assist#2/turn"]["origins"]) == ("tool", True)
+        assert labels["of_go"]["trust"] == person
+        assert labels["constant"]["trust"] == "developer", "a model is not more trusted than its prompt"

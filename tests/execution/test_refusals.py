@@ -17,6 +17,7 @@ from gateway.batch_server import BatchServer
 from interlock.definitions import project
 from interlock.definitions.versions import Definition
 from interlock.store.commit import Commit
+from interlock.testing import answer
 
 PAY = pay("pay", "refund", "bank")
 NOTE = "- {id: note, kind: tool, tool: note, input: {text: $input.ticket}}\n"
@@ -313,6 +314,38 @@ async def test_an_answer_too_large_to_keep_was_paid_for(deploy: Deploy, seen: Ob
     assert await seen.finished(run) == ["failed"]
     assert "over the limit of 2048" in seen.run(run)["reason"]
     assert seen.run(run)["output_tokens"] > 1000
+
+
+async def test_an_agent_that_claims_a_refused_payment(
+    deploy: Deploy, project: Path, seen: Observer, model: Model, bank: Bank
+) -> None:
+    """The facts say that nothing was paid, a branch reads them, and the run is flagged, whatever the model answers."""
+    (project / "policies/main.cedar").write_text(
+        'permit(principal, action, resource) unless { resource == Tool::"refund" };'
+    )
+    payment = {
+        "ticket_id": "t1", "customer_id": "cus-001", "amount": 5, "currency": "EUR", "reason": "asked",
+        "bank_url": f"http://{bank.address}",
+    }  # fmt: skip
+    call = {"calls": [{"tool": "refund", "arguments": payment}], "answer": None}
+    model.script(answer(call), answer({"calls": [], "answer": {"paid": True}}))
+    assist = (
+        "- {id: assist, kind: agent, prompt: think, values: {text: $input.text}, tools: [refund],\n"
+        "   output: {title: assist, type: object, required: [paid], properties: {paid: {type: boolean}}}}\n"
+    )
+    check = (
+        "- id: really\n  kind: branch\n  cases:\n  - when: assist.succeeded_refund == 0 && assist.denied_calls == 1\n"
+        "    steps: [{id: note, kind: tool, tool: note, input: {text: it was not paid}}]\n"
+    )
+    desk = await deploy(workflow("w", assist, check, allow="refund, note", output="{paid: $steps.assist.paid}"))
+    run = await desk.start("w")
+    assert await seen.finished(run) == ["succeeded"]
+    assert await desk.result(run) == {"paid": True}
+    assert "step_succeeded note" in seen.kinds(run)
+    assert bank.requests == 0
+    assert seen.run(run)["flags"] == ["denied:refund"]
+    ended = [one for one in seen.audit(run) if one["event_type"] == "run.finished"]
+    assert [one["detail"]["flags"] for one in ended] == [["denied:refund"]]
 
 
 def _indent(text: str) -> str:

@@ -42,6 +42,7 @@ USE_CASES: dict[tuple[str, str], tuple[set[str], Call]] = {
     ("runs", "get"): (READERS, lambda s, p, a: s.runs.get(p, "none")),
     ("runs", "result"): (READERS, lambda s, p, a: s.runs.result(p, "none")),
     ("runs", "values"): (READERS, lambda s, p, a: s.runs.values(p, "none")),
+    ("runs", "failures"): (READERS, lambda s, p, a: s.runs.failures(p, "none")),
     ("runs", "trace"): (READERS, lambda s, p, a: s.runs.trace(p, "none")),
     ("followers", "follow"): (
         READERS,

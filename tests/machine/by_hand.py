@@ -11,6 +11,7 @@ from interlock.machine import events as ev
 from interlock.machine.machine import advance
 from interlock.machine.program import compile_program
 from interlock.machine.state import RunState, StepStatus
+from interlock.machine.version import MACHINE_VERSION
 from interlock.workflows.source import parse_yaml
 from interlock.workflows.spec import Workflow
 
@@ -24,14 +25,20 @@ class Run:
     """A run told by hand: each method delivers one event and gives the commands that follow."""
 
     def __init__(
-        self, steps: str, *, facts: dict[str, Any] | None = None, child: str | None = None, **fields: Any
+        self,
+        steps: str,
+        *,
+        facts: dict[str, Any] | None = None,
+        child: str | None = None,
+        machine: int = MACHINE_VERSION,
+        **fields: Any,
     ) -> None:
         self.program = compile_program(
             _workflow("w", steps, **fields), CONTRACTS, {} if child is None else {"child": _workflow("child", child)}
         )
         self.state = RunState()
         self.now = 1000.0
-        self.started = self.tell(ev.RunStarted(self.now, SEED, facts or {}))
+        self.started = self.tell(ev.RunStarted(self.now, SEED, facts or {}, machine))
 
     def tell(self, event: Any) -> list[ev.Command]:
         self.state, commands = advance(self.program, self.state, event)

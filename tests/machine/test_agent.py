@@ -24,7 +24,8 @@ def test_an_answer_at_once() -> None:
     run = Run(AGENT)
     assert run.started == [Perform("assist#1/turn", 1)]
     assert run.done("assist#1/turn", n=3) == [Finish(RunStatus.SUCCEEDED, None)]
-    assert run.state.steps["assist"].facts == {"n": 3}
+    facts = run.state.steps["assist"].facts
+    assert {name: count for name, count in facts.items() if count} == {"n": 3}
     assert run.state.steps["assist"].output == ref("assist#1/turn/1")
 
 
@@ -43,6 +44,30 @@ def test_a_mutating_call_waits_for_those_before_it_and_those_after_wait_for_it()
     assert run.done("assist#1/call#2") == [call(3)]
     assert run.done("assist#1/call#3") == [call(4)]
     assert run.done("assist#1/call#4") == [Perform("assist#2/turn", 1)]
+
+
+def test_facts_count_the_calls_by_tool_and_outcome() -> None:
+    """A condition can ask whether the effect happened, whatever the model says about it."""
+    cases = "[{when: assist.succeeded_send > 0, steps: [{id: x, kind: tool, tool: look}]}]"
+    run = Run(AGENT + f"\n- {{id: paid, kind: branch, cases: {cases}}}")
+    run.asks("assist#1/turn", "look", "send", "look")
+    run.failed("assist#1/call#1", kind="permanent")
+    run.failed("assist#1/call#2", kind="denied")
+    run.done("assist#1/call#3")
+    run.asks("assist#2/turn", "look")
+    run.done("assist#2/call#1")
+    assert run.done("assist#3/turn", n=3) == [Finish(RunStatus.SUCCEEDED, None)], "send did not succeed"
+    facts = run.state.steps["assist"].facts
+    assert {name: count for name, count in facts.items() if count} == {
+        "n": 3, "calls": 4, "failed_calls": 1, "denied_calls": 1, "succeeded_look": 2, "failed_look": 1, "denied_send": 1,
+    }  # fmt: skip
+    assert (facts["succeeded_send"], facts["failed_book"]) == (0, 0), "a tool that was not called has facts as well"
+
+
+def test_a_run_of_the_first_machine_version_has_no_such_facts() -> None:
+    run = Run(AGENT, machine=1)
+    run.done("assist#1/turn", n=3)
+    assert run.state.steps["assist"].facts == {"n": 3}
 
 
 def test_a_failed_call_is_told_to_the_model() -> None:

@@ -27,7 +27,8 @@ def test_folds_to_the_same_state(file: Path) -> None:
     for kept in read(file):
         count += 1
         state = fold(kept.program, map(ev.event_from_json, kept.events))
-        assert f"v{state.machine}.jsonl.gz" == file.name
+        begun = any(event["type"] == "run_started" for event in kept.events)  # some are cancelled before
+        assert not begun or f"v{state.machine}.jsonl.gz" == file.name
         if digest(state) != kept.digest:
             different.append(kept.name)
     assert count > 1000

@@ -17,6 +17,7 @@ from interlock.machine import events as ev
 from interlock.machine.machine import advance
 from interlock.machine.program import Program
 from interlock.machine.state import RunState, state_from_json, state_to_json
+from interlock.machine.version import MACHINE_VERSION
 
 from .mangled import all_kinds, any_event
 from .oracle import Answer, Oracle
@@ -123,7 +124,7 @@ def _bears(program: Program, state: RunState, event: Any) -> RunState:
 def test_any_event_in_any_state(scenario: Scenario, seed: int) -> None:
     """Total: whatever comes, and whatever came of what came before."""
     rng, program = random.Random(seed), scenario.program()
-    state = advance(program, RunState(), ev.RunStarted(0.0, 1, scenario.facts))[0]
+    state = advance(program, RunState(), ev.RunStarted(0.0, 1, scenario.facts, MACHINE_VERSION))[0]
     for _ in range(40):
         event = any_event(rng, program, state)
         state = _bears(program, state, event)

@@ -14,12 +14,14 @@ from interlock.machine.version import NeedsNewerRelease
 
 from .by_hand import Run
 
-STARTED = ev.RunStarted(1.0, 1, {}, 2)
+NEWER = version.MACHINE_VERSION + 1
+STARTED = ev.RunStarted(1.0, 1, {}, NEWER)
 
 
 def test_a_run_of_a_newer_version_is_refused_by_name() -> None:
     with pytest.raises(
-        NeedsNewerRelease, match=r"needs a newer release: its machine version is 2, and this release knows 1 to 1"
+        NeedsNewerRelease,
+        match=rf"needs a newer release: its machine version is {NEWER}, and this release knows 1 to {NEWER - 1}",
     ):
         advance(Run("- {id: a, kind: wait, duration: 5}").program, RunState(), STARTED)
 
@@ -32,9 +34,9 @@ def test_an_event_of_a_newer_release_is_refused_by_name() -> None:
 def test_the_state_keeps_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     program = Run("- {id: a, kind: wait, duration: 5}").program
     with monkeypatch.context() as newer:
-        newer.setattr(version, "MACHINE_VERSION", 2)
+        newer.setattr(version, "MACHINE_VERSION", NEWER)
         state, _ = advance(program, RunState(), STARTED)
-        assert state.machine == 2
+        assert state.machine == NEWER
         old, _ = advance(program, RunState(), ev.RunStarted(1.0, 1))
         old, _ = advance(program, old, ev.PauseRequested(2.0))
         assert old.machine == 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interlock.base.errors import FailureKind
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.money import NanoUsd
 from interlock.base.refs import Ref
 from interlock.base.usage import Usage
@@ -17,6 +17,7 @@ from interlock.machine import events as ev
 from interlock.machine.machine import advance, pending
 from interlock.machine.program import Program
 from interlock.machine.state import RunState, StepStatus, state_from_json, state_to_json
+from interlock.machine.version import MACHINE_VERSION
 from interlock.workflows.spec import ModelStep, ToolStep
 
 from .oracle import Answer, Oracle, Wait
@@ -30,7 +31,7 @@ LETTERS = {"dead_letter": "step", "compensation_dead_letter": "compensation"}
 
 
 def ref(text: str) -> Ref:
-    return Ref(text.encode().hex().ljust(64, "0"), len(text), Labels())
+    return Ref(text.encode().hex().ljust(64, "0"), len(text), DEFINED)
 
 
 @dataclass
@@ -60,7 +61,7 @@ class World:
 
     def run(self) -> World:
         """To the end. Every scenario ends, since its answers run out and then everything succeeds."""
-        self.apply(ev.RunStarted(self.now, SEED, self.scenario.facts))
+        self.apply(ev.RunStarted(self.now, SEED, self.scenario.facts, MACHINE_VERSION))
         self.agree()
         while not self.state.over or (self.state.status is ev.RunStatus.DEAD and self.rng.random() < 0.6):
             assert len(self.journal) < 3000, "no progress"

@@ -211,22 +211,72 @@ async def test_prints_are_kept_apart_and_only_their_end(run: Run) -> None:
     """
     result = await run(source)
     assert result.output == "true"
-    assert len(result.stderr) == 4096
-    assert result.stderr.endswith('"forged"}\nto stderr\nfrom a child\n')
+    assert len(result.printed) == 4096
+    assert result.printed.endswith('"forged"}\nto stderr\nfrom a child\n')
+
+
+async def test_a_traceback_has_the_calls_within_the_tool_and_no_others(run: Run) -> None:
+    source = """
+    import json
+    def parse(text):
+        return json.loads(text)
+    def run():
+        try:
+            parse("{")
+        except ValueError as error:
+            raise RuntimeError("no order in \\x1b[31m it") from error
+    """
+    result = await run(source)
+    assert result.error == "RuntimeError: no order in [31m it"
+    lines = result.traceback.splitlines()
+    assert [line for line in lines if "File" in line] == [
+        '  File "/tool/main.py", line 7, in run',
+        '  File "/tool/main.py", line 4, in parse',
+        '  File "/tool/main.py", line 9, in run',
+    ]
+    assert "    return json.loads(text)" in lines
+    assert lines[-1] == "RuntimeError: no order in \ufffd[31m it"
+    assert any(line.startswith("json.decoder.JSONDecodeError: ") for line in lines)
+
+
+async def test_a_file_that_cannot_be_compiled_or_imported_names_its_line(run: Run) -> None:
+    broken = await run("def run(:\n    return 1")
+    assert '  File "/tool/main.py", line 1' in broken.traceback
+    missing = await run("x = 1\nimport nowhere_at_all\ndef run(): return 1")
+    assert '  File "/tool/main.py", line 2, in <module>' in missing.traceback
+    assert missing.traceback.endswith("ModuleNotFoundError: No module named 'nowhere_at_all'\n")
+
+
+async def test_a_traceback_is_bounded_and_text(run: Run) -> None:
+    deep = await run("def run(n=0):\n    return run(n + 1)")
+    assert deep.error is not None
+    assert deep.error.startswith("RecursionError")
+    assert 0 < len(deep.traceback) <= 4000
+    long = await run("def run(): raise ValueError('\\ud800\\0' * 100_000)")
+    assert 0 < len(long.traceback) <= 4000
+    assert long.error is not None
+    assert long.error.startswith("ValueError: ?")
+    assert not set(long.traceback + long.error) & {"\0", "\ud800"}
+    for forged in ("7", "[]", "'y' * 60_000"):
+        line = f"json.dumps({{'ending': 'raised', 'error': 'x', 'traceback': {forged}}})"
+        source = f"{CHANNEL}\nimport json\ndef run():\n    os.write(channel(), {line}.encode() + b'\\n')"
+        result = await run(source)
+        assert result.ending == "raised"
+        assert len(result.traceback) <= 4000
 
 
 async def test_prints_of_a_tool_that_hangs_are_kept(run: Run) -> None:
     for timeout in (1.0, 30.0):  # in one second a busy machine may not get as far
         result = await run("import time\ndef run():\n  print('before')\n  time.sleep(600)", timeout=timeout)
-        if result.stderr:
+        if result.printed:
             break
-    assert result.stderr == "before\n"
+    assert result.printed == "before\n"
 
 
 async def test_a_flood_of_prints_does_not_stop_the_host(run: Run) -> None:
     result = await run("def run():\n  while True: print('x' * 1000)", timeout=1.5)
     assert result.ending == "timeout"
-    assert result.stderr.strip("x\n") == ""
+    assert result.printed.strip("x\n") == ""
 
 
 async def test_the_host_measures_time_itself(run: Run) -> None:

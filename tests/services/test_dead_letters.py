@@ -98,6 +98,9 @@ async def test_a_held_step_waits_and_shows_what_it_was_given(deploy: Deploy, see
     token = shown.input["text"].removeprefix("bad ")
     assert token.startswith("email_")
     assert shown.error_detail == f"RuntimeError: no bad {token}"
+    assert shown.traceback is not None
+    assert 'File "/tool/main.py"' in shown.traceback
+    assert shown.traceback.rstrip().endswith(f"RuntimeError: no bad {token}")
     assert "ada@example.com" not in json.dumps(shown.to_json()) + seen.everywhere()
 
 

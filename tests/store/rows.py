@@ -67,6 +67,7 @@ def run_update(run_id: str, status: str = "running", *, finished: bool = False) 
         unpriced=0,
         steps=0,
         finished=finished,
+        flags=None,
     )
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interlock.base.errors import Erased, IntegrityError, NotFound, PayloadTooLarge
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED, Labels
 from interlock.base.refs import Ref, canonical_json
 from interlock.guard.gate import composed
 from interlock.store.artifacts import INLINE_BYTES, Artifacts
@@ -39,7 +40,7 @@ VALUE = {"card": "4111 1111 1111 1111"}
 
 
 def about(*subjects: str) -> Labels:
-    return Labels(subjects=frozenset(subjects))
+    return replace(DEFINED, subjects=frozenset(subjects))
 
 
 class Process:
@@ -51,7 +52,7 @@ class Process:
         self._committer = committer
 
     async def store(self, org_id: str, value: Any, labels: Labels | None = None) -> Ref:
-        sealed = await self.artifacts.seal(org_id, composed(value), labels or Labels())
+        sealed = await self.artifacts.seal(org_id, composed(value), labels or DEFINED)
         await self._committer.submit(Commit(org_id, artifacts=[sealed.row]))
         return sealed.ref
 
@@ -86,7 +87,7 @@ JSON = st.recursive(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=JSON, subjects=st.frozensets(st.sampled_from("abc")))
 async def test_what_is_stored_comes_back(process: Process, org: str, value: Any, subjects: frozenset[str]) -> None:
-    ref = await process.store(org, value, Labels(subjects=subjects))
+    ref = await process.store(org, value, replace(DEFINED, subjects=subjects))
     assert await process.artifacts.open(org, ref) == value
     assert ref.size == len(canonical_json(value))
 
@@ -285,7 +286,7 @@ async def test_what_is_not_json_is_refused(process: Process, org: str, value: An
 DIES = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED, Labels
 from interlock.guard.gate import composed
 from interlock.store.artifacts import Artifacts
 from interlock.store.database import Database
@@ -298,7 +299,7 @@ async def main() -> None:
     await database.open()
     keys, objects = KeyStore(database, bytes.fromhex(sys.argv[4])), Objects.local(Path(sys.argv[2]))
     artifacts = Artifacts(database, keys, objects, limit_bytes=10**6)
-    await artifacts.seal(sys.argv[3], composed("x" * 200_000), Labels())
+    await artifacts.seal(sys.argv[3], composed("x" * 200_000), DEFINED)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -339,9 +340,9 @@ async def test_a_process_that_dies_between_object_and_commit_leaves_work_for_the
 ) -> None:
     objects = tmp_path / "objects"
     artifacts = process.artifacts
-    kept = await artifacts.seal(org, composed("y" * 200_000), Labels())
+    kept = await artifacts.seal(org, composed("y" * 200_000), DEFINED)
     await committer.submit(Commit(org, artifacts=[kept.row]))
-    again = await artifacts.seal(org, composed("y" * 200_000), Labels())
+    again = await artifacts.seal(org, composed("y" * 200_000), DEFINED)
     await committer.submit(
         Commit(org, artifacts=[again.row])
     )  # the same value: the first object stays the one that counts
@@ -367,7 +368,7 @@ async def test_a_commit_that_comes_after_the_sweeper_is_refused(
     owner: psycopg.Connection[Any],
     tmp_path: Path,
 ) -> None:
-    late = await process.artifacts.seal(org, composed("x" * 200_000), Labels())
+    late = await process.artifacts.seal(org, composed("x" * 200_000), DEFINED)
     # A sweeper that dies after its mark: the object is there, and the next one deletes it.
     assert [row["name"] for row in await database.rows("sweep_objects", 0.0, 10)] == [late.row.object]
     with pytest.raises(asyncpg.PostgresError, match="swept"):

@@ -222,7 +222,8 @@ async def test_a_bad_item_fails_alone(make: Make) -> None:
     assert isinstance(error_of(contract, refused), NothingHappened)
     error = error_of(contract, odd)
     assert (str(error), error.kind) == ('tool "echo" failed (ItemError)', FailureKind.PERMANENT)
-    assert error.error_detail == "ItemError: Smith: odd", "for those who may read it"
+    assert error.error_detail is not None
+    assert error.error_detail.message == "ItemError: Smith: odd", "for those who may read it"
     # An item's own error is no reason to be kept apart the next time.
     again = [{"output": {"alone": False}}] * 4
     results = await asyncio.gather(*(puppet(step=f"s{n}", answer=again) for n in range(4)))

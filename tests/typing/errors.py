@@ -4,7 +4,7 @@ from typing import assert_type
 
 from interlock.base.clock import Clock, ManualClock, SystemClock
 from interlock.base.errors import FailureKind, InterlockError, InvalidInput, InvalidSpec, StepError
-from interlock.base.labels import Labels, Sensitivity, Trust, join_all
+from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.base.refs import Ref, RefJson, canonical_json
 
 
@@ -29,7 +29,7 @@ def label(ref: Ref) -> Labels:
     private = Labels(trust=Trust.USER, sensitivity=Sensitivity.PII, subjects=frozenset({"customer:1"}))
     assert_type(ref.to_json(), RefJson)
     assert_type(canonical_json({"a": 1}), bytes)
-    return join_all([private, ref.labels, private.join(ref.labels)])
+    return private.join(ref.labels)
 
 
 def clock(*, real: bool) -> Clock:
@@ -39,5 +39,5 @@ def clock(*, real: bool) -> Clock:
 def mistakes(error: InterlockError, ref: Ref) -> None:
     str(error.retry_after)  # type: ignore[attr-defined]
     InvalidInput("text", "log only")  # type: ignore[call-arg]
-    Labels(subjects={"customer:1"})  # type: ignore[arg-type]
+    Labels(subjects={"customer:1"})  # type: ignore[arg-type,call-arg]
     ref.size = 3  # type: ignore[misc]

@@ -13,6 +13,7 @@ from interlock.api.errors import documented
 from interlock.base.json import JsonField
 from interlock.machine.events import RunStatus
 from interlock.services.views.runs import (
+    Failures,
     RunPage,
     RunRef,
     RunResult,
@@ -121,6 +122,15 @@ async def result(run_id: PathId, caller: Caller, services: UseCases, reveal: Fla
 async def values(run_id: PathId, caller: Caller, services: UseCases) -> RunValues:
     """Get a run's input and step outputs, redacted."""
     return RunValues(values=await services.runs.values(caller, run_id))
+
+
+@router.get("/{run_id}/failures", operation_id="get_run_failures", responses=documented(404))
+async def failures(run_id: PathId, caller: Caller, services: UseCases, limit: Limit = 20) -> Failures:
+    """Get the last failure of each failed step of a run.
+
+    Latest first, with the traceback within the tool's code and the end of its output; redacted.
+    """
+    return Failures(failures=await services.runs.failures(caller, run_id, limit))
 
 
 @router.get("/{run_id}/trace", operation_id="get_run_trace", responses=documented(404))

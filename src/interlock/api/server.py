@@ -23,6 +23,7 @@ from interlock.services.views.installation import Alive, Ready
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 
+_IDLE_SECONDS = 75  # of a connection: more than load balancers and clients keep one, so they are the ones that close it
 _MALFORMED_SECONDS = 10.0  # minimum interval of log entries about malformed requests
 
 
@@ -83,7 +84,12 @@ class Server:
         self._services = services
         self._api = create_api(services, payload_bytes=payload_bytes)
         config = uvicorn.Config(
-            self._api, http=BoundedHead, log_config=None, lifespan="off", timeout_graceful_shutdown=5
+            self._api,
+            http=BoundedHead,
+            log_config=None,
+            lifespan="off",
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=_IDLE_SECONDS,
         )
         logging.getLogger("uvicorn.error").handlers = [_ToLog(logging.WARNING)]
         logging.getLogger("uvicorn.error").propagate = False

@@ -13,6 +13,7 @@ from interlock.execution.engine import Engine
 from interlock.execution.inputs.calls import Models
 from interlock.fleet.workers import WorkerRegistry
 from interlock.policy.decision import Policies
+from interlock.tools.output import OnToolOutput
 
 
 class App(Core):
@@ -48,9 +49,13 @@ class App(Core):
         """This worker's entry among all workers, after `start_worker`."""
         return self._role.registry
 
-    async def start_worker(self) -> None:
-        """Starts to drive runs in this process, until the application closes."""
-        await self._role.start()
+    async def start_worker(self, on_output: OnToolOutput | None = None) -> None:
+        """Starts to drive runs in this process, until the application closes.
+
+        Args:
+            on_output: see `WorkerRole.start`.
+        """
+        await self._role.start(on_output)
 
     async def drain_worker(self) -> None:
         """Stops driving runs; what else this process does goes on."""

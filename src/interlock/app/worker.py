@@ -33,6 +33,7 @@ from interlock.store.sweeper import EVERY_SECONDS, ObjectSweeper
 from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.tools.health_check import HealthChecks
+from interlock.tools.output import OnToolOutput, redacted_output
 from interlock.tools.registry import Tools
 
 
@@ -53,12 +54,16 @@ class WorkerRole:
         self.engine: Engine | None = None
         self.registry: WorkerRegistry
 
-    async def start(self) -> None:
-        """Starts everything in order; an error leaves what was started to the core's closing."""
+    async def start(self, on_output: OnToolOutput | None = None) -> None:
+        """Starts everything in order; an error leaves what was started to the core's closing.
+
+        Args:
+            on_output: called with the output of each call of a tool: tool, place (run, step and attempt), text, redacted.
+        """
         core, settings = self._core, self._core.settings
         sandbox = BubblewrapSandbox(warm=settings.sandbox.warm, on_egress=_log_egress)
         core.on_close(sandbox.close)
-        tools = Tools(sandbox, core.versions.locate)
+        tools = Tools(sandbox, core.versions.locate, None if on_output is None else redacted_output(on_output))
         services = EngineServices(
             database=core.database,
             committer=core.committer,

@@ -37,6 +37,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import ClassVar
 
+from interlock.base.error_detail import ErrorDetail
+
 
 class FailureKind(StrEnum):
     """Reason of a failure, as far as the state machine needs it to choose the next step."""
@@ -125,8 +127,7 @@ class StepError(InterlockError):
     Args:
         kind: reason, from which the state machine chooses the next step.
         retry_after: seconds to wait, if the remote side asked for a pause.
-        error_detail: the remote side's own message. It may contain personal data, so it is stored like a value: encrypted,
-            and never in a journal, audit entry or log.
+        error_detail: the remote side's own words, see `ErrorDetail`.
 
     Attributes:
         counts_against_breaker: True if the failure shows the present state of the tool or provider; False for a stored answer
@@ -143,7 +144,7 @@ class StepError(InterlockError):
         kind: FailureKind = FailureKind.TRANSIENT,
         retry_after: float | None = None,
         detail: str | None = None,
-        error_detail: str | None = None,
+        error_detail: ErrorDetail | None = None,
     ) -> None:
         super().__init__(message, detail=detail)
         self.kind = kind

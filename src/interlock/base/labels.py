@@ -1,7 +1,11 @@
-"""Labels: trust, sensitivity and provenance of a value. A combined value has the join of the labels."""
+"""Labels: trust, sensitivity and provenance of a value. A combined value has the join of the labels.
+
+Labels have no defaults: code that makes a value says where it comes from. What cannot say it is `UNTRUSTED`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import IntEnum
 from functools import lru_cache
 from typing import TypedDict
@@ -49,14 +53,14 @@ class Labels:
         as_of: seconds since the epoch at which the oldest part was true; None if it does not age.
     """
 
-    trust: Trust = Trust.SYSTEM
-    sensitivity: Sensitivity = Sensitivity.PUBLIC
+    trust: Trust
+    sensitivity: Sensitivity
     subjects: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     as_of: float | None = None
 
     def join(self, other: Labels) -> Labels:
-        """The labels of a value made from both. Associative, commutative, idempotent; `Labels()` is neutral."""
+        """The labels of a value made from both. Associative, commutative, idempotent; `NEUTRAL` is neutral."""
         as_of = self.as_of
         if as_of is None or (other.as_of is not None and other.as_of < as_of):
             as_of = other.as_of
@@ -67,6 +71,14 @@ class Labels:
             origins=self.origins | other.origins,
             as_of=as_of,
         )
+
+    def passed(self, source: str, trust: Trust) -> Labels:
+        """The labels of what a source, such as `tool:lookup`, made from a value with these; at most as trusted as the source."""
+        return self.join(Labels(trust, Sensitivity.PUBLIC, origins=frozenset({source})))
+
+    def secret(self) -> Labels:
+        """These labels, for a value that only the vault may hold."""
+        return replace(self, sensitivity=Sensitivity.SECRET)
 
     def to_json(self) -> LabelsJson:
         return {
@@ -97,9 +109,9 @@ def _labels(
     )
 
 
-def join_all(labels: list[Labels]) -> Labels:
-    """The join of any number of labels; `Labels()` for none."""
-    joined = Labels()
-    for one in labels:
-        joined = joined.join(one)
-    return joined
+NEUTRAL = Labels(Trust.SYSTEM, Sensitivity.PUBLIC)
+"""Neutral element of `join`, to begin a join with; never the labels of a value."""
+DEFINED = Labels(Trust.DEVELOPER, Sensitivity.PUBLIC)
+"""Labels of what stands in a definition: literals of a binding, a declared result."""
+UNTRUSTED = Labels(Trust.TOOL, Sensitivity.INTERNAL)
+"""Labels of a value whose origin is not known."""

@@ -31,6 +31,8 @@ V = TypeVar("V", bound=View)
 
 _ANSWER_SECONDS = 30.0  # for a server whose process is alive; an overloaded host needs some time
 
+_IDLE_SECONDS = 2.0  # less than servers and proxies keep an idle connection: a request must not meet its end
+
 _CODES: dict[str, type[InterlockError]] = {
     kind.code: kind
     for kind in vars(errors).values()
@@ -66,7 +68,13 @@ class Api:
         self, method: str, path: str, *, content: str | None = None, headers: Mapping[str, str] | None = None
     ) -> httpx.Response:
         try:
-            response = await self.client.request(method, path, content=content, headers=headers)
+            try:
+                response = await self.client.request(method, path, content=content, headers=headers)
+            except (httpx.RemoteProtocolError, httpx.ReadError):
+                if method != "GET":
+                    raise  # it may have been carried out
+                # The server closed the idle connection just then, for instance because this machine slept.
+                response = await self.client.request(method, path)
         except httpx.HTTPError as error:
             raise self._gone(error) from error
         if not response.is_success:
@@ -222,4 +230,5 @@ def client_of(url: str, key: str) -> httpx.AsyncClient:
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise InvalidInput(f"INTERLOCK_URL: {url} is not the URL of a server; write http://HOST:PORT")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(base_url=parsed, headers=headers, timeout=60, trust_env=False)
+    limits = httpx.Limits(keepalive_expiry=_IDLE_SECONDS)
+    return httpx.AsyncClient(base_url=parsed, headers=headers, timeout=60, trust_env=False, limits=limits)

@@ -29,9 +29,19 @@ from interlock.cli.console import (
 )
 from interlock.cli.inputs import read_json
 from interlock.cli.listing import ListRow, print_rows
-from interlock.cli.waiting import MAX_LINES, needs_a_person, print_steps, print_value, print_waits, wait_text
+from interlock.cli.waiting import (
+    MAX_LINES,
+    needs_a_person,
+    print_failures,
+    print_steps,
+    print_value,
+    print_waits,
+    wait_text,
+)
 from interlock.services.views.reviews import ReviewPage
 from interlock.services.views.runs import (
+    Failures,
+    FailureView,
     ReviewWait,
     RunPage,
     RunRef,
@@ -146,24 +156,26 @@ def show(
     reveal: Annotated[bool, typer.Option(help="Show personal data in the output; recorded in the audit log.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a run: its steps, values, effects and result."""
+    """Show a run: its steps, values, effects, result, and of failed tools the traceback and the last output."""
 
-    async def main() -> tuple[RunView, RunValues, RunResult | None]:
+    async def main() -> tuple[RunView, RunValues, Failures, RunResult | None]:
         async with connect() as api:
             found = await api.get(RunView, f"/v1/runs/{segment(run_id)}")
             values = await api.get(RunValues, f"/v1/runs/{found.run_id}/values")
+            failures = await api.get(Failures, f"/v1/runs/{found.run_id}/failures")
             if not is_over(found.status):
-                return found, values, None
-            return found, values, await api.get(RunResult, f"/v1/runs/{found.run_id}/result", reveal=reveal or None)
+                return found, values, failures, None
+            result = await api.get(RunResult, f"/v1/runs/{found.run_id}/result", reveal=reveal or None)
+            return found, values, failures, result
 
-    found, values, result = asyncio.run(main())
+    found, values, failures, result = asyncio.run(main())
     if as_json:
-        print_json(found.to_json() | values.to_json() | (result.to_json() if result else {}))
+        print_json(found.to_json() | values.to_json() | failures.to_json() | (result.to_json() if result else {}))
     else:
-        _print_run(found, values.values, result)
+        _print_run(found, values.values, failures.failures, result)
 
 
-def _print_run(found: RunView, values: JsonObject, result: RunResult | None) -> None:
+def _print_run(found: RunView, values: JsonObject, failures: list[FailureView], result: RunResult | None) -> None:
     out.print(Text.assemble(found.run_id, "  ", status(found.status), f"  {found.workflow}@{found.version}"))
     if found.reason:
         out.print(f"  {found.reason}")
@@ -175,6 +187,7 @@ def _print_run(found: RunView, values: JsonObject, result: RunResult | None) -> 
     print_waits(found)
     print_value("input", values["input"])
     print_steps(found.steps, values)
+    print_failures(failures)
     for effect in found.effects[:MAX_LINES]:
         out.print(
             Text.assemble("\neffect ", effect.tool, "  ", status(effect.status), f"  key {effect.idempotency_key}")

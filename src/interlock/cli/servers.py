@@ -18,7 +18,7 @@ from interlock.base.errors import Conflict, InterlockError, InvalidInput
 from interlock.base.json import JsonObject
 from interlock.base.settings import Settings, on_own_machine
 from interlock.cli.connection import SELF_APPROVAL, announced, find_server, settings_here
-from interlock.cli.console import AsJson, detach_from_terminal, errors, print_answer, short
+from interlock.cli.console import AsJson, detach_from_terminal, errors, print_answer, short, visible
 from interlock.cli.location import project_directory
 from interlock.cli.reloading import Reloading
 from interlock.definitions.project import read_project, require_project
@@ -171,7 +171,7 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
         reloading = Reloading(app, principal)
         if worker:
             await reloading.deploy()
-            await app.start_worker()
+            await app.start_worker(_print_tool_output if reload else None)
         await server.start()
         watching = [asyncio.create_task(reloading.watch())] if reload else []
         watching += [asyncio.create_task(_drain_when_asked(app))] if worker else []
@@ -216,6 +216,12 @@ async def _watch_health(app: App) -> None:
             if said is not None:
                 errors.print("the database answers again" if "database did not" in said else "there is room again")
             said = None
+
+
+def _print_tool_output(tool: str, place: str, text: str) -> None:
+    errors.print(f"tool {visible(tool)} ({visible(place)})", style="yellow")
+    for line in text.splitlines():
+        errors.print(f"  {visible(line)}", soft_wrap=True)
 
 
 async def _drain_when_asked(app: App) -> None:

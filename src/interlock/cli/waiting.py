@@ -12,6 +12,7 @@ from interlock.cli.console import moment, out, status, usd, visible
 from interlock.machine.names import is_numbered, path_of
 from interlock.services.views.runs import (
     DeadLetterWait,
+    FailureView,
     PausedWait,
     QuotaWait,
     ReviewWait,
@@ -24,6 +25,7 @@ from interlock.services.views.runs import (
 )
 
 MAX_LINES = 40
+MAX_FAILURES = 3
 _DONE = {"succeeded", "open", "compensated"}
 
 
@@ -55,6 +57,24 @@ def print_steps(steps: list[StepView], values: JsonObject) -> None:
         out.print(Text.assemble("  ", _line(step), (error, "red")), no_wrap=True, overflow="ellipsis")
     if len(odd) > room:
         out.print(f"  … and {len(odd) - room} more like these; --json shows all")
+
+
+def print_failures(failures: list[FailureView]) -> None:
+    """Prints traceback and last output of the tools that failed latest, for their authors."""
+    detailed = [one for one in failures if one.traceback or one.printed]
+    for one in detailed[:MAX_FAILURES]:
+        out.print(Text.assemble("\n", (one.step, "bold"), f"  attempt {one.attempt}, in the tool's code"))
+        _print_block(one.traceback or one.error_detail or one.error)
+        if one.printed:
+            out.print("  its last output:")
+            _print_block(one.printed)
+    if len(detailed) > MAX_FAILURES:
+        out.print(f"\n… and {len(detailed) - MAX_FAILURES} more failures; --json shows them")
+
+
+def _print_block(text: str) -> None:
+    for line in text.splitlines():
+        out.print(f"    {visible(line)}", soft_wrap=True, style="dim")
 
 
 def _groups(steps: list[StepView]) -> dict[str, list[StepView]]:

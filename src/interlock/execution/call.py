@@ -171,6 +171,11 @@ class ModelCall(_Call):
         return f"provider:{self.pin}"
 
     @property
+    def source(self) -> str:
+        """Origin of the result, for its labels."""
+        return f"model:{self.request.model}"
+
+    @property
     def lasting(self) -> bool:
         """True if the call goes on when its caller lets go of it, so that its reservation stays."""
         return self.transport == "batch"
@@ -202,6 +207,11 @@ class ToolCall(_Call):
     def target(self) -> str:
         """Name of the far side, for its breaker."""
         return f"tool:{self.tool.contract.name}"
+
+    @property
+    def source(self) -> str:
+        """Origin of the result, for its labels."""
+        return self.target
 
     @property
     def lasting(self) -> bool:

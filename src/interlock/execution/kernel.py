@@ -298,10 +298,10 @@ class Kernel:
             return None
         caller = call.caller
         # Text for people and for an agent's next turn; no step binds to it, so personal data leaves it for good.
-        inspection = await inspect(error.error_detail, Stage.HUMAN_TEXT, caller.org_id)
+        inspection = await inspect(error.error_detail.to_json(), Stage.HUMAN_TEXT, caller.org_id)
         try:
             sealed = await caller.artifacts.seal(
-                caller.org_id, inspection.accepted, call.labels.join(Labels(trust=Trust.TOOL))
+                caller.org_id, inspection.accepted, call.labels.passed(call.source, Trust.TOOL)
             )
         except Erased:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from interlock.base.errors import FailureKind
 from interlock.base.ids import new_id
 from interlock.base.usage import cost_json
 from interlock.execution.executors.models import cost_attributes
@@ -13,7 +14,7 @@ from interlock.execution.reviews import open_review
 from interlock.execution.run import Run, StepOutcome, system_entry
 from interlock.guard.gate import composed
 from interlock.machine import events as ev
-from interlock.machine.state import RunState
+from interlock.machine.state import RunState, StepStatus
 from interlock.store.commit import Commit
 from interlock.store.database import Row
 from interlock.store.entries import Entry
@@ -21,6 +22,7 @@ from interlock.store.people_rows import ClosedDeadLetter, ClosedReview, DeadLett
 from interlock.store.rows import FinishedRun, JournalRow, OutboxRow, RunUpdate, UsedSignal
 from interlock.telemetry import names
 from interlock.telemetry.tracing import Tracing
+from interlock.workflows.spec import ToolStep
 
 
 def commit_of(
@@ -67,6 +69,7 @@ def run_row(run: Run, state: RunState) -> RunUpdate:
         unpriced=state.usage.unpriced,
         steps=state.done,
         finished=state.over,
+        flags=None,
     )
 
 
@@ -134,7 +137,8 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
     output, labels = await bind_what_is_left(run, run.version.workflow.output, state, None)
     sealed = await run.artifacts.seal(run.org_id, composed(output), labels)
     commit.artifacts.append(sealed.row)
-    commit.runs[0] = replace(commit.runs[0], output=sealed.ref.to_json())
+    flags = refused_mutations(run, state)
+    commit.runs[0] = replace(commit.runs[0], output=sealed.ref.to_json(), flags=flags or None)
     commit.finished.append(FinishedRun(run_id=run.run_id))
     if command.status is ev.RunStatus.FAILED:
         # Its effects are compensated; what is left is the question whether to try the whole run again.
@@ -142,6 +146,7 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
     detail = {
         "status": command.status.value,
         "reason": command.reason,
+        "flags": [*flags],
         "output": sealed.ref.digest,
         "input_tokens": state.usage.input_tokens,
         "output_tokens": state.usage.output_tokens,
@@ -153,8 +158,22 @@ async def finish(commit: Commit, run: Run, state: RunState, command: ev.Finish, 
         "workflow": run.version.name,
         "status": command.status.value,
         "reason": command.reason,
+        "flags": [*flags],
     }
     commit.outbox.append(OutboxRow(org_id=run.org_id, topic="run.finished", payload=payload))
+
+
+def refused_mutations(run: Run, state: RunState) -> list[str]:
+    """Flags `denied:TOOL` of mutating tools one of whose calls was refused for good, sorted."""
+    program = run.version.program
+    refused: set[str] = set()
+    for name, step in state.steps.items():
+        if step.status is not StepStatus.FAILED or step.failure is None or step.failure.kind is not FailureKind.DENIED:
+            continue
+        work = program.work(name, step.variant, step.tool)
+        if isinstance(work, ToolStep) and program.mutates(work.tool):
+            refused.add(work.tool)
+    return [f"denied:{tool}" for tool in sorted(refused)]
 
 
 def emit_run_span(tracing: Tracing, run: Run, state: RunState, *, start: float, end: float) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from interlock.base.clock import Clock
 from interlock.base.errors import Erased, FailureKind, StepError
 from interlock.base.json import Json
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.execution.call import Call, CallResult, ToolCall
 from interlock.store.database import Database
@@ -31,7 +31,7 @@ class KeptResults:
             StepError: only a kept result may stand in, and there is none, or none young enough.
         """
         if call.fixed is not None:
-            return CallResult(call.fixed, call.schema, Labels()), "value"
+            return CallResult(call.fixed, call.schema, DEFINED), "value"
         if call.reuse is None:
             return None, None
         found = await self._kept(call, call.reuse.max_age)

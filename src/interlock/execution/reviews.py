@@ -9,7 +9,7 @@ from typing import Any
 
 from interlock.base.errors import Erased, InvalidInput
 from interlock.base.ids import new_id
-from interlock.base.labels import Labels
+from interlock.base.labels import UNTRUSTED, Labels
 from interlock.base.refs import Ref
 from interlock.execution.approvals import Act, act_of
 from interlock.execution.effects import Effect, EffectSite
@@ -129,7 +129,7 @@ async def _arguments_left(execution: StepExecution) -> tuple[Any, Labels]:
         given = await arguments_of(execution, lenient=True)
         return given.value, given.labels
     except Erased:
-        return {}, Labels()
+        return {}, UNTRUSTED
 
 
 def confirmed_effects(run: Run, before: RunState, event: Any) -> list[EffectRow]:

@@ -12,7 +12,7 @@ from typing import Any
 from interlock.base.clock import Clock
 from interlock.base.errors import ContractViolation, FailureKind, LeaseLost, StepError, Unavailable
 from interlock.base.json import Json
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.execution.attempt import entry_of
 from interlock.execution.call import (
     Attributes,
@@ -235,7 +235,7 @@ def _fixed(execution: StepExecution) -> CallResult | None:
     step = execution.step
     assert isinstance(step, ModelStep | ToolStep)
     schema = execution.run.version.tools[step.tool].contract.output if isinstance(step, ToolStep) else step.output
-    return CallResult(execution.fallback.value, schema, Labels())
+    return CallResult(execution.fallback.value, schema, DEFINED)
 
 
 def _with_rows(step: StepOutcome, call: CallOutcome) -> StepOutcome:

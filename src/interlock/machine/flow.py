@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
 from interlock.base.errors import FailureKind, InvalidSpec
 from interlock.machine import events as ev
+from interlock.machine.agents import next_calls, next_turn
 from interlock.machine.events import Failure, RunStatus
 from interlock.machine.names import (
     DEADLINE,
     TimerKey,
     beside,
-    call_of,
     enclosing,
     frame_of,
     path_of,
-    turn_of,
     unnumbered,
     within,
 )
 from interlock.machine.program import Block, Condition
-from interlock.machine.state import Ending, StepState, StepStatus, is_settled
+from interlock.machine.state import OVER, Ending, StepState, StepStatus, is_settled
 from interlock.machine.transition import Transition, not_compensated
 from interlock.workflows.bindings import dig, parse
 from interlock.workflows.facts import Facts, holds
@@ -41,8 +39,6 @@ from interlock.workflows.spec import (
 
 _LAST_MOMENT = 253_402_300_800.0
 """The year 10000, in seconds since the epoch; the ends of `datetime`."""
-
-_OVER = frozenset({StepStatus.SUCCEEDED, StepStatus.FAILED})
 
 
 def enter(transition: Transition, name: str) -> None:
@@ -128,7 +124,7 @@ def _is_done(transition: Transition, owner: str, scope: Block) -> bool:
     last = transition.steps.get(name)
     return (
         last is not None
-        and last.status in _OVER
+        and last.status in OVER
         and not any(kind == "fail" and one == name for kind, one, _ in transition.todo)
     )
 
@@ -258,59 +254,6 @@ def _more_items(transition: Transition, name: str, step: MapStep) -> None:
         transition.put(frame, StepState(StepStatus.OPEN))
     for frame in reversed(fresh):
         _begin(transition, frame, transition.program.scopes[path_of(name)][0])
-
-
-# -- agents --------------------------------------------------------------------------------------------------------
-
-
-def next_turn(transition: Transition, name: str) -> None:
-    """An agent's next model call, or its failure if it has had all its turns."""
-    state, step = transition.steps[name], transition.program.node(name).step
-    assert isinstance(step, AgentStep)
-    if state.iteration >= step.max_turns:
-        message = f"no answer after {step.max_turns} turns"
-        transition.fail(name, state, Failure(FailureKind.PERMANENT, "turns_exhausted", message))
-        return
-    transition.put(name, replace(state, iteration=state.iteration + 1))
-    frame = frame_of(name, state.iteration + 1)
-    transition.put(frame, StepState(StepStatus.OPEN))
-    # What a person put in the place of the prompt's values holds for the turns that follow, too.
-    before = transition.steps.get(turn_of(frame_of(name, state.iteration)))
-    transition.perform(turn_of(frame), StepState(StepStatus.RUNNING, override=before.override if before else None))
-
-
-def next_calls(transition: Transition, frame: str) -> None:
-    """Starts what may start of the calls of a turn; with none left, the next turn, and with none wanted, the answer."""
-    agent = unnumbered(frame)
-    asked = transition.steps[turn_of(frame)]
-    if not asked.calls:
-        transition.put(frame, replace(transition.steps[frame], status=StepStatus.SUCCEEDED))
-        transition.succeed(agent, replace(transition.steps[agent], output=asked.output, facts=asked.facts))
-        return
-    waiting = False  # a call named earlier is not over
-    for number, tool in enumerate(asked.calls, start=1):
-        name = call_of(frame, number)
-        state = transition.steps.get(name)
-        if state is not None and state.status in _OVER:
-            continue
-        alone = transition.program.mutates(tool)
-        if state is None and not (alone and waiting):
-            transition.perform(name, StepState(StepStatus.RUNNING, tool=tool))
-        waiting = True
-        if alone:
-            return
-    if not waiting:
-        transition.put(frame, replace(transition.steps[frame], status=StepStatus.SUCCEEDED))
-        next_turn(transition, agent)
-
-
-def wrong_calls(transition: Transition, name: str, calls: Iterable[str]) -> Failure | None:
-    """Failure of a turn that names tools the agent does not have, or too many; normally the kernel has refused it."""
-    step = transition.program.node(name).agent
-    wanted = list(calls)
-    if not wanted or (step is not None and set(wanted) <= set(step.tools) and len(wanted) <= step.max_calls):
-        return None
-    return Failure(FailureKind.INVALID, "unknown_tool", "the model asked for tools that this step does not have")
 
 
 # -- waits ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Never, cast
 
 from interlock.base.errors import FailureKind
 from interlock.machine import events as ev
+from interlock.machine.agents import wrong_calls
 from interlock.machine.approvals import act_decided, approval_needed
 from interlock.machine.events import Command, Event, Failure, RunStatus
 from interlock.machine.failures import (
@@ -29,7 +30,7 @@ from interlock.machine.failures import (
     forget_attempt_timers,
     out_of_time,
 )
-from interlock.machine.flow import enter, leave, open_body, wrong_calls
+from interlock.machine.flow import enter, leave, open_body
 from interlock.machine.names import DEADLINE, TimerKey, TimerKind
 from interlock.machine.program import Program
 from interlock.machine.state import Kept, RunState, StepState, StepStatus

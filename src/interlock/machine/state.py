@@ -56,6 +56,7 @@ COMPENSATION = frozenset(
 BUSY = WORKING | {StepStatus.COMPENSATION_RETRYING, StepStatus.CONFIRMING}
 # What must be over before a container around it that failed is finished.
 UNFINISHED = BUSY | {StepStatus.ENDING}
+OVER = frozenset({StepStatus.SUCCEEDED, StepStatus.FAILED})
 # What needs nothing any more, unless a container around it fails.
 SETTLED = frozenset(
     {StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.COMPENSATED, StepStatus.COMPENSATION_ABANDONED}

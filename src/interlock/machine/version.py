@@ -7,7 +7,7 @@ state. `advance` behaves as that version did for as long as the run lives, and w
 A change that makes an old journal fold to another state, or that adds a kind of event or a field that decides something:
 
 1. raise MACHINE_VERSION by one;
-2. branch where the behaviour differs: `if transition.machine >= 2`; nothing else may ask for the version;
+2. branch where the behaviour differs: `if transition.machine < 2`, with a name for the number; nothing else may ask for it;
 3. add the journals of the new version below `tests/machine/journals/`; those of released versions are never written again.
 
 Upgrade workers before the processes that accept runs: until then new runs wait for a worker that understands them.
@@ -17,10 +17,13 @@ from __future__ import annotations
 
 from interlock.base.errors import Unavailable
 
-MACHINE_VERSION = 1
+MACHINE_VERSION = 2
 """The version that new runs get."""
 OLDEST_MACHINE = 1
-"""The oldest version whose behaviour this release keeps."""
+"""The oldest version whose behaviour this release keeps.
+
+Version 2: an agent step has facts about its calls (`machine/agents.py`).
+"""
 
 
 class NeedsNewerRelease(Unavailable):

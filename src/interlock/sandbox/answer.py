@@ -11,11 +11,12 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from interlock.base.error_detail import MAX_PRINTED, MAX_TRACEBACK, last_lines
 from interlock.base.errors import Denied
 from interlock.base.json import InvalidJson, Json, decode_json, sentence
 from interlock.sandbox.environment import Ending, Job, SandboxResult
 
-ENVELOPE_BYTES = 16 * 1024  # in addition to the output: ending, error text
+ENVELOPE_BYTES = 128 * 1024  # in addition to the output: ending, error text, traceback
 _MAX_ERROR = 1000  # characters; an error is one sentence
 _MAX_PAUSE = 24 * 3600.0  # seconds
 _FROM_RUNNER: Mapping[str, Ending] = {
@@ -32,7 +33,7 @@ _FROM_RUNNER: Mapping[str, Ending] = {
 class Measured:
     """Measurements made by the host, which the answer cannot forge."""
 
-    stderr: str
+    printed: str
     seconds: float
     start_seconds: float
 
@@ -61,7 +62,7 @@ def read_answer(line: bytes, job: Job, measured: Measured) -> SandboxResult:
         return ended("ok", measured, output=answer["output"])
     if ending == "out_of_memory":
         return ended(ending, measured, f"the tool used up its {job.limits.memory_bytes} bytes of memory")
-    error = answer.get("error")
+    error, traceback = answer.get("error"), answer.get("traceback")
     return ended(
         ending,
         measured,
@@ -69,6 +70,7 @@ def read_answer(line: bytes, job: Job, measured: Measured) -> SandboxResult:
         retryable=ending == "raised" and answer.get("retryable") is True,
         nothing_happened=ending == "raised" and answer.get("nothing_happened") is True,
         retry_after=_pause(answer.get("retry_after")) if ending == "raised" else None,
+        traceback=traceback if ending == "raised" and isinstance(traceback, str) else "",
     )
 
 
@@ -81,6 +83,7 @@ def ended(
     retryable: bool = False,
     nothing_happened: bool = False,
     retry_after: float | None = None,
+    traceback: str = "",
 ) -> SandboxResult:
     return SandboxResult(
         ending=ending,
@@ -89,7 +92,8 @@ def ended(
         retryable=retryable,
         nothing_happened=nothing_happened,
         retry_after=retry_after,
-        stderr=measured.stderr,
+        traceback=last_lines(traceback, MAX_TRACEBACK),
+        printed=last_lines(measured.printed, MAX_PRINTED),
         seconds=measured.seconds,
         start_seconds=measured.start_seconds,
     )

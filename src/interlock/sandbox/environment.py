@@ -74,7 +74,8 @@ class SandboxResult:
         output: the function's return value, for `ok`.
         error: one sentence; of the tool's data it contains only the exception text.
         retry_after: seconds, if the tool asked for a pause.
-        stderr: the last 4 KiB of the tool's stdout and stderr; for the log and the trace, never for the model.
+        traceback: for `raised`, the calls within the tool's own code; for people, never for the model.
+        printed: the last 4 KiB of the tool's stdout and stderr; for people, never for the model.
         seconds: wall time of the function, without sandbox start.
         start_seconds: time until the sandbox was ready for this job; near 0 if it was warm.
     """
@@ -85,7 +86,8 @@ class SandboxResult:
     retryable: bool = False
     nothing_happened: bool = False
     retry_after: float | None = None
-    stderr: str = ""
+    traceback: str = ""
+    printed: str = ""
     seconds: float = 0.0
     start_seconds: float = 0.0
 

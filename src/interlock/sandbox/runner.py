@@ -34,6 +34,9 @@ BUNDLE_COPY_SOURCE = "/interlock/bundle"
 EGRESS_SOCKET = "/interlock/egress.sock"
 UNPRIVILEGED = 65534  # user and group id that own no files
 OPEN_FILES = 256
+TRACEBACK_FRAMES = 20
+TRACEBACK_CHARACTERS = 4000
+CHAINED_ERRORS = 4
 # Slow to import and common in tools: imported while a warm sandbox waits, so that they do not delay a job.
 PRELOAD = (
     "inspect",
@@ -316,11 +319,39 @@ def raised(error: BaseException) -> dict[str, object]:
     pause = getattr(error, "retry_after", None)
     return {
         "ending": "raised",
-        "error": f"{name}: {text[:2000]}" if text else name,
+        "error": whole(f"{name}: {text[:2000]}" if text else name),
+        "traceback": whole(traceback_of(error)),
         "retryable": getattr(error, "retryable", False) is True,
         "nothing_happened": getattr(error, "nothing_happened", False) is True,
         "retry_after": pause if isinstance(pause, int | float) and math.isfinite(pause) else None,
     }
+
+
+def whole(text: str) -> str:
+    """The text with "?" for each half of a surrogate pair, which the host would refuse as no JSON."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def traceback_of(error: BaseException) -> str:
+    """The calls within the tool's own files, outermost first, of the error and of those that it came from.
+
+    The frames before them are Interlock's, and those of libraries below the tool's last call stand in its message.
+    """
+    import traceback  # noqa: PLC0415 - takes milliseconds, which must not delay a job that succeeds
+
+    parts: list[str] = []
+    try:
+        current: BaseException | None = error
+        while current is not None and len(parts) < CHAINED_ERRORS:
+            frames = [
+                one for one in traceback.extract_tb(current.__traceback__) if one.filename.startswith(TOOL_DIRECTORY)
+            ]
+            said = "".join(traceback.format_exception_only(current))[:1000]
+            parts.append("".join(traceback.format_list(frames[-TRACEBACK_FRAMES:])) + said)
+            current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    except Exception:  # noqa: BLE001, S110 - the tool's own exception class may be broken
+        pass
+    return "\nduring which, or because of which, came:\n\n".join(reversed(parts))[-TRACEBACK_CHARACTERS:]
 
 
 def pack(answer: dict[str, object]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncpg
 
 from interlock.base.clock import Clock
+from interlock.base.error_detail import ErrorDetail
 from interlock.base.errors import Conflict, ContractViolation, Erased, InterlockError, InvalidInput, NotFound
 from interlock.base.json import Json
 from interlock.base.refs import Ref
@@ -95,7 +96,7 @@ class DeadLetters:
 
         # In one snapshot, or an open dead letter could be shown with the failure of a later attempt.
         dead_letter, run, journal = await self._database.in_snapshot(read, org=principal.org_id)
-        given = error_detail = None
+        given, detail = None, ErrorDetail()
         if dead_letter["purpose"] == "run":
             given = await self._opened(principal, Ref.from_json(run["input"]))
         elif dead_letter["purpose"] in {"step", "compensation"}:
@@ -104,9 +105,15 @@ class DeadLetters:
             given = await self._arguments(run, version, state, dead_letter)
             failure = state.steps[dead_letter["step"]].failure
             if failure is not None and failure.error_detail is not None:
-                error_detail = await self._opened(principal, failure.error_detail)
+                detail = ErrorDetail.from_json(await self._opened(principal, failure.error_detail))
         editable = dead_letter["purpose"] in {"step", "run"}
-        values = {"input": given, "error_detail": error_detail, "editable": editable}
+        values = {
+            "input": given,
+            "editable": editable,
+            "error_detail": detail.message,
+            "traceback": detail.traceback or None,
+            "printed": detail.printed or None,
+        }
         return DeadLetterDetail.model_validate(dict(dead_letter) | values)
 
     # -- deciding ----------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class Redaction:
         artifacts, vaults = [sealed.row], list[NewVault]()
         new = {token: original for token, original in redactor.vault.items() if token not in known}
         if new:
-            hidden = labels.join(Labels(sensitivity=Sensitivity.SECRET))
+            hidden = labels.secret()
             vault = await self._artifacts.seal(run["org_id"], secret(new), hidden)
             artifacts.append(vault.row)
             vaults.append(NewVault(org_id=run["org_id"], run_id=run["run_id"], vault=vault.ref.to_json()))

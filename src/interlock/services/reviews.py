@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypedDict
 from interlock.base.clock import Clock
 from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFound, SelfApproval
 from interlock.base.json import Json, JsonObject
-from interlock.base.labels import Labels, LabelsJson, Sensitivity, Trust
+from interlock.base.labels import UNTRUSTED, Labels, LabelsJson, Sensitivity, Trust
 from interlock.base.refs import Ref
 from interlock.definitions.versions import Versions
 from interlock.execution.approvals import Approval
@@ -279,7 +279,7 @@ class ReviewQueue:
         try:
             show, labels = await self._artifacts.open(principal.org_id, ref), ref.labels
         except Erased:
-            show, labels = {}, Labels()
+            show, labels = {}, UNTRUSTED
         deadline = await self._deadline(row)
         if row["act"] is None:
             return _Shown(row, show, labels, None, deadline)

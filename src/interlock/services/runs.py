@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from interlock.base.clock import Clock
+from interlock.base.error_detail import ErrorDetail
 from interlock.base.errors import Conflict, Erased, NotFound
 from interlock.base.json import Json, JsonObject
 from interlock.base.refs import Ref
@@ -15,14 +17,14 @@ from interlock.execution.loading import fold_in_slices, folded, journal_of
 from interlock.fleet.workers import SILENT_SECONDS
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
-from interlock.machine.events import Event, Failure
+from interlock.machine.events import CompensationFailed, Event, Failure, StepFailed
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
 from interlock.services.cursors import unknown_cursor
 from interlock.services.ingest import vault_of
 from interlock.services.journal import journal_in
 from interlock.services.timeline import StepTimes, step_times, timed_spans
-from interlock.services.views.runs import EffectView, RunSummary, RunView, SpanView, StepView
+from interlock.services.views.runs import EffectView, FailureView, RunSummary, RunView, SpanView, StepView
 from interlock.services.waiting import waits_for, way_of
 from interlock.store.artifacts import Artifacts
 from interlock.store.commit import Commit, Committer
@@ -124,6 +126,30 @@ class Runs:
             opened[name] = await self._artifacts.open(principal.org_id, ref)
         return opened
 
+    async def failures(self, principal: Principal, run_id: str, limit: int = 20) -> list[FailureView]:
+        """The last failure of each step that failed, latest first, with traceback and last output of its tool; redacted."""
+        row = await self._row(principal, run_id)
+        last: dict[str, StepFailed | CompensationFailed] = {}
+        for event in await journal_of(self._database, row):
+            if isinstance(event, StepFailed | CompensationFailed):
+                last.pop(event.step, None)
+                last[event.step] = event
+        return [await self._failure(principal, event) for event in [*reversed(last.values())][: min(limit, MAX_PAGE)]]
+
+    async def _failure(self, principal: Principal, event: StepFailed | CompensationFailed) -> FailureView:
+        failure = event.failure
+        detail = await self._error_detail(principal, failure)
+        return FailureView(
+            step=event.step,
+            attempt=event.attempt,
+            at=datetime.fromtimestamp(event.at, UTC),
+            code=failure.code,
+            error=failure.message,
+            error_detail=detail.message,
+            traceback=detail.traceback or None,
+            printed=detail.printed or None,
+        )
+
     async def trace(self, principal: Principal, run_id: str) -> list[SpanView]:
         """The run's spans, in order of their start, attempts at the times of the journal; nanoseconds since the epoch."""
         row = await self._row(principal, run_id)
@@ -140,11 +166,17 @@ class Runs:
         """Why a step failed, with what its tool said about it for as long as its people are not erased."""
         if failure is None or failure.error_detail is None:
             return failure.message if failure else None
+        said = (await self._error_detail(principal, failure)).message
+        return f"{failure.message}: {said}" if said else failure.message
+
+    async def _error_detail(self, principal: Principal, failure: Failure) -> ErrorDetail:
+        """The far side's words about a failure; empty if there are none, or if a person in them was erased."""
+        if failure.error_detail is None:
+            return ErrorDetail()
         try:
-            error_detail = await self._artifacts.open(principal.org_id, failure.error_detail)
+            return ErrorDetail.from_json(await self._artifacts.open(principal.org_id, failure.error_detail))
         except Erased:
-            return failure.message
-        return f"{failure.message}: {error_detail}"
+            return ErrorDetail()
 
     def _entry(self, principal: Principal, row: Row, event_type: EventType, action: str, detail: JsonObject) -> Entry:
         return Entry(

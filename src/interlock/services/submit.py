@@ -142,7 +142,7 @@ class Submission:
         redactor = Redactor.new()
         inspection = await inspect(value, Stage.INPUT, principal.org_id, redactor=redactor, block=self._block)
         labels = self._labels(principal, version, value, pii=bool(redactor.counts))
-        hidden = labels.join(Labels(sensitivity=Sensitivity.SECRET))
+        hidden = labels.secret()
         about = self._labels(principal, version, value, pii=False)
         raw_digest = await self._artifacts.digest(principal.org_id, value, about)
         stored = await self._artifacts.seal(principal.org_id, inspection.accepted, labels)

@@ -159,6 +159,7 @@ class RunUpdate:
         nano_usd: cost of the calls with a known price, in 1e-9 USD; `unpriced`: number of calls without one.
         steps: number of steps that are done.
         finished: no step is left.
+        flags: added to those that are there; None for none.
     """
 
     run_id: str
@@ -171,6 +172,7 @@ class RunUpdate:
     unpriced: int
     steps: int
     finished: bool
+    flags: list[str] | None
 
 
 @value(frozen=True, slots=True, kw_only=True)

@@ -177,7 +177,7 @@ def read_items(whole: SandboxResult, count: int) -> list[SandboxResult] | Sandbo
     Returns:
         One result for each call; if the answer has another shape, one failure for all calls.
     """
-    items, measured = whole.output, Measured(whole.stderr, whole.seconds, whole.start_seconds)
+    items, measured = whole.output, Measured(whole.printed, whole.seconds, whole.start_seconds)
     if not isinstance(items, list):
         return ended("garbage", measured, "run_batch must return a list, one item for each call")
     if len(items) != count:

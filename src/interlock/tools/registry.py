@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from interlock.base.error_detail import ErrorDetail
 from interlock.base.errors import Denied, FailureKind, NothingHappened, ToolError
 from interlock.base.json import JsonObject
 from interlock.sandbox.environment import Job, Sandbox, SandboxLimits, SandboxResult
 from interlock.tools.batches import ToolBatches
+from interlock.tools.output import OnOutput, ToolOutput
 from interlock.workflows.contracts import MIB, ToolContract
 
 Function = Literal["run", "commit", "compensate", "probe", "health"]
@@ -29,10 +31,15 @@ class Tool:
 
 
 class Tools:
-    """Calls tools in sandboxes and reports their results in one vocabulary."""
+    """Calls tools in sandboxes and reports their results in one vocabulary.
 
-    def __init__(self, sandbox: Sandbox, locate: Locate) -> None:
+    Args:
+        on_output: called after each call of a tool that printed something or raised, before its result is used.
+    """
+
+    def __init__(self, sandbox: Sandbox, locate: Locate, on_output: OnOutput | None = None) -> None:
         self._sandbox = sandbox
+        self._on_output = on_output
         self._batches = ToolBatches(sandbox)
         self._locate = locate
 
@@ -82,9 +89,11 @@ class Tools:
                 processes=contract.limits.processes,
             ),
         )
-        if function == "run" and contract.batch is not None:
-            return await self._batches.run(job, contract.batch)
-        return await self._sandbox.run(job)
+        batch = contract.batch if function == "run" else None
+        result = await (self._sandbox.run(job) if batch is None else self._batches.run(job, batch))
+        if self._on_output is not None and (result.printed or result.traceback):
+            await self._on_output(ToolOutput(contract.name, function, context, result.traceback, result.printed))
+        return result
 
 
 _CONNECTION_ERRORS = frozenset({
@@ -107,7 +116,7 @@ def error_of(contract: ToolContract, result: SandboxResult) -> ToolError:
     message = f'tool "{contract.name}" {sentences[result.ending]}'
     if not contract.egress and result.ending == "raised" and _class_name(result.error) in _CONNECTION_ERRORS:
         message += "; it may reach no address: add HOST:PORT to egress in tool.yaml"
-    error_detail = result.error
+    error_detail = ErrorDetail(result.error, result.traceback, result.printed)
     if result.nothing_happened:
         return NothingHappened(message, kind=FailureKind.PERMANENT, error_detail=error_detail)
     if result.ending == "raised" and not result.retryable:

@@ -13,6 +13,7 @@ from typing import Any
 from interlock.workflows.bindings import parse
 from interlock.workflows.check_approvals import ApprovalCheck, NeedsApproval
 from interlock.workflows.contracts import ToolContract
+from interlock.workflows.facts import call_counts
 from interlock.workflows.prompts import Prompt
 from interlock.workflows.schemas import validator_for
 from interlock.workflows.spec import (
@@ -186,6 +187,9 @@ class _Checker:
             yield Problem((*path, "batch"), message)
         yield from self._slots(step, path)
         if isinstance(step, AgentStep):
+            for name in sorted(properties_of(step.output).keys() & call_counts(step.tools).keys()):
+                message = f'step "{step.id}": {name} counts the agent\'s tool calls; give that field of the output another name'
+                yield Problem((*path, "output"), message)
             for index, tool in enumerate(step.tools):
                 yield from self._may_call(step.id, tool, (*path, "tools", index))
         yield from self._fallbacks(step, path)

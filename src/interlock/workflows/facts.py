@@ -52,6 +52,15 @@ def facts_of(schema: Mapping[str, object], value: object) -> Facts:
     return {name: value[name] for name in fact_fields(schema) if value.get(name) is not None}
 
 
+def call_counts(tools: Iterable[str]) -> dict[str, int]:
+    """Facts of an agent step about its tool calls, all zero: of all calls, and of each of its tools by outcome.
+
+    A denied call was refused by a policy, by the allow list or by a person; it does not count as failed.
+    """
+    each = (f"{outcome}_{tool}" for tool in tools for outcome in ("succeeded", "failed", "denied"))
+    return dict.fromkeys(("calls", "failed_calls", "denied_calls", *each), 0)
+
+
 _NULL = "null"
 _SCHEMAS = 200  # subschemas looked at for a field: alternatives of alternatives multiply
 _ESCAPED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")  # of a fragment, RFC 3986

@@ -12,7 +12,7 @@ from interlock.base.errors import InvalidSpec
 from interlock.workflows.bindings import Reference, references
 from interlock.workflows.check_values import binding_faults, comparison_faults
 from interlock.workflows.contracts import ToolContract
-from interlock.workflows.facts import compile_condition, fact_fields
+from interlock.workflows.facts import call_counts, compile_condition, fact_fields
 from interlock.workflows.schemas import validator_for
 from interlock.workflows.spec import (
     AgentStep,
@@ -213,8 +213,11 @@ def _unknown(reference: Reference, properties: Iterable[str], owner: str) -> str
 def seen_of(step: Step, tools: Mapping[str, ToolContract], workflows: Mapping[str, Workflow]) -> Seen:
     """Schemas of what later steps see of this one."""
     match step:
-        case ModelStep() | AgentStep():
-            return Seen.of({} if any(schema_problems(step.output, ())) else step.output)
+        case ModelStep():
+            return Seen.of(_sound(step.output))
+        case AgentStep():
+            output, counts = _sound(step.output), dict.fromkeys(call_counts(step.tools), _NUMBER)
+            return Seen(output, {**output, "properties": {**properties_of(output), **counts}})
         case ToolStep():
             return Seen.of(tools[step.tool].output if step.tool in tools else {})
         case ReviewStep():
@@ -232,6 +235,11 @@ def seen_of(step: Step, tools: Mapping[str, ToolContract], workflows: Mapping[st
             return Seen.of(_object(**{name: {} for name in child.output}) if child is not None else {})
         case _:
             return Seen.of(_object())
+
+
+def _sound(schema: JsonSchema) -> JsonSchema:
+    """The schema; that of every value if it is faulty."""
+    return {} if any(schema_problems(schema, ())) else schema
 
 
 def properties_of(schema: JsonSchema) -> dict[str, JsonSchema]:

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from interlock.app import App
 from interlock.app.worker import make_engine
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.base.settings import Settings
 from interlock.execution.engine import EngineServices
@@ -192,7 +192,7 @@ class Run:
             journal = self._seen.journals[self.run_id]
             await self._submit(next(event for event in reversed(journal) if event["type"] in TOLD_TYPES), [])
             return
-        sealed = await self._app.artifacts.seal(self._admin.org_id, composed(entry.options), Labels())
+        sealed = await self._app.artifacts.seal(self._admin.org_id, composed(entry.options), DEFINED)
         event = event_to_json(told_event(entry, self._app.clock.now(), lambda _: sealed.ref))
         await self._submit(event, [sealed.row])
 

@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 from interlock.base.errors import LeaseLost
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.execution.approvals import Act, Approvals, act_of, consumed_rows
 from interlock.execution.effects import Effect, EffectLedger, EffectSite
@@ -61,7 +61,7 @@ class ScriptedSteps:
         entry, now = await self._asked("perform", execution)
         if entry.verb == "lacks":
             return await self._lacking(execution, entry, now)
-        sealed = await execution.run.artifacts.seal(execution.run.org_id, composed(_value(execution, entry)), Labels())
+        sealed = await execution.run.artifacts.seal(execution.run.org_id, composed(_value(execution, entry)), DEFINED)
         event = outcome_event(entry, execution.attempt, now, now, sealed.ref)
         outcome = StepOutcome(event, artifacts=[sealed.row])
         execution.run.remember(sealed.ref, _value(execution, entry))  # it may be read before it is durable
@@ -114,7 +114,7 @@ class ScriptedSteps:
         return effect
 
     async def _arguments(self, execution: StepExecution) -> Sealed:
-        return await execution.run.artifacts.seal(execution.run.org_id, composed({"step": execution.name}), Labels())
+        return await execution.run.artifacts.seal(execution.run.org_id, composed({"step": execution.name}), DEFINED)
 
 
 def _site(execution: StepExecution) -> EffectSite:
@@ -152,4 +152,4 @@ def _value(execution: StepExecution, entry: Entry) -> Any:
 
 
 def _none() -> Ref:
-    return Ref("0" * 64, 0, Labels())
+    return Ref("0" * 64, 0, DEFINED)

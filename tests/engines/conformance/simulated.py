@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.engines.simulator.driver import SimulatedRun
 from interlock.machine import events as ev
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
+from interlock.machine.version import MACHINE_VERSION
 from interlock.workflows.facts import facts_of
 
 from .scenario import OUTCOMES, TOLD_TYPES, Entry, Record, Scenario, normalised, outcome_event, told_event
@@ -44,7 +45,7 @@ class Simulated:
         for entry in self.scenario.before:
             self._enter(entry)
         facts = facts_of(self.trail.program.workflow.input, self.scenario.given)
-        self._apply(ev.RunStarted(self.now, _SEED, facts))
+        self._apply(ev.RunStarted(self.now, _SEED, facts, MACHINE_VERSION))
         for entry in self.scenario.script:
             self._enter(entry)
         assert self.state.over, f"the script ends and the run does not: {self._where()}"
@@ -147,4 +148,4 @@ class Simulated:
 
 
 def _ref() -> Ref:
-    return Ref("0" * 64, 0, Labels())
+    return Ref("0" * 64, 0, DEFINED)

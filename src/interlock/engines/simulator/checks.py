@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from interlock.base.errors import FailureKind
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.engines.simulator.programs import Dice
 from interlock.machine import events as ev
@@ -15,10 +15,11 @@ from interlock.machine.machine import advance, fold
 from interlock.machine.names import DEADLINE, TimerKey, is_numbered
 from interlock.machine.program import Program
 from interlock.machine.state import RunState, StepStatus, state_from_json, state_to_json
+from interlock.machine.version import MACHINE_VERSION
 from interlock.workflows.facts import Facts
 from interlock.workflows.spec import CONTAINERS, MapStep, ToolStep, WaitStep
 
-_VALUE = Ref("1" * 64, 1, Labels())
+_VALUE = Ref("1" * 64, 1, DEFINED)
 _UNDOING = frozenset(
     {
         StepStatus.COMPENSATING,
@@ -259,7 +260,7 @@ def check_totality(program: Program, state: RunState, dice: Dice) -> None:
         dice.pick(tuple(FailureKind)), "code", "it failed", dice.pick((None, -1.0)), dice.below(2) == 0
     )
     events: tuple[ev.Event, ...] = (
-        ev.RunStarted(at, 1, facts),
+        ev.RunStarted(at, 1, facts, MACHINE_VERSION),
         ev.StepSucceeded(name, attempt, at, at, _VALUE, facts, calls=dice.pick(((), ("book",), ("unheard_of",)))),
         ev.StepFailed(name, attempt, at, at, failure),
         ev.StepDeferred(name, attempt, at, at, -1.0),

@@ -10,6 +10,7 @@ from interlock.machine import events as ev
 from interlock.machine.machine import advance
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
+from interlock.machine.version import MACHINE_VERSION
 from interlock.workflows.facts import Facts
 
 Responder = Callable[[ev.Command, float], ev.Event | None]
@@ -46,7 +47,7 @@ def simulate(program: Program, answer: Responder, *, seed: int = 0, facts: Facts
     now = 0.0
     run_ = SimulatedRun(program)
     timers: list[tuple[float, int, str]] = []
-    todo = run_.tell(ev.RunStarted(now, seed, facts or {})) or []
+    todo = run_.tell(ev.RunStarted(now, seed, facts or {}, MACHINE_VERSION)) or []
     while len(run_.events) < _MAX_EVENTS and not run_.state.over:
         if todo:
             command = todo.pop(0)

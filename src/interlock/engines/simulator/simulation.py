@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from interlock.base.errors import FailureKind
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED
 from interlock.base.refs import Ref
 from interlock.engines.simulator.checks import (
     Broken,
@@ -28,11 +28,12 @@ from interlock.machine.machine import pending
 from interlock.machine.names import TURN, TimerKey, TimerKind, id_of
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
+from interlock.machine.version import MACHINE_VERSION
 from interlock.workflows.facts import Facts
 from interlock.workflows.spec import AgentStep, MapStep
 
 _MOST_EVENTS = 2000  # no program here needs a tenth of it
-_VALUE = Ref("0" * 64, 0, Labels())
+_VALUE = Ref("0" * 64, 0, DEFINED)
 _FACTS: tuple[Facts, ...] = ({}, {"n": 1, "flag": False}, {"n": 3, "flag": True})
 _FAILURES = (
     FailureKind.TRANSIENT,
@@ -99,7 +100,7 @@ class _World:
         facts = dice.pick(_FACTS)
         cancel_at = dice.below(12) if dice.below(5) == 0 else -1
         meddling = 0.15 if dice.below(3) == 0 else 0.0
-        self.apply(ev.RunStarted(0.0, 7, facts))
+        self.apply(ev.RunStarted(0.0, 7, facts, MACHINE_VERSION))
         while not self.state.over or self._second_chance():
             if len(self.journal) > _MOST_EVENTS:
                 raise Broken(f"the run has not ended after {_MOST_EVENTS} events")

@@ -8,7 +8,7 @@ from typing import Any
 
 from interlock.base.errors import Erased, FailureKind, PayloadTooLarge, ProviderError
 from interlock.base.json import Json
-from interlock.base.labels import Labels
+from interlock.base.labels import Labels, Trust
 from interlock.base.usage import Usage
 from interlock.budget.prices import priced
 from interlock.gateway.batches import BatchAnswer
@@ -50,7 +50,7 @@ def request_of(plain: Json) -> ModelRequest:
 
 async def seal_answer(artifacts: Artifacts, org: str, call: BatchCall, answer: BatchAnswer) -> Sealed | None:
     """A call's answer as a value about the same people as the call; None if one of them was erased."""
-    labels = call.labels.join(Labels(origins=frozenset({f"model:{call.request.model}"})))
+    labels = call.labels.passed(f"model:{call.request.model}", Trust.DEVELOPER)
     try:
         try:
             # The answer passes the gate again as the output of its step, once it is parsed.

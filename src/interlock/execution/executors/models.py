@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from interlock.base.errors import ProviderError
-from interlock.base.labels import Labels
+from interlock.base.labels import Trust
 from interlock.base.money import NANO_PER_USD
 from interlock.base.usage import Usage
 from interlock.execution.call import Attributes, CallResult, ModelCall
@@ -55,8 +55,8 @@ class ModelExecutor:
         answer = await complete_structured(
             call.provider, call.request, validator=call.validator, max_corrections=CORRECTIONS, answered=first
         )
-        # What a model says is as trustworthy as the least trusted thing it read.
-        labels = call.labels.join(Labels(origins=frozenset({f"model:{call.request.model}"})))
+        # Output of a model is as trusted as the least trusted value that it read, and at most as its prompt.
+        labels = call.labels.passed(call.source, Trust.DEVELOPER)
         attributes = _attributes(call, answer.response.model, answer.usage)
         if not call.agent:
             return CallResult(answer.value, call.schema, labels, answer.usage, attributes)

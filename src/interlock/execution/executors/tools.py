@@ -9,7 +9,7 @@ from datetime import datetime
 from interlock.base.clock import Clock
 from interlock.base.errors import ContractViolation, FailureKind, ToolError
 from interlock.base.json import InvalidJson, Json, accept_json
-from interlock.base.labels import Labels, Trust
+from interlock.base.labels import Trust
 from interlock.execution.call import CallResult, ToolCall
 from interlock.sandbox.environment import SandboxResult
 from interlock.telemetry import names
@@ -97,7 +97,7 @@ class ToolExecutor:
         check_value(call.checks, output, what=f'tool "{contract.name}": its answer')
         now = self._clock.now()
         as_of = _as_of(contract, output, now)
-        labels = call.labels.join(Labels(trust=Trust.TOOL, origins=frozenset({f"tool:{contract.name}"})))
+        labels = call.labels.passed(call.source, Trust.TOOL)
         # As old as the tool says, else as the call: how old its arguments were was looked at when it was made.
         labels = replace(labels, as_of=as_of)
         if call.max_age is not None and now - as_of > call.max_age:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interlock.base.errors import ContractViolation, Erased
-from interlock.base.labels import Labels
+from interlock.base.labels import DEFINED, UNTRUSTED, Labels
 from interlock.base.refs import Ref
 from interlock.execution.run import Run
 from interlock.machine.names import InstanceName, enclosing, frame_of, id_of, path_of, unnumbered, within
@@ -60,7 +60,7 @@ async def bind_what_is_left(run: Run, tree: Any, state: RunState, near: str | No
     try:
         bound = await bind(run, tree, state, near, lenient=True)
     except Erased:
-        return {}, Labels()
+        return {}, UNTRUSTED
     return bound.value, bound.labels
 
 
@@ -71,7 +71,7 @@ class _Reader:
         self._state = state
         self._lenient = lenient
         self._now = now
-        self.labels = Labels()
+        self.labels = DEFINED  # of the tree itself; every value that it refers to is joined
         self.stale: list[str] = []
 
     async def tree(self, tree: Any, near: str | None) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from interlock.base.error_detail import ErrorDetail
 from interlock.base.errors import IntegrityError
-from interlock.base.labels import Labels
+from interlock.base.labels import NEUTRAL, Labels
 from interlock.definitions.agent_schemas import instructions, results_message, said
 from interlock.execution.run import StepExecution
 from interlock.machine.names import InstanceName, call_of, enclosing, turn_of
@@ -17,7 +18,7 @@ async def conversation(execution: StepExecution, agent: AgentStep) -> tuple[list
     """Messages after the prompt's own: (role, content) in order, and the labels of all of them."""
     program, state = execution.run.version.program, execution.state
     messages = [("system", instructions(program, agent))]
-    labels = Labels()
+    labels = NEUTRAL
     turn = InstanceName.parse(enclosing(execution.name))
     for earlier in range(1, turn.number or 1):
         frame = str(turn.numbered(earlier))
@@ -30,7 +31,7 @@ async def conversation(execution: StepExecution, agent: AgentStep) -> tuple[list
 
 
 async def _results(execution: StepExecution, frame: str, calls: tuple[str, ...]) -> tuple[list[dict[str, Any]], Labels]:
-    results, labels = [], Labels()
+    results, labels = [], NEUTRAL
     for number, tool in enumerate(calls, start=1):
         call = execution.state.steps[call_of(frame, number)]
         if call.status is StepStatus.SUCCEEDED and call.output is not None:
@@ -39,8 +40,10 @@ async def _results(execution: StepExecution, frame: str, calls: tuple[str, ...])
             continue
         result = {"tool": tool, "error": call.failure.message if call.failure is not None else "it did not work"}
         if call.failure is not None and call.failure.error_detail is not None:
-            labels = labels.join(call.failure.error_detail.labels)
-            result["detail"] = await execution.run.value(call.failure.error_detail)
+            detail = ErrorDetail.from_json(await execution.run.value(call.failure.error_detail))
+            if detail.message is not None:
+                labels = labels.join(call.failure.error_detail.labels)
+                result["detail"] = detail.message
         results.append(result)
     return results, labels
 

@@ -36,11 +36,14 @@ class DeadLetterDetail(DeadLetterView):
 
     Attributes:
         input: what a requeue would try again with; `editable` says whether a requeue may replace it.
-        error_detail: what the tool said about its failure.
+        error_detail: the tool's own message about its failure.
+        traceback, printed: as of the run's failures.
     """
 
     input: JsonField
-    error_detail: JsonField
+    error_detail: str | None
+    traceback: str | None
+    printed: str | None
     editable: bool
 
 

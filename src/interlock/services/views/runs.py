@@ -74,6 +74,31 @@ class StepView(View):
     usage: UsageView | None = None
 
 
+class FailureView(View):
+    """A failed attempt of a step, for the author of its tool. Texts of the tool are redacted.
+
+    Attributes:
+        error_detail: the tool's own message; null if it gave none, or if a person in it was erased.
+        traceback: calls within the tool's own code, outermost first.
+        printed: the last 4 KiB of the tool's stdout and stderr.
+    """
+
+    step: str
+    attempt: int
+    at: datetime
+    code: str
+    error: str
+    error_detail: str | None
+    traceback: str | None
+    printed: str | None
+
+
+class Failures(View):
+    """The last failure of each step that failed, latest first."""
+
+    failures: list[FailureView]
+
+
 class WaitReason(View):
     """Base of what a run waits for; `for_` is called `for` in JSON, which is no name in Python."""
 

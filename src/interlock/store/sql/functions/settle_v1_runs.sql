@@ -109,9 +109,11 @@ begin
     update runs set status = r.status, reason = coalesce(r.reason, runs.reason), output = coalesce(r.output, runs.output),
             input_tokens = r.input_tokens, output_tokens = r.output_tokens, nano_usd = r.nano_usd, unpriced = r.unpriced, steps = r.steps,
             started_at = coalesce(runs.started_at, now()),
-            finished_at = case when r.finished then now() end
+            finished_at = case when r.finished then now() end,
+            flags = case when r.flags is null then runs.flags
+                else array(select distinct flag from unnest(runs.flags || r.flags) as f(flag) order by flag) end
         from jsonb_to_recordset(moved) as r(run_id text, status text, reason text, output jsonb,
-            input_tokens bigint, output_tokens bigint, nano_usd bigint, unpriced integer, steps integer, finished boolean)
+            input_tokens bigint, output_tokens bigint, nano_usd bigint, unpriced integer, steps integer, finished boolean, flags text[])
         where runs.run_id = r.run_id;
     get diagnostics touched = row_count;
     return touched;
