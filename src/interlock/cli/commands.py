@@ -48,7 +48,9 @@ COMMANDS = {
     "demo": CommandEntry("demo", "Run the support-triage example end to end; all processes end afterwards."),
     "run": CommandEntry("runs", "Start a run and follow it until it ends or waits for a person."),
     "runs": CommandEntry("runs", "List runs, newest first."),
-    "show": CommandEntry("runs", "Show a run: its steps, values, effects and result."),
+    "show": CommandEntry(
+        "runs", "Show a run: its steps, values, effects, result, and of failed tools the traceback and the last output."
+    ),
     "trace": CommandEntry("runs", "Show a run's trace as a waterfall."),
     "cancel": CommandEntry("runs", "Cancel a run; its effects are compensated if their tools can."),
     "signal": CommandEntry("runs", "Send a signal to a run, whose workflow waits for it now or later."),
