@@ -24,6 +24,7 @@ import pytest
 import uvloop
 
 from interlock.app import App
+from interlock.base.holds import Hold, HoldWatch
 from interlock.base.settings import Settings
 from interlock.identity.principal import Principal
 from interlock.store.database import Database
@@ -59,7 +60,42 @@ AppFactory = Callable[..., Awaitable[App]]
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Tests run on the event loop that workers and servers run on."""
-    return {"uvloop": uvloop.new_event_loop}
+    return {"uvloop": _watched_loop}
+
+
+_holds: dict[str, float] = {}
+"""Longest time in seconds for which each place of the code held a test's loop; reported and never asserted."""
+_SHOWN_HOLDS = 10
+
+
+def _watched_loop() -> asyncio.AbstractEventLoop:
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    HoldWatch(loop, _note_hold).start()
+    return loop
+
+
+def _note_hold(hold: Hold) -> None:
+    if "/src/interlock/" in hold.place:  # a test may hold its own loop
+        place = hold.place.partition("/src/")[2]
+        _holds[place] = max(_holds.get(place, 0.0), hold.seconds)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # a process of xdist
+        session.config.workeroutput["holds"] = dict(_holds)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for place, seconds in getattr(node, "workeroutput", {}).get("holds", {}).items():
+        _holds[place] = max(_holds.get(place, 0.0), seconds)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _holds:
+        terminalreporter.section("places that held an event loop the longest")
+    for place, seconds in sorted(_holds.items(), key=lambda one: -one[1])[:_SHOWN_HOLDS]:
+        terminalreporter.write_line(f"{seconds * 1000:6.0f} ms  {place}")
 
 
 class Server:

@@ -106,12 +106,8 @@ def kill_postgres(home: Path) -> int | None:
 
 
 def processes_of(home: Path) -> list[str]:
-    """Command lines that name the demo's directory, of processes that live.
-
-    One kind is left out: a bubblewrap that lost its parent while it was being started waits for that one for ever
-    (its child waits on an eventfd, which tells nobody that the other end is gone).
-    """
-    return [line for line in _named(home).values() if "/bwrap " not in line]
+    """Command lines that name the demo's directory, of processes that live."""
+    return list(_named(home).values())
 
 
 def _named(home: Path) -> dict[int, str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import secrets
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ def make_job(tmp_path: Path) -> MakeJob:
         made += 1
         bundle = tmp_path / f"bundle{made}"
         bundle.mkdir()
+        limits.setdefault("cpu_seconds", 10**6 + secrets.randbelow(10**8))  # by which `bubblewraps` finds it
         (bundle / "main.py").write_text(textwrap.dedent(source))
         return Job(
             bundle=bundle,
@@ -84,3 +86,9 @@ def processes_with(marker: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def bubblewraps(job: Job) -> list[int]:
+    """The bubblewraps of a job's sandboxes: the one that this process started and process 1 inside."""
+    started = processes_with("bwrap\0--args\0")
+    return [pid for pid in processes_with(f'"cpu_seconds": {job.limits.cpu_seconds},') if pid in started]

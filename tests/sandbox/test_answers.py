@@ -11,8 +11,6 @@ import pytest
 from interlock.base.errors import Denied, FailureKind, SandboxError
 from interlock.sandbox.answer import Measured, read_answer
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
-from interlock.sandbox.instance import Instance
-from interlock.sandbox.layout import find_bwrap
 
 from .conftest import MakeJob, Run
 
@@ -295,7 +293,7 @@ async def test_a_tool_that_was_not_granted_is_denied(run: Run) -> None:
 async def test_the_sandbox_itself_denies_too(make_job: MakeJob, sandbox: BubblewrapSandbox) -> None:
     """With the orchestrator's check out of the way: the job goes straight to a started sandbox."""
     job = make_job("open('/tmp/ran', 'w')\ndef run(): return 1")
-    instance = await Instance.start(find_bwrap(), sandbox.plan(job), None)
+    instance = await sandbox._start(sandbox.plan(job))
     with pytest.raises(Denied, match="the sandbox refused it"):
         await instance.perform(dataclasses.replace(job, allowed_tools=frozenset()), 0.0)
     await instance.close()

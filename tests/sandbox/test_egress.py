@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,9 +22,12 @@ import pytest
 
 from interlock.base.clock import since_boot
 from interlock.sandbox import egress as egress_module
+from interlock.sandbox import listener as listener_module
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.sandbox.destinations import Allowlist, Destination, DestinationRefused
 from interlock.sandbox.egress import EgressProxy
+from interlock.sandbox.listener import SharedBound
+from interlock.sandbox.pipes import readable
 
 from .conftest import MakeJob
 
@@ -357,14 +366,152 @@ async def test_idle_and_trickling_connections_are_ended(
     assert await ask(proxy, f"CONNECT 127.0.0.1:{far.port} HTTP/1.1\r\n\r\n".encode()) == established
 
 
-async def test_connections_are_bounded(proxy: Path, far: _Far, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(egress_module, "_CONNECTIONS", 2)
+async def test_connections_beyond_the_bound_wait_outside_this_process(
+    proxy: Path, far: _Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "CONNECTIONS", 2)
+    request = f"GET http://127.0.0.1:{far.port}/ HTTP/1.1\r\n\r\n".encode()
+    accepted = _count_accepted(monkeypatch)
     held = [await asyncio.open_unix_connection(proxy) for _ in range(2)]
-    await asyncio.sleep(0.05)
-    answer = await ask(proxy, f"GET http://127.0.0.1:{far.port}/ HTTP/1.1\r\n\r\n".encode())
-    assert answer.startswith(b"HTTP/1.1 503 ")
+    waiting = [asyncio.create_task(ask(proxy, request)) for _ in range(3)]
+    await _until(lambda: len(accepted) == 2)
+    for _ in range(20):  # turns of the loop in which a listener that still listens would accept
+        await asyncio.sleep(0.002)
+    assert len(accepted) == 2
+    assert not any(task.done() for task in waiting)
     for _, writer in held:
         writer.close()
+    answers = await asyncio.gather(*waiting)
+    assert [answer[:15] for answer in answers] == [b"HTTP/1.0 200 OK"] * 3
+
+
+async def test_one_bound_for_all_sandboxes_in_which_each_has_one_connection(
+    tmp_path: Path, far: _Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted = _count_accepted(monkeypatch)
+    shared = SharedBound(3)
+    proxies = [EgressProxy(name, (f"127.0.0.1:{far.port}",), None, shared) for name in ("hog", "second", "third")]
+    for number, server in enumerate(proxies):
+        await server.start(tmp_path / str(number))
+    held = [await asyncio.open_unix_connection(tmp_path / "0") for _ in range(20)]
+    await _until(lambda: len(accepted) >= 4)
+    assert len(accepted) == 4  # its own and three of all
+    request = f"GET http://127.0.0.1:{far.port}/ HTTP/1.1\r\n\r\n".encode()
+    for path in ("1", "2"):
+        for _ in range(3):  # one after the other
+            assert (await ask(tmp_path / path, request)).startswith(b"HTTP/1.0 200 OK")
+    # Two at once: the second waits for room, in turn with the hog, whose next connection waits for longer.
+    kept_reader, kept = await asyncio.open_unix_connection(tmp_path / "1")
+    second = asyncio.create_task(ask(tmp_path / "1", request))
+    await _until(lambda: len(accepted) == 4 + 6 + 1)
+    await asyncio.sleep(0.05)
+    assert not second.done()
+    held[0][1].close()
+    await _until(lambda: len(accepted) == 4 + 6 + 2)
+    assert not second.done()
+    held[1][1].close()
+    assert (await second).startswith(b"HTTP/1.0 200 OK")
+    for _, writer in [*held, (kept_reader, kept)]:
+        writer.close()
+    for server in proxies:
+        await server.close()
+
+
+HOLDER = """
+import os, socket, sys, time
+path, children, each, ready = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+for _ in range(children):
+    if os.fork() == 0:
+        sockets = []
+        for _ in range(each):
+            one = socket.socket(socket.AF_UNIX)
+            one.setblocking(False)
+            try:
+                one.connect(path)
+            except OSError:
+                pass
+            sockets.append(one)
+        os.write(ready, b"x")
+        time.sleep(600)
+time.sleep(600)
+"""
+
+
+async def test_children_that_connect_without_end_take_no_descriptors(
+    tmp_path: Path, far: _Far, sandbox: BubblewrapSandbox, make_job: MakeJob
+) -> None:
+    """Twenty processes with a hundred connections each, and another tool that needs one."""
+    proxy = EgressProxy("hog", ("127.0.0.1:9",))
+    await proxy.start(tmp_path / "s")
+    before = _descriptors()
+    ready, write = os.pipe()
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "s"), "20", "100", str(write)]
+    hog = subprocess.Popen(command, pass_fds=[write], start_new_session=True)
+    os.close(write)
+    try:
+        os.set_blocking(ready, False)
+        signs = 0
+        async with asyncio.timeout(120):
+            while signs < 20:
+                await readable(asyncio.get_running_loop(), ready)
+                signs += len(os.read(ready, 100))
+        granted = f"127.0.0.1:{far.port}"
+        job = make_job(FETCH, {"url": f"http://{granted}/"}, egress=(granted,))
+        assert (await sandbox.run(job)).output == [200, "hello / "]
+        opened = _descriptors() - before
+        assert listener_module.CONNECTIONS // 2 < opened < listener_module.CONNECTIONS + 40
+    finally:
+        os.killpg(hog.pid, signal.SIGKILL)
+        hog.wait()
+        os.close(ready)
+        await proxy.close()
+
+
+async def test_a_connection_that_cannot_be_accepted_waits(
+    proxy: Path, far: _Far, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with too many open files: it is tried again, not at every turn of the loop, and served in the end."""
+    tries: list[None] = []
+    accept = socket.socket.accept
+
+    def failing(one: socket.socket) -> Any:
+        if one.family == socket.AF_UNIX:
+            tries.append(None)
+        if one.family == socket.AF_UNIX and len(tries) <= 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(one)
+
+    monkeypatch.setattr(listener_module.socket.socket, "accept", failing)
+    answer = await ask(proxy, f"GET http://127.0.0.1:{far.port}/ HTTP/1.1\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.0 200 OK")
+    assert [record.message for record in caplog.records].count(
+        "a connection of a tool waits, because it cannot be accepted: [Errno 24] Too many open files"
+    ) == 2
+
+
+def _count_accepted(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows with every connection that a proxy accepts."""
+    accepted: list[None] = []
+    accept = socket.socket.accept
+
+    def counting(one: socket.socket) -> Any:
+        pair = accept(one)
+        if one.family == socket.AF_UNIX:
+            accepted.append(None)
+        return pair
+
+    monkeypatch.setattr(listener_module.socket.socket, "accept", counting)
+    return accepted
+
+
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(120):
+        while not condition():
+            await asyncio.sleep(0.002)
 
 
 async def test_a_closed_port_is_a_bad_gateway(tmp_path: Path) -> None:

@@ -99,12 +99,29 @@ async def test_the_environment_is_empty_of_the_host(run: Run, monkeypatch: pytes
     assert init == ""
 
 
+async def test_command_lines_name_no_path_of_the_host(make_job: MakeJob, sandbox: BubblewrapSandbox) -> None:
+    source = """
+    import os
+    def run():
+        return {name: open(f"/proc/{name}/cmdline").read().split("\\0") for name in os.listdir("/proc") if name.isdigit()}
+    """
+    job = make_job(source, egress=("127.0.0.1:9",))
+    lines = (await sandbox.run(job)).output
+    assert lines["1"][0] == "bwrap"
+    assert len(lines) == 3
+    words = [word for line in lines.values() for word in line]
+    python = os.path.realpath(sys.executable)  # mounted under the same path inside
+    assert {word for word in words if word.startswith("/")} == {python, "/interlock/runner.py"}
+    for path in (job.bundle, Path(__file__).parents[2], *site.getsitepackages()):
+        assert not any(str(path) in word for word in words)
+
+
 async def test_the_tool_owns_nothing_and_can_do_nothing(run: Run) -> None:
     source = """
     import os
     def run():
         status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
-        names = ("Uid", "Gid", "Groups", "CapEff", "CapPrm", "NoNewPrivs", "Seccomp")
+        names = ("Uid", "Gid", "Groups", "CapEff", "CapPrm", "CapInh", "CapAmb", "NoNewPrivs", "Seccomp")
         return {name: status[name].split() for name in names}
     """
     result = await run(source)
@@ -112,7 +129,7 @@ async def test_the_tool_owns_nothing_and_can_do_nothing(run: Run) -> None:
     assert status["Uid"] == ["65534"] * 4
     assert status["Gid"] == ["65534"] * 4
     assert status["Groups"] in ([], ["65534"])
-    assert int(status["CapEff"][0], 16) == int(status["CapPrm"][0], 16) == 0
+    assert {int(status[name][0], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {0}
     assert status["NoNewPrivs"] == ["1"]
     assert status["Seccomp"] == ["2"]
 

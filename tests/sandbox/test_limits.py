@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 
 import pytest
 
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 
-from .conftest import MakeJob, Run, processes_with
+from .conftest import MakeJob, Run, bubblewraps, processes_with
 
 MIB = 1024 * 1024
 # Detaches grandchildren in every way that outlives a plain kill of the parent.
@@ -53,6 +54,74 @@ async def test_memory_behind_the_limits_back(run: Run) -> None:
         return answers
     """
     assert (await run(source)).output == ["refused", "refused"]
+
+
+HOGS = """
+import os, time
+def run(children, mib):
+    for _ in range(children):
+        if os.fork() == 0:
+            held = bytearray(os.urandom(1) * (mib * 2**20))
+            time.sleep(600)
+    time.sleep(600)
+"""
+
+
+async def test_memory_of_all_processes_together(run: Run) -> None:
+    """Each far below the limit of one process."""
+    result = await run(HOGS, {"children": 6, "mib": 60}, memory_bytes=192 * MIB, timeout=300.0)
+    assert result.ending == "out_of_memory"
+    assert result.error is not None
+    said = re.fullmatch(
+        r"the tool's (\d) processes used (\d+) MiB of memory together and were killed; "
+        r"limits.memory_mib of 192 is for all of them",
+        result.error,
+    )
+    assert said is not None, result.error
+    assert int(said[1]) in range(5, 9)  # the children, the tool, process 1
+    assert int(said[2]) > 192
+
+
+async def test_shared_memory_of_many_processes_counts_once(run: Run) -> None:
+    source = """
+    import os, time
+    def run():
+        held = bytearray(b"x" * (60 * 2**20))
+        for _ in range(8):
+            if os.fork() == 0:
+                sum(held[::4096])
+                time.sleep(600)
+        time.sleep(1.5)
+        return "done"
+    """
+    assert (await run(source, memory_bytes=192 * MIB)).output == "done"
+
+
+async def test_files_without_content_are_bounded(run: Run) -> None:
+    source = """
+    import os, time
+    def run(files, seconds):
+        for number in range(files):
+            os.close(os.open(f"/tmp/{number}", os.O_CREAT))
+        time.sleep(seconds)
+        return "made"
+    """
+    assert (await run(source, {"files": 1200, "seconds": 1}, disk_bytes=MIB)).output == "made"
+    result = await run(source, {"files": 1400, "seconds": 600}, disk_bytes=MIB, timeout=300.0)
+    assert result.ending == "too_many_files"
+    assert result.error is not None
+    assert re.fullmatch(
+        r"the tool had 14\d\d files in /tmp and was killed; limits.disk_mib of 1 allows 1256 files", result.error
+    ), result.error
+
+
+async def test_a_tool_that_ends_the_relay_stays_watched(run: Run) -> None:
+    """The watchdog reads the list of processes itself; no process of the sandbox reports to it."""
+    source = HOGS.replace("def run(children, mib):", "def run(children, mib):\n    os.system('kill -9 3')")
+    result = await run(
+        source, {"children": 6, "mib": 60}, memory_bytes=192 * MIB, timeout=300.0, egress=("127.0.0.1:9",)
+    )
+    assert result.ending == "out_of_memory"
 
 
 async def test_disk(run: Run) -> None:
@@ -189,7 +258,7 @@ async def test_cancelling_during_the_start_leaves_nothing(sandbox: BubblewrapSan
         except asyncio.CancelledError:
             continue
     assert finished < 24
-    assert processes_with(str(job.bundle)) == []
+    assert bubblewraps(job) == []
 
 
 async def test_close_kills_what_runs(make_job: MakeJob) -> None:

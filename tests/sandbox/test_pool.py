@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import gc
 import os
+import resource
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ import pytest
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.sandbox.environment import Job
 
-from .conftest import MakeJob, processes_with
+from .conftest import MakeJob, bubblewraps, processes_with
 
 STATEFUL = """
 import os
@@ -38,13 +39,9 @@ async def warm() -> AsyncIterator[BubblewrapSandbox]:
     await sandbox.close()
 
 
-def bwraps(job: Job) -> list[int]:
-    return processes_with(f"--ro-bind\0{job.bundle}\0")
-
-
 def runners(job: Job) -> list[int]:
     """The interpreters inside: grandchildren of bubblewrap, which has its process 1 in between."""
-    starters = bwraps(job)
+    starters = bubblewraps(job)
     return [
         pid
         for pid in processes_with("-u\0/interlock/runner.py")
@@ -143,7 +140,7 @@ async def test_idle_ones_expire(make_job: MakeJob) -> None:
     await sandbox.run(job)
     await sandbox.pool.settled()
     async with asyncio.timeout(120):
-        while sandbox.pool.waiting or bwraps(job):
+        while sandbox.pool.waiting or bubblewraps(job):
             await asyncio.sleep(0.02)
     await sandbox.close()
 
@@ -153,10 +150,10 @@ async def test_close_kills_all(make_job: MakeJob) -> None:
     job = make_job("def run(): return 1")
     await sandbox.run(job)
     await sandbox.pool.settled()
-    assert len(bwraps(job)) >= 2
+    assert len(bubblewraps(job)) >= 2
     await sandbox.run(job)  # leaves a refill under way
     await sandbox.close()
-    assert bwraps(job) == []
+    assert bubblewraps(job) == []
     assert sandbox.pool.waiting == 0
 
 
@@ -167,7 +164,7 @@ async def test_many_at_once(make_job: MakeJob) -> None:
     results = await asyncio.gather(*(sandbox.run(each) for each in jobs))
     assert [result.output for result in results] == list(range(16))
     await sandbox.close()
-    assert bwraps(job) == []
+    assert bubblewraps(job) == []
 
 
 async def test_no_zombie_is_left(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +202,27 @@ async def test_no_descriptor_is_left(make_job: MakeJob) -> None:
         await sandbox.close()
         await asyncio.sleep(0)
     assert not _descriptors() - before
+
+
+async def test_thousands_of_open_descriptors(make_job: MakeJob) -> None:
+    """select() takes no descriptor above 1023, and the channel's number is then above it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4096:
+        pytest.skip("this process may not open so many")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        sandbox = BubblewrapSandbox(warm=1)
+        job = make_job("def run(): return 'ran'", egress=("127.0.0.1:9",))
+        for _ in range(2):
+            assert (await sandbox.run(job)).output == "ran"
+            await sandbox.pool.settled()
+        await sandbox.close()
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert max(opened) > 1023
 
 
 def _descriptors() -> Counter[str]:

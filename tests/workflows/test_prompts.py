@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlock.base.errors import ContractViolation, InvalidSpec
-from interlock.workflows.prompts import MAX_CHARACTERS, MAX_TURNS, PromptSpec, compile_prompt
+from interlock.workflows import prompts
+from interlock.workflows.prompt_work import MAX_CHARACTERS, MAX_TURNS
+from interlock.workflows.prompts import PromptSpec, compile_prompt
 
 from .texts import prompt
 
@@ -153,6 +156,64 @@ def test_what_is_shown_is_bounded() -> None:
     assert len(compiled.render({"x": "a" * (MAX_CHARACTERS // 2)})[0][1]) == MAX_CHARACTERS
     with pytest.raises(ContractViolation, match=f"it has more than {MAX_CHARACTERS} characters; give it less"):
         compiled.render({"x": "a" * (MAX_CHARACTERS // 2 + 1)})
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        ("{% for a in x %}{{ x|sort|length }}{% endfor %}", list(range(9000))),
+        ("{% for a in x %}{{ x|unique|length }}{% endfor %}", list(range(9000))),
+        ("{% for a in x %}{{ x|tojson|length }}{% endfor %}", list(range(9000))),
+        ("{% for a in x %}{{ x|map('tojson')|first }}{% endfor %}", ["a" * 1000] * 1000),
+        ("{% for a in x.n %}{{ x.t|upper|length }}{% endfor %}", {"n": [0] * 9000, "t": "a" * 100_000}),
+        ("{% for a in x.n %}{% if 'b' in x.t %}{% endif %}{% endfor %}", {"n": [0] * 9000, "t": "a" * 100_000}),
+        ("{% for a in x.n %}{% if x.t is in(x.t) %}{% endif %}{% endfor %}", {"n": [0] * 9000, "t": "a" * 100_000}),
+        ("{% for a in x.n %}{% if x.t == x.t %}{% endif %}{% endfor %}", {"n": [0] * 9000, "t": "a" * 100_000}),
+        ("{% for a in x.n %}{{ x.t[1:]|length }}{% endfor %}", {"n": [0] * 9000, "t": "a" * 100_000}),
+        ("{% for a in x.n %}{{ (x.t[1:])[0] }}{% endfor %}", {"n": [0] * 9000, "t": [0] * 100_000}),
+    ],
+)
+def test_work_is_counted_over_the_whole_rendering(content: str, value: object) -> None:
+    """Each filter, comparison and slice has bounds of its own; loops would multiply them to minutes."""
+    with pytest.raises(ContractViolation, match="have too much to do for these slots; give it less"):
+        prompt("p", content, x={}).render({"x": value})
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        ("{{ x|join('" + "a" * 1000 + "') }}", "x" * 10_000),
+        ("{{ x|join('" + "a" * 1000 + "')|join('" + "a" * 1000 + "') }}", "x" * 1000),
+        ("{{ x|map('join', '" + "a" * 1000 + "')|list|length }}", ["x" * 10_000]),
+        ("{{ x" + "|tojson" * 20 + "|length }}", '"' * 1000),
+    ],
+)
+def test_texts_on_the_way_are_bounded_before_they_are_made(content: str, value: object) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ContractViolation, match=r"has more than 4000000 characters|have too much to do"):
+            prompt("p", content, x={}).render({"x": value})
+        assert tracemalloc.get_traced_memory()[1] < 200_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_ordinary_prompt_may_be_large() -> None:
+    orders = [{"id": number, "text": f"order {number}", "tags": ["a", "b"]} for number in range(5000)]
+    content = "{% for o in x %}{{ o.id }}: {{ o.text|upper }} {{ o.tags|join(', ') }} {{ o|tojson }}\n{% endfor %}{{ x|length }}"
+    shown = prompt("p", content, x={}).render({"x": orders})[0][1]
+    assert shown.startswith('0: ORDER 0 a, b {"id": 0, "tags": ["a", "b"], "text": "order 0"}')
+    assert shown.endswith("\n5000")
+    assert len(prompt("p", "{{ x|tojson }}", x={}).render({"x": "a" * 3_900_000})[0][1]) == 3_900_002
+
+
+def test_memory_that_runs_out_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(prompts, "bounded", full)
+    with pytest.raises(ContractViolation, match='prompt "p" cannot be rendered: MemoryError'):
+        prompt("p", "{{ x }}", x={}).render({"x": 1})
 
 
 def test_values_that_cannot_be_shown() -> None:

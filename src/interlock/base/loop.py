@@ -1,16 +1,23 @@
 """Event loop of long-running processes: libuv's, with a less frequent garbage collection.
 
 The loop saves a tenth of a step's processor time against asyncio's, the garbage collection another tenth (`docs/performance.md`).
+With `INTERLOCK_DEBUG` set, the log names what holds the loop for longer than `holds.LIMIT`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import os
 from collections.abc import Coroutine
 from typing import TypeVar
 
 import uvloop
+
+from interlock.base.holds import Hold, HoldWatch
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -24,4 +31,10 @@ def run(main: Coroutine[object, None, T]) -> T:
     gc.freeze()  # modules live as long as the process; the collector need not scan them
     gc.set_threshold(*_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if os.environ.get("INTERLOCK_DEBUG"):
+            HoldWatch(runner.get_loop(), _warn).start()
         return runner.run(main)
+
+
+def _warn(hold: Hold) -> None:
+    _log.warning("%s", hold)

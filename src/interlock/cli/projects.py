@@ -15,10 +15,11 @@ import typer
 from pydantic import BaseModel
 
 from interlock.base.errors import Conflict, InvalidInput, StepError
-from interlock.base.json import Json
+from interlock.base.json import Json, JsonObject
 from interlock.base.settings import LimitSettings
 from interlock.cli.connection import Api, connect, settings_here
 from interlock.cli.console import AsJson, out, print_json, status
+from interlock.cli.isolated import in_child
 from interlock.cli.listing import ListRow, print_rows
 from interlock.cli.location import project_directory
 from interlock.cli.waiting import needs_a_person
@@ -61,21 +62,27 @@ def init(directory: Path, as_json: AsJson = False) -> None:
 
 def check(as_json: AsJson = False) -> None:
     """Check the project in this directory: every file, and the references between them."""
-    directory = project_directory()
-    project = read_project(directory, settings_here())
-    if has_suites(directory / "evals"):
-        workflows = {
-            name: Workflow.model_validate(definition.data["workflow"])
-            for name, definition in project.definitions.items()
-        }
-        read_suites(directory / "evals", workflows)
-    if as_json:
+    directory, settings = project_directory(), settings_here()
+
+    def read() -> JsonObject:
+        project = read_project(directory, settings)
+        if has_suites(directory / "evals"):
+            definitions = project.definitions.items()
+            read_suites(
+                directory / "evals", {name: Workflow.model_validate(one.data["workflow"]) for name, one in definitions}
+            )
         found = {one.name: one.version for one in project.definitions.values()}
-        print_json({"workflows": found, "notes": list(project.notes)})
+        return {"workflows": found, "notes": list(project.notes)}
+
+    report = in_child(read)  # a native parser that crashes must not end this command without a word
+    if as_json:
+        print_json(report)
         return
-    for definition in project.definitions.values():
-        out.print(f"{definition.name}@{definition.version}  ok")
-    for note in project.notes:
+    workflows, notes = report["workflows"], report["notes"]
+    assert isinstance(workflows, dict) and isinstance(notes, list)  # noqa: PT018
+    for name, version in workflows.items():
+        out.print(f"{name}@{version}  ok")
+    for note in notes:
         out.print(f"note: {note}", style="dim", soft_wrap=True)
 
 

@@ -12,12 +12,14 @@
 Output of a tool or a model is not redacted: a later step may need an address in it, and a token would violate a contract
 that requires an address. It is labelled `pii` instead, so a policy can refuse it to a model or a tool.
 
-The time of the detectors grows with the text. Above `INLINE_CHARACTERS` they run in a thread, to keep the event loop free.
+The time of the detectors grows with the text. Above `INLINE_CHARACTERS` they run in a thread, in pieces
+(`windows`), to keep the event loop free.
 """
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import Literal
 
@@ -31,6 +33,8 @@ from interlock.guard.pii import Redactor, find, strings
 
 INLINE_CHARACTERS = 20_000
 """Maximum characters of a value's texts for an inspection in the event loop: a few milliseconds."""
+# Of their own, and few: they compete with the event loop for the interpreter lock, and must not delay the work of other threads.
+_THREADS = ThreadPoolExecutor(2, "guard")
 
 
 class Stage(StrEnum):
@@ -98,7 +102,8 @@ async def inspect(
         redactor = Redactor.new()
     texts = list(strings(value))
     if sum(map(len, texts)) > INLINE_CHARACTERS:
-        found = await asyncio.to_thread(_detect, value, texts, redactor if people else None)
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(_THREADS, _detect, value, texts, redactor if people else None)
     else:
         found = _detect(value, texts, redactor if people else None)
     injections, personal, shown = found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -16,6 +15,7 @@ from itertools import accumulate
 from interlock.base.credentials import KEYS
 from interlock.base.ids import random_token
 from interlock.base.json import Json
+from interlock.guard.windows import WINDOW, matches
 
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("api_key", KEYS),
@@ -24,8 +24,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,8}\.[A-Za-z]{2,24}\b"),
     ),
     ("iban", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")),
-    # Also matches adjacent numbers; `_spans` separates them.
-    ("card", re.compile(r"(?<![\d-])\d(?:[ -]?\d){12,}(?![\d-])")),
+    ("card", re.compile(r"(?<![\d-])\d(?:[ -]?\d){12}")),  # the beginning of a run of digits, see `_runs`
     ("ssn", re.compile(r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b")),
     ("ip", re.compile(r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b")),
     (
@@ -41,6 +40,8 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
 )
 
+_KEY_CHARACTERS = re.compile(r"[A-Za-z0-9_-]*")
+_MORE_DIGITS = re.compile(r"(?:[ -]?\d)*")
 _NEEDED = re.compile(r"[@\d]")  # in every match of a pattern other than `api_key`; most texts have none
 _WITHOUT = _PATTERNS[:1]
 
@@ -61,32 +62,61 @@ class Finding:
 def find(text: str) -> list[Finding]:
     """Findings in order, without overlaps; where two overlap the earlier pattern of the table wins."""
     taken: list[Finding] = []
-    starts: list[int] = []
     for kind, pattern in _PATTERNS if _NEEDED.search(text) else _WITHOUT:
-        for match in pattern.finditer(text):
-            for start, end in _spans(kind, match):
-                place = bisect(starts, start)
-                if (place and taken[place - 1].end > start) or (place < len(starts) and starts[place] < end):
-                    continue
-                starts.insert(place, start)
-                taken.insert(place, Finding(start, end, kind))
+        taken = list(_added(taken, kind, _spans(kind, pattern, text)))
     return taken
 
 
-def _spans(kind: str, match: re.Match[str]) -> Iterator[tuple[int, int]]:
+def _added(taken: list[Finding], kind: str, spans: Iterator[tuple[int, int]]) -> Iterator[Finding]:
+    """Both in order, without the spans that overlap with what is taken."""
+    place = 0
+    for start, end in spans:
+        while place < len(taken) and taken[place].end <= start:
+            yield taken[place]
+            place += 1
+        if place == len(taken) or taken[place].start >= end:
+            yield Finding(start, end, kind)
+    yield from taken[place:]
+
+
+def _spans(kind: str, pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    if kind == "card":
+        for start, end in _runs(pattern, text):
+            yield from _plausible_parts(kind, start, text[start:end])
+        return
+    for match in matches(pattern, text, _KEY_CHARACTERS if kind == "api_key" else None):
+        yield from _plausible_parts(kind, match.start(), match[0])
+
+
+def _runs(beginning: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    """Runs of digits that may contain cards, with single spaces or hyphens between them and no hyphen behind them."""
+    position = 0
+    for match in matches(beginning, text):
+        if match.start() < position:
+            continue  # a part of the last run
+        position = match.end()
+        while (more := _MORE_DIGITS.match(text, position, position + WINDOW)) is not None and more.end() > position:
+            position = more.end()
+        end = position
+        if text.startswith("-", end):
+            end = text.rfind(" ", match.start(), end)  # the digits behind the last space do not belong to it
+        if end > match.start():
+            yield match.start(), end
+
+
+def _plausible_parts(kind: str, start: int, found: str) -> Iterator[tuple[int, int]]:
     """Plausible parts of a match. Number patterns are greedy: a match may include a date or currency beside a card or IBAN."""
-    start, end = match.span()
-    if _plausible(kind, match[0]):
-        yield start, end
+    if _plausible(kind, found):
+        yield start, start + len(found)
     elif kind == "iban":
-        groups = match[0].split(" ")
+        groups = found.split(" ")
         for kept in range(len(groups) - 1, 1, -1):
             text = " ".join(groups[:kept])
             if _mod97(text):
                 yield start, start + len(text)
                 return
     elif kind == "card":
-        for inner in _cards(match[0]):
+        for inner in _cards(found):
             yield start + inner[0], start + inner[1]
 
 
@@ -197,7 +227,7 @@ def strings(value: object) -> Iterator[str]:
 def _plausible(kind: str, text: str) -> bool:
     if kind == "card":
         digits = sum(character.isdigit() for character in text)
-        return digits <= _CARD_DIGITS and _luhn(text)
+        return _CARD_DIGITS_LEAST <= digits <= _CARD_DIGITS and _luhn(text)
     if kind == "iban":
         return _mod97(text)
     if kind == "ip":

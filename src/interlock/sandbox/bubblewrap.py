@@ -5,24 +5,31 @@ writes only to a private, size-limited `/tmp`; it has no network except its own 
 allowlist; it runs as a user that owns no files, with no capabilities, a system call filter and hard limits; at its
 deadline it is killed with every process it started.
 
-Not covered: a vulnerability of the kernel itself, and the sum over processes. Memory is limited per process
-(`Limits.memory_bytes` times `Limits.processes` is the bound for the whole); a bound for the sum needs a control
-group, which an ordinary user cannot make. Run the worker in a container or a unit with a memory limit for that.
+The memory of all processes together and the number of files have no limit in the kernel that an ordinary user could set; a
+watchdog measures them and kills (`watchdog`).
+
+Not covered: a vulnerability of the kernel itself, and memory that belongs to no process, such as buffers of sockets. Run the
+worker in a container or a unit with a memory limit for that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from interlock.base.errors import Denied, FailureKind, SandboxError
 from interlock.sandbox.destinations import Allowlist
 from interlock.sandbox.egress import OnEvent
 from interlock.sandbox.environment import Job, Sandbox, SandboxResult
-from interlock.sandbox.instance import Instance, StaleInstance
+from interlock.sandbox.guardian import Guardian
+from interlock.sandbox.instance import Instance, Shared, StaleInstance
 from interlock.sandbox.layout import SandboxPlan, find_bwrap
+from interlock.sandbox.listener import SharedBound
 from interlock.sandbox.pool import WarmPool
+
+_WATCH_THREADS = 2
 
 
 class BubblewrapSandbox(Sandbox):
@@ -49,6 +56,9 @@ class BubblewrapSandbox(Sandbox):
     ) -> None:
         self._bwrap = bwrap
         self._on_egress = on_egress
+        self._connections = SharedBound()
+        self._guardian = Guardian()
+        self._threads = ThreadPoolExecutor(_WATCH_THREADS, "sandbox-watchdog")
         self.pool = WarmPool(self._start, per_plan=warm, total=warm_total, idle_seconds=idle_seconds)
         self._running: set[Instance] = set()
         self._closed = False
@@ -82,6 +92,8 @@ class BubblewrapSandbox(Sandbox):
             instance.kill()
         await self.pool.close()
         await asyncio.gather(*(instance.close() for instance in self._running))
+        self._threads.shutdown(wait=False)
+        await asyncio.to_thread(self._guardian.close)
 
     async def _perform(self, instance: Instance, job: Job, start_seconds: float) -> SandboxResult:
         self._running.add(instance)
@@ -98,7 +110,8 @@ class BubblewrapSandbox(Sandbox):
             raise SandboxError("the sandbox is closed; this worker is shutting down", kind=FailureKind.TRANSIENT)
         if self._bwrap is None:
             self._bwrap = find_bwrap()
-        return await Instance.start(self._bwrap, plan, self._on_egress)
+        shared = Shared(self._bwrap, self._on_egress, self._connections, self._guardian, self._threads)
+        return await Instance.start(shared, plan)
 
     def plan(self, job: Job) -> SandboxPlan:
         try:

@@ -3,7 +3,7 @@
 A sandbox has no network. If its job has an egress list, this proxy's socket is bound into it, and the runner directs
 the tool's HTTP clients to it. Two forms are served: `CONNECT host:port` (a blind tunnel, for TLS) and plain requests in
 absolute form (`GET http://host/path`), each on a separate connection. Every decision is reported before it takes
-effect; if it cannot be recorded, the connection is refused.
+effect; if it cannot be recorded, the connection is refused. `listener` bounds the connections that are open at once.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import asyncio
 import contextlib
 import logging
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from interlock.base.clock import since_boot
 from interlock.sandbox.destinations import Allowlist, Destination, DestinationRefused, parse_authority
+from interlock.sandbox.listener import BoundedListener, SharedBound
 
 OnEvent = Callable[[str, str, int, bool], None]
 """Called with the tool's name, host, port and whether the connection was allowed."""
@@ -27,7 +29,6 @@ _HEAD_TIMEOUT = 10.0  # seconds for the whole head, so that a slow sender cannot
 _CONNECT_TIMEOUT = 10.0  # seconds
 _IDLE_TIMEOUT = 60.0  # seconds without a byte in either direction
 _LINGER = 2.0  # seconds for a client to read the answer
-_CONNECTIONS = 64  # of one sandbox at once
 _CHUNK = 65536
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _TARGET = re.compile(r"http://(?P<authority>[^/?#]*)(?P<path>[/?][!-~]*)?", re.IGNORECASE)
@@ -36,7 +37,7 @@ _NOT_FORWARDED = frozenset(
     "connection proxy-connection keep-alive proxy-authorization te trailer upgrade host".split()  # noqa: SIM905
 )
 _REASONS = {400: "Bad Request", 403: "Forbidden", 411: "Length Required", 431: "Request Header Fields Too Large"}
-_REASONS |= {500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}
+_REASONS |= {500: "Internal Server Error", 502: "Bad Gateway", 504: "Gateway Timeout"}
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class EgressProxy:
         tool: the name under which connections are reported.
         egress: the `host:port` pairs.
         on_event: see `OnEvent`; an exception from it refuses the connection.
+        shared: bound on the connections of all sandboxes of this worker; one of its own if not given.
 
     Attributes:
         until: send deadline, in seconds of `base.clock.since_boot`; no byte is sent later. Checked before every byte,
@@ -75,36 +77,33 @@ class EgressProxy:
         ValueError: an entry is not `host:port`.
     """
 
-    def __init__(self, tool: str, egress: tuple[str, ...], on_event: OnEvent | None = None) -> None:
+    def __init__(
+        self,
+        tool: str,
+        egress: tuple[str, ...],
+        on_event: OnEvent | None = None,
+        shared: SharedBound | None = None,
+    ) -> None:
         self._tool = tool
         self._allowlist = Allowlist(egress)
         self._on_event = on_event
         self.until: float | None = None
-        self._server: asyncio.Server | None = None
-        self._serving: set[asyncio.Task[None]] = set()
+        self._listener = BoundedListener(self._serve, shared or SharedBound())
 
     async def start(self, path: Path) -> None:
         """Listen at `path`, in a directory that only the sandbox's owner can enter."""
-        self._server = await asyncio.start_unix_server(self._accept, path, limit=_HEAD_BYTES)
-        # The sandbox may run as another user; the directory's permissions restrict the access.
-        path.chmod(0o666)  # noqa: ASYNC240 - does not wait for a disk
+        self._listener.start(path)
 
     async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        await self._listener.close()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, connection: socket.socket) -> None:
         try:
-            if len(self._serving) > _CONNECTIONS:
-                raise _Answer(503, f"this tool has {_CONNECTIONS} connections open; close some")
+            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_HEAD_BYTES)
+        except OSError:
+            connection.close()
+            return
+        try:
             request = await _read_request(reader)
             if request.method == "CONNECT":
                 await self._tunnel(request, reader, writer)

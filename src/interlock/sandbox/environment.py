@@ -16,8 +16,9 @@ class SandboxLimits:
     Attributes:
         timeout: wall seconds, from the moment at which the sandbox gets the job (default 30).
         cpu_seconds: processor seconds.
-        memory_bytes: address space of each process.
-        disk_bytes: size of the private temporary directory, which is the only writable place.
+        memory_bytes: address space of each process, and memory of all together (see `watchdog`).
+        disk_bytes: size of the private temporary directory, which is the only writable place; it also bounds the number
+            of files (see `watchdog`).
         processes: concurrent processes and threads.
         output_bytes: maximum bytes of the answer.
     """
@@ -59,7 +60,7 @@ class Job:
     until: float | None = None
 
 
-Ending = Literal["ok", "raised", "crashed", "timeout", "out_of_memory", "garbage", "too_large"]
+Ending = Literal["ok", "raised", "crashed", "timeout", "out_of_memory", "too_many_files", "garbage", "too_large"]
 
 
 @dataclass(frozen=True, slots=True)

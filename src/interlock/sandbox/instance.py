@@ -13,6 +13,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 
 from interlock.base.clock import since_boot
@@ -21,8 +23,11 @@ from interlock.sandbox import runner, seccomp
 from interlock.sandbox.answer import ENVELOPE_BYTES, Measured, describe_exit, ended, read_answer
 from interlock.sandbox.egress import EgressProxy, OnEvent
 from interlock.sandbox.environment import Job, SandboxResult
-from interlock.sandbox.layout import ROOT_MAP, SandboxPlan, arguments
+from interlock.sandbox.guardian import Guardian
+from interlock.sandbox.layout import ROOT_MAP, SandboxPlan, command, options
+from interlock.sandbox.listener import SharedBound
 from interlock.sandbox.pipes import Tail, read_all, readable
+from interlock.sandbox.watchdog import EVERY, Excess, Watchdog
 
 _START_TIMEOUT = 20.0  # seconds; a start takes 0.03 s, so this allows for an overloaded host
 _EXIT_GRACE = 1.0  # seconds between a closed channel and the exit status
@@ -33,16 +38,41 @@ class StaleInstance(Exception):
     """The sandbox died before the tool's code ran, so another sandbox can execute the job safely."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Resources that the sandboxes of a worker share.
+
+    Attributes:
+        bwrap: path of the bubblewrap binary.
+        on_egress: see `OnEvent`.
+        connections: bound on the connections of all sandboxes.
+        guardian: ends the starts under way if this process is killed.
+        threads: executes the measurements of the watchdogs; not used for anything else, which could delay them.
+    """
+
+    bwrap: Path
+    on_egress: OnEvent | None
+    connections: SharedBound
+    guardian: Guardian
+    threads: Executor
+
+
 class Instance:
     """A sandbox: created by `start`, used by one `perform`, always ended by `close`."""
 
-    def __init__(self, plan: SandboxPlan) -> None:
+    def __init__(self, shared: Shared, plan: SandboxPlan) -> None:
         self.plan = plan
+        self._shared = shared
         self._loop = asyncio.get_running_loop()
         self._egress: EgressProxy | None = None
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfds: list[int] = []
+        self._starting = False
+        self._watchdog: Watchdog | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._excess: Excess | None = None
+        self._over = asyncio.Event()
         self._output: Tail | None = None
         self._reaping: asyncio.Task[None] | None = None
         self._killed = False
@@ -50,18 +80,17 @@ class Instance:
         self._writer: asyncio.StreamWriter | None = None
 
     @classmethod
-    async def start(cls, bwrap: Path, plan: SandboxPlan, on_event: OnEvent | None) -> Instance:
+    async def start(cls, shared: Shared, plan: SandboxPlan) -> Instance:
         """A sandbox that waits for its job.
 
         Raises:
             SandboxError: (TRANSIENT) it did not start; `detail` has bubblewrap's message.
         """
-        self = cls(plan)
+        self = cls(shared, plan)
         try:
             async with asyncio.timeout(_START_TIMEOUT):
-                await self._start_egress(on_event)
-                await self._launch(bwrap)
-                await self._expect("ready")
+                await self._start_egress()
+                await self._launch()
         except (OSError, StaleInstance, TimeoutError, ValueError) as error:
             await self.close()
             said = self.said.strip() or repr(error)
@@ -85,6 +114,7 @@ class Instance:
         began = time.perf_counter()
         line: bytes | None = None
         timed_out = False
+        self._watching = self._loop.create_task(self._watch())
         try:
             async with asyncio.timeout(_patience(job)):
                 if self._egress is not None:
@@ -100,6 +130,8 @@ class Instance:
         status = self._process.returncode if self._process else None
         await self.close()
         measured = Measured(self.said, seconds, start_seconds)
+        if self._excess is not None and (line is None or not line.endswith(b"\n")):
+            return ended(self._excess.ending, measured, self._excess.sentence)
         if timed_out:
             return ended("timeout", measured, f"the tool was killed at its deadline of {job.limits.timeout:g} s")
         if line is None:
@@ -127,30 +159,47 @@ class Instance:
         else:
             await self._clean()
 
-    async def _start_egress(self, on_event: OnEvent | None) -> None:
+    async def _start_egress(self) -> None:
         if not self.plan.egress:
             return
         self._directory = Path(tempfile.mkdtemp(prefix="interlock-"))  # 0700: no other user can reach the socket in it
-        self._egress = EgressProxy(self.plan.tool, self.plan.egress, on_event)
+        shared = self._shared
+        self._egress = EgressProxy(self.plan.tool, self.plan.egress, shared.on_egress, shared.connections)
         await self._egress.start(self._directory / "s")
 
-    async def _launch(self, bwrap: Path) -> None:
+    async def _launch(self) -> None:
         with contextlib.ExitStack() as ours:
-            near, info_read, block_write = self._spawn(bwrap, ours)
+            near, info_read, block_write = self._spawn(ours)
             # Completed even if cancelled: if bubblewrap is killed before process 1 is known, process 1 would remain.
             admitting = self._loop.create_task(self._admit(info_read, block_write))
             try:
                 await asyncio.shield(admitting)
             except asyncio.CancelledError:
                 await asyncio.wait([admitting], timeout=_START_TIMEOUT)
-                near.close()
                 raise
-            except BaseException:
-                near.close()
-                raise
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=near)
+            await self._receive_ready(near)
+            channel = near.dup()
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=channel)
 
-    def _spawn(self, bwrap: Path, ours: contextlib.ExitStack) -> tuple[socket.socket, int, int]:
+    async def _receive_ready(self, near: socket.socket) -> None:
+        """Wait for the runner's first line, which brings the descriptors of the watchdog."""
+        near.setblocking(False)
+        await readable(self._loop, near.fileno())
+        line, descriptors, _, _ = socket.recv_fds(near, _SIGNAL_BYTES, 2)
+        if line != b'{"ready":true}\n' or len(descriptors) != 2:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise StaleInstance
+        self._watchdog = Watchdog(*descriptors)
+        self._started()
+
+    def _started(self) -> None:
+        """Report that the start is over, successful or not."""
+        if self._process is not None and self._starting:
+            self._starting = False
+            self._shared.guardian.complete(self._process.pid)
+
+    def _spawn(self, ours: contextlib.ExitStack) -> tuple[socket.socket, int, int]:
         """Start bubblewrap. `ours` gets the descriptors that this process holds until the sandbox has started.
 
         Returns:
@@ -165,9 +214,11 @@ class Instance:
                 return read, write
 
             near, far = socket.socketpair()
+            ours.callback(near.close)
             theirs.callback(far.close)
             info_read, info_write = pipe(ours, theirs)
             block_read, block_write = pipe(theirs, ours)
+            args_read, args_write = pipe(theirs, theirs)
             filter_read, filter_write = os.pipe()
             theirs.callback(os.close, filter_read)
             with open(filter_write, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
@@ -175,28 +226,32 @@ class Instance:
             out_read, out_write = os.pipe()
             theirs.callback(os.close, out_write)
             self._output = Tail(self._loop, out_read)
-            line = arguments(
-                bwrap,
-                self.plan,
-                channel=far.fileno(),
-                seccomp_fd=filter_read,
-                info_fd=info_write,
-                block_fd=block_read,
-                egress_socket=self._directory / "s" if self._directory else None,
-            )
             # Not in a thread: "die with parent" means the parent *thread*. In a new session, because Ctrl-C at a
             # terminal goes to the whole group, and a worker that drains must keep its jobs.
             self._process = subprocess.Popen(
-                line,
+                command(self.plan, args_fd=args_read, channel=far.fileno()),
+                executable=self._shared.bwrap,
                 stdin=subprocess.DEVNULL,
                 stdout=out_write,
                 stderr=out_write,
-                pass_fds=(far.fileno(), info_write, block_read, filter_read),
+                pass_fds=(args_read, far.fileno(), info_write, block_read, filter_read),
                 env={},  # the tool can read bubblewrap's environment in /proc/1/environ
                 start_new_session=True,
             )
-        self._pidfds.append(os.pidfd_open(self._process.pid))
-        self._reaping = self._loop.create_task(self._reap())
+            self._pidfds.append(os.pidfd_open(self._process.pid))
+            self._reaping = self._loop.create_task(self._reap())
+            self._starting = True
+            self._shared.guardian.begun(self._process.pid)
+            # Bubblewrap waits for its options until here, and ends without them.
+            with contextlib.suppress(BrokenPipeError):  # it has ended; `_admit` reports that
+                words = options(
+                    self.plan,
+                    seccomp_fd=filter_read,
+                    info_fd=info_write,
+                    block_fd=block_read,
+                    egress_socket=self._directory / "s" if self._directory else None,
+                )
+                os.write(args_write, "".join(f"{word}\0" for word in words).encode())
         return near, info_read, block_write
 
     async def _admit(self, info_read: int, block_write: int) -> None:
@@ -216,6 +271,18 @@ class Instance:
         if os.geteuid() == 0:
             _map_users(child)
             os.write(block_write, b"1")
+
+    async def _watch(self) -> None:
+        """Kill the sandbox as soon as it exceeds a limit that the kernel does not enforce."""
+        assert self._watchdog is not None
+        while self._excess is None and not self._over.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY):
+                    await self._over.wait()
+                    return
+            excess = self._watchdog.excess
+            self._excess = await self._loop.run_in_executor(self._shared.threads, excess, self.plan.limits)
+        self.kill()
 
     async def _dispatch(self, job: Job) -> None:
         body: runner.SentJob = {
@@ -278,11 +345,18 @@ class Instance:
             await readable(self._loop, pidfd)
             with contextlib.suppress(ChildProcessError):  # if this process is the container's init, it inherits orphans
                 os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - WNOHANG
+        self._started()  # before its number can be given to another process
         self._process.wait()
         await self._clean()
 
     async def _clean(self) -> None:
         self._killed = True
+        self._over.set()
+        if self._watching is not None:
+            await asyncio.wait([self._watching])  # a measurement uses the descriptors that are closed here
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
         pidfds, self._pidfds = self._pidfds, []
         for pidfd in pidfds:
             os.close(pidfd)

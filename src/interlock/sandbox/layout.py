@@ -1,4 +1,4 @@
-"""File system and namespaces of a sandbox: the argument list for bubblewrap, built from an empty root upwards.
+"""File system and namespaces of a sandbox: the arguments of bubblewrap, built from an empty root upwards.
 
 The root is an empty file system into which only listed paths are bound, read-only: the system's programs and
 libraries, the interpreter, installed libraries, the tool's bundle. Other paths do not exist inside, so a new secret on
@@ -83,29 +83,23 @@ def find_bwrap() -> Path:
         raise SandboxError(missing, kind=FailureKind.PERMANENT, detail=str(error)) from error
 
 
-def arguments(
-    bwrap: Path,
-    plan: SandboxPlan,
-    *,
-    channel: int,
-    seccomp_fd: int,
-    info_fd: int,
-    block_fd: int,
-    egress_socket: Path | None,
+def options(
+    plan: SandboxPlan, *, seccomp_fd: int, info_fd: int, block_fd: int, egress_socket: Path | None
 ) -> list[str]:
-    """The whole command line; the descriptors are inherited under the given numbers."""
+    """Bubblewrap's options; the descriptors are inherited under the given numbers.
+
+    They contain paths of the host, so they are sent through a pipe (`--args`): a tool can read the command line of process 1.
+    """
     as_root = os.geteuid() == 0
-    line = [str(bwrap), *_isolation(as_root=as_root)]
+    line = _isolation(as_root=as_root)
     line += ["--seccomp", str(seccomp_fd), "--info-fd", str(info_fd)]
     if as_root:
         line += ["--userns-block-fd", str(block_fd)]
     line += _system()
     line += ["--perms", "1777", "--size", str(plan.limits.disk_bytes), "--tmpfs", "/tmp"]  # noqa: S108
     line += _interpreter()
-    sites = _existing(site.getsitepackages())
-    inside = [f"/interlock/site/{number}" for number in range(len(sites))]
     line += _directories(Path("/interlock/site"))
-    for source, target in zip(sites, inside, strict=True):
+    for source, target in _sites():
         line += ["--ro-bind", source, target]
     line += ["--ro-bind", runner.__file__, "/interlock/runner.py"]
     if as_root:
@@ -116,10 +110,15 @@ def arguments(
     if egress_socket is not None:
         line += ["--ro-bind", str(egress_socket), runner.EGRESS_SOCKET, *_certificates()]
     # The root itself is a tmpfs without a size limit, owned by the tool's user: made read-only last, after all mounts.
-    line += ["--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
+    return [*line, "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
+
+
+def command(plan: SandboxPlan, *, args_fd: int, channel: int) -> list[str]:
+    """The command line of bubblewrap, which reads its options from `args_fd` before it starts anything."""
+    as_root = os.geteuid() == 0
     setup = {
         "channel": channel,
-        "sites": inside,
+        "sites": [target for _, target in _sites()],
         "egress": bool(plan.egress),
         "memory_bytes": plan.limits.memory_bytes,
         "disk_bytes": plan.limits.disk_bytes,
@@ -128,7 +127,13 @@ def arguments(
         "processes": plan.limits.processes + (not as_root) + bool(plan.egress),
     }
     python = os.path.realpath(sys.executable)
-    return [*line, "--", python, "-I", "-S", "-B", "-u", "/interlock/runner.py", json.dumps(setup)]
+    line = ["bwrap", "--args", str(args_fd), "--", python, "-I", "-S", "-B", "-u", "/interlock/runner.py"]
+    return [*line, json.dumps(setup)]
+
+
+def _sites() -> list[tuple[str, str]]:
+    """Directories of installed libraries, on the host and in the sandbox."""
+    return [(path, f"/interlock/site/{number}") for number, path in enumerate(_existing(site.getsitepackages()))]
 
 
 def _isolation(*, as_root: bool) -> list[str]:

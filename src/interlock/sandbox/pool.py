@@ -112,9 +112,9 @@ class WarmPool:
             loop = asyncio.get_running_loop()
             spare = _Spare(instance, loop.call_later(self._idle_seconds, self._expire, plan, instance))
             self._spares.setdefault(plan, deque()).append(spare)
-            self._take_exclusive_slot()
+            self._remove_surplus()
 
-    def _take_exclusive_slot(self) -> None:
+    def _remove_surplus(self) -> None:
         while self.waiting > self._total:
             oldest = next(plan for plan, spares in self._spares.items() if spares)
             spare = self._spares[oldest].popleft()

@@ -6,7 +6,7 @@ protects the host is done before the load: limits, user id, path.
 
 The channel is a socket inherited under a number given at start. Lines of JSON, in this order::
 
-    runner -> host   {"ready": true}
+    runner -> host   {"ready": true}       with descriptors of /proc and /tmp, for the host's watchdog
     host -> runner   {"tool", "function", "arguments", "context", "allowed_tools", "output_bytes"}
     runner -> host   {"started": true}     the tool's code has not run before this line
     runner -> host   {"ending", "output" | "error", "retryable", "nothing_happened", "retry_after"}
@@ -34,11 +34,13 @@ BUNDLE_COPY_SOURCE = "/interlock/bundle"
 EGRESS_SOCKET = "/interlock/egress.sock"
 UNPRIVILEGED = 65534  # user and group id that own no files
 OPEN_FILES = 256
+CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3 of linux/capability.h
 TRACEBACK_FRAMES = 20
 TRACEBACK_CHARACTERS = 4000
 CHAINED_ERRORS = 4
 # Slow to import and common in tools: imported while a warm sandbox waits, so that they do not delay a job.
 PRELOAD = (
+    "ctypes",
     "inspect",
     "asyncio",
     "datetime",
@@ -101,7 +103,7 @@ def main() -> NoReturn:
     offer_tool_module()
     if setup["egress"]:
         start_relay(channel)
-    send(channel, b'{"ready":true}\n')
+    send_ready(channel)
     line = wait_for_job(channel)
     if os.getuid() == 0:
         copy_tree(BUNDLE_COPY_SOURCE, TOOL_DIRECTORY)
@@ -142,6 +144,16 @@ def drop_identity() -> None:
     os.setgroups([])
     os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
     os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
+    drop_inheritable_capabilities()
+
+
+def drop_inheritable_capabilities() -> None:
+    """Clears the one set of capabilities that the change of the user id leaves as it is."""
+    import ctypes  # noqa: PLC0415 - needed only if root started the sandbox
+
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)  # 0: this process
+    if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()) != 0:
+        raise OSError(ctypes.get_errno(), "the inheritable capabilities cannot be dropped")
 
 
 def copy_tree(source: str, target: str) -> None:
@@ -225,9 +237,19 @@ def serve_relay(listener: socket.socket, alive: int) -> None:
     asyncio.run(serve())
 
 
+def send_ready(channel: int) -> None:
+    descriptors = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in ("/proc", "/tmp")]  # noqa: S108
+    with socket.socket(fileno=os.dup(channel)) as sender:
+        socket.send_fds(sender, [b'{"ready":true}\n'], descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 def wait_for_job(channel: int) -> bytes:
+    waiting = select.poll()  # not select(), which takes no descriptor above 1023, and the host may have thousands open
+    waiting.register(channel, select.POLLIN)
     for name in PRELOAD:
-        if select.select([channel], [], [], 0)[0]:
+        if waiting.poll(0):
             break
         try:
             __import__(name)

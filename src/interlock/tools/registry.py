@@ -109,7 +109,8 @@ def error_of(contract: ToolContract, result: SandboxResult) -> ToolError:
         "raised": f"failed ({_class_name(result.error)})",
         "crashed": "crashed",
         "timeout": f"did not answer within {contract.timeout:g} s and was killed",
-        "out_of_memory": f"needed more than its {contract.limits.memory_mib} MiB of memory",
+        "out_of_memory": f"needed more than its {contract.limits.memory_mib} MiB of memory (limits.memory_mib)",
+        "too_many_files": f"made more files than its {contract.limits.disk_mib} MiB of disk allow (limits.disk_mib)",
         "garbage": f"answered with something that is not JSON{', or not what run_batch must return' if contract.batch else ''}",
         "too_large": "answered with more than the limit allows",
     }
@@ -121,7 +122,7 @@ def error_of(contract: ToolContract, result: SandboxResult) -> ToolError:
         return NothingHappened(message, kind=FailureKind.PERMANENT, error_detail=error_detail)
     if result.ending == "raised" and not result.retryable:
         return ToolError(message, kind=FailureKind.PERMANENT, error_detail=error_detail)
-    if result.ending in {"garbage", "too_large", "out_of_memory"}:
+    if result.ending in {"garbage", "too_large", "out_of_memory", "too_many_files"}:
         return ToolError(message, kind=FailureKind.PERMANENT, error_detail=error_detail)
     kind = FailureKind.RATE_LIMITED if result.retry_after else FailureKind.TRANSIENT
     return ToolError(message, kind=kind, retry_after=result.retry_after, error_detail=error_detail)

@@ -18,6 +18,17 @@ MAX_CONDITION = 2000
 """Maximum characters of a condition. CEL recurses in native code, where a deep expression (about 12,000 terms) ends the process."""
 MAX_NESTING = 50
 """Maximum nesting of brackets in a condition or a policy, for the same reason."""
+_LOOPS = frozenset({"all", "exists", "exists_one", "existsOne", "filter", "map"})
+_TOKEN = re.compile(
+    r"""
+      (?P<text>(?:[bB]?[rR]|[rR][bB])(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"[^"\r\n]*"|'[^'\r\n]*')
+              |[bB]?(?:\"{3}(?:\\.|.)*?\"{3}|'{3}(?:\\.|.)*?'{3}|"(?:\\.|[^"\\\r\n])*"|'(?:\\.|[^'\\\r\n])*'))
+    | (?P<space>\s+|//[^\n\r]*)
+    | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
+    | (?P<other>.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 
 Facts = dict[str, Any]
 """The facts of one step: `bool`, `int`, `float` or `str`, as its schema says."""
@@ -122,7 +133,7 @@ def _target(root: Mapping[str, object], reference: object) -> object:
         return None
     found: object = root
     for part in reference[1:].split("/")[1:]:
-        key = _ESCAPED.sub(_unescaped, part).replace("~1", "/").replace("~0", "~")
+        key = pointer_key(part)
         found = found.get(key) if isinstance(found, Mapping) and not _is_resource(found, root) else None
     return found
 
@@ -130,6 +141,11 @@ def _target(root: Mapping[str, object], reference: object) -> object:
 def _is_resource(schema: Mapping[str, object], root: Mapping[str, object]) -> bool:
     """True for a schema within `root` that has an `$id`: its references are relative to itself, so nothing in it is a fact."""
     return schema is not root and "$id" in schema
+
+
+def pointer_key(part: str) -> str:
+    """The key that a part of a JSON Pointer in a URI fragment names (RFC 6901, section 6)."""
+    return _ESCAPED.sub(_unescaped, part).replace("~1", "/").replace("~0", "~")
 
 
 def _unescaped(match: re.Match[str]) -> str:
@@ -145,18 +161,33 @@ def compile_condition(expression: str) -> CompiledCondition:
     """A compiled CEL program.
 
     Raises:
-        InvalidSpec: the parser's reason, first line; or it is longer or nested deeper than CEL's recursion can take.
+        InvalidSpec: the parser's reason, first line; or it is longer or nested deeper than CEL's recursion can take, or has
+            more than one loop.
     """
     if len(expression) > MAX_CONDITION or nesting(expression) > MAX_NESTING:
         raise InvalidSpec(
             f"condition {expression[:60]!r}… has more than {MAX_CONDITION} characters or is nested more than {MAX_NESTING} levels "
             "deep; let a step compute it"
         )
+    if _loops(expression) > 1:
+        raise InvalidSpec(
+            f"condition {expression[:60]!r}… has more than one of {', '.join(sorted(_LOOPS))}, which multiply its time and its "
+            "memory; let a step compute it"
+        )
     try:
         compiled: CompiledCondition = cel.compile(expression)
     except ValueError as error:
         raise InvalidSpec(f"condition {expression!r} is not CEL: {str(error).splitlines()[0]}") from error
     return compiled
+
+
+def _loops(expression: str) -> int:
+    """Number of CEL's macros that repeat their argument for each element of a list."""
+    words = [match for match in _TOKEN.finditer(expression) if match.lastgroup != "space"]
+    return sum(
+        word.lastgroup == "name" and word[0] in _LOOPS and before[0] == "." and after[0] == "("
+        for before, word, after in zip(words, words[1:], words[2:], strict=False)
+    )
 
 
 def nesting(text: str) -> int:

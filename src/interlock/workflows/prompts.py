@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jinja2
 import jsonschema_rs
 from jinja2 import meta, nodes
-from jinja2.runtime import Context, LoopContext
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
 from interlock.base.errors import ContractViolation, InvalidSpec
 from interlock.base.refs import canonical_json
+from interlock.workflows.prompt_work import MAX_CHARACTERS, WORK, Unbounded, Work, bounded, charge_tree, charged_filters
 from interlock.workflows.schemas import Validator, validator_for
 from interlock.workflows.spec import JsonSchema, Part
 
-# Limits of one rendering, far above any real prompt: a million tokens, and a very long list.
-MAX_CHARACTERS = 4_000_000
-MAX_TURNS = 10_000
 _MAX_ARGUMENT = 1000  # of a filter: characters of a text, size of a number
 
-# Permitted parts of a template: output of slots, conditions and loops. It cannot call, assign or calculate, so a short
-# template cannot need gigabytes or hours, for any slot values.
+# Permitted parts of a template: output of slots, conditions and loops. It cannot call, assign or calculate; `prompt_work`
+# bounds what the rest may cost.
 _NODES: tuple[type[nodes.Node], ...] = (
     *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Neg, nodes.List, nodes.Tuple),
     *(nodes.Name, nodes.Getattr, nodes.Getitem, nodes.Slice),
     *(nodes.If, nodes.CondExpr, nodes.For, nodes.And, nodes.Or, nodes.Not, nodes.Compare, nodes.Operand, nodes.Test),
     *(nodes.Filter, nodes.Keyword),
 )
-# Filters whose result is not much larger than their input. Not `random`, which would make two renderings differ.
+# Filters whose result is at most six times as large as their input, or a `join`.
+# Not `random`, which would make two renderings differ.
 _FILTERS = (
     *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items"),
     *("join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round"),
     *("select", "selectattr", "sort", "string", "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount"),
 )
-_COUNTER = "\0turns"  # a name that a template cannot contain
-
-
-class _Unbounded(jinja2.TemplateRuntimeError):
-    """A rendering exceeds a limit; the message is Interlock's own."""
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -75,18 +68,7 @@ _ENVIRONMENT = _Environment(
     keep_trailing_newline=False,
 )
 _ENVIRONMENT.globals.clear()
-_ENVIRONMENT.filters = {name: _ENVIRONMENT.filters[name] for name in _FILTERS}
-
-
-@jinja2.pass_context
-def _counted(context: Context, items: Iterable[object]) -> Iterator[object]:
-    for item in items:
-        if next(context[_COUNTER]) >= MAX_TURNS:
-            raise _Unbounded(f"its loops turn more than {MAX_TURNS} times; give it less")
-        yield item
-
-
-_ENVIRONMENT.filters["counted turns"] = _counted
+_ENVIRONMENT.filters = charged_filters({name: _ENVIRONMENT.filters[name] for name in _FILTERS})
 
 
 class Turn(Part):
@@ -123,30 +105,20 @@ class Prompt:
         for error in self._validator.iter_errors(dict(values)):
             raise ContractViolation(f'prompt "{self.name}": {error.place[1:] or "its slots"}: {error.message}')
         try:
-            given = {**values, _COUNTER: itertools.count()}
+            given = {**values, WORK: Work()}
             return [
-                (role, template if isinstance(template, str) else _bounded(template.generate(given)).strip())
+                (role, template if isinstance(template, str) else bounded(template.generate(given)).strip())
                 for role, template in self._templates
             ]
-        except (_Unbounded, jinja2.UndefinedError) as error:
+        except (Unbounded, jinja2.UndefinedError) as error:
             raise ContractViolation(f'prompt "{self.name}" cannot be rendered: {error.message}') from error
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
             # Python's own message may contain a slot's value.
             raise ContractViolation(f'prompt "{self.name}" cannot be rendered: {type(error).__name__}') from error
 
 
-def _bounded(pieces: Iterable[str]) -> str:
-    shown, characters = [], 0
-    for piece in pieces:
-        characters += len(piece)
-        if characters > MAX_CHARACTERS:
-            raise _Unbounded(f"it has more than {MAX_CHARACTERS} characters; give it less")
-        shown.append(piece)
-    return "".join(shown)
-
-
 def _parse(content: str) -> nodes.Template:
-    """The template's tree, with every loop counted.
+    """The template's tree, in which all work is charged.
 
     Raises:
         jinja2.TemplateSyntaxError: not a template, or it contains a part that is not permitted.
@@ -156,8 +128,7 @@ def _parse(content: str) -> nodes.Template:
         refused = _refused(node)
         if refused:
             raise jinja2.TemplateSyntaxError(f"a prompt may not use {refused}", node.lineno)
-    for loop in list(tree.find_all(nodes.For)):
-        loop.iter = nodes.Filter(loop.iter, "counted turns", [], [], None, None, lineno=loop.lineno)
+    charge_tree(tree)
     return tree
 
 

@@ -14,6 +14,7 @@ import jsonschema_rs
 from interlock.base.errors import ContractViolation
 from interlock.base.json import MAX_PLACE, place, sentence
 from interlock.base.wording import kind_of, shown
+from interlock.workflows.branching import MAX_COMPARED, MAX_EXPLAINED, Branching
 from interlock.workflows.spec import JsonSchema
 
 MAX_MESSAGE = 200
@@ -25,6 +26,9 @@ _PLAIN = frozenset({
     *("maximum", "maxProperties", "minItems", "minLength", "minProperties", "minimum", "multipleOf", "pattern"),
     *("required", "type", "uniqueItems"),
 })  # fmt: skip
+_TOO_NESTED = (
+    f"the alternatives of its schema multiply to more than {MAX_COMPARED:,} comparisons; send a value with fewer levels"
+)
 _CLOSED = frozenset({"additionalProperties", "unevaluatedProperties"})
 _OF_ONE_VALUE = frozenset({
     *("const", "enum", "exclusiveMaximum", "exclusiveMinimum", "format", "maximum", "minimum", "multipleOf", "pattern"),
@@ -68,11 +72,19 @@ class Validator:
 
     def __init__(self, compiled: jsonschema_rs.Validator, schema: JsonSchema) -> None:
         self._compiled = compiled
+        self._branching = Branching(schema)
         self._declared = frozenset(_declared(schema))
         self._outermost = _names(schema)
 
     def iter_errors(self, value: object) -> Iterator[Violation]:
-        """Violations of a value, in the order of the schema."""
+        """Violations of a value, in the order of the schema; only that there is one, if a search would take too long."""
+        comparisons = self._branching.comparisons(value)
+        if comparisons > MAX_EXPLAINED:
+            if comparisons > MAX_COMPARED:
+                yield Violation("", "alternatives", _TOO_NESTED)
+            elif not self._compiled.is_valid(value):
+                yield Violation("", "alternatives", "does not meet its schema")
+            return
         for error in self._compiled.iter_errors(value):
             path = [str(part) for part in error.schema_path]
             keyword = path[-1] if path else "schema"
@@ -90,11 +102,11 @@ class Validator:
 
     def check(self, value: object, *, what: str, to_sender: bool = False) -> None:
         """Validates a value; raises as `check_value`."""
-        if self._compiled.is_valid(value):
+        if self._branching.comparisons(value) <= MAX_COMPARED and self._compiled.is_valid(value):
             return
         for error in self.iter_errors(value):
             where = f"{what}: {error.place[1:]}" if error.place else what
-            message = error.message
+            message = error.message.replace("the value does not meet", "does not meet", 1)
             if to_sender and error.keyword == "type":
                 message = message.replace(kind_of(error.given), shown(error.given), 1)
             elif to_sender and error.keyword in _OF_ONE_VALUE and shown(error.given) != kind_of(error.given):
@@ -118,7 +130,8 @@ def validator_for(schema: JsonSchema, *, formats: bool = False) -> Validator:
         formats: enforce `format`.
 
     Raises:
-        jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError: it is not a JSON Schema.
+        jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError: it is not a JSON Schema, or its alternatives
+            multiply beyond `branching.MAX_ALTERNATIVES`.
     """
     compiled = jsonschema_rs.validator_for(schema, mask="the value", validate_formats=formats, offline=True)
     return Validator(compiled, schema)
