@@ -72,7 +72,7 @@ def requests(draw: st.DrawFn, document: dict[str, Any], ids: dict[str, list[str]
             value = draw(st.one_of(known, known, TEXT))
             path = path.replace("{" + name + "}", quote(value, safe="", errors="surrogatepass"))
         elif parameter["in"] == "query" and draw(st.booleans()):
-            value = draw(near(parameter["schema"], document))
+            value = draw(st.one_of(*_cursors(path, name, ids), near(parameter["schema"], document)))
             query.append((name, quote(str(value), safe="", errors="surrogatepass")))
         elif parameter["in"] == "header" and draw(st.booleans()):
             value = str(draw(near(parameter["schema"], document)))
@@ -87,6 +87,12 @@ def requests(draw: st.DrawFn, document: dict[str, Any], ids: dict[str, list[str]
         headers.append((b"Content-Type", b"application/json"))
     target = path + "?" + "&".join(f"{name}={value}" for name, value in query) if query else path
     return {"method": method.upper(), "target": target, "headers": headers, "body": body}
+
+
+def _cursors(path: str, name: str, ids: dict[str, list[str]]) -> list[st.SearchStrategy[str]]:
+    """Known cursors of a list: others are refused."""
+    listed = {"/v1/runs": "run_id", "/v1/reviews": "review_id", "/v1/dead-letters": "dead_letter_id"}.get(path)
+    return [st.sampled_from(ids[listed])] * 2 if listed is not None and name in {"before", "after"} else []
 
 
 async def ask(client: httpx.AsyncClient, request: dict[str, Any]) -> httpx.Response:

@@ -27,10 +27,23 @@ def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_readiness_tells_how_much_waits(served: Served) -> None:
     client = await served.client(None)
-    assert (await client.get("/readyz")).json() == {"status": "ok", "queue_depth": 0}
+    assert (await client.get("/readyz")).json() == {"status": "ok", "queue_depth": 0, "workers": 0}
     await served.start()
     await served.start(role="stranger")
-    assert (await client.get("/readyz")).json() == {"status": "ok", "queue_depth": 2}
+    assert (await client.get("/readyz")).json() == {"status": "ok", "queue_depth": 2, "workers": 0}
+
+
+async def test_a_full_disk_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await served.client(None)
+    monkeypatch.setattr("interlock.services.health._FREE_BYTES", 2**80)
+    given = await client.get("/readyz")
+    assert given.status_code == 503
+    code, message = problem_of(given)
+    assert code == "unavailable"
+    assert message.startswith("only ")
+    assert "MiB are free on the disk of the data directory" in message
+    assert message.endswith("make room")
+    assert (await client.get("/healthz")).status_code == 200
 
 
 async def test_while_the_database_is_away_callers_are_told_and_afterwards_nothing_is_missing(
@@ -68,7 +81,7 @@ async def test_while_the_database_is_away_callers_are_told_and_afterwards_nothin
                 assert (await client.get("/healthz")).json() == {"status": "ok"}
             private_server.start()
             ready = await client.get("/readyz")
-            assert ready.json() == {"status": "ok", "queue_depth": 1}
+            assert ready.json() == {"status": "ok", "queue_depth": 1, "workers": 0}
             # The request that was refused was not half-accepted: the same key is a new run, once.
             again = await start("meanwhile")
             assert again.status_code == 201

@@ -33,6 +33,8 @@ async def runs_there(served: Served) -> int:
     return len((await (await served.client()).get("/v1/runs", params={"limit": 200})).json()["runs"])
 
 
+OBJECT = "body: must be a JSON object; send one, with the header Content-Type: application/json"
+
 BAD_REQUESTS: dict[str, tuple[Wire, int]] = {
     "nothing": ("", 422),
     "cut": ("{", 422),
@@ -111,6 +113,30 @@ async def test_a_body_that_is_not_called_json_is_refused(served: Served) -> None
         assert answer.status_code == 422, content_type
         problem_of(answer)
     assert await runs_there(served) == 0
+
+
+IN_WORDS: dict[str, tuple[str, dict[str, str], str]] = {
+    "form": (run_of('"x"'), {"Content-Type": "application/x-www-form-urlencoded"}, OBJECT),  # type: ignore[dict-item]
+    "nothing": ("", {}, OBJECT),
+    "array": ("[]", {}, OBJECT),
+    "number": (run_of("5"), {}, "input: text: is 5 (a number); must be a string"),  # type: ignore[dict-item]
+    "no input": ('{"workflow": "ask"}', {}, "body.input: is required; add it"),
+    "unknown field": (
+        '{"workflow": "ask", "input": {}, "x": 1}',
+        {},
+        "body.x: is not a known field; remove it or check the",
+    ),
+    "workflow": ('{"workflow": 1, "input": {}}', {}, "body.workflow: is 1 (a number); must be a string"),
+    "not JSON": ("{", {}, "body: is not JSON: "),
+}
+
+
+async def test_a_refusal_is_a_sentence_in_plain_words(served: Served, subtests: pytest.Subtests) -> None:
+    for name, (body, headers, said) in IN_WORDS.items():
+        with subtests.test(name):
+            answer = await send(await served.client(), "/v1/runs", body, **headers)
+            assert answer.status_code == 422
+            assert answer.json()["error"]["message"].startswith(said)
 
 
 BAD_PARAMETERS = [
@@ -233,9 +259,8 @@ async def test_a_decision_is_made_once(working: Served) -> None:
     run_id = await working.start()
     review = await working.review(run_id)
     assert (await client.post(f"/v1/reviews/{review}/decision", json={"decision": "reject"})).status_code == 200
-    for decision in ("reject", "approve"):
-        again = await client.post(f"/v1/reviews/{review}/decision", json={"decision": decision})
-        assert (again.status_code, problem_of(again)[0]) == (409, "conflict")
+    again = await client.post(f"/v1/reviews/{review}/decision", json={"decision": "approve"})
+    assert (again.status_code, problem_of(again)[0]) == (409, "conflict")
     run = await working.run(run_id, lambda run: run["status"] not in {"waiting", "running"})
     assert run["status"] == "failed"
     over = await client.post(f"/v1/runs/{run_id}/cancel", json={})

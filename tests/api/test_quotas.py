@@ -44,6 +44,26 @@ async def test_what_is_no_quota_is_refused(body: dict[str, Any], served: Served)
     assert (await client.get(PATH)).json() == {"quotas": []}
 
 
+async def test_a_name_without_effect_is_refused(served: Served) -> None:
+    client = await served.client()
+    for scope in ("workflow", "tool"):
+        refused = await client.put(PATH, json={"scope": scope, "name": "nope", "concurrency": 1})
+        assert refused.status_code == 404
+        assert refused.json()["error"]["message"].startswith(f'no deployed {scope} is called "nope"; deployed are: ')
+
+
+async def test_a_quota_is_named_as_what_a_run_waits_for(working: Served) -> None:
+    client = await working.client()
+    limit = {"scope": "workflow", "name": "ask", "concurrency": 0}
+    assert (await client.put(PATH, json=limit)).status_code == 204
+    run_id = await working.start()
+    run = (await client.get(f"/v1/runs/{run_id}")).json()
+    assert run["status"] == "queued"
+    assert run["waits_for"] == [{"step": None, "for": "quota", "quota": "workflow ask: 0 at once", "until": None}]
+    assert (await client.delete(PATH, params={"scope": "workflow", "name": "ask"})).status_code == 204
+    assert (await working.finish(run_id))["status"] == "succeeded"
+
+
 async def test_the_priority_of_a_run_reaches_the_queue(served: Served, owner: psycopg.Connection[Any]) -> None:
     client = await served.client()
     run = {"workflow": "ask", "input": {"text": "x"}}

@@ -62,6 +62,10 @@ async def test_a_signal_moves_the_run_and_its_tokens_can_be_revealed(working: Se
     assert SECRET not in str(entries)
     late = await tell(working, run_id, {"text": "x"})
     assert (late.status_code, problem_of(late)[0]) == (409, "conflict")
+    assert (await tell(working, run_id, {"text": "x"}, key="k-2")).status_code == 409
+    # Its sender may have got no answer, and repeats it.
+    again = await tell(working, run_id, {"text": f"mail {SECRET}", "loud": True}, key="k-1")
+    assert (again.status_code, again.json()) == (202, {"run_id": run_id, "signal_id": "k-1", "new": False})
 
 
 async def test_one_key_counts_once_from_many_callers(working: Served) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from interlock.base.errors import InvalidSpec
-from interlock.base.settings import Settings, load_settings, on_own_machine
+from interlock.base.settings import Settings, given_settings, load_settings, on_own_machine, unknown_variables
 
 
 @pytest.fixture
@@ -50,18 +50,25 @@ def test_the_file(tmp_path: Path, write: Path) -> None:
         ),
         (
             "[server]\nport = 'x'",
-            'interlock.toml: setting "server.port" is not accepted: Input should be a valid integer',
+            'interlock.toml: setting "server.port" is not accepted: is "x" (a string); must be a whole number',
         ),
-        ("[server]\nport = 70000", 'interlock.toml: setting "server.port" is not accepted: Input should be less than'),
-        ("server = 5", 'interlock.toml: setting "server" is not accepted: Input should be a valid dictionary'),
-        ("[models]\nfast = 5", 'interlock.toml: setting "models.fast" is not accepted: Input should be a valid string'),
+        (
+            "[server]\nport = 70000",
+            'interlock.toml: setting "server.port" is not accepted: is 70000; must be at most 65535',
+        ),
+        ("server = 5", 'interlock.toml: setting "server" is not accepted: is 5 (a number); must be an object'),
+        ("server = 'pw'", 'interlock.toml: setting "server" is not accepted: is a string; must be an object'),
+        (
+            "[models]\nfast = 5",
+            'interlock.toml: setting "models.fast" is not accepted: is 5 (a number); must be a string',
+        ),
         (
             "[telemetry]\nlog_level = 'loud'",
-            'interlock.toml: setting "telemetry.log_level" is not accepted: Input should be',
+            'interlock.toml: setting "telemetry.log_level" is not accepted: is "loud" (a string); must be \'debug\', ',
         ),
         (
             "[worker]\nlease_seconds = 0",
-            'interlock.toml: setting "worker.lease_seconds" is not accepted: Input should be',
+            'interlock.toml: setting "worker.lease_seconds" is not accepted: is 0; must be at least 1',
         ),
         # what pydantic-settings would take for options of its own
         ("_env_prefix = 'X'", 'interlock.toml: setting "_env_prefix" is not accepted: remove it or check the spelling'),
@@ -115,10 +122,23 @@ def test_the_environment_beats_the_file(
 @pytest.mark.parametrize(
     ("name", "value", "complaint"),
     [
-        ("INTERLOCK_SERVER__PORT", "many", 'setting "server.port" is not accepted'),
-        ("INTERLOCK_SERVER__PROT", "1", 'setting "server.prot" is not accepted: remove it or check the spelling'),
+        (
+            "INTERLOCK_SERVER__PORT",
+            "many",
+            'environment variable INTERLOCK_SERVER__PORT: setting "server.port" is not accepted: is "many" (a string); must be',
+        ),
+        (
+            "interlock_server__prot",
+            "1",
+            'environment variable interlock_server__prot: setting "server.prot" is not accepted: remove it or check',
+        ),
         ("INTERLOCK_MODELS", "{bad", 'error parsing value for field "models"'),
-        ("INTERLOCK_MODELS", "[]", 'setting "models" is not accepted'),
+        ("INTERLOCK_MODELS", "[]", 'environment variable INTERLOCK_MODELS: setting "models" is not accepted'),
+        (
+            "INTERLOCK_SERVER",
+            '{"port": "x"}',
+            'environment variable INTERLOCK_SERVER: setting "server.port" is not accepted',
+        ),
         ("INTERLOCK_SERVER", "5", 'setting "server" is not accepted'),
     ],
 )
@@ -127,6 +147,42 @@ def test_a_wrong_environment_is_refused(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert complaint in _refused(tmp_path)
+
+
+def test_the_file_is_blamed_for_what_stands_in_the_file(
+    tmp_path: Path, write: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write.write_text("[server]\nport = 'x'")
+    monkeypatch.setenv("INTERLOCK_SERVER__HOST", "h")
+    assert _refused(tmp_path).startswith('interlock.toml: setting "server.port"')
+
+
+def test_variables_that_set_nothing_are_named() -> None:
+    environment = {
+        "INTERLOCK_SERVR__PORT": "1",
+        "interlock_colour": "1",
+        "INTERLOCK_APIKEY": "k",
+        **dict.fromkeys(
+            ("INTERLOCK_SERVER__PORT", "interlock_data_dir", "INTERLOCK_URL", "INTERLOCK_API_KEY", "PATH"), "1"
+        ),
+    }
+    assert list(unknown_variables(environment)) == [
+        "environment variable INTERLOCK_APIKEY is not a setting and has no effect; write INTERLOCK_API_KEY",
+        "environment variable INTERLOCK_SERVR__PORT is not a setting and has no effect; write INTERLOCK_SERVER__PORT",
+        "environment variable interlock_colour is not a setting and has no effect; remove it; docs/operations.md lists"
+        " the settings",
+    ]
+
+
+def test_given_settings_do_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data directory decides about the master key: a chaos run and its workers must have the same one."""
+    monkeypatch.setenv("INTERLOCK_DATA_DIR", "/exported")
+    monkeypatch.setenv("INTERLOCK_MODELS", '{"default": "openai:exported"}')
+    monkeypatch.setenv("INTERLOCK_WORKER__CONCURRENCY", "3")
+    settings = given_settings({"data_dir": "/private", "models": {"default": "openai:fake"}})
+    assert settings.data_dir == Path("/private")
+    assert settings.models == {"default": "openai:fake"}
+    assert settings.worker.concurrency == 16
 
 
 def test_settings_are_frozen() -> None:

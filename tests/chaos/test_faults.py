@@ -16,6 +16,13 @@ async def test_a_fault_alone(fault: str, drill: Run) -> None:
     assert report.hits[fault] >= 1
 
 
+async def test_exported_settings_are_for_other_installations(drill: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo tells its readers to export INTERLOCK_DATA_DIR, where another master key lies."""
+    monkeypatch.setenv("INTERLOCK_DATA_DIR", "/nonexistent/exported")
+    monkeypatch.setenv("INTERLOCK_MODELS", '{"default": "openai:none"}')
+    clean(await struck(drill, runs=6, seconds=2, faults=("kill",)))
+
+
 async def test_a_worker_that_never_gets_to_the_boundary_is_not_struck(drill: Run) -> None:
     """No tool is in doubt, so nobody probes: the fault was asked for and did not come about, and the report says so."""
     report = await drill(runs=4, seconds=3, faults=("kill",), boundaries=("after probe",), kinds=("keyed",))

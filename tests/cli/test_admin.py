@@ -178,9 +178,12 @@ def test_doctor_names_what_is_missing_and_the_mend(cli: Cli) -> None:
             "alias": "openai:gpt-4o",
             "strange": "mistral:large-2411",
             "address": "openai:llama3.1@http://10.0.0.1:11434/v1",
+            "away": "away:fake",
+            "unknown": "local:llama-9",
         }
         del cli.env["INTERLOCK_MODELS__DEFAULT"]
         environment = {"INTERLOCK_MODELS": json.dumps(models), "INTERLOCK_SERVER__PORT": str(port)}
+        environment["INTERLOCK_PROVIDERS__AWAY__BASE_URL"] = "http://127.0.0.1:1/v1"
         cli.write("workflows/broken.yaml", "name: broken\n")
         done = cli("doctor", **environment)
     assert done.code == 8
@@ -191,6 +194,8 @@ def test_doctor_names_what_is_missing_and_the_mend(cli: Cli) -> None:
         ("no  ", "model address", "only the settings of the worker may"),
         ("no  ", "model alias", "pin a dated version"),
         ("ok  ", "model good", ""),
+        ("note", "model away", "127.0.0.1:1 cannot be reached (Connection refused); start that server"),
+        ("no  ", "model unknown", "the only local one is smollm2-135m-instruct-q4_1"),
         ("note", f"port {port} on 127.0.0.1", "INTERLOCK_SERVER__PORT"),
         ("note", "project", "workflows/broken.yaml:1: input: is required"),
     ):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from interlock.base.errors import Unavailable
-from interlock.cli.connection import Api, _client
+from interlock.cli.connection import Api, client_of
 from interlock.services.views.runs import RunRef
 
 
@@ -44,7 +44,7 @@ async def closing() -> AsyncIterator[Closing]:
 
 
 async def test_a_read_is_repeated_when_the_server_closed_the_idle_connection(closing: Closing) -> None:
-    async with _client(closing.url, "") as client:
+    async with client_of(closing.url, "") as client:
         api = Api(client, url=closing.url)
         assert (await api.get(RunRef, "/first")).run_id == "run_1"
         assert (await api.get(RunRef, "/second")).run_id == "run_1"
@@ -52,7 +52,7 @@ async def test_a_read_is_repeated_when_the_server_closed_the_idle_connection(clo
 
 
 async def test_a_command_is_not_repeated_because_it_may_have_been_carried_out(closing: Closing) -> None:
-    async with _client(closing.url, "") as client:
+    async with client_of(closing.url, "") as client:
         api = Api(client, url=closing.url)
         await api.get(RunRef, "/first")
         with pytest.raises(Unavailable, match="does not answer"):

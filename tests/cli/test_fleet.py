@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from interlock.testing import answer
 
 from .conftest import QUESTION, Cli, FakeModel
@@ -97,6 +99,44 @@ def test_workers_are_listed_and_drained_from_outside(cli: Cli, model: FakeModel)
     cli.ok("audit", "verify")
 
 
+def test_a_run_without_a_worker_says_so(cli: Cli, model: FakeModel) -> None:
+    cli.ok("deploy")
+    serve = cli.start("serve", "--port", "0", INTERLOCK_REVIEW__SELF_APPROVAL="true")
+    serve.says("Interlock runs at ")
+    run = cli.start("run", "answer", "-i", QUESTION)
+    run.says("queued; waits for a worker; none is on this database: interlock worker")
+    run_id = run.out.split()[1]
+    assert "waits for a worker; none is on this database: interlock worker" in cli.ok("show", run_id).out
+    assert "1 runs wait; no worker is on its database: start `interlock worker`" in cli("doctor").out
+    worker = cli.start("worker")
+    worker.says("worker runs")
+    assert run.wait().code == 0
+    assert "with 1 worker\n" in cli("doctor").out
+    # A decision that no worker has acted on yet.
+    model.always(answer({"topic": "other", "answer": "?"}))
+    waiting = cli.waits("run", "answer", "-i", QUESTION, "--json").json
+    cli.ok("drain", "--all", "--wait")
+    cli.ok("review", "approve", waiting["reviews"][0]["review_id"])
+    shown = cli.ok("show", waiting["run_id"]).out
+    assert "waits for a worker; none is on this database: interlock worker" in shown
+    assert "waits for a worker to act on the decision (step " in shown
+    assert "…" not in shown.split("input:")[0].replace("… s", "")
+
+
+def test_a_worker_that_died_has_not_drained(cli: Cli, model: FakeModel, owner_url: str) -> None:
+    cli.ok("deploy")
+    worker = cli.start("worker")
+    worker.says("worker runs")
+    (one,) = cli.ok("workers", "--json").json
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    with psycopg.connect(owner_url) as connection:
+        connection.execute("update workers set seen_at = now() - interval '10 minutes'")
+    said = cli.ok("drain", "--all", "--wait").out
+    assert said.startswith(f"{one['worker_id']} has been silent for 60")
+    assert "it ended without draining" in said
+
+
 def test_the_second_signal_breaks_the_end_off(cli: Cli, model: FakeModel, data_dir: Path) -> None:
     cli.ok("deploy")
     model.always(answer({"topic": "refunds", "answer": "x"}, delay=600.0))
@@ -127,12 +167,14 @@ def test_refused_events_are_listed_and_sent_again(cli: Cli, model: FakeModel) ->
     """The webhook refuses the events of a run with 404, then takes them."""
     answers: list[int] = [404]
     taken: list[dict[str, Any]] = []
+    signed: list[tuple[str, bytes]] = []
 
     class Hook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            signed.append((self.headers["Interlock-Signature"], content))
             if answers[0] == 200:
-                taken.append(body)
+                taken.append(json.loads(content))
             self.send_response(answers[0])
             self.end_headers()
 

@@ -45,6 +45,38 @@ def test_init_writes_a_project_that_passes_its_own_check(bare: Cli) -> None:
     assert not (project / ".interlock").exists()
 
 
+def test_the_template_passes_this_projects_linter(files: Cli) -> None:
+    """README has a reader make it inside the checkout."""
+    ruff = [sys.executable, "-m", "ruff"]
+    root = Path(__file__).parents[2]
+    for command in (["check"], ["format", "--check"]):
+        given = [*ruff, *command, "--config", str(root / "pyproject.toml"), str(files.directory)]
+        done = subprocess.run(given, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "/my-agent/" in (root / ".gitignore").read_text().splitlines()
+
+
+def test_init_prints_a_command_that_a_shell_understands(bare: Cli) -> None:
+    assert "cd 'a b/agent'\n" in bare.ok("init", "a b/agent").out
+
+
+def test_a_budget_in_usd_needs_a_price(files: Cli) -> None:
+    files.edit("workflows/answer.yaml", "{tokens: 4000}", "{usd: 1}")
+    files.ok("check")  # local models cost nothing
+    pin = "openai:fake-1"
+    assert files.fails(2, "check", INTERLOCK_MODELS__DEFAULT=pin).strip() == (
+        f'workflows/answer.yaml:10: budget.usd: model "default" = {pin} has no known price, so a budget in USD refuses all its '
+        "calls; use budget.tokens, or remove usd"
+    )
+
+
+def test_check_notes_imports_that_are_missing(files: Cli) -> None:
+    files.edit("tools/search_faq/main.py", "import json\n", "import json\nimport nonexistent\n")
+    assert (
+        "note: tools/search_faq/main.py:4: imports nonexistent, which is neither in the tool" in files.ok("check").out
+    )
+
+
 def test_init_makes_the_directories_on_the_way_and_takes_an_empty_one(bare: Cli) -> None:
     (bare.directory / "empty").mkdir()
     for name in ("empty", "a/b/c", "./d", "Agent.2-x_y", str(bare.directory / "absolute"), "."):
@@ -79,6 +111,7 @@ def test_init_touches_nothing_that_is_there(bare: Cli) -> None:
 
 # What is done to the template: (file, old text, new text, what stands in the line to be named, what to say about it).
 WORKFLOW, PROMPT, TOOL = "workflows/answer.yaml", "prompts/answer.yaml", "tools/search_faq/tool.yaml"
+EVAL = "evals/answer.yaml"
 POLICY, SETTINGS = "policies/main.cedar", "interlock.toml"
 FAULTS: dict[str, tuple[str, str, str, str, str]] = {
     "no YAML": (WORKFLOW, "steps:", "steps: [", "- id: search", "not valid YAML"),
@@ -87,7 +120,7 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
     "unknown field": (WORKFLOW, "max_tokens: 120", "max_token: 120", "max_token:", "max_token"),
     "missing field": (WORKFLOW, "    prompt: answer\n", "", "- id: reply", "prompt: is required"),
     "unknown kind": (WORKFLOW, "kind: model", "kind: modal", "- id: reply", "kind 'modal' is not known"),
-    "wrong type": (WORKFLOW, "max_tokens: 120", "max_tokens: many", "max_tokens:", "integer"),
+    "wrong type": (WORKFLOW, "max_tokens: 120", "max_tokens: many", "max_tokens:", "must be a whole number"),
     "unknown tool": (WORKFLOW, "tool: search_faq", "tool: search", "tool: search", "known tools: search_faq"),
     "tool not allowed": (WORKFLOW, "allow: [search_faq]", "allow: []", "tool: search_faq", "which is not in allow"),
     "allows no tool": (WORKFLOW, "[search_faq]", "[search_faq, rm]", "allow:", 'tool "rm" does not exist'),
@@ -117,6 +150,14 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
     "tool effect": (TOOL, "effect: pure", "effect: none", "effect:", "'pure' or 'mutating'"),
     "tool promises": (TOOL, "timeout: 10", "probe: true", "name:", "make it mutating"),
     "tool schema": (TOOL, "found: {type: integer}", "found: {type: int}", "", "JSON Schema"),
+    "enum value": (WORKFLOW, "search.found == 0", "search.found == 'none'", "- when:", "is compared with"),
+    "argument": (WORKFLOW, "input: {question: $input.question}", "input: {question: 5}", "question: 5", "is 5 (a number)"),
+    "variable in capitals": (WORKFLOW, "Answers a", "${BANK} a", "description:", "${BANK} is not among"),
+    "parameter": ("tools/search_faq/main.py", "def run(question", "def run(quest", "", 'run() needs "quest"'),
+    "eval field": (EVAL, "expect:", "expects:", "expects:", "is not a known field"),
+    "eval workflow": (EVAL, "workflow: answer", "workflow: nope", "workflow: nope", 'workflow "nope" does not exist'),
+    "eval input": (EVAL, "{question: How", "{quest: How", "input:", "declared are question; the value has quest"),
+    "eval step": (EVAL, "search: {found: 1}", "serch: {found: 1}", "serch:", 'the workflow has no step "serch"'),
     "egress": (TOOL, "timeout: 10", 'egress: ["example.com"]', "egress:", "names no port"),
     "policy": (POLICY, '"call_model", resource);', '"call_model" resource);', '"call_model" resource);', "not valid Cedar"),
     "policy without an end": (POLICY, "digest_matches };", "digest_matches }", "digest_matches }", "not valid Cedar"),
@@ -127,6 +168,7 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
 
 
 BY_COMMAND = {"no YAML", "tool not allowed", "prompt syntax", "tool name", "policy", "model pin", "settings", "no TOML"}
+BY_COMMAND |= {name for name in FAULTS if name.startswith("eval")}
 
 
 def test_check_names_the_place_and_the_mend(files: Cli, subtests: pytest.Subtests) -> None:
@@ -144,7 +186,7 @@ def test_check_names_the_place_and_the_mend(files: Cli, subtests: pytest.Subtest
             (files.directory / file).write_text(before)
             line = next((line for line in lines if said in line), None)
             assert line is not None, lines
-            assert file in line or name == "tool schema"
+            assert file in line or name in {"tool schema", "parameter"}
             if anchor:
                 assert after.count(anchor) == 1
                 number = after[: after.index(anchor)].count("\n") + 1

@@ -6,6 +6,10 @@ from .conftest import Cli
 
 
 def test_quotas_are_set_listed_replaced_and_removed(cli: Cli) -> None:
+    assert 'no deployed tool is called "search_faq"' in cli.fails(
+        3, "quota", "set", "tool", "search_faq", "--rate", "5"
+    )
+    cli.ok("deploy")
     assert cli.ok("quota", "set", "org", "--concurrency", "20").out == "set the quota of org\n"
     assert cli.ok("quota", "set", "tool", "search_faq", "--rate", "5", "--per", "1.5").out == (
         "set the quota of tool search_faq\n"

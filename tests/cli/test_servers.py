@@ -92,6 +92,25 @@ def test_dev_runs_everything_reloads_and_stops_without_a_trace(embedded: Cli, mo
     third = cli.ok("run", "answer", "-i", QUESTION, "--json").json
     assert third["version"] == second["version"]
 
+    # A sound file is deployed beside a faulty one, and a file that is mended to what is deployed is named as such.
+    sound = (cli.directory / "workflows/answer.yaml").read_text()
+    cli.write("workflows/broken.yaml", "name: broken\nsteps: 5\n")
+    dev.says("workflows/broken.yaml:2: steps: is 5 (a number); must be a list")
+    cli.write("workflows/second.yaml", sound.replace("name: answer", "name: second"))
+    dev.says("deployed second@")
+    (cli.directory / "workflows/broken.yaml").unlink()
+    dev.says("no faults any more; all workflows are as deployed")
+
+    # Settings of definitions are read again.
+    cli.write(
+        "workflows/third.yaml",
+        sound.replace("name: answer", "name: third").replace("kind: model\n", "kind: model\n    model: gone\n"),
+    )
+    dev.says('model "gone" is not in the settings')
+    cli.edit("interlock.toml", "[models]\n", f'[server]\nport = 1\n[models]\ngone = "{model.pin}"\n')
+    dev.says("deployed third@")
+    dev.says("interlock.toml: a change of server needs a restart")
+
     # Prints and tracebacks of tools are shown to their author.
     cli.write("tools/search_faq/main.py", "def run(question):\n    print('called', 'here')\n    return {}['nothing']\n")
     dev.until(lambda: dev.err.count("deployed answer@") == 3)
@@ -139,6 +158,28 @@ def test_a_start_that_is_broken_off_leaves_no_database_behind(embedded: Cli, com
     assert done.code in {0, 130}  # 0 where it came up before the signal came through
     assert "Traceback" not in done.err
     assert left_with(str(embedded.directory)) == []
+
+
+def test_a_closed_terminal_ends_everything(embedded: Cli) -> None:
+    """A shell sends the signal, and the kernel sends it again."""
+    dev = embedded.start("dev", "--port", "0")
+    up(embedded, dev)
+    os.kill(dev.pid, signal.SIGHUP)
+    os.kill(dev.pid, signal.SIGHUP)
+    clean(embedded, dev.wait())
+
+
+def test_dev_starts_its_database_again(embedded: Cli, model: FakeModel) -> None:
+    dev = embedded.start("dev", "--port", "0")
+    url = up(embedded, dev)
+    first = embedded.ok("run", "answer", "-i", QUESTION, "--json").json
+    os.kill(postmaster(embedded), signal.SIGKILL)
+    dev.says("PostgreSQL ended by itself and was started again")
+    ready(dev, url)
+    second = embedded.ok("run", "answer", "-i", QUESTION, "--json").json
+    assert {first["status"], second["status"]} == {"succeeded"}
+    clean(embedded, dev.stop(signal.SIGINT))
+    assert "stopping: " in dev.err
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_left_running(embedded: Cli) -> None:

@@ -119,6 +119,20 @@ def test_the_exit_codes_are_documented() -> None:
     assert len(set(documented)) == len(documented)
 
 
+def test_without_a_command_the_help_is_the_answer(bare: Cli) -> None:
+    done = bare.ok()
+    assert done.err == ""
+    assert done.out == bare.ok("--help").out
+
+
+def test_a_locale_without_unicode(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "interlock.cli.main", "init", "pläne/agent"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"created pl" in done.stdout
+
+
 def test_the_version(bare: Cli) -> None:
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     version = re.search(r'^version = "(.+)"', project, re.MULTILINE)

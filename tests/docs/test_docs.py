@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
@@ -14,7 +16,10 @@ from typer.main import get_command
 from interlock.base.settings import Settings
 from interlock.cli.main import cli
 from interlock.definitions.project import read_project
+from interlock.evals.suite import Suite
+from interlock.notify.webhook import signature_of
 from interlock.workflows.contracts import ToolContract
+from interlock.workflows.prompts import PromptSpec, compile_prompt
 from interlock.workflows.source import parse_yaml, validate
 from interlock.workflows.spec import Steps
 
@@ -46,6 +51,29 @@ def test_the_steps_in_the_docs_are_steps() -> None:
     texts = fenced(ROOT / "docs" / "workflows.md", "yaml")
     steps = [step for text in texts for step in TypeAdapter(Steps).validate_python(parse_yaml(text, "docs").data)]
     assert {"agent", "map", "model", "tool"} <= {step.kind for step in steps}
+
+
+def test_the_prompt_and_the_eval_case_in_the_docs_are_valid() -> None:
+    prompt, suite = fenced(ROOT / "docs" / "prompts.md", "yaml")
+    compiled = compile_prompt("answer", validate(PromptSpec, parse_yaml(prompt, "docs/prompts.md")))
+    assert set(compiled.spec.slots) == {"question", "entries"}
+    assert validate(Suite, parse_yaml(suite, "docs/prompts.md")).cases[0].expect.output == {"topic": "refunds"}
+
+
+def test_the_receiver_in_the_docs_verifies_signatures() -> None:
+    scope: dict[str, Any] = {}
+    exec(fenced(ROOT / "docs" / "operations.md", "python")[0], scope)
+    is_genuine, key, body, now = scope["is_genuine"], bytes(range(32)), b'{"id": 1}', int(time.time())
+    assert is_genuine(signature_of(key, now, body), body, key.hex())
+    for header, sent, secret in (
+        (signature_of(key, now - 3600, body), body, key),
+        (signature_of(key, now, body).replace(f"t={now}", f"t={now + 1}"), body, key),
+        (signature_of(key, now, body), body + b" ", key),
+        (signature_of(key, now, body), body, bytes(32)),
+        ("", body, key),
+        ("t=x,v1=ø", body, key),
+    ):
+        assert not is_genuine(header, sent, secret.hex())
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -10,6 +10,7 @@ import pytest
 from engines.conftest import Desk, OpenApp, Spawn
 from engines.harness import Bank, Observer, pay, until, workflow, write
 from interlock.admission.quotas import Quota
+from interlock.services.views.runs import QuotaWait
 
 
 @pytest.mark.parametrize(("kind", "tool"), [("pay_blind", "refund_blind"), ("pay_keyed", "refund_keyed")])
@@ -24,6 +25,10 @@ async def test_cut_off_and_then_put_off_it_stays_in_doubt(
     assert bank.refunds + strict.refunds == {"a": 1}
     await open_app(start_worker=True)
     await until(lambda: "step_deferred pay" in seen.kinds(run), lambda: str(seen.kinds(run)))
+    waits: list[QuotaWait] = []
+    while not waits:  # between two attempts
+        waits = [one for one in (await desk.app.runs.get(desk.admin, run)).waits_for if isinstance(one, QuotaWait)]
+    assert [one.quota for one in waits] == [f"tool {tool}: 1 at once"]
     await desk.cancel(run)
     review = await seen.review(run, "confirm")
     assert seen.effect(run) == "unknown"

@@ -14,6 +14,7 @@ from engines.harness import ASK, Bank, Model, Observer, pay, think, until, workf
 from execution.batching import config
 from execution.conftest import Deploy
 from gateway.batch_server import BatchServer
+from interlock.definitions import project
 from interlock.definitions.versions import Definition
 from interlock.store.commit import Commit
 from interlock.testing import answer
@@ -110,7 +111,7 @@ async def test_arguments_that_break_the_contract(deploy: Deploy, seen: Observer,
     run = await desk.start("w", amount=-5)
     assert await seen.finished(run) == ["failed"]
     assert seen.run(run)["reason"] == (
-        'step "pay": tool "refund": arguments: amount: does not meet "exclusiveMinimum" of its schema'
+        'step "pay": tool "refund": arguments: amount: the value is less than or equal to the minimum of 0'
     )
     assert (bank.requests, seen.effect(run)) == (0, None)
     refused = entry(seen, run, "pay")
@@ -217,8 +218,11 @@ async def test_spending_is_known_before_its_reservation_ends(
     assert (model.asked("one"), model.asked("two")) == (1, 0)
 
 
-async def test_money_that_cannot_be_counted_is_not_spent(deploy: Deploy, seen: Observer, model: Model) -> None:
+async def test_money_that_cannot_be_counted_is_not_spent(
+    deploy: Deploy, seen: Observer, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A budget in USD, and a model whose price is not known: refused before the call, on every attempt alike."""
+    monkeypatch.setattr(project, "unpriced_models", lambda *_: [])  # it was known where the workflow was deployed
     desk = await deploy(workflow("w", think(), extra="budget: {usd: 1}\n"))
     run = await desk.start("w")
     assert await seen.finished(run) == ["failed"]
@@ -260,7 +264,7 @@ async def test_an_answer_that_breaks_the_contract(deploy: Deploy, project: Path,
     desk = await deploy(workflow("pure", NOTE, allow="note"), workflow("mutating", PAY, allow="refund"))
     pure, mutating = await desk.start("pure"), await desk.start("mutating", ticket="a")
     assert await seen.finished(pure) == ["failed"]
-    assert seen.run(pure)["reason"] == 'step "note": tool "note": its answer: text: does not meet "type" of its schema'
+    assert seen.run(pure)["reason"] == 'step "note": tool "note": its answer: text: is a number; must be a string'
 
     review = await seen.review(mutating, "confirm")
     assert (bank.requests, bank.refunds) == (1, {"a": 1})

@@ -212,7 +212,8 @@ async def test_an_unreachable_provider_is_transient(fake: FakeProvider) -> None:
     error = await failure(provider)
     await provider.close()
     assert error.kind is FailureKind.TRANSIENT
-    assert "cannot be reached" in error.message
+    address = url.removeprefix("http://").removesuffix("/v1")
+    assert error.message == f'provider "acme" at {address} cannot be reached (Connection refused)'
 
 
 @pytest.mark.parametrize(

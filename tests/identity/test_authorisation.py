@@ -95,8 +95,10 @@ UNGUARDED = {
     ("administration", "refused_events"),
     ("administration", "requeue_events"),
     ("administration", "ensure_org"),
+    ("administration", "webhook_key"),
     ("administration", "local_principal"),  # for those who can open the installation's database
     ("health", "ready"),  # for probes, which have no key
+    ("health", "database"),  # the same, for the process itself
     *(
         ("refusals", one) for one in ("start", "close", "flush", "note_denied", "note_unauthenticated")
     ),  # they only record

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,11 @@ class Endpoint:
     async def take(self, request: web.Request) -> web.Response:
         body = await request.read()
         self.requests += 1
-        expected = hmac.new(self.key, body, hashlib.sha256).hexdigest()
-        if request.headers["Interlock-Signature"] != f"sha256={expected}" or request.content_type != "application/json":
+        stamp, _, signature = request.headers["Interlock-Signature"].partition(",v1=")
+        seconds = stamp.removeprefix("t=")
+        expected = hmac.new(self.key, f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
+        fresh = abs(time.time() - int(seconds)) < 3600
+        if signature != expected or not fresh or request.content_type != "application/json":
             return web.Response(status=401)
         status = self.statuses.pop(0) if self.statuses else 200
         if status == 0:

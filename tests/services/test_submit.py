@@ -125,8 +125,8 @@ async def test_unfit_keys(key: str, deploy: Deploy, seen: Observer) -> None:
         ({"ticket": 7}, "ticket"),
         ({"text": "no ticket"}, "required"),
         ({"ticket": "a", "extra": 1}, "extra"),
-        ([], "type"),
-        ("text", "type"),
+        ([], "must be an object"),
+        ("text", "must be an object"),
     ],
 )
 async def test_input_that_does_not_fit(value: object, place: str, deploy: Deploy, seen: Observer) -> None:

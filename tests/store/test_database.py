@@ -93,6 +93,24 @@ async def test_a_server_that_stays_away_is_one_sentence(
     await database.close()
 
 
+async def test_a_process_that_ends_does_not_wait_for_the_server(private_server: Server) -> None:
+    database = Database(private_server.url, pool_size=2)
+    await database.open()
+    private_server.crash()
+    database.give_up()
+    attempts = 0
+
+    async def attempt() -> None:
+        nonlocal attempts
+        attempts += 1
+        await database.dedicated()
+
+    with pytest.raises(Unavailable):
+        await database.retrying(attempt)
+    assert attempts == 1
+    await database.close()
+
+
 @pytest.mark.parametrize(
     ("query", "arguments"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -53,6 +54,30 @@ def test_a_line_has_the_fields_that_were_asked_for(lines: Lines) -> None:
     stamp = datetime.fromisoformat(first["timestamp"])
     assert stamp.utcoffset() is not None
     assert (second["level"], second["message"], second["structured_data"]) == ("warning", "", {})
+
+
+def test_a_full_disk_fails_no_caller(capfd: pytest.CaptureFixture[str]) -> None:
+    """The device refuses every write with ENOSPC."""
+    logs.configure(level="info", file=Path("/dev/full"))
+    for _ in range(3):
+        log(names.LOG_RUN_STARTED, "a run began")
+    structlog.reset_defaults()
+    assert capfd.readouterr().err == (
+        "the log cannot be written ([Errno 28] No space left on device); its lines are dropped until it can\n"
+    )
+
+
+def test_warnings_of_libraries_are_lines_without_stacks(lines: Lines, capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        try:
+            raise ConnectionRefusedError("no")
+        except ConnectionRefusedError:
+            logging.getLogger("asyncpg.pool").warning("Failed to restore the %s", "pool", exc_info=True)
+    (line,) = lines()
+    assert (line["event_type"], line["level"]) == ("library", "warning")
+    assert line["message"] == "asyncpg.pool: Failed to restore the pool"
+    assert line["structured_data"] == {"error": "ConnectionRefusedError"}
+    assert capfd.readouterr().err == ""
 
 
 async def test_a_line_says_in_which_span_it_was_written(lines: Lines, database: Database) -> None:

@@ -32,7 +32,10 @@ NAMED = {
     "required": ["name"],
     "additionalProperties": False,
 }
-LOOKED = {**NAMED, "properties": {"name": {"type": "string"}, "found": {"type": "boolean"}}}
+LOOKED = {
+    **NAMED,
+    "properties": {"name": {"type": "string"}, "found": {"type": "boolean"}, "kind": {"enum": ["a", "b"]}},
+}
 TOOLS = {
     "look": ToolContract(name="look", description="", effect="pure", input=NAMED, output=LOOKED),
     "pay": ToolContract(name="pay", description="", effect="mutating", input=ANYTHING, output=ANYTHING),
@@ -82,6 +85,8 @@ INNER = "- {id: inner, kind: subworkflow, workflow: child, input: {ticket: $inpu
         "- {id: w1, kind: wait, until: '2026-12-24T18:00:00+01:00'}\n- {id: w2, kind: wait, until: $input.at}\n",
         "- {id: w1, kind: wait, signal: paid, timeout: 9, on_timeout: continue}\n"
         "- {id: b, kind: branch, cases: [{when: w1.received, steps: []}]}\n",
+        f"- {LOOK}\n- {{id: b, kind: branch, cases: [{{when: 'look.kind == \"a\" && input.at > 3', steps: []}}]}}\n",
+        "- {id: look, kind: tool, tool: look, input: {name: $run.id}}\n",
         "- {id: look, kind: tool, tool: look, input: {name: x}, fallback: [{value: {name: y}}, {last_good: true, max_age: 9}]}\n",
     ],
 )
@@ -106,7 +111,7 @@ def test_nothing_is_wrong(steps: str) -> None:
             "cannot replace its effect",
         ),
         (EACH.replace("$input.places", "$input.text"), '"$input.text" is not a list'),
-        (EACH.replace("$input.places", "[1]"), "Input should be a valid string"),
+        (EACH.replace("$input.places", "[1]"), "steps.0.items: is a list; must be a string"),
         (EACH.replace("$input.places", "places"), "items must be a reference to a list"),
         (EACH.replace("$item.name", "$item.place"), '"$item.place": the item has no field "place"; known fields: name'),
         (
@@ -121,6 +126,33 @@ def test_nothing_is_wrong(steps: str) -> None:
         ),
         (AGAIN.replace("name: x", "name: $last.draft.name"), 'the loop has no step "draft"; known steps: look'),
         (AGAIN.replace("look.found", "other.met"), 'condition reads "other", which is not an earlier step'),
+        *(
+            (f"- {LOOK}\n- {{id: b, kind: branch, cases: [{{when: {when!r}, steps: []}}]}}\n", said)
+            for when, said in (
+                ('look.kind == "c"', '"look.kind" is never "c"; its values are "a", "b"'),
+                ("'c' != look.kind", '"look.kind" is never "c"; its values are "a", "b"'),
+                ("look.kind == 1", '"look.kind" is never 1'),
+                ("look.found == 'true'", '"look.found" is true or false and is compared with the string "true"'),
+                ("input.at == '5'", '"input.at" is a number and is compared with the string "5"'),
+            )
+        ),
+        *(
+            (f"- {LOOK.replace('name: x', f'name: {bound}')}\n", f'argument "name" of tool "look": {said}')
+            for bound, said in (
+                ("5", "is 5 (a number); must be a string"),
+                ("[x, $input.text]", "is a list; must be a string"),
+                ("$input.at", '"$input.at" is a number; must be a string'),
+                ("$input.places", '"$input.places" is a list; must be a string'),
+            )
+        ),
+        (
+            f"- {MODEL.replace('$input.text', '$input.at')}}}\n",
+            'slot "text" of prompt "think": "$input.at" is a number; must be a string',
+        ),
+        (
+            INNER.replace("$input.text", "$input.at"),
+            'field "ticket" of workflow "child": "$input.at" is a number; must',
+        ),
         (INNER.replace("child", "nephew"), 'workflow "nephew" does not exist; known workflows: child, w'),
         (INNER.replace("child", "w"), "a workflow cannot contain itself"),
         (INNER.replace("ticket: $input.text", ""), 'workflow "child" needs "ticket"; bind it in input'),
@@ -171,9 +203,9 @@ def test_a_circle_of_workflows_is_found() -> None:
         (LOOK[:-1] + ", fallback: [{value: {}, input: {}}]}", "only a fallback to a tool has an input"),
         (
             "{id: a, kind: loop, until: 'true', max_iterations: 5000, steps: [" + LOOK + "]}",
-            "less than or equal to 1000",
+            "is 5000; must be at most 1000",
         ),
-        ("{id: a, kind: map, items: $input.places, steps: []}", "at least 1 item"),
+        ("{id: a, kind: map, items: $input.places, steps: []}", "at least 1 entry"),
     ],
 )
 def test_the_shape_of_a_step(step: str, complaint: str) -> None:

@@ -61,10 +61,10 @@ def test_undeclared_and_unused_slots() -> None:
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"n": "five"}, 'prompt "p": n: the value is not of type "integer"'),
-        ({"n": None}, 'prompt "p": n: the value is not of type "integer"'),
+        ({"n": "five"}, 'prompt "p": n: is a string; must be a whole number'),
+        ({"n": None}, 'prompt "p": n: is null; must be a whole number'),
         ({"n": 11}, 'prompt "p": n: the value is greater than the maximum of 10'),
-        ({"n": float("nan")}, 'prompt "p": n: the value is not of type "integer"'),
+        ({"n": float("nan")}, 'prompt "p": n: is a number; must be a whole number'),
         ({}, 'prompt "p": its slots: "n" is a required property'),
         ({"n": 1, "m": 2}, 'prompt "p": its slots: Additional properties are not allowed'),
     ],

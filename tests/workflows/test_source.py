@@ -65,29 +65,38 @@ def test_the_whole_language_is_accepted() -> None:
             "'branch', 'map', 'loop', 'subworkflow'",
         ),
         # wrong type, out of bounds
-        ("deadline: 3600", "deadline: soon", ":14: deadline: Input should be a valid number"),
-        ("deadline: 3600", "deadline: -1", ":14: deadline: Input should be greater than 0"),
-        ("retries: 10", "retries: -1", ":13: budget.retries: Input should be greater than or equal to 0"),
-        ("retries: 10", "retries: 2.5", ":13: budget.retries: Input should be a valid integer"),
-        ("allow: [lookup, refund]", "allow: lookup", ":12: allow: Input should be a valid list"),
-        ("on_reject: continue", "on_reject: stop", ":43: steps.1.cases.0.steps.0.on_reject: Input should be 'fail' or"),
+        ("deadline: 3600", "deadline: soon", ':14: deadline: is "soon" (a string); must be a number'),
+        (
+            "deadline: 3600",
+            "deadline: 10m",
+            ':14: deadline: is "10m" (a string); must be a number of seconds: write 600',
+        ),
+        ("deadline: 3600", "deadline: -1", ":14: deadline: is -1; must be greater than 0"),
+        ("retries: 10", "retries: -1", ":13: budget.retries: is -1; must be at least 0"),
+        ("retries: 10", "retries: 2.5", ":13: budget.retries: is 2.5 (a number); must be a whole number"),
+        ("allow: [lookup, refund]", "allow: lookup", ':12: allow: is "lookup" (a string); must be a list'),
+        (
+            "on_reject: continue",
+            "on_reject: stop",
+            ":43: steps.1.cases.0.steps.0.on_reject: is \"stop\" (a string); must be 'fail' or 'continue'",
+        ),
         (
             "max_attempts: 4",
             "max_attempts: 0",
-            ":33: steps.0.branches.two.0.retry.max_attempts: Input should be greater",
+            ":33: steps.0.branches.two.0.retry.max_attempts: is 0; must be at least 1",
         ),
         # names
         ("id: approve", "id: input", ':39: steps.1.cases.0.steps.0.id: "input" is reserved; choose another name'),
         ("id: approve", "id: steps", ':39: steps.1.cases.0.steps.0.id: "steps" is reserved; choose another name'),
         ("id: approve", "id: run", ':39: steps.1.cases.0.steps.0.id: "run" is reserved; choose another name'),
-        ("id: approve", "id: Approve", ":39: steps.1.cases.0.steps.0.id: String should match pattern"),
-        ("id: approve", "id: a-b", ":39: steps.1.cases.0.steps.0.id: String should match pattern"),
-        ("id: approve", 'id: ""', ":39: steps.1.cases.0.steps.0.id: String should match pattern"),
-        ("id: approve", 'id: "a\\n"', ":39: steps.1.cases.0.steps.0.id: String should match pattern"),
-        ("id: approve", f"id: {'a' * 64}", ":39: steps.1.cases.0.steps.0.id: String should match pattern"),
+        ("id: approve", "id: Approve", ':39: steps.1.cases.0.steps.0.id: is "Approve" (a string); must match ^[a-z]'),
+        ("id: approve", "id: a-b", ':39: steps.1.cases.0.steps.0.id: is "a-b" (a string); must match'),
+        ("id: approve", 'id: ""', ':39: steps.1.cases.0.steps.0.id: is "" (a string); must match'),
+        ("id: approve", 'id: "a\\n"', ":39: steps.1.cases.0.steps.0.id: is a string; must match"),
+        ("id: approve", f"id: {'a' * 64}", ":39: steps.1.cases.0.steps.0.id: is a string; must match"),
         ("      one:\n", "      One:\n", ":19: steps.0.branches.One"),
         # empty
-        ("    otherwise: []", "    otherwise: null", ":53: steps.1.otherwise: Input should be a valid list"),
+        ("    otherwise: []", "    otherwise: null", ":53: steps.1.otherwise: is null; must be a list"),
     ],
 )
 def test_faults_name_line_field_and_mend(old: str, new: str, complaint: str) -> None:
@@ -205,13 +214,13 @@ def test_lines_of_places_that_are_not_in_the_file() -> None:
 @pytest.mark.parametrize(
     ("field", "complaint"),
     [
-        ("effect: sometimes", "f.yaml:3: effect: Input should be 'pure' or 'mutating'"),
+        ("effect: sometimes", "f.yaml:3: effect: is \"sometimes\" (a string); must be 'pure' or 'mutating'"),
         (
             "effect: pure\ncompensate: true",
             "f.yaml:1: a pure tool has nothing to compensate, probe or repeat; make it mutating or remove these fields",
         ),
         ("effect: pure\nhonours_idempotency: true", "f.yaml:1: a pure tool has nothing to compensate"),
-        ("effect: pure\nlimits: {memory_mib: 1}", "f.yaml:4: limits.memory_mib: Input should be greater than or equal"),
+        ("effect: pure\nlimits: {memory_mib: 1}", "f.yaml:4: limits.memory_mib: is 1; must be at least 64"),
     ],
 )
 def test_tool_contracts(field: str, complaint: str) -> None:
@@ -223,13 +232,17 @@ def test_tool_contracts(field: str, complaint: str) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("messages: []", "p.yaml:1: messages: List should have at least 1 item"),
+        ("", "p.yaml:1: the file is empty; `interlock schema` prints what it may contain"),
+        ("messages: []", "p.yaml:1: messages: must have at least 1 entry"),
         (
             "messages:\n  - {role: tool, content: x}",
-            "p.yaml:2: messages.0.role: Input should be 'system', 'developer',",
+            "p.yaml:2: messages.0.role: is \"tool\" (a string); must be 'system', 'developer',",
         ),
-        ("messages:\n  - role: user\n    content: ''", "p.yaml:3: messages.0.content: String should have at least 1"),
-        ("messages:\n  - role: user\n    content: 5", "p.yaml:3: messages.0.content: Input should be a valid string"),
+        ("messages:\n  - role: user\n    content: ''", "p.yaml:3: messages.0.content: must have at least 1 character"),
+        (
+            "messages:\n  - role: user\n    content: 5",
+            "p.yaml:3: messages.0.content: is 5 (a number); must be a string",
+        ),
     ],
 )
 def test_prompts(text: str, complaint: str) -> None:

@@ -115,7 +115,7 @@ async def quotas(caller: Caller, services: UseCases) -> QuotaList:
     return QuotaList(quotas=await services.administration.quotas(caller))
 
 
-@router.put("/quotas", status_code=204, operation_id="set_quota", responses=documented(413))
+@router.put("/quotas", status_code=204, operation_id="set_quota", responses=documented(404, 413))
 async def set_quota(body: NewQuota, caller: Caller, services: UseCases) -> None:
     """Set or replace the quota of a scope and name."""
     await services.administration.set_quota(caller, Quota(**body.model_dump()))

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from interlock.base.json import InvalidJson, Json, accept_json, decode_json
 
+NO_OBJECT = "must be a JSON object; send one, with the header Content-Type: application/json"
 _MAX_ID = 200
 
 
@@ -23,6 +24,8 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _is_sound(cls, value: object) -> Json:
+        if isinstance(value, bytes):  # of another content type
+            raise ValueError(NO_OBJECT)
         try:
             return accept_json(value)
         except InvalidJson as error:

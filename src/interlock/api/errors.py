@@ -11,8 +11,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
+from interlock.api.body import NO_OBJECT
 from interlock.base.errors import Denied, InterlockError, TooManyRequests, Unauthenticated
 from interlock.base.json import Json
+from interlock.base.wording import in_words
 from interlock.identity.wrong_keys import source_of
 from interlock.services.views.errors import ErrorBody, ErrorDetail
 from interlock.telemetry import names
@@ -79,7 +81,9 @@ def install(api: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        message = str(first["msg"]).removeprefix("Value error, ")
+        message = in_words(first)
+        if place == "body" and first["type"] in {"missing", "model_attributes_type", "dict_type"}:
+            message = NO_OBJECT
         if first["type"] == "json_invalid":
             place, message = "body", f"is not JSON: {first['ctx']['error']}"
         return JSONResponse(problem("invalid_input", f"{place[:200]}: {message}"), 422)

@@ -12,13 +12,16 @@ from typing import Self
 from interlock.audit.heads import KeptHeads
 from interlock.audit.log import AuditLog
 from interlock.audit.records import AuditRecords
+from interlock.base.background import Loop
 from interlock.base.clock import Clock
+from interlock.base.errors import Unavailable
 from interlock.base.outbound import Outbound
 from interlock.base.settings import Settings
-from interlock.definitions.project import Project, read_project
+from interlock.definitions.project import Project, read_project, read_sound_parts
 from interlock.definitions.versions import Versions
 from interlock.execution.approvals import approval_key
 from interlock.identity.auth import Authenticator
+from interlock.notify.webhook import webhook_key
 from interlock.policy.active import ActivePolicies
 from interlock.policy.decision import Policies
 from interlock.services.access import Access
@@ -48,6 +51,9 @@ from interlock.telemetry import names
 from interlock.telemetry.logs import log
 from interlock.telemetry.tracing import Tracing
 
+_REVIVE_SECONDS = 1.0
+_OF_DEFINITIONS = ("models", "variables")  # settings that only reading a project uses
+
 
 class Core:
     """Database, stores and use cases of one process: opened with `async with`, closed in reverse order.
@@ -55,6 +61,7 @@ class Core:
     Args:
         clock: replaces the database's clock; for tests.
         policies: replaces the active Cedar policies, for instance by an engine behind HTTP.
+        notice: receives sentences for the operator, such as that the database was started again.
 
     Attributes:
         outbound: decides which addresses this process's own connections may reach.
@@ -64,7 +71,13 @@ class Core:
     """
 
     def __init__(
-        self, project: Path, settings: Settings, *, clock: Clock | None = None, policies: Policies | None = None
+        self,
+        project: Path,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        policies: Policies | None = None,
+        notice: Callable[[str], None] | None = None,
     ) -> None:
         self.project = project
         self.settings = settings
@@ -72,6 +85,7 @@ class Core:
         self.outbound = Outbound(settings.network.private)
         self._clock = clock
         self._policies = policies
+        self._notice = notice
         self.clock: Clock
         self.migrated: list[str] = []
         self._postgres: EmbeddedPostgres | None = None
@@ -104,6 +118,19 @@ class Core:
 
         self._closing.push_async_callback(quietly)
 
+    def read_sound_parts(self) -> tuple[Project, list[str]]:
+        """Reads the project directory: its sound workflows, and all faults."""
+        return read_sound_parts(self.project, self.settings)
+
+    def reload_definition_settings(self, settings: Settings) -> list[str]:
+        """Takes over the models and variables of changed settings; the names of other settings that differ."""
+        changed = [
+            name for name in type(settings).model_fields if getattr(settings, name) != getattr(self.settings, name)
+        ]
+        taken = {name: getattr(settings, name) for name in _OF_DEFINITIONS}
+        self.settings = self.settings.model_copy(update=taken)
+        return [name for name in changed if name not in _OF_DEFINITIONS]
+
     def read_project(self) -> Project:
         """Reads and checks the project directory; raises InvalidSpec with every fault."""
         return read_project(self.project, self.settings)
@@ -125,6 +152,10 @@ class Core:
         except asyncio.CancelledError:
             await asyncio.wait([preparing])  # a thread cannot be cancelled, and the server it starts must be stopped
             raise
+        if self._postgres is not None:
+            watch = Loop("embedded database", self._revive_postgres, every=_REVIVE_SECONDS, report=self._not_revived)
+            watch.start()
+            self.on_close(watch.close)
         self.database = Database(url, pool_size=self.settings.database.pool_size)
         await self.database.open()
         self.on_close(self.database.close)
@@ -181,6 +212,7 @@ class Core:
             redaction=redaction,
             answers=ToolAnswers(self.database, self.versions),
             approving=self.approving,
+            versions=self.versions,
         )
         self.signals = Signals(self.database, self.committer, self.versions, redaction, self.clock)
         self.policy_sets = PolicySets(self.database, self.committer, self.clock, refresh=self.active_policies.refresh)
@@ -192,6 +224,7 @@ class Core:
             self.policy_sets,
             self.clock,
             data=self.data,
+            webhook_key=webhook_key(self.master_key).hex(),
         )
         self.dead_letters = DeadLetters(
             self.database, self.committer, self.versions, self.artifacts, self.submission, redaction, self.clock
@@ -215,7 +248,7 @@ class Core:
             administration=self.admin,
             policies=self.policy_sets,
             audit=AuditTrail(self.audit),
-            health=Health(self.database),
+            health=Health(self.database, self.data),
             refusals=refusals,
         )
 
@@ -235,6 +268,27 @@ class Core:
             return url  # an administrator migrates
         self.migrated = migrate(url, self.master_key)
         return app_url(url, self.master_key)
+
+    async def _revive_postgres(self) -> None:
+        """Starts the embedded server again if it has ended, such as by the system for want of memory."""
+        assert self._postgres is not None, "the loop runs only with it"
+        if await asyncio.to_thread(self._postgres.revive):
+            self._say("PostgreSQL ended by itself and was started again")
+
+    def _not_revived(self, error: Exception) -> None:
+        self._say(str(error))
+
+    def _say(self, sentence: str) -> None:
+        log(names.LOG_DATABASE_DOWN, sentence, level="warning")
+        if self._notice is not None:
+            self._notice(sentence)
+
+    async def prepare_to_close(self) -> None:
+        """Has the operations still under way end at once if the database is away."""
+        try:
+            await self.services.health.database()
+        except Unavailable:
+            self.database.give_up()
 
     async def _stop_postgres(self) -> None:
         if self._postgres is not None:

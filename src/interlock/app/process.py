@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from interlock.app.core import Core
@@ -22,6 +23,7 @@ class App(Core):
         models: replaces the providers of the settings; for tests and benchmarks.
         clock: replaces the database's clock; for tests.
         policies: replaces the active Cedar policies, for instance by an engine behind HTTP.
+        notice: receives sentences for the operator.
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class App(Core):
         models: Models | None = None,
         clock: Clock | None = None,
         policies: Policies | None = None,
+        notice: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(project, settings, clock=clock, policies=policies)
+        super().__init__(project, settings, clock=clock, policies=policies, notice=notice)
         self._role = WorkerRole(self, models=models)
 
     @property

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 
 from interlock.admission.breakers import Breakers
@@ -28,7 +26,7 @@ from interlock.execution.steps import Steps
 from interlock.fleet.schedule import Schedule, ScheduledJob
 from interlock.fleet.workers import WorkerRegistry
 from interlock.gateway.catalog import ModelCatalog
-from interlock.notify.webhook import Webhook, to_log
+from interlock.notify.webhook import Webhook, to_log, webhook_key
 from interlock.sandbox.bubblewrap import BubblewrapSandbox
 from interlock.store.outbox import Relay, Sink
 from interlock.store.sweeper import EVERY_SECONDS, ObjectSweeper
@@ -143,8 +141,7 @@ class WorkerRole:
         core = self._core
         sinks: dict[str, Sink] = {"log": to_log}
         if core.settings.events.webhook:
-            key = hmac.new(core.master_key, b"webhook", hashlib.sha256).digest()
-            webhook = Webhook(core.settings.events.webhook, key, core.outbound)
+            webhook = Webhook(core.settings.events.webhook, webhook_key(core.master_key), core.outbound)
             core.on_close(webhook.close)
             sinks["webhook"] = webhook
         relay = Relay(core.database, sinks, complain=_log_undelivered)

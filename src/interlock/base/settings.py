@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from interlock.base.errors import InvalidSpec
 from interlock.base.files import read_text
+from interlock.base.wording import in_words
 
 SETTINGS_FILE = "interlock.toml"
+
+_PREFIX = "INTERLOCK_"
+_OTHER_VARIABLES = frozenset({"INTERLOCK_URL", "INTERLOCK_API_KEY", "INTERLOCK_DEBUG"})
 
 
 class _Section(BaseModel):
@@ -224,7 +232,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="INTERLOCK_",
+        env_prefix=_PREFIX,
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
@@ -264,6 +272,24 @@ class Settings(BaseSettings):
         return (env_settings, init_settings)
 
 
+class _GivenSettings(Settings):
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  the library's signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def given_settings(values: Mapping[str, Any]) -> Settings:
+    """These settings and defaults, regardless of the environment: for a private installation, such as that of a chaos run."""
+    return _GivenSettings(**values)
+
+
 def on_own_machine(settings: Settings) -> Settings:
     """Settings of a process for one person, who may approve their own requests if the database is on the same host.
 
@@ -299,12 +325,37 @@ def load_settings(project: Path) -> Settings:
     except SettingsError as error:
         raise InvalidSpec(f"environment: {error}; write JSON, or set one key with INTERLOCK_SECTION__KEY") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        mend = "remove it or check the spelling" if first["type"] == "extra_forbidden" else first["msg"]
-        raise InvalidSpec(f'{path}: setting "{key}" is not accepted: {mend}') from error
+        raise InvalidSpec(_refused(path, error.errors()[0])) from error
     if not settings.data_dir.is_absolute():
         settings = settings.model_copy(update={"data_dir": (project / settings.data_dir).resolve()})
     named = {name: getattr(settings.temporal, name) for name in ("tls_ca", "tls_cert", "tls_key")}
     files = {name: (project / path).resolve() for name, path in named.items() if path is not None}
     return settings.model_copy(update={"temporal": settings.temporal.model_copy(update=files)}) if files else settings
+
+
+def _refused(path: Path, fault: ErrorDetails) -> str:
+    """The fault with its place: the variable if one sets the key, else the file."""
+    key = ".".join(str(part) for part in fault["loc"])
+    mend = "remove it or check the spelling" if fault["type"] == "extra_forbidden" else in_words(fault)
+    given = {name.upper(): name for name in os.environ}
+    for length in range(len(fault["loc"]), 0, -1):
+        variable = _PREFIX + "__".join(str(part) for part in fault["loc"][:length]).upper()
+        if variable in given:
+            return f'environment variable {given[variable]}: setting "{key}" is not accepted: {mend}'
+    return f'{path}: setting "{key}" is not accepted: {mend}'
+
+
+def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    """One sentence for each `INTERLOCK_*` variable that sets nothing, such as a misspelt one."""
+    keys = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields}
+    for variable in sorted(environment):
+        name = variable.upper()
+        if not name.startswith(_PREFIX) or name in _OTHER_VARIABLES or name.split("__")[0] in keys:
+            continue
+        first, separator, rest = name.partition("__")
+        known = [one.removeprefix(_PREFIX) for one in sorted(keys | _OTHER_VARIABLES)]
+        near = difflib.get_close_matches(first.removeprefix(_PREFIX), known, n=1)
+        mend = (
+            f"write {_PREFIX}{near[0]}{separator}{rest}" if near else "remove it; docs/operations.md lists the settings"
+        )
+        yield f"environment variable {variable} is not a setting and has no effect; {mend}"

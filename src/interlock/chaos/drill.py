@@ -19,7 +19,7 @@ from typing import Any
 
 from interlock.app import App
 from interlock.base.errors import Unavailable
-from interlock.base.settings import Settings
+from interlock.base.settings import Settings, given_settings
 from interlock.chaos.faults import FAULTS, TURNS, Scene, Strike
 from interlock.chaos.fleet import Fleet
 from interlock.chaos.hostile import CANARY
@@ -174,7 +174,7 @@ class Drill:
         if "breaker" in Settings.model_fields:
             # With the default of a minute, open breakers would dominate this run.
             given["breaker"] = {"open_seconds": 1.0}
-        self._app = await stack.enter_async_context(App(home / "project", Settings(**given)))
+        self._app = await stack.enter_async_context(App(home / "project", given_settings(given)))
         await self._app.admin.ensure_org(ORG, "Chaos")
         await self._app.admin.deploy(PRINCIPAL, self._app.read_project())
         watch = RunWatch(self._app.database, ORG)

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 
 from interlock.app import App
 from interlock.base import loop
-from interlock.base.settings import Settings
+from interlock.base.settings import given_settings
 from interlock.execution.call import ToolCall
 from interlock.execution.effects import EffectLedger
 from interlock.execution.executors.tools import ToolExecutor
@@ -208,7 +208,7 @@ def claim_only(app: App, org_id: str) -> None:
 async def main(config: dict[str, Any]) -> None:
     logs.configure(level="info", file=Path(config["log"]))
     clock, stop = WallClock(), asyncio.Event()
-    app = App(Path(config["project"]), Settings(**config["settings"]))
+    app = App(Path(config["project"]), given_settings(config["settings"]))
 
     def runs() -> list[str]:
         # The worker's own record of the runs that it drives now.

@@ -48,7 +48,9 @@ COMMANDS = {
     "demo": CommandEntry("demo", "Run the support-triage example end to end; all processes end afterwards."),
     "run": CommandEntry("runs", "Start a run and follow it until it ends or waits for a person."),
     "runs": CommandEntry("runs", "List runs, newest first."),
-    "show": CommandEntry("runs", "Show a run: its steps, values, effects and result."),
+    "show": CommandEntry(
+        "runs", "Show a run: its steps, values, effects, result, and of failed tools the traceback and the last output."
+    ),
     "trace": CommandEntry("runs", "Show a run's trace as a waterfall."),
     "cancel": CommandEntry("runs", "Cancel a run; its effects are compensated if their tools can."),
     "signal": CommandEntry("runs", "Send a signal to a run, whose workflow waits for it now or later."),
@@ -74,7 +76,10 @@ COMMANDS = {
     "dead-letters": CommandEntry(
         "dead_letters", "The dead-letter queue: finally failed work that waits for an operator."
     ),
-    "events": CommandEntry("events", "Events that a receiver, such as the webhook, did not take."),
+    "events": CommandEntry(
+        "events",
+        "Events for receivers, such as the webhook: those that were not taken, and the key of their signatures.",
+    ),
     "audit": CommandEntry("audit", "The audit log: every action, hash-chained and signed."),
     "keys": CommandEntry("keys", "API keys of your organisation."),
     "policies": CommandEntry(

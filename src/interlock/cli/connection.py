@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -16,7 +17,8 @@ import httpx
 from interlock.base import errors
 from interlock.base.errors import InterlockError, InvalidInput, Unavailable
 from interlock.base.files import write_private
-from interlock.base.settings import Settings, load_settings
+from interlock.base.settings import Settings, load_settings, unknown_variables
+from interlock.cli.console import errors as errors_console
 from interlock.cli.location import project_directory
 from interlock.services.views.base import View
 from interlock.services.views.errors import ErrorBody
@@ -128,8 +130,15 @@ def _error_of(response: httpx.Response) -> InterlockError:
 
 
 def settings_here() -> Settings:
-    """Settings of the project."""
+    """Settings of the project. Environment variables that look like settings and are none are named on standard error."""
+    _warn_of_unknown_variables()
     return load_settings(project_directory())
+
+
+@functools.cache
+def _warn_of_unknown_variables() -> None:
+    for warning in unknown_variables(os.environ):
+        errors_console.print(warning, style="yellow", soft_wrap=True)
 
 
 @asynccontextmanager
@@ -141,14 +150,14 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
     """
     remote = os.environ.get("INTERLOCK_URL")
     if remote:
-        async with _client(remote, os.environ.get("INTERLOCK_API_KEY", "")) as client:
+        async with client_of(remote, os.environ.get("INTERLOCK_API_KEY", "")) as client:
             yield Api(client, url=remote)
         return
     settings = settings_here()
     running = await find_server(settings)
     if running is not None:
         url, key = running
-        async with _client(url, key) as client:
+        async with client_of(url, key) as client:
             yield Api(client, url=url)
         return
     if settings.database.url is None and not worker and not (settings.data_dir / "pg").exists():
@@ -187,7 +196,7 @@ async def find_server(settings: Settings) -> tuple[str, str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     try:
-        async with _client(url, key) as client:
+        async with client_of(url, key) as client:
             if (await client.get("/healthz", timeout=_ANSWER_SECONDS)).status_code == 200:
                 return url, key
     except httpx.TimeoutException as error:
@@ -210,7 +219,8 @@ def _is_free(file: BinaryIO) -> bool:
     return True
 
 
-def _client(url: str, key: str) -> httpx.AsyncClient:
+def client_of(url: str, key: str) -> httpx.AsyncClient:
+    """A client of the server at that address; raises InvalidInput for an address or key that cannot be one."""
     if not (key.isascii() and key.isprintable()):
         raise InvalidInput("INTERLOCK_API_KEY is not an API key; a key begins with il_ and has ASCII characters only")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +50,15 @@ _STYLES = {
     "running": "cyan", "queued": "dim", "compensating": "magenta", "compensated": "magenta",
     "failed": "red", "dead": "red", "deny": "red", "unknown": "red",
 }  # fmt: skip
+
+
+def detach_from_terminal() -> None:
+    """Discards all later output: the terminal is closed, and writing to it would fail."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(null, descriptor)
+    os.close(null)
 
 
 def visible(text: str) -> str:

@@ -10,13 +10,14 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from urllib.parse import urlsplit
 
 import typer
 from rich.text import Text
 
 from interlock.base.errors import InterlockError, Unavailable
 from interlock.base.settings import Settings
-from interlock.cli.connection import find_server, settings_here
+from interlock.cli.connection import Api, client_of, find_server, settings_here
 from interlock.cli.console import AsJson, out, print_json
 from interlock.cli.location import project_directory
 from interlock.definitions.project import read_project
@@ -24,8 +25,10 @@ from interlock.gateway.catalog import parse_pin, provider_of
 from interlock.gateway.weights import verify as verify_weights
 from interlock.gateway.weights import weights_path
 from interlock.sandbox.check import probe_sandbox
+from interlock.services.views.installation import Ready
 
 _FREE_BYTES = 1024**3
+_CONNECT_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,8 @@ def _models(settings: Settings) -> Iterator[DoctorFinding]:
     for alias, text in settings.models.items():
         what = f"model {alias} = {text}"
         try:
-            provider = provider_of(parse_pin(text), settings.providers)
+            pin = parse_pin(text)
+            provider = provider_of(pin, settings.providers)
         except InterlockError as error:
             yield DoctorFinding(what, error.message)
             continue
@@ -111,7 +115,21 @@ def _models(settings: Settings) -> Iterator[DoctorFinding]:
         elif provider.key is not None and not os.environ.get(provider.key):
             yield DoctorFinding(what, f"{provider.key} is not set; export it before starting a worker")
         else:
-            yield DoctorFinding(f"{what} at {provider.base_url}")
+            named = pin.provider in settings.providers  # no connection to a public provider without a call
+            problem = _unreachable(provider.base_url) if named else None
+            yield DoctorFinding(f"{what} at {provider.base_url}", problem, fatal=False)
+
+
+def _unreachable(url: str) -> str | None:
+    """Why the server of a model cannot be connected to; None if it can. No request is sent."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS):
+            return None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return f"{parts.netloc} cannot be reached ({reason}); start that server, or correct base_url of its provider"
 
 
 def _weights(what: str) -> DoctorFinding:
@@ -133,7 +151,7 @@ def _port(settings: Settings) -> DoctorFinding:
     except Unavailable as error:
         return DoctorFinding(what, error.message)
     if running is not None:
-        return DoctorFinding(f"server running at {running[0]}")
+        return asyncio.run(_server(*running))
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -143,6 +161,20 @@ def _port(settings: Settings) -> DoctorFinding:
                 what, f"{error.strerror}; set server.port or INTERLOCK_SERVER__PORT to another", fatal=False
             )
     return DoctorFinding(what)
+
+
+async def _server(url: str, key: str) -> DoctorFinding:
+    """A running server, and whether a worker is there for its runs."""
+    what = f"server running at {url}"
+    async with client_of(url, key) as client:
+        try:
+            ready = await Api(client, url=url).get(Ready, "/readyz")
+        except InterlockError as error:
+            return DoctorFinding(what, error.message)
+    if ready.workers:
+        return DoctorFinding(f"{what}, with {ready.workers} worker{'' if ready.workers == 1 else 's'}")
+    waiting = f"{ready.queue_depth} runs wait; " if ready.queue_depth else ""
+    return DoctorFinding(what, f"{waiting}no worker is on its database: start `interlock worker`", fatal=False)
 
 
 def _project(settings: Settings) -> DoctorFinding:

@@ -1,4 +1,4 @@
-"""events refused, requeue."""
+"""events refused, requeue, key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from interlock.cli.listing import ListRow, print_rows
 from interlock.services.use_cases import Services
 from interlock.services.views.installation import RefusedEventView
 
-group = typer.Typer(help="Events that a receiver, such as the webhook, did not take.", no_args_is_help=True)
+group = typer.Typer(
+    help="Events for receivers, such as the webhook: those that were not taken, and the key of their signatures.",
+    no_args_is_help=True,
+)
 
 
 @group.command("refused")
@@ -37,6 +40,17 @@ def refused(as_json: AsJson = False) -> None:
     ]
     columns = ("event", "receiver", "topic", "run", "tries", "refused")
     print_rows(columns, rows, note="reason", leave_out=("tries", "refused", "topic"))
+
+
+@group.command("key")
+def key(as_json: AsJson = False) -> None:
+    """Print the key of the webhook's signatures, in hexadecimal; docs/operations.md shows how a receiver uses it."""
+
+    async def look(services: Services) -> str:
+        return await services.administration.webhook_key()
+
+    found = opened(look)
+    print_answer({"key": found}, found, as_json=as_json)
 
 
 @group.command("requeue")

@@ -66,20 +66,29 @@ def drain(
     if (worker is None) != every:
         raise InvalidInput("name the workers: --worker ID, or --all")
 
-    async def ask(services: Services) -> tuple[list[str], list[str]]:
+    async def ask(services: Services) -> tuple[list[str], list[str], dict[str, float]]:
         asked = await services.administration.ask_to_drain(worker, login=login())
-        return asked, await _left(services, set(asked), time.monotonic() + timeout) if wait else []
+        left = await _left(services, set(asked), time.monotonic() + timeout) if wait else []
+        there = await services.administration.workers()
+        silent = {one.worker_id: one.silent for one in there if one.silent > SILENT_SECONDS}
+        return asked, left, silent
 
-    asked, left = opened(ask)
+    asked, left, silent = opened(ask)
     if left:
         raise Unavailable(f"still running after {timeout:g} s: {', '.join(left)}")
+    dead = [one for one in asked if one in silent]
     if as_json:
-        print_json({"asked": asked, "drained": wait})
+        print_json({"asked": asked, "drained": wait, "silent": dead})
         return
     if not asked:
         out.print("no workers")
     for one in asked:
-        out.print(f"{one} has drained" if wait else f"asked {one} to drain")
+        if one in silent:
+            out.print(
+                f"{one} has been silent for {silent[one]:.0f} s: it ended without draining; its runs go to others"
+            )
+        else:
+            out.print(f"{one} has drained" if wait else f"asked {one} to drain")
 
 
 async def _left(services: Services, asked: set[str], deadline: float) -> list[str]:

@@ -15,7 +15,8 @@ import httpx
 from interlock.api.server import create_api
 from interlock.app import App
 from interlock.base.errors import InvalidInput
-from interlock.base.settings import Settings, load_settings, on_own_machine
+from interlock.base.settings import Settings, on_own_machine
+from interlock.cli.connection import settings_here
 from interlock.cli.location import project_directory
 from interlock.definitions.project import read_project
 from interlock.services.use_cases import Services
@@ -50,7 +51,7 @@ async def opened_api(settings: Settings, *, worker: bool) -> AsyncIterator[httpx
 def opened(use: Callable[[Services], Coroutine[object, None, T]]) -> T:
     """Opens the installation's database: workers belong to the installation, so an API key is not enough."""
     directory = project_directory()
-    settings = load_settings(directory)
+    settings = settings_here()
     if settings.database.url is None and not (settings.data_dir / "pg").exists():
         raise InvalidInput("nothing has run in this directory yet; start with `interlock dev` or `interlock run`")
     logs.configure(level="warning")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ cli = typer.Typer(
     name="interlock",
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -34,6 +35,7 @@ def _print_version(wanted: bool) -> None:
 
 @cli.callback()
 def options(
+    context: typer.Context,
     project: Annotated[
         Path | None,
         typer.Option(
@@ -49,6 +51,9 @@ def options(
     ] = False,
 ) -> None:
     """Run AI agents in production: durable workflows with budgets, policies, reviews and an audit log."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
     if project is not None:
         choose_project(project)
 
@@ -63,7 +68,12 @@ for _name, _entry in COMMANDS.items():
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in a locale such as C, bars and dots are written as escapes
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+        signal.signal(signal.SIGHUP, _hang_up)
     try:
         cli()
     except InterlockError as error:
@@ -92,6 +102,14 @@ def _terminate(*_: object) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell script started the command in the background
         raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)
+
+
+def _hang_up(*_: object) -> None:
+    """Handles SIGHUP, the end of the terminal, like Ctrl-C."""
+    from interlock.cli.console import detach_from_terminal
+
+    detach_from_terminal()
+    _terminate()
 
 
 def _fail(message: str, code: int) -> NoReturn:

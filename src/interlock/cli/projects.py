@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 from dataclasses import asdict
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -23,7 +24,7 @@ from interlock.cli.listing import ListRow, print_rows
 from interlock.cli.location import project_directory
 from interlock.cli.waiting import needs_a_person
 from interlock.definitions.project import read_project
-from interlock.evals.suite import EvalReport, EvaluatedRun, StepFacts, read_suites, run_case
+from interlock.evals.suite import EvalReport, EvaluatedRun, StepFacts, has_suites, read_suites, run_case
 from interlock.services.views.runs import RunResult, RunView, StartedRun, is_over
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import PromptSpec
@@ -54,7 +55,7 @@ def init(directory: Path, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"directory": str(directory.resolve())})
         return
-    out.print(f"created {directory}; next:\n  cd {directory}")
+    out.print(f"created {directory}; next:\n  cd {shlex.quote(str(directory))}", soft_wrap=True)
     out.print("""  interlock run answer --input '{"question": "How do I get my money back?"}'""")
     out.print("  interlock dev")
 
@@ -65,6 +66,11 @@ def check(as_json: AsJson = False) -> None:
 
     def read() -> JsonObject:
         project = read_project(directory, settings)
+        if has_suites(directory / "evals"):
+            definitions = project.definitions.items()
+            read_suites(
+                directory / "evals", {name: Workflow.model_validate(one.data["workflow"]) for name, one in definitions}
+            )
         found = {one.name: one.version for one in project.definitions.values()}
         return {"workflows": found, "notes": list(project.notes)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from interlock.cli import exits
 from interlock.cli.connection import Api, V, connect, segment
 from interlock.cli.console import (
     AsJson,
+    errors,
     moment,
     out,
     print_answer,
@@ -51,10 +53,12 @@ from interlock.services.views.runs import (
     SpanView,
     StartedRun,
     Trace,
+    WorkerWait,
     is_over,
 )
 
 _POLL_SECONDS = 0.15
+_WORKER_SECONDS = 3.0  # without a worker until it is said; one may be starting
 _EXIT_CODES = {
     "waiting": exits.WAITING,
     "partial": exits.PARTIAL,
@@ -295,6 +299,7 @@ def _number(attributes: JsonObject, name: str) -> int:
 
 async def _follow(api: Api, run_id: str, *, quiet: bool) -> RunView:
     shown: dict[str, tuple[str, int]] = {}
+    warned, began = False, time.monotonic()
     while True:
         found = await api.get(RunView, f"/v1/runs/{run_id}")
         for step in found.steps:
@@ -305,6 +310,10 @@ async def _follow(api: Api, run_id: str, *, quiet: bool) -> RunView:
             shown[step.id] = now
         if is_over(found.status) or (found.status == "waiting" and needs_a_person(found.waits_for)):
             return found
+        orphan = next((one for one in found.waits_for if isinstance(one, WorkerWait)), None)
+        if orphan is not None and not warned and time.monotonic() - began > _WORKER_SECONDS:
+            warned = True
+            errors.print(f"{found.status}; waits for {wait_text(run_id, orphan)}", style="yellow", soft_wrap=True)
         await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -314,7 +323,8 @@ def _print_outcome(found: RunView, more: RunResult | ReviewPage) -> None:
         print_json(more.output)
         return
     for review in more.reviews:
-        out.print(f"waits for a person: {review.title}", style="yellow")
+        most = f", until {moment(review.deadline)}" if review.deadline else ""
+        out.print(f"waits for a person: {review.title} (role {review.role}{most})", style="yellow", soft_wrap=True)
         print_value("", review.show)
         out.print(f"  interlock review approve {review.review_id}\n  interlock review reject {review.review_id}")
     for wait in found.waits_for:

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Annotated
 
 import typer
-import watchfiles
 
 from interlock.api.server import Server
 from interlock.app import App
@@ -18,14 +18,14 @@ from interlock.base.errors import Conflict, InterlockError, InvalidInput
 from interlock.base.json import JsonObject
 from interlock.base.settings import Settings, on_own_machine
 from interlock.cli.connection import SELF_APPROVAL, announced, find_server, settings_here
-from interlock.cli.console import AsJson, errors, print_answer, visible
+from interlock.cli.console import AsJson, detach_from_terminal, errors, print_answer, short, visible
 from interlock.cli.location import project_directory
+from interlock.cli.reloading import Reloading
 from interlock.definitions.project import read_project, require_project
-from interlock.identity.principal import Principal
 from interlock.sandbox.check import probe_sandbox
 from interlock.telemetry import logs
 
-_WATCHED = ("workflows", "prompts", "tools", "policies", "schemas")
+_HEALTH_SECONDS = 2.0
 
 
 def register(cli: typer.Typer) -> None:
@@ -68,11 +68,14 @@ def worker(
     async def main(settings: Settings) -> None:
         stop = _Stop()
         logs.configure(level=settings.telemetry.log_level)
-        async with App(project_directory(), settings) as app:
+        async with App(project_directory(), settings, notice=_notice) as app:
             await app.start_worker()
             errors.print("worker runs; Ctrl-C finishes the steps under way and releases the other runs")
+            watching = asyncio.create_task(_watch_health(app))
             await stop.wait(app.worker_registry.asked)
             errors.print("stopping: finishing the steps under way …; press Ctrl-C again to interrupt them")
+            watching.cancel()
+            await app.prepare_to_close()
 
     _run(main(_for_engine(settings_here(), engine, address, unversioned=unversioned)))
 
@@ -153,13 +156,11 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
         raise Conflict(f"a server for this project already runs at {running[0]}; stop it first")
     if reload:
         require_project(project_directory())
-    logs.configure(
-        level=settings.telemetry.log_level, file=settings.data_dir / "log" / "interlock.jsonl" if reload else None
-    )
+    logs.configure(level=settings.telemetry.log_level, file=_log_file(settings) if reload else None)
     for problem in await probe_sandbox() if worker else []:
         errors.print(f"tools cannot run here: {problem}", style="yellow")
     errors.print("starting PostgreSQL …" if settings.database.url is None else "connecting …")
-    async with App(project_directory(), settings) as app:
+    async with App(project_directory(), settings, notice=_notice) as app:
         server = Server(
             app.services,
             host=settings.server.host,
@@ -167,15 +168,21 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
             payload_bytes=settings.limits.payload_bytes,
         )
         principal, _ = await app.admin.local_principal()
+        reloading = Reloading(app, principal)
         if worker:
-            await _deploy(app, principal)
+            await reloading.deploy()
             await app.start_worker(_print_tool_output if reload else None)
         await server.start()
-        watching = [asyncio.create_task(_watch(app, principal))] if reload else []
+        watching = [asyncio.create_task(reloading.watch())] if reload else []
         watching += [asyncio.create_task(_drain_when_asked(app))] if worker else []
+        watching += [asyncio.create_task(_watch_health(app))]
         try:
             with announced(settings, server.url):
                 errors.print(f"Interlock runs at {server.url} (API documentation at /docs); Ctrl-C stops it")
+                if reload:
+                    errors.print(
+                        f"log: {short(_log_file(settings))}; a key for the API: interlock keys create NAME --role developer"
+                    )
                 await stop.wait()
         finally:
             errors.print("stopping: finishing the steps under way …")
@@ -183,17 +190,32 @@ async def _serve(settings: Settings, *, port: int | None, worker: bool, reload: 
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
             await server.stop()
+            await app.prepare_to_close()
 
 
-async def _deploy(app: App, principal: Principal) -> None:
-    try:
-        for change in (await app.admin.deploy(principal, app.read_project())).lines():
-            errors.print(change, style="green")
-    except InterlockError as error:
-        # Runs keep their version; the author sees the fault.
-        errors.print(error.message, style="red", soft_wrap=True)
-    except Exception as error:  # noqa: BLE001  a file deleted while it was read, or a bug, must not end the reloading
-        errors.print(f"not deployed: {type(error).__name__}: {error}", style="red", soft_wrap=True)
+def _log_file(settings: Settings) -> Path:
+    return settings.data_dir / "log" / "interlock.jsonl"
+
+
+def _notice(sentence: str) -> None:
+    errors.print(sentence, style="yellow", soft_wrap=True)
+
+
+async def _watch_health(app: App) -> None:
+    """Prints one line when the process cannot do its work any more, and one when it can again."""
+    said: str | None = None
+    while True:
+        await asyncio.sleep(_HEALTH_SECONDS)
+        try:
+            await app.services.health.ready()
+        except InterlockError as error:
+            if said is None:
+                _notice(error.message)
+            said = error.message
+        else:
+            if said is not None:
+                errors.print("the database answers again" if "database did not" in said else "there is room again")
+            said = None
 
 
 def _print_tool_output(tool: str, place: str, text: str) -> None:
@@ -208,26 +230,26 @@ async def _drain_when_asked(app: App) -> None:
     await app.drain_worker()
 
 
-async def _watch(app: App, principal: Principal) -> None:
-    places = [app.project / name for name in _WATCHED if (app.project / name).is_dir()]
-    async for _ in watchfiles.awatch(*places):
-        await _deploy(app, principal)
-
-
 class _Stop:
-    """SIGINT and SIGTERM: the first interrupts a start or ends a running process in order; the second interrupts that end."""
+    """Stop signals. The first interrupts a start, or ends a running process in order; the second interrupts that end."""
 
     def __init__(self) -> None:
         self._stop_requested = asyncio.Event()
         self._main = asyncio.current_task()
         self._starting = True
         running = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # As SIGINT is for a command that a shell script starts in the background.
             if signal.getsignal(name) is signal.SIG_IGN:
                 continue
             with contextlib.suppress(NotImplementedError):
-                running.add_signal_handler(name, self._signal)
+                running.add_signal_handler(name, self._hang_up if name is signal.SIGHUP else self._signal)
+
+    def _hang_up(self) -> None:
+        """Ends in order without the terminal, which was closed; a shell repeats this signal, so only the first counts."""
+        detach_from_terminal()
+        if not self._stop_requested.is_set():
+            self._signal()
 
     def _signal(self) -> None:
         again = self._stop_requested.is_set()

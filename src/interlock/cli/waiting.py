@@ -14,12 +14,14 @@ from interlock.services.views.runs import (
     DeadLetterWait,
     FailureView,
     PausedWait,
+    QuotaWait,
     ReviewWait,
     RunView,
     SignalWait,
     StepView,
     TimedWait,
     Wait,
+    WorkerWait,
 )
 
 MAX_LINES = 40
@@ -121,13 +123,24 @@ def wait_text(run_id: str, wait: Wait) -> str:
     """One wait as a phrase that ends in the command that answers it, if there is one."""
     if isinstance(wait, PausedWait):
         return f"an operator to resume it: interlock resume {run_id}"
+    if isinstance(wait, WorkerWait):
+        return "a worker; none is on this database: interlock worker"
+    if isinstance(wait, QuotaWait):
+        later = f", next attempt {moment(wait.until)}" if wait.until else ""
+        where = f" (step {wait.step})" if wait.step is not None else ""
+        return f"room in the quota of {wait.quota}{where}{later}: interlock quota list"
     step = f" (step {wait.step})" if wait.step is not None else ""
     match wait:
         case ReviewWait():
+            if wait.review_id is None:
+                return f"a worker to act on the decision{step}"
             what = "a decision" if wait.for_ == "review" else "a decision whether it happened"
-            return f"{what}{step}: interlock review show {wait.review_id or '…'}"
+            most = f" until {moment(wait.until)}" if wait.until else ""
+            return f"{what}{step}{most}: interlock review show {wait.review_id}"
         case DeadLetterWait():
-            return f"a decision about what failed{step}: interlock dead-letters show {wait.dead_letter_id or '…'}"
+            if wait.dead_letter_id is None:
+                return f"a worker to act on the decision{step}"
+            return f"a decision about what failed{step}: interlock dead-letters show {wait.dead_letter_id}"
     until = moment(wait.until)
     if isinstance(wait, SignalWait):
         most = f", until {until}" if until else ""
@@ -139,7 +152,7 @@ def wait_text(run_id: str, wait: Wait) -> str:
 
 def needs_a_person(waits: list[Wait]) -> bool:
     """True if only a person or a signal can continue the run."""
-    return any(not isinstance(one, TimedWait) for one in waits)
+    return any(not isinstance(one, TimedWait | WorkerWait | QuotaWait) for one in waits)
 
 
 def print_value(name: str, value: Json) -> None:

@@ -16,6 +16,7 @@ from interlock.base.errors import InvalidSpec
 from interlock.base.files import read_text, why_unreadable
 from interlock.base.settings import SETTINGS_FILE, Settings
 from interlock.definitions.approvals import needs_approval
+from interlock.definitions.budgets import unpriced_models
 from interlock.definitions.policies import read_policies
 from interlock.definitions.versions import Definition
 from interlock.gateway.catalog import has_batches, parse_pin, provider_of
@@ -24,14 +25,16 @@ from interlock.policy.cedar import DEFAULT_POLICY, CedarPolicy
 from interlock.policy.schema import Names
 from interlock.sandbox.destinations import parse_authority
 from interlock.tools.bundles import missing_functions, pack
+from interlock.tools.code_check import missing_imports, signature_faults
 from interlock.workflows.check import check_workflow
 from interlock.workflows.check_approvals import ApprovalCheck
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.prompts import Prompt, PromptSpec, compile_prompt
 from interlock.workflows.source import Source, parse_yaml, validate
-from interlock.workflows.spec import Workflow
+from interlock.workflows.spec import SubworkflowStep, Workflow
+from interlock.workflows.walk import every
 
-_VARIABLE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,20 @@ def read_project(directory: Path, settings: Settings) -> Project:
     Raises:
         InvalidSpec: one line per fault, each `file:line: field: fault; correction`.
     """
+    project, faults = read_sound_parts(directory, settings)
+    if faults:
+        raise InvalidSpec("\n".join(faults))
+    return project
+
+
+def read_sound_parts(directory: Path, settings: Settings) -> tuple[Project, list[str]]:
+    """The workflows of a project that have no fault and use nothing faulty, and all faults.
+
+    With a fault in the policies or the settings there are none: it is unknown what the others would be allowed to do.
+
+    Raises:
+        InvalidSpec: the directory is not a project.
+    """
     require_project(directory)
     faults: list[str] = []
     prompts = _prompts(directory, faults)
@@ -65,17 +82,19 @@ def read_project(directory: Path, settings: Settings) -> Project:
     sources = _workflows(directory, settings.variables, faults)
     known_tools = frozenset(path.parent.name for path in _files(directory / "tools", "*/tool.yaml"))  # the faulty too
     names = Names(known_tools, frozenset(settings.models), ROLES)
-    policy = read_policies(directory, _files(directory / "policies", "*.cedar"), names, faults)
+    parts_are_faulty, blocking = bool(faults), list[str]()
+    policy = read_policies(directory, _files(directory / "policies", "*.cedar"), names, blocking)
     for pin in settings.models.values():
         try:
             provider_of(parse_pin(pin), settings.providers)
         except InvalidSpec as error:
-            faults.append(f"{SETTINGS_FILE}: {error.message}")
-    if faults:
-        raise InvalidSpec("\n".join(faults))  # cross-references are not checked while a part is faulty
+            blocking.append(f"{SETTINGS_FILE}: {error.message}")
+    if blocking:
+        return Project({}, {}, names), faults + blocking
     known = {workflow.name: workflow for _, workflow in sources}
     tools = {name: contract for name, (contract, _) in contracts.items()}
     engine = CedarPolicy(DEFAULT_POLICY if policy is None else policy)
+    sound: dict[str, Workflow] = {}
     for source, workflow in sources:
         problems = check_workflow(
             workflow,
@@ -87,9 +106,14 @@ def read_project(directory: Path, settings: Settings) -> Project:
             unbatched=[alias for alias, pin in settings.models.items() if not has_batches(pin)],
             needs_approval=needs_approval(engine, workflow, tools),
         )
-        faults += [source.complaint(problem.path, problem.message) for problem in problems]
-    if faults:
-        raise InvalidSpec("\n".join(faults))
+        found = [source.complaint(problem.path, problem.message) for problem in problems]
+        # Without problems no subworkflow leads back to its parent.
+        found = found or _unpriced(source, workflow, settings, known)
+        if not found:
+            sound[workflow.name] = workflow
+        elif not parts_are_faulty:  # else it may follow from the faulty part
+            faults += found
+    whole = [one for one in sources if _is_sound(one[1], sound)]
     definitions = {
         workflow.name: Definition.build(
             workflow,
@@ -98,16 +122,43 @@ def read_project(directory: Path, settings: Settings) -> Project:
             models=settings.models,
             workflows=known,
         )
-        for _, workflow in sources
+        for _, workflow in whole
     }
     notes = [
         source.complaint(note.path, note.message)
-        for source, workflow in sources
+        for source, workflow in whole
         for note in ApprovalCheck(workflow, tools, needs_approval(engine, workflow, tools)).notes()
     ]
+    notes += _imports(directory, contracts)
     used = {digest for definition in definitions.values() for digest in definition.bundles}
     shipped = {digest: content for digest, content in bundles.items() if digest in used}
-    return Project(definitions, shipped, names, policy, notes)
+    return Project(definitions, shipped, names, policy, notes), faults
+
+
+def _is_sound(workflow: Workflow, sound: Mapping[str, Workflow]) -> bool:
+    """True if neither the workflow nor a subworkflow in it, at any depth, has a fault."""
+    children = (step.workflow for step in every(workflow.steps) if isinstance(step, SubworkflowStep))
+    return workflow.name in sound and all(name in sound and _is_sound(sound[name], sound) for name in children)
+
+
+def _unpriced(source: Source, workflow: Workflow, settings: Settings, known: Mapping[str, Workflow]) -> list[str]:
+    return [
+        source.complaint(
+            ["budget", "usd"],
+            f'model "{alias}" = {settings.models[alias]} has no known price, so a budget in USD refuses all its calls; '
+            "use budget.tokens, or remove usd",
+        )
+        for alias in unpriced_models(workflow, settings.models, known)
+    ]
+
+
+def _imports(directory: Path, contracts: Mapping[str, tuple[ToolContract, str]]) -> list[str]:
+    return [
+        f"tools/{tool}/main.py:{line}: imports {module}, which is neither in the tool's directory nor installed here; "
+        "copy it into the directory, or install it where the workers run"
+        for tool in contracts
+        for line, module in missing_imports(directory / "tools" / tool / "main.py")
+    ]
 
 
 def require_project(directory: Path) -> None:
@@ -200,6 +251,9 @@ def _check_functions(contract: ToolContract, source: Source, main: Path) -> None
         promise = contract.functions[name]
         mend = "define it" if name == "run" else f"define it or remove {promise}"
         raise InvalidSpec(source.complaint([promise], f"main.py has no function {name}; {mend}"))
+    faults = signature_faults(main, contract)
+    if faults:
+        raise InvalidSpec("\n".join(source.complaint(["input"], fault) for fault in faults))
 
 
 def _files(directory: Path, pattern: str) -> list[Path]:
@@ -226,9 +280,9 @@ def _with_variables(source: Source, variables: Mapping[str, str]) -> Source:
             return node
         for name in _VARIABLE.findall(node):
             if name not in variables:
-                raise InvalidSpec(
-                    source.complaint(path, f"${{{name}}} is not among the settings' variables; add it to [variables]")
-                )
+                near = next((one for one in variables if one.lower() == name.lower()), None)
+                mend = f"write ${{{near}}}" if near else "add it to [variables]"
+                raise InvalidSpec(source.complaint(path, f"${{{name}}} is not among the settings' variables; {mend}"))
         return _VARIABLE.sub(lambda match: variables[match[1]], node)
 
     return source.with_data(replace(source.data, []))

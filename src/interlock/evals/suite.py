@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from pydantic import Field
 
-from interlock.base.errors import InvalidSpec
+from interlock.base.errors import ContractViolation, InvalidSpec
 from interlock.base.files import read_text, why_unreadable
 from interlock.base.json import Json, JsonField, JsonObject
 from interlock.machine.events import RunStatus
+from interlock.machine.names import path_of
+from interlock.workflows.schemas import check_value, validator_for
 from interlock.workflows.source import parse_yaml, validate
-from interlock.workflows.spec import Identifier, Part
+from interlock.workflows.spec import Identifier, Part, Workflow
+from interlock.workflows.walk import every
 
 
 class StepFacts(TypedDict):
@@ -70,9 +73,14 @@ class EvalReport:
         return not self.problems
 
 
-def read_suites(directory: Path) -> list[Suite]:
-    """Raises:
-    InvalidSpec: there are no cases, or a file is not valid; names file and line.
+def read_suites(directory: Path, workflows: Mapping[str, Workflow] | None = None) -> list[Suite]:
+    """The suites of a directory.
+
+    Args:
+        workflows: of the project, against which workflow, steps and inputs of the cases are checked.
+
+    Raises:
+        InvalidSpec: there are no cases, or a file is not valid; names file and line.
     """
     paths = sorted(path for path in directory.glob("*.y*ml") if not path.name.startswith("."))
     if not paths:
@@ -81,7 +89,11 @@ def read_suites(directory: Path) -> list[Suite]:
     for path in paths:
         name = f"{directory.name}/{path.name}"
         try:
-            suites.append(validate(Suite, parse_yaml(read_text(path), name)))
+            source = parse_yaml(read_text(path), name)
+            suite = validate(Suite, source)
+            suites.append(suite)
+            if workflows is not None:
+                faults += [source.complaint(place, said) for place, said in _misfits(suite, workflows)]
         except InvalidSpec as error:
             faults.append(error.message)
         except (OSError, UnicodeDecodeError) as error:
@@ -89,6 +101,38 @@ def read_suites(directory: Path) -> list[Suite]:
     if faults:
         raise InvalidSpec("\n".join(faults))
     return suites
+
+
+def has_suites(directory: Path) -> bool:
+    """True if there is a file of cases."""
+    return any(not path.name.startswith(".") for path in directory.glob("*.y*ml"))
+
+
+def _misfits(suite: Suite, workflows: Mapping[str, Workflow]) -> Iterator[tuple[list[str | int], str]]:
+    """Places where a suite does not fit the project's workflows."""
+    workflow = workflows.get(suite.workflow)
+    if workflow is None:
+        yield (
+            ["workflow"],
+            f'workflow "{suite.workflow}" does not exist; known workflows: {", ".join(sorted(workflows))}',
+        )
+        return
+    validator, steps = validator_for(workflow.input), {step.id for step in every(workflow.steps)}
+    for index, case in enumerate(suite.cases):
+        try:
+            check_value(validator, case.input, what="the case's input", to_sender=True)
+        except ContractViolation as error:
+            yield ["cases", index, "input"], error.message
+        for step in case.expect.facts:
+            if path_of(step).split("/")[0] not in steps:
+                yield ["cases", index, "expect", "facts", step], f'the workflow has no step "{step}"'
+        for name in case.expect.output:
+            if workflow.output and name not in workflow.output:
+                known = ", ".join(sorted(workflow.output))
+                yield (
+                    ["cases", index, "expect", "output", name],
+                    f'the output has no field "{name}"; known fields: {known}',
+                )
 
 
 async def run_case(run: Run, suite: Suite, case: EvalCase) -> EvalReport:

@@ -24,6 +24,7 @@ from interlock.gateway.anthropic import BASE_URL, AnthropicProvider
 from interlock.gateway.local import LocalProvider
 from interlock.gateway.openai import OpenAIProvider
 from interlock.gateway.provider import Provider
+from interlock.gateway.weights import SMOLLM2_135M
 
 KNOWN: Mapping[str, ProviderSettings] = {
     "openai": ProviderSettings(base_url="https://api.openai.com/v1", key="OPENAI_API_KEY"),
@@ -56,6 +57,11 @@ def parse_pin(text: str) -> Pin:
             f'models: "{text}" is not a model; write PROVIDER:MODEL, such as openai:gpt-4o-2024-08-06, or local:NAME'
         )
     address = _ADDRESS.search(model)
+    if provider == LOCAL and address is None and model != SMOLLM2_135M.name:
+        raise InvalidSpec(
+            f'models: "{text}" is not a model: the only local one is {SMOLLM2_135M.name}; for a server of your own add '
+            f"[providers.NAME] with its base_url, and write NAME:{model}"
+        )
     if address is not None:
         name = provider if provider not in KNOWN and provider != LOCAL else "NAME"
         raise InvalidSpec(

@@ -145,7 +145,7 @@ class NotTheProtocol(ProviderError):
 def not_the_protocol(name: str, what: str) -> NotTheProtocol:
     """The error for such an answer; `what` names the fault."""
     return NotTheProtocol(
-        f'provider "{name}" sent an answer that is not its protocol ({what}); check base_url and the dialect',
+        f'provider "{name}" sent an answer that is not its protocol ({what}); check its address and kind in [models]',
         kind=FailureKind.PERMANENT,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -69,6 +70,7 @@ class Endpoint:
         self.name = name
         self.base_url = base_url.rstrip("/")
         self.host = parts.hostname
+        self.address = parts.netloc
         self._headers = dict(headers)
         self._secret = secret
         self._outbound = outbound or Outbound()
@@ -125,7 +127,7 @@ class Endpoint:
             raise self._refused(error) from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise ProviderError(
-                f'provider "{self.name}" has a TLS certificate that is not trusted; check base_url and the trust store',
+                f'provider "{self.name}" has a TLS certificate that is not trusted; check its address and the trust store',
                 kind=FailureKind.PERMANENT,
                 detail=self.clean(str(error)),
             ) from None
@@ -139,7 +141,7 @@ class Endpoint:
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error.__cause__, AddressRefused):  # from the resolver, inside a connection error
                 raise self._refused(error.__cause__) from None
-            raise self._transient("cannot be reached or broke the connection", error) from None
+            raise self._transient(f"at {self.address} cannot be reached ({_reason(error)})", error) from None
 
     async def close(self) -> None:
         """Close the session; may be called twice. A later call fails."""
@@ -210,6 +212,14 @@ class Endpoint:
     def _transient(self, what: str, cause: BaseException | None = None) -> ProviderError:
         detail = None if cause is None else self.clean(f"{type(cause).__name__}: {cause}")
         return ProviderError(f'provider "{self.name}" {what}', kind=FailureKind.TRANSIENT, detail=detail)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a connection failed, in the system's words; the class of the error if it has none."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    number = cause.errno if isinstance(cause, OSError) else None
+    # A number that is negative is of the resolver.
+    return os.strerror(number) if number is not None and number > 0 else type(cause).__name__
 
 
 def _lenient_json(raw: bytes) -> object:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import time
 
 import aiohttp
 
@@ -25,9 +26,21 @@ async def to_log(event: OutboxEvent) -> None:
     log(names.LOG_EVENT, topic=event.topic, org_id=event.org_id, event_id=event.event_id, **event.payload)
 
 
-class Webhook:
-    """Sink that POSTs events as JSON, signed: `Interlock-Signature: sha256=HMAC(key, body)`, so receivers can check the origin.
+def webhook_key(master_key: bytes) -> bytes:
+    """The key of this installation's signatures; `interlock events key` prints it in hexadecimal."""
+    return hmac.new(master_key, b"webhook", hashlib.sha256).digest()
 
+
+def signature_of(key: bytes, seconds: int, body: bytes) -> str:
+    """The value of the header `Interlock-Signature`."""
+    digest = hmac.new(key, f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
+    return f"t={seconds},v1={digest}"
+
+
+class Webhook:
+    """Sink that POSTs events as JSON, signed: `Interlock-Signature: t=SECONDS,v1=HMAC-SHA256(key, "SECONDS." + body)`.
+
+    SECONDS is the Unix time of this attempt, so a receiver can refuse a request that was recorded and is sent again later.
     2xx means taken. Another 4xx than 408, 425 and 429 refuses the event for good; after everything else it is sent again.
     Redirections are not followed, because they could lead inside the network.
     """
@@ -42,8 +55,10 @@ class Webhook:
         body = json.dumps(
             {"id": event.event_id, "topic": event.topic, "org_id": event.org_id, "at": event.at, "data": event.payload}
         ).encode()
-        signature = hmac.new(self._key, body, hashlib.sha256).hexdigest()
-        headers = {"Content-Type": "application/json", "Interlock-Signature": f"sha256={signature}"}
+        headers = {
+            "Content-Type": "application/json",
+            "Interlock-Signature": signature_of(self._key, int(time.time()), body),
+        }
         try:
             status = await self._post(body, headers)
         except AddressRefused as error:

@@ -58,6 +58,7 @@ class Administration:
 
     Args:
         data: directory of the installation, where the local admin's key is kept.
+        webhook_key: key of the webhook's signatures, hexadecimal.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Administration:
         clock: Clock,
         *,
         data: Path,
+        webhook_key: str = "",
     ) -> None:
         self._database = database
         self._committer = committer
@@ -78,6 +80,7 @@ class Administration:
         self._policies = policies
         self._clock = clock
         self._data = data
+        self._webhook_key = webhook_key
 
     async def deploy(self, principal: Principal, project: Project) -> Deployed:
         """Deploys every workflow of a project and activates its policies, all in one commit.
@@ -155,6 +158,10 @@ class Administration:
         """Events that their receivers refused, of all organisations; as `workers`, for those who can open the database."""
         return [RefusedEventView.model_validate(asdict(one)) for one in await refused_events(self._database)]
 
+    async def webhook_key(self) -> str:
+        """Key of the webhook's signatures, hexadecimal; as `workers`, for those who can open the database."""
+        return self._webhook_key
+
     async def requeue_events(self, event_id: int | None, *, login: str) -> int:
         """Sends refused events to their receivers again, all or one, on record in organisation `local`; how many deliveries.
 
@@ -207,11 +214,28 @@ class Administration:
         return [QuotaView.model_validate(asdict(one)) for one in await list_quotas(self._database, principal.org_id)]
 
     async def set_quota(self, principal: Principal, quota: Quota) -> None:
-        """Sets or replaces a quota, on record."""
+        """Sets or replaces a quota, on record.
+
+        Raises:
+            NotFound: it names a workflow or tool that no deployed workflow has.
+        """
         principal.require("quota.manage")
+        await self._require_known(principal.org_id, quota)
         entry = self._entry(principal, "quota.changed", "set_quota", f"quota:{quota.scope}:{quota.name}")
         row = quota.row(principal.org_id)
         await self._committer.submit(Commit(principal.org_id, new_quotas=[row], audit=[entry]))
+
+    async def _require_known(self, org_id: str, quota: Quota) -> None:
+        """Refuses a name without effect: a misspelt limit would look like one."""
+        if quota.scope == "org":
+            return
+        heads = await self._database.rows("list_heads", org=org_id)
+        known = {str(row["name"]) for row in heads}
+        if quota.scope == "tool":
+            known = {tool for row in heads for tool in (await self._versions.head(org_id, row["name"])).tools}
+        if quota.name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise NotFound(f'no deployed {quota.scope} is called "{quota.name}"; deployed are: {listed}')
 
     async def remove_quota(self, principal: Principal, scope: str, name: str) -> None:
         """Removes a quota, on record; raises NotFound if there is none."""

@@ -22,6 +22,7 @@ from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.machine.events import CancelRequested, DeadLetterDiscarded, DeadLetterRequeued, Event, event_to_json
 from interlock.machine.state import RunState
+from interlock.services.cursors import unknown_cursor
 from interlock.services.ingest import Redaction, vault_of
 from interlock.services.journal import journal_in
 from interlock.services.submit import Submission
@@ -73,6 +74,8 @@ class DeadLetters:
     ) -> list[DeadLetterView]:
         """Dead letters, oldest first, without values; `after` is the last dead letter of the page before."""
         principal.require("dead_letter.read")
+        if after is not None and await self._database.row("get_dead_letter", after, org=principal.org_id) is None:
+            raise unknown_cursor("after", after)
         args = (status, run_id, after, max(1, min(limit, MAX_PAGE)))
         return [_view(row) for row in await self._database.rows("list_dead_letters", *args, org=principal.org_id)]
 

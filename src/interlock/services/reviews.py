@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Literal, Protocol, TypedDict
 
@@ -12,10 +13,12 @@ from interlock.base.errors import Conflict, Denied, Erased, InvalidInput, NotFou
 from interlock.base.json import Json, JsonObject
 from interlock.base.labels import UNTRUSTED, Labels, LabelsJson, Sensitivity, Trust
 from interlock.base.refs import Ref
+from interlock.definitions.versions import Versions
 from interlock.execution.approvals import Approval
 from interlock.guard.gate import composed
 from interlock.identity.principal import Principal
 from interlock.machine.events import ReviewDecided, event_to_json
+from interlock.services.cursors import unknown_cursor
 from interlock.services.ingest import Redaction, Taken
 from interlock.services.views.reviews import ReviewView
 from interlock.store.artifacts import Artifacts
@@ -25,6 +28,7 @@ from interlock.store.entries import Entry, EventType
 from interlock.store.people_rows import DecidedReview, ReviewDecision, RevokedApproval
 from interlock.store.rows import NewSignal
 from interlock.workflows.facts import Facts
+from interlock.workflows.spec import ReviewStep
 
 _MAX_NOTE = 4000
 MAX_PAGE = 200
@@ -79,6 +83,7 @@ class _Shown:
     show: Json
     labels: Labels
     act: _Act | None
+    deadline: datetime | None
 
 
 class ReviewQueue:
@@ -86,6 +91,7 @@ class ReviewQueue:
 
     Args:
         answers: checks what a person says that a tool gave; without it that is taken as it is, and has no facts.
+        versions: of the workflows, for the deadlines of reviews; without it none is named.
     """
 
     def __init__(
@@ -98,7 +104,9 @@ class ReviewQueue:
         approving: Approving,
         redaction: Redaction,
         answers: OutputFacts | None = None,
+        versions: Versions | None = None,
     ) -> None:
+        self._versions = versions
         self._approving = approving
         self._answers = answers
         self._redaction = redaction
@@ -118,6 +126,8 @@ class ReviewQueue:
     ) -> list[ReviewView]:
         """Reviews, oldest first, with what the reviewer is to see; `after` is the last review of the page before."""
         principal.require("review.read")
+        if after is not None and await self._database.row("get_review", after, org=principal.org_id) is None:
+            raise unknown_cursor("after", after)
         args = (status, run_id, after, max(1, min(limit, MAX_PAGE)))
         rows = await self._database.rows("list_reviews", *args, org=principal.org_id)
         return [_view(await self._with_values(principal, row)) for row in rows]
@@ -161,7 +171,9 @@ class ReviewQueue:
         review, act = shown.row, shown.act
         _require_role(principal, review)
         if review["status"] != "open":
-            raise Conflict(f"this review is already {review['status']}")
+            if output is None and _is_same(review, principal, decision, note):
+                return _view(shown)  # sent again, because the first answer was lost
+            raise _not_open(review)
         approved, now = decision == "approve", self._clock.now()
         if approved:
             self._require_another(principal, review)
@@ -268,8 +280,9 @@ class ReviewQueue:
             show, labels = await self._artifacts.open(principal.org_id, ref), ref.labels
         except Erased:
             show, labels = {}, UNTRUSTED
+        deadline = await self._deadline(row)
         if row["act"] is None:
-            return _Shown(row, show, labels, None)
+            return _Shown(row, show, labels, None, deadline)
         arguments = Ref.from_json(row["act"]["arguments"])
         value = show if arguments == ref else await self._opened(principal, arguments)
         step, tool, digest = row["act"]["step"], row["act"]["tool"], row["act"]["digest"]
@@ -280,7 +293,16 @@ class ReviewQueue:
             "arguments": value,
             "labels": arguments.labels.to_json(),
         }
-        return _Shown(row, show, labels, act)
+        return _Shown(row, show, labels, act, deadline)
+
+    async def _deadline(self, row: Row) -> datetime | None:
+        """Until when a decision is awaited: the review opened when its step began."""
+        if self._versions is None or row["purpose"] != "approve":
+            return None
+        version = await self._versions.get(row["org_id"], row["workflow"], row["version"])
+        step = version.program.node(row["step"]).step
+        seconds = step.deadline if isinstance(step, ReviewStep) else None
+        return None if seconds is None else row["created_at"] + timedelta(seconds=seconds)
 
     async def _opened(self, principal: Principal, ref: Ref) -> Json:
         try:
@@ -292,6 +314,18 @@ class ReviewQueue:
 def _require_role(principal: Principal, review: Row) -> None:
     if review["role"] not in principal.roles and "admin" not in principal.roles:
         raise Denied(f'this review needs role "{review["role"]}"')
+
+
+def _is_same(review: Row, principal: Principal, decision: str, note: str) -> bool:
+    """True if a review was decided by this very request: by the same person, alike, with the same note."""
+    status = "approved" if decision == "approve" else "rejected"
+    return (review["status"], review["decided_by"], review["note"]) == (status, principal.user_id, note)
+
+
+def _not_open(review: Row) -> Conflict:
+    if review["status"] == "closed":
+        return Conflict("this review is closed: its run does not need the decision any more")
+    return Conflict(f"this review is already {review['status']}, by {review['decided_by']}")
 
 
 def _about(act: _Act) -> dict[str, Json]:
@@ -326,4 +360,6 @@ def _view(shown: _Shown, decided: Mapping[str, str] = MappingProxyType({})) -> R
         approval = {name: row[name] for name in ("expires_at", "consumed_at", "revoked_at")}
         given = approval if approval["expires_at"] is not None else None
         act = {**shown.act, "digest": shown.act["digest"][:DIGEST_SHOWN], "approval": given}
-    return ReviewView.model_validate({**dict(row), **decided, "show": shown.show, "act": act})
+    return ReviewView.model_validate({
+        **dict(row), **decided, "show": shown.show, "act": act, "deadline": shown.deadline
+    })  # fmt: skip

@@ -14,11 +14,13 @@ from interlock.base.refs import Ref
 from interlock.base.usage import cost_json
 from interlock.definitions.versions import Versions
 from interlock.execution.loading import fold_in_slices, folded, journal_of
+from interlock.fleet.workers import SILENT_SECONDS
 from interlock.guard.pii import reveal
 from interlock.identity.principal import Principal
 from interlock.machine.events import CompensationFailed, Event, Failure, StepFailed
 from interlock.machine.program import Program
 from interlock.machine.state import RunState
+from interlock.services.cursors import unknown_cursor
 from interlock.services.ingest import vault_of
 from interlock.services.journal import journal_in
 from interlock.services.timeline import StepTimes, step_times, timed_spans
@@ -63,6 +65,8 @@ class Runs:
     ) -> list[RunSummary]:
         """Newest first; `before` is the last run id of the page before."""
         principal.require("run.read")
+        if before is not None and await self._database.row("get_run", before, org=principal.org_id) is None:
+            raise unknown_cursor("before", before)
         rows = await self._database.rows(
             "list_runs", status, workflow, before, min(limit, MAX_PAGE), org=principal.org_id
         )
@@ -76,20 +80,25 @@ class Runs:
         """
         principal.require("run.read")
 
-        async def read(snapshot: Snapshot) -> tuple[Row, list[Event], list[Row], list[Row]]:
+        async def read(snapshot: Snapshot) -> tuple[Row, list[Event], list[Row], list[Row], bool, list[Row]]:
             row = _found(await snapshot.row("get_run", run_id), run_id)
             journal = await journal_in(snapshot, run_id)
             effects = await snapshot.rows("list_effects", run_id)
-            return row, journal, effects, await snapshot.rows("open_questions", run_id)
+            orphan = await snapshot.row("needs_worker", run_id, SILENT_SECONDS)
+            asked = await snapshot.rows("open_questions", run_id)
+            quotas = await snapshot.rows("list_quotas")
+            return row, journal, effects, asked, orphan is not None and bool(orphan["needed"]), quotas
 
         # In one snapshot, or the status could be one commit behind the steps.
-        row, journal, effects, asked = await self._database.in_snapshot(read, org=principal.org_id)
+        row, journal, effects, asked, orphan, quotas = await self._database.in_snapshot(read, org=principal.org_id)
         version = await self._versions.get(row["org_id"], row["workflow"], row["version"])
         state, times = await fold_in_slices(version.program, journal, RunState()), step_times(journal)
         errors = {
             name: await self._error(principal, step.failure) for name, step in state.steps.items() if step.failure
         }
-        return await asyncio.to_thread(_run, row, version.program, state, times, errors, effects, asked)
+        return await asyncio.to_thread(
+            _run, row, version.program, state, times, errors, effects, asked, quotas, needs_worker=orphan
+        )
 
     async def result(self, principal: Principal, run_id: str, *, revealed: bool = False) -> Json:
         """The run's output, redacted; with `revealed` (role operator, audited) with the personal data back in it.
@@ -200,6 +209,19 @@ def _summary_fields(row: Row) -> dict[str, object]:
     return dict(row) | names | cost_json(row["nano_usd"], row["unpriced"])
 
 
+def _run_quota(row: Row, quotas: list[Row]) -> str | None:
+    """The quota because of which a queued run may not be claimed; None if none applies to it."""
+    applies = [one for one in quotas if (one["scope"], one["name"]) in {("org", ""), ("workflow", row["workflow"])}]
+    return " and ".join(map(_in_words, applies)) or None if row["status"] == "queued" else None
+
+
+def _in_words(quota: Row) -> str:
+    """Scope, name and limits of a quota: `tool pay: 0 at once, 5 in 60 s`."""
+    limits = [] if quota["concurrency"] is None else [f"{quota['concurrency']} at once"]
+    limits += [] if quota["rate"] is None else [f"{quota['rate']} in {quota['per_seconds']:g} s"]
+    return f"{quota['scope']} {quota['name']}".strip() + f": {', '.join(limits)}"
+
+
 def _timed(times: StepTimes | None) -> dict[str, Json]:
     return times.to_json() if times is not None else {}
 
@@ -212,6 +234,9 @@ def _run(
     errors: Mapping[str, str | None],
     effects: list[Row],
     asked: list[Row],
+    quotas: list[Row],
+    *,
+    needs_worker: bool,
 ) -> RunView:
     steps = [
         StepView.model_validate(
@@ -237,7 +262,15 @@ def _run(
             "steps": steps,
             "paused": state.paused,
             "degraded": state.degraded,
-            "waits_for": waits_for(program, state, reviews, dead_letters),
+            "waits_for": waits_for(
+                program,
+                state,
+                reviews,
+                dead_letters,
+                needs_worker=needs_worker,
+                quotas={one["name"]: _in_words(one) for one in quotas if one["scope"] == "tool"},
+                run_quota=_run_quota(row, quotas),
+            ),
             "dead_letters": list(dead_letters.values()),
             "retries": state.retries,
             "timers": dict(state.timers),

@@ -54,7 +54,12 @@ class Signals:
         """
         principal.require("run.signal")
         signal_id = checked_key(key) or new_id("sig")
-        run = await self._open_run(principal, run_id)
+        run = await self._run(principal, run_id)
+        if is_over(run["status"]):
+            # A sender repeats what it got no answer to, however late.
+            if key is None or not await self._is_known(principal, run_id, name, signal_id):
+                raise _over(run)
+            return SentSignal(run_id=run_id, signal_id=signal_id, new=False)
         version = await self._versions.get(run["org_id"], run["workflow"], run["version"])
         spec = version.signals.get(name)
         if spec is None:
@@ -138,11 +143,15 @@ class Signals:
         return (await self._redaction.note(principal.org_id, text))[:_MAX_REASON] or f"by {principal.user_id}"
 
     async def _open_run(self, principal: Principal, run_id: str) -> Row:
+        row = await self._run(principal, run_id)
+        if is_over(row["status"]):
+            raise _over(row)
+        return row
+
+    async def _run(self, principal: Principal, run_id: str) -> Row:
         row = await self._database.row("get_run", run_id, org=principal.org_id)
         if row is None:
             raise NotFound(f'no run "{run_id}" in this organisation')
-        if is_over(row["status"]):
-            raise Conflict(f"run {run_id} is over ({row['status']}); it takes no signals any more")
         return row
 
     def _signal_commit(
@@ -162,3 +171,7 @@ class Signals:
         )
         signal = NewSignal(org_id=principal.org_id, run_id=run["run_id"], event=event_to_json(event))
         return Commit(principal.org_id, new_signals=[signal], audit=[entry])
+
+
+def _over(run: Row) -> Conflict:
+    return Conflict(f"run {run['run_id']} is over ({run['status']}); it takes no signals any more")

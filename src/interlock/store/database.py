@@ -74,6 +74,11 @@ class Database:
         self.url = url
         self._pool_size = pool_size
         self._pool: _Pool | None = None
+        self._patient = True
+
+    def give_up(self) -> None:
+        """From now on no operation waits for a server that is away: the process ends, and what is not committed is repeated."""
+        self._patient = False
 
     async def open(self) -> None:
         """Connects.
@@ -110,19 +115,23 @@ class Database:
         """Runs an idempotent operation; while the server is away, waits and runs it again.
 
         Raises:
-            Unavailable: it stayed away for about 12 s. Nothing that was committed is lost.
+            Unavailable: it stayed away for about 12 s, or its disk is full. Nothing that was committed is lost.
             InvalidInput: a value from outside that no column takes: a number too large, a NUL character.
         """
         for attempt in range(_ATTEMPTS):
             try:
                 return await operation()
+            except asyncpg.DiskFullError as error:
+                raise Unavailable(
+                    "the disk of the database is full; make room, what was committed is safe", detail=repr(error)
+                ) from error
             except (asyncpg.DataError, *DOWN) as error:
                 if isinstance(error, asyncpg.DataError | ValueError):  # the client's own check is an InterfaceError too
                     raise InvalidInput(
                         "a number is out of range or a text holds a NUL character; correct the request",
                         detail=type(error).__name__,
                     ) from None  # the server's own text repeats the value
-                if attempt == _ATTEMPTS - 1:
+                if attempt == _ATTEMPTS - 1 or not self._patient:
                     raise Unavailable(
                         "the database does not answer; what was committed is safe, try again when it is back",
                         detail=repr(error),

@@ -102,6 +102,18 @@ class EmbeddedPostgres:
                 return
             time.sleep(0.2)
 
+    def revive(self) -> bool:
+        """Starts the server again if it has ended by itself, as after a kill; True if it had.
+
+        Raises:
+            Unavailable: as `start`.
+        """
+        postmaster = self._postmaster()
+        if postmaster is not None and _alive(postmaster):
+            return False
+        self.start()
+        return True
+
     def stop(self) -> None:
         """Leaves; stops the server if no other live process uses it."""
         if self._server is None:

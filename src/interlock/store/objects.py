@@ -6,10 +6,10 @@ import contextlib
 from pathlib import Path
 
 import obstore
-from obstore.exceptions import NotFoundError
+from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore
 
-from interlock.base.errors import IntegrityError
+from interlock.base.errors import IntegrityError, Unavailable
 
 
 class Objects:
@@ -24,7 +24,17 @@ class Objects:
         return cls(LocalStore(str(directory)))
 
     async def put(self, name: str, content: bytes) -> None:
-        await obstore.put_async(self._store, name, content)
+        """Stores a blob.
+
+        Raises:
+            Unavailable: the store does not take it, such as a full disk.
+        """
+        try:
+            await obstore.put_async(self._store, name, content)
+        except (BaseError, OSError) as error:
+            raise Unavailable(
+                "a large value cannot be stored; check that the disk of the data directory has room", detail=str(error)
+            ) from error
 
     async def delete(self, name: str) -> None:
         """Removes a blob; one that is not there is no error."""

@@ -96,6 +96,13 @@ class Tools:
         return result
 
 
+_CONNECTION_ERRORS = frozenset({
+    *("ClientConnectorError", "ConnectError", "ConnectTimeout", "ConnectionError", "ConnectionRefusedError", "MaxRetryError"),
+    *("NewConnectionError", "OSError", "ProxyError", "URLError", "gaierror"),
+})  # fmt: skip
+"""Exceptions of Python's own and of common HTTP libraries for a connection that was not made."""
+
+
 def error_of(contract: ToolContract, result: SandboxResult) -> ToolError:
     """The error of a failed call. The kernel decides whether the outcome of its effect is unknown."""
     sentences = {
@@ -108,6 +115,8 @@ def error_of(contract: ToolContract, result: SandboxResult) -> ToolError:
         "too_large": "answered with more than the limit allows",
     }
     message = f'tool "{contract.name}" {sentences[result.ending]}'
+    if not contract.egress and result.ending == "raised" and _class_name(result.error) in _CONNECTION_ERRORS:
+        message += "; it may reach no address: add HOST:PORT to egress in tool.yaml"
     error_detail = ErrorDetail(result.error, result.traceback, result.printed)
     if result.nothing_happened:
         return NothingHappened(message, kind=FailureKind.PERMANENT, error_detail=error_detail)

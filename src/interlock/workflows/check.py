@@ -209,7 +209,12 @@ class _Checker:
                 f'step "{step.id}": prompt "{step.prompt}" has no slot "{slot}"; {listed(prompt.spec.slots, "slots")}'
             )
             yield Problem((*path, "values", slot), message)
-        yield from self.view.bindings(step.values, (*path, "values"))
+        yield from self._fitting(
+            step.values,
+            prompt.spec.slots,
+            (*path, "values"),
+            f'step "{step.id}": slot "{{}}" of prompt "{step.prompt}"',
+        )
 
     def _model(self, step_id: str, model: str, path: ValuePath) -> Iterator[Problem]:
         if model not in self.models:
@@ -238,7 +243,16 @@ class _Checker:
             for name in sorted(given.keys() - properties.keys()):
                 message = f'step "{step.id}": tool "{tool}" has no argument "{name}"; {listed(properties, "arguments")}'
                 yield Problem((*inputs, name), message)
-        yield from self.view.bindings(given, inputs)
+        yield from self._fitting(given, properties, inputs, f'step "{step.id}": argument "{{}}" of tool "{tool}"')
+
+    def _fitting(self, given: dict[str, Any], properties: object, path: ValuePath, what: str) -> Iterator[Problem]:
+        """Faults of references, then of values bound to what takes values of another type."""
+        broken = list(self.view.bindings(given, path))
+        yield from broken
+        if broken or not isinstance(properties, Mapping):
+            return
+        for name in sorted(given.keys() & properties.keys()):
+            yield from self.view.fitting(what.format(name), given[name], properties[name], (*path, name))
 
     def _fallbacks(self, step: ModelStep | AgentStep | ToolStep, path: ValuePath) -> Iterator[Problem]:
         for index, fallback in enumerate(step.fallback):
@@ -307,8 +321,10 @@ class _Checker:
         self.view = replace(outer, before=self.view.before)  # what follows reads the last round
 
     def _subworkflow(self, step: SubworkflowStep, path: ValuePath) -> Iterator[Problem]:
-        yield from self.view.bindings(step.input, (*path, "input"))
         child = self.workflows.get(step.workflow)
+        fields = properties_of(child.input) if child is not None else {}
+        what = f'step "{step.id}": field "{{}}" of workflow "{step.workflow}"'
+        yield from self._fitting(step.input, fields, (*path, "input"), what)
         place = (*path, "workflow")
         if child is None:
             message = (

@@ -6,13 +6,14 @@ and rules of the schema, and repeats neither the value nor a property name that 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import jsonschema_rs
 
 from interlock.base.errors import ContractViolation
 from interlock.base.json import MAX_PLACE, place, sentence
+from interlock.base.wording import kind_of, shown
 from interlock.workflows.branching import MAX_COMPARED, MAX_EXPLAINED, Branching
 from interlock.workflows.spec import JsonSchema
 
@@ -29,6 +30,17 @@ _TOO_NESTED = (
     f"the alternatives of its schema multiply to more than {MAX_COMPARED:,} comparisons; send a value with fewer levels"
 )
 _CLOSED = frozenset({"additionalProperties", "unevaluatedProperties"})
+_OF_ONE_VALUE = frozenset({
+    *("const", "enum", "exclusiveMaximum", "exclusiveMinimum", "format", "maximum", "minimum", "multipleOf", "pattern"),
+})  # fmt: skip
+_TYPES = {
+    "string": "a string",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "object": "an object",
+    "array": "a list",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +51,15 @@ class Violation:
         place: as returned by `base.json.place`; "" for the value itself.
         keyword: the schema's keyword.
         message: one sentence about the rule.
-        undeclared: the names that the rule refuses. They are data of the value's sender, and may be shown only to the sender.
+        undeclared: the names that the rule refuses.
+        given: the value at the place. Both are data of the value's sender, and may be shown only to the sender.
     """
 
     place: str
     keyword: str
     message: str
     undeclared: tuple[str, ...] = ()
+    given: object = field(default=None, repr=False)
 
 
 class Validator:
@@ -76,11 +90,14 @@ class Validator:
             keyword = path[-1] if path else "schema"
             if error.kind.name == "falseSchema":
                 keyword = "false"  # else the path ends in the name of the property that it refuses
+            given = _at(value, error.instance_path)
+            said = _of_type(error.kind, kind_of(given)) if keyword == "type" else error.message
             yield Violation(
                 place(error.instance_path, self._declared, value),
                 keyword,
-                self._message(keyword, path, error.message),
+                self._message(keyword, path, said),
                 _refused(error.kind) if keyword in _CLOSED else (),
+                given,
             )
 
     def check(self, value: object, *, what: str, to_sender: bool = False) -> None:
@@ -89,8 +106,11 @@ class Validator:
             return
         for error in self.iter_errors(value):
             where = f"{what}: {error.place[1:]}" if error.place else what
-            named = error.keyword in {"required", "alternatives", *_CLOSED}
-            message = error.message if named else f'does not meet "{error.keyword}" of its schema'
+            message = error.message.replace("the value does not meet", "does not meet", 1)
+            if to_sender and error.keyword == "type":
+                message = message.replace(kind_of(error.given), shown(error.given), 1)
+            elif to_sender and error.keyword in _OF_ONE_VALUE and shown(error.given) != kind_of(error.given):
+                message += f"; it is {shown(error.given)}"
             if to_sender and error.undeclared:
                 message += f"; the value has {sentence(', '.join(error.undeclared), MAX_PLACE)}"
             raise ContractViolation(f"{where}: {message}")
@@ -127,6 +147,20 @@ def check_value(validator: Validator, value: object, *, what: str, to_sender: bo
         ContractViolation: naming the first place; neither the value nor, but to its sender, an undeclared name is repeated.
     """
     validator.check(value, what=what, to_sender=to_sender)
+
+
+def _at(value: object, path: Sequence[str | int]) -> object:
+    for part in path:
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+    return value
+
+
+def _of_type(kind: jsonschema_rs.ValidationErrorKind, is_now: str) -> str:
+    types = kind.types if isinstance(kind, jsonschema_rs.ValidationErrorKind.Type) else []
+    return f"is {is_now}; must be {' or '.join(_TYPES.get(one, one) for one in types)}"
 
 
 def _refused(kind: jsonschema_rs.ValidationErrorKind) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from interlock.base.errors import InvalidSpec
 from interlock.base.json import Json
+from interlock.base.wording import in_words
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Path = Sequence[str | int]
@@ -157,13 +158,11 @@ def _real_path(path: Path, data: Json) -> list[str | int]:
 
 
 def _mend(fault: ErrorDetails) -> str:
-    kind, message = fault["type"], str(fault["msg"])
-    if kind == "missing":
-        return "is required; add it"
-    if kind == "extra_forbidden":
-        return "is not a known field; remove it or check the spelling"
+    kind = fault["type"]
     if kind == "union_tag_not_found":
         return 'has no "kind"; add one of model, tool, review, parallel, branch'
     if kind == "union_tag_invalid":
         return f"kind {fault['ctx']['tag']!r} is not known; use one of {fault['ctx']['expected_tags']}"
-    return message.removeprefix("Value error, ")
+    if fault["input"] is None and not fault["loc"]:
+        return "the file is empty; `interlock schema` prints what it may contain"
+    return in_words(fault)

@@ -10,6 +10,7 @@ import jsonschema_rs
 
 from interlock.base.errors import InvalidSpec
 from interlock.workflows.bindings import Reference, references
+from interlock.workflows.check_values import binding_faults, comparison_faults
 from interlock.workflows.contracts import ToolContract
 from interlock.workflows.facts import call_counts, compile_condition, fact_fields
 from interlock.workflows.schemas import validator_for
@@ -112,6 +113,14 @@ class Visible:
                     "and only numbers, booleans and enums are facts"
                 )
                 yield Problem(path, message)
+        schemas = {"input": self.input, **{name: seen.facts for name, seen in self.before.items()}}
+        for fault in comparison_faults(expression, schemas):
+            yield Problem(path, f'step "{step_id}": {fault}')
+
+    def fitting(self, what: str, tree: object, schema: JsonSchema, path: ValuePath) -> Iterator[Problem]:
+        """Faults of a binding tree whose references are sound: what is bound, and does not fit the schema of what takes it."""
+        for inner, message in binding_faults(tree, schema, self.schema_at):
+            yield Problem((*path, *inner), f"{what}: {message}")
 
     def schema_at(self, reference: Reference) -> JsonSchema:
         """The schema of a reference's target; `{}` if it is not known."""

@@ -93,7 +93,13 @@ class Alive(View):
 
 
 class Ready(View):
-    """The process can do its work. `queue_depth` counts the runs of all organisations that wait for a worker."""
+    """The process can do its work.
+
+    Attributes:
+        queue_depth: runs of all organisations that wait for a worker.
+        workers: workers of this database that claim runs; with 0 no run goes on.
+    """
 
     status: Literal["ok"] = "ok"
     queue_depth: int
+    workers: int

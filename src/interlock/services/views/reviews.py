@@ -44,6 +44,7 @@ class ReviewView(View):
 
     Attributes:
         requester: who started the run.
+        deadline: until when the decision is awaited, after which the step fails; null without one.
         act: the call of a tool that is approved with it; null if it is about none.
     """
 
@@ -59,6 +60,7 @@ class ReviewView(View):
     decided_by: str | None
     note: str | None
     created_at: datetime
+    deadline: datetime | None = None
     requester: str
     act: ActView | None
 

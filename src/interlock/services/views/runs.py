@@ -112,11 +112,15 @@ class PausedWait(WaitReason):
 
 
 class ReviewWait(WaitReason):
-    """A person's decision: `review` before an act, `confirm` about an act whose outcome is unknown."""
+    """A person's decision: `review` before an act, `confirm` about an act whose outcome is unknown.
+
+    The step fails at `until` without it. Without `review_id` it has been made, and the run continues when a worker takes it up.
+    """
 
     step: str
     for_: Literal["review", "confirm"]
     review_id: str | None = None
+    until: datetime | None = None
 
 
 class DeadLetterWait(WaitReason):
@@ -144,7 +148,25 @@ class TimedWait(WaitReason):
     until: datetime | None = None
 
 
-Wait = Annotated[PausedWait | ReviewWait | DeadLetterWait | SignalWait | TimedWait, Field(discriminator="for_")]
+class WorkerWait(WaitReason):
+    """A worker: the run could go on, and no worker of its engine is on the database."""
+
+    for_: Literal["worker"] = "worker"
+
+
+class QuotaWait(WaitReason):
+    """Room within a quota, described by `quota`. `step` is null when the whole run waits; `until` is the next attempt."""
+
+    step: str | None = None
+    for_: Literal["quota"] = "quota"
+    quota: str
+    until: datetime | None = None
+
+
+Wait = Annotated[
+    WorkerWait | QuotaWait | PausedWait | ReviewWait | DeadLetterWait | SignalWait | TimedWait,
+    Field(discriminator="for_"),
+]
 
 
 class EffectView(View):

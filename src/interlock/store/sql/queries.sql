@@ -107,6 +107,14 @@ select worker_gone($1)
 -- The workers, with the number of their runs and the seconds since they were seen.
 select worker_id, host, pid, engine, version, started_at, seen_at, draining, runs, silent from list_workers()
 
+-- name: present_workers(silent_seconds double precision)
+-- How many workers can claim runs.
+select present_workers($1) as workers
+
+-- name: needs_worker(run_id text, silent_seconds double precision)
+-- Whether a run is due and no worker is there to claim it.
+select needs_worker($1, $2) as needed
+
 -- name: get_version(org_id text, name text, version text)
 -- A version's definition.
 select definition from workflow_versions where org_id = $1 and name = $2 and version = $3
@@ -187,8 +195,8 @@ select output, created_at from results where org_id = $1 and key = $2
 
 -- name: get_review(review_id text)
 -- A review, with its run's trace and workflow, how its approval stands, and who asked for what it is about.
-select v.*, r.trace_id, r.workflow, r.principal ->> 'user_id' as requester, a.expires_at, a.consumed_at, a.revoked_at,
-        (select coalesce(array_agg(distinct l.decided_by), '{}') from dead_letters l
+select v.*, r.trace_id, r.workflow, r.version, r.principal ->> 'user_id' as requester, a.expires_at, a.consumed_at,
+        a.revoked_at, (select coalesce(array_agg(distinct l.decided_by), '{}') from dead_letters l
             where l.run_id = v.run_id and l.status = 'requeued') as requeued_by
     from reviews v join runs r using (run_id) left join approvals a using (review_id) where v.review_id = $1
 
@@ -205,7 +213,8 @@ select review_id from reviews where run_id = $1 and act ->> 'step' = $2 and act 
 
 -- name: list_reviews(status text?, run_id text?, after text?, limit bigint)
 -- A page of reviews, oldest first.
-select v.*, r.trace_id, r.workflow, r.principal ->> 'user_id' as requester, a.expires_at, a.consumed_at, a.revoked_at
+select v.*, r.trace_id, r.workflow, r.version, r.principal ->> 'user_id' as requester, a.expires_at, a.consumed_at,
+        a.revoked_at
     from reviews v join runs r using (run_id) left join approvals a using (review_id)
     where ($1::text is null or v.status = $1) and ($2::text is null or v.run_id = $2)
         and ($3::text is null or (v.created_at, v.review_id) > (select p.created_at, p.review_id from reviews p where p.review_id = $3))

@@ -30,6 +30,20 @@ create or replace function list_workers() returns table (worker_id text, host te
     from workers w order by w.started_at, w.worker_id
 $$;
 
+-- How many workers are there to claim runs: seen lately, and not asked to drain.
+create or replace function present_workers(silent_seconds double precision) returns bigint
+    language sql stable security definer set search_path = public, pg_temp as $$
+    select count(*) from workers where not draining and seen_at > now() - make_interval(secs => silent_seconds)
+$$;
+
+-- True if a run is due, no worker holds it, and none is there that could claim it.
+create or replace function needs_worker(of_run text, silent_seconds double precision) returns boolean
+    language sql stable security definer set search_path = public, pg_temp as $$
+    select exists (select from queue q where q.run_id = of_run and q.available_at <= now()
+        and (q.worker is null or q.lease_until < now()) and not exists (select from workers w where w.engine = q.engine
+            and not w.draining and w.seen_at > now() - make_interval(secs => silent_seconds)))
+$$;
+
 -- Asks a worker to finish the steps under way and go.
 drop function if exists drain_workers(text);
 create or replace function drain_worker(claimant text) returns void

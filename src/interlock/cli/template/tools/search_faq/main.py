@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 FAQ = json.loads(Path(__file__).with_name("faq.json").read_text())
-COMMON = frozenset("a an and are can do does for how i in is it me my of on the to what when where you your".split())
+WORDS = re.compile(r"[a-z]+")
+COMMON = set(WORDS.findall("a an and are can do does for how i in is it me my of on the to what when where you your"))
 
 
 def words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", text.lower())) - COMMON
+    return set(WORDS.findall(text.lower())) - COMMON
 
 
 def run(question: str) -> dict:
