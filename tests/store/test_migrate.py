@@ -90,6 +90,16 @@ def test_a_lock_that_a_killed_process_left_behind_does_not_bind(empty_url: str) 
     assert migrate(empty_url, MASTER_KEY) == []
 
 
+@pytest.mark.parametrize("change", ["delete from applied_migrations where id like '0001%'", "drop table applied_migrations",
+                                    "update applied_migrations set digest = 'x' where id like '0002%'"])  # fmt: skip
+def test_tables_of_a_version_that_was_never_released_are_refused(empty_url: str, change: str) -> None:
+    migrate(empty_url, MASTER_KEY)
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute(change)
+    with pytest.raises(Unavailable, match="was never released; use a new database"):
+        migrate(empty_url, MASTER_KEY)
+
+
 def test_the_application_gets_a_role_without_privileges(empty_url: str) -> None:
     migrate(empty_url, MASTER_KEY)
     assert is_privileged(empty_url)

@@ -29,6 +29,9 @@ _LOCK_TIMEOUT = "120s"
 _ROLE_ATTEMPTS = 10
 
 
+_APPLIED = "create table if not exists applied_migrations (id text primary key, digest text not null)"
+
+
 def is_privileged(url: str) -> bool:
     """True if this URL's role could get around row-level security: superuser, BYPASSRLS, or able to create in the schema."""
     try:
@@ -49,7 +52,7 @@ def migrate(owner_url: str, master_key: bytes) -> list[str]:
         The ids of the migrations that were applied now.
 
     Raises:
-        Unavailable: the server cannot be reached or refused a statement.
+        Unavailable: the server cannot be reached or refused a statement, or its tables are of a development version.
     """
     import yoyo  # noqa: PLC0415  takes 100 ms to import, and only a starting process migrates
 
@@ -62,6 +65,7 @@ def migrate(owner_url: str, master_key: bytes) -> list[str]:
                 guard.execute("select set_config('lock_timeout', %s, false)", (_LOCK_TIMEOUT,))
                 guard.execute("select pg_advisory_lock(%s)", (_LOCK,))
                 applied = _apply(yoyo.get_backend(_with_scheme(owner_url, "postgresql+psycopg")), migrations)
+                _require_same(guard, migrations, owner_url)
                 _replace_functions(guard, directory / "functions", _release())
                 _let_app_in(guard, owner_url, master_key)
         except psycopg.Error as error:
@@ -78,7 +82,26 @@ def _apply(backend: yoyo.backends.DatabaseBackend, migrations: yoyo.migrations.M
             for migration in missing:
                 migration.process_steps(backend, "apply")
                 backend.mark_one(migration)
+                backend.execute(_APPLIED)
+                backend.execute(
+                    "insert into applied_migrations values (%s, %s)", (migration.id, _digest(migration.path))
+                )
         return [migration.id for migration in missing]
+
+
+def _digest(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _require_same(connection: psycopg.Connection, migrations: yoyo.migrations.MigrationList, url: str) -> None:
+    """Refuses tables that were made by other files of the same names: before its release, a migration is still edited."""
+    exists = connection.execute("select to_regclass('applied_migrations')").fetchone()
+    rows = connection.execute("select id, digest from applied_migrations").fetchall() if exists and exists[0] else []
+    if dict(rows) | {one.id: _digest(one.path) for one in migrations} != dict(rows):
+        raise Unavailable(
+            f"PostgreSQL at {_place(url)} has tables of a version of Interlock that was never released; use a new database, "
+            "or move the data directory away"
+        )
 
 
 def _release() -> list[int]:
@@ -193,16 +216,22 @@ def _unusable(url: str, error: psycopg.Error) -> Unavailable:
     return Unavailable(_sentence(url, said), detail=said)
 
 
+def _place(url: str) -> str:
+    """Address and database of a server; raises ValueError for a port that is none."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.hostname}{port}{parts.path}" if parts.hostname else f"its socket{parts.path}"
+
+
 def _sentence(url: str, said: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"postgresql", "postgres"}:
         fault = f'begins with "{sentence(parts.scheme, 20)}:"' if parts.scheme else "is no URL"
         return f"database.url {fault}; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     try:
-        port = f":{parts.port}" if parts.port else ""
+        where = _place(url)
     except ValueError:
         return "database.url has no port between 1 and 65535; correct it"
-    where = f"{parts.hostname}{port}{parts.path}" if parts.hostname else f"its socket{parts.path}"
     # The library puts the attempted address before the reason, and a hint into the next line.
     lines = said.strip().splitlines() or [""]
     line = next((one for one in lines if "failed: " in one), lines[0])
