@@ -200,6 +200,38 @@ async def test_an_ended_call_whose_outcome_was_lost_counts_beside_its_repetition
     assert desk.rows()[0] == ("a", -2, 55, 0)
 
 
+async def test_a_call_lost_with_its_worker_counts_where_calls_need_no_row(desk: Desk) -> None:
+    """The repetition sets it aside a second time; what comes after a durable commit of the new lease does not."""
+    heir = desk.budget(shared=False, tokens=100)
+    desk.move_fence(2)
+    heir.lose(1)
+    await reserve(desk, heir, "a", amount(30), fence=2)
+    assert desk.rows() == [("a", 1, 30, 0), ("a", 2, 30, 0)]
+    with pytest.raises(BudgetExceeded, match="60 of the run's 100"):
+        await reserve(desk, heir, "b", amount(41), fence=2)
+    heir.finish(desk.lease(2), "a", amount(10), lasting=False)
+    heir.settle(amount(10), ["a"])
+    await reserve(desk, heir, "b", amount(20), fence=2)  # the lost worker may have gone so far ahead of its commit
+    assert [row[:3] for row in desk.rows()] == [("a", 0, 10), ("a", 1, 30), ("b", 1, 20), ("b", 2, 20)]
+    await desk.record(heir, amount(10), ["a"], fence=2)
+    heir.finish(desk.lease(2), "b", amount(5), lasting=False)
+    heir.settle(amount(15), ["b"])
+    await reserve(desk, heir, "c", amount(35), fence=2)
+    assert desk.rows()[-1] == ("c", 2, 35, 0)
+    assert [row for row in desk.rows() if row[0] == "c"] == [("c", 2, 35, 0)]
+
+
+async def test_a_lost_call_that_leaves_no_room_is_not_repeated(desk: Desk) -> None:
+    heir = desk.budget(shared=False, tokens=100)
+    desk.move_fence(2)
+    heir.lose(1)
+    with pytest.raises(BudgetExceeded, match="60 of the run's 100"):
+        await reserve(desk, heir, "a", amount(60), fence=2)
+    free = desk.budget(shared=False)
+    free.lose(1)
+    await reserve(desk, free, "a", amount(10**9), fence=2)
+
+
 async def test_a_call_in_the_background_is_the_same_for_every_worker(desk: Desk) -> None:
     first, second = desk.budget(tokens=100), desk.budget(tokens=100)
     await first.reserve(desk.lease(), "out", amount(60), lasting=True)

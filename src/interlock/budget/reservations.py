@@ -4,7 +4,8 @@ A run whose calls come one after the other needs no row: nothing else can spend 
 what the run has used. Where two calls of a run may be under way at once, on one worker or on several, every reservation is a row of
 the table `reservations`, counted under one lock. It is deleted in the commit that puts the call's usage into the run's row. A
 reservation of a call whose outcome never got on record, because its worker died, counts until the run is over: the call may have
-been made and paid for.
+been made and paid for. A run without rows gets them when its lease is lost: each call that may have been made under the lost lease
+is then set aside twice, for the lost worker and for the one that repeats it.
 
 On both engines the holder of a reservation is the command (`perform:step:attempt`) with the fencing token of its lease, so the
 repetition of a call that was cut off holds one of its own. A call that goes on in the background (a provider's batch) has
@@ -110,20 +111,19 @@ class Reservations:
         holder: str,
         wanted: Amount,
         *,
-        lasting: bool,
+        fence: int,
         finished: Iterable[UsedReservation] = (),
     ) -> None:
         """Sets an amount aside for a holder, instead of what it has under the same fencing token.
 
         Args:
-            lasting: the reservation belongs to the run, whichever worker drives it.
+            fence: fencing token of the reservation; `LASTING` if it belongs to the run, whichever worker drives it.
             finished: reservations whose calls have ended, with what they used; they are updated first.
 
         Raises:
             BudgetExceeded: used, reserved and wanted together are over a limit; nothing is set aside.
             LeaseLost: another worker holds the lease.
         """
-        fence = LASTING if lasting else lease.fence
         try:
             row = await self._database.row(
                 "reserve",
@@ -167,6 +167,8 @@ class RunBudget:
         self.used = NOTHING
         self._finished: dict[tuple[str, int], Amount] = {}
         self._recorded: set[str] = set()
+        self._lost: dict[str | None, int] = {}
+        self._states = 0  # that followed the loss of a whole run's lease
 
     async def reserve(self, lease: Lease, holder: str, wanted: Amount, *, lasting: bool) -> None:
         """Sets the most that a call may use aside.
@@ -181,7 +183,23 @@ class RunBudget:
             self._budget.check(sum(self._finished.values(), self.used), wanted)
             return
         finished = [self._row(key, amount) for key, amount in self._finished.items()]
-        await self._reservations.reserve(lease, self._budget, holder, wanted, lasting=lasting, finished=finished)
+        fence = LASTING if lasting else lease.fence
+        lost = None if lasting else self._lost.pop(holder, self._lost.get(None))
+        for one in (lost, fence):
+            if one is not None:
+                await self._reservations.reserve(lease, self._budget, holder, wanted, fence=one, finished=finished)
+
+    def lose(self, fence: int, holder: str | None = None) -> None:
+        """Has calls counted that may have been made under an earlier lease, whose worker was lost, and are not on record.
+
+        Args:
+            fence: fencing token of that lease.
+            holder: the one call in question. None for those of a whole run: a worker is at most one commit ahead of the journal,
+                so these are the calls that are made before a commit of the new lease is durable.
+        """
+        if not self._budget.unlimited:
+            self.shared = True
+            self._lost[holder] = fence
 
     def finish(self, lease: Lease, holder: str, used: Amount, *, lasting: bool) -> None:
         """Notes what a call used, which may be more or less than it reserved; it counts until `settle`."""
@@ -201,6 +219,10 @@ class RunBudget:
         """
         self.used = used
         ended = set(holders)
+        if ended and None in self._lost:
+            self._states += 1
+            if self._states > 1:  # the commit of the first one is durable
+                del self._lost[None]
         gone, self._recorded = (self._recorded, ended) if self.shared else (ended, self._recorded)
         if gone and self._finished:
             self._finished = {key: amount for key, amount in self._finished.items() if key[0] not in gone}

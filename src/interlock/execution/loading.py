@@ -40,7 +40,9 @@ async def load_run(services: EngineServices, row: Row, *, fence: int) -> Run:
         NotFound: its version was never deployed here.
     """
     version = await services.versions.get(row["org_id"], row["workflow"], row["version"])
-    run = run_of(row, version, services.artifacts, Reservations(services.database), fence=fence)
+    run = run_of(
+        row, version, services.artifacts, Reservations(services.database), fence=fence, reserved=row["reserved"]
+    )
     run.policies = services.policies
     if row["ciphertext"] is not None and not row["erased"]:
         with contextlib.suppress(Erased, IntegrityError):  # raised again where a step reads it
@@ -48,10 +50,15 @@ async def load_run(services: EngineServices, row: Row, *, fence: int) -> Run:
     return run
 
 
-def run_of(row: Row, version: Version, artifacts: Artifacts, reservations: Reservations, *, fence: int) -> Run:
+def run_of(
+    row: Row, version: Version, artifacts: Artifacts, reservations: Reservations, *, fence: int, reserved: bool = False
+) -> Run:
     """The run of a row and its version; with a fencing token that no worker holds it is for reading only.
 
     No policy is in force for it, so every call is refused.
+
+    Args:
+        reserved: calls of the run hold reservations.
     """
     limits = version.workflow.budget
     budget = BudgetLimit(f"run:{row['run_id']}", limits.tokens, limits.usd)
@@ -62,7 +69,7 @@ def run_of(row: Row, version: Version, artifacts: Artifacts, reservations: Reser
         version=version,
         trace=TraceIds(row["trace_id"], row["span_id"]),
         input=Ref.from_json(row["input"]),
-        budget=RunBudget(budget, shared=version.program.concurrent, reservations=reservations),
+        budget=RunBudget(budget, shared=version.program.concurrent or reserved, reservations=reservations),
         artifacts=artifacts,
         fence=fence,
     )

@@ -88,6 +88,10 @@ class Run:
         """Replaces the reservation of a call by what it used."""
         self.budget.finish(self.lease, _holder(call.name, call.attempt), used, lasting=call.lasting)
 
+    def lose(self, step: str, attempt: int) -> None:
+        """Has a call counted that may have been made under an earlier claim and is not on record."""
+        self.budget.lose(self.fence - 1, _holder(step, attempt))
+
     def settled(self, calls: Iterable[tuple[str, int]]) -> list[SettledReservation]:
         """Rows that end the reservations of calls, as (step, attempt), in the commit that puts their usage into the run's row."""
         return self.budget.settled_rows((_holder(*call) for call in calls), self.fence)

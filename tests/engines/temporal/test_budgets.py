@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
-from engines.conftest import Desk, OpenApp
+from engines.conftest import Desk, OpenApp, Spawn
 from engines.harness import ASK, Model, Observer, think, until, workflow, write
 
 ONE_STEP = {"concurrency": 1, "lease_seconds": 60}
+SHORT = {"concurrency": 8, "lease_seconds": 3}
 SUM = "select sum(tokens), sum(nano_usd) from reservations where scope = 'run:' || %s"
 
 
@@ -25,6 +27,7 @@ def project(project: Path) -> Path:
     for name, tokens in (("tight", 100), ("ample", 1000)):
         write(project, workflow(name, both, ASK, extra=f"budget: {{tokens: {tokens}}}\n"))
     write(project, workflow("free", both, ASK))
+    write(project, workflow("single", think("one"), ASK, extra="budget: {tokens: 1000}\n"))
     return project
 
 
@@ -70,6 +73,27 @@ async def test_what_is_set_aside_is_replaced_by_what_was_used(
     assert seen.rows("select count(*) from claims where run_id = %s and event is not null", run) == [(2,)]
     used = seen.run(run)
     assert 0 < used["input_tokens"] + used["output_tokens"] < reserved
+
+
+async def test_a_call_lost_with_its_worker_counts_beside_its_repetition(
+    desk: Desk, spawn: Spawn, open_app: OpenApp, seen: Observer, model: Model
+) -> None:
+    """Also where no two calls of a run are under way at once, and until the run is over."""
+    worker = await spawn(worker=SHORT).ready()
+    run = await desk.start("single")
+    await until(lambda: model.asked("one") == 1, lambda: "the provider is not asked")
+    assert seen.rows(SUM, run) == [(None, None)]
+    worker.send(signal.SIGKILL)
+    await worker.ended()
+    await open_app(start_worker=True, worker=SHORT)
+    await until(lambda: model.asked("one") == 2, lambda: "the call is not repeated")
+    ((both, _),) = seen.rows(SUM, run)
+    model.release("one")
+    review = await seen.review(run)
+    assert seen.rows(SUM, run)[0][0] == both / 2
+    await desk.decide(review, "approve")
+    assert await seen.finished(run) == ["succeeded"]
+    assert seen.rows(SUM, run) == [(None, None)]
 
 
 async def test_a_run_without_a_budget_sets_nothing_aside(

@@ -274,6 +274,8 @@ class Performer:
         # Only a first attempt of a workflow that was never interrupted knows that no other attempt was here before.
         resumed = info.attempt > 1 or task["rebuilt"]
         run = replace(held.run, claim=name, fence=fence, resumed=resumed)
+        if resumed and command["kind"] == "perform":
+            run.lose(command["step"], command["attempt"])
         execution = work_of(run, held.state, command["step"], command["attempt"])
         steps = self._services.steps
         compensate = command["kind"] == "compensate"

@@ -124,13 +124,15 @@ select definition from workflow_versions where org_id = $1 and name = $2 and ver
 select * from runs where run_id = $1
 
 -- name: load_run(run_id text, page bigint)
--- All that a driver needs of a run: its row, the first page of its journal, its signals, and its sealed input as in get_artifact.
+-- All that a driver needs of a run: row, first page of the journal, signals, sealed input, reservations, last lost lease.
 select runs.*, a.ciphertext, a.object, exists(select from subject_keys k where k.org_id = runs.org_id
         and k.subject = any(array_append(a.subjects, '')) and k.destroyed_at is not null) as erased,
     (select coalesce(jsonb_agg(event order by seq), '[]') from (select seq, event from journal
         where journal.run_id = runs.run_id order by seq limit $2) first_page) as journal,
     (select coalesce(jsonb_agg(jsonb_build_object('id', signal_id, 'event', event) order by signal_id), '[]')
-        from signals where signals.run_id = runs.run_id) as signals
+        from signals where signals.run_id = runs.run_id) as signals,
+    exists(select from reservations o where o.scope = 'run:' || runs.run_id) as reserved,
+    (select q.lost_fence from queue q where q.run_id = runs.run_id) as lost_fence
     from runs left join artifacts a on a.org_id = runs.org_id and a.digest = runs.input ->> 'digest' where runs.run_id = $1
 
 -- name: find_run_by_key(org_id text, workflow text, idempotency_key text)

@@ -34,7 +34,7 @@ begin
                 and w.seen_at > now() - make_interval(secs => lease_seconds / 2)) as lives -- it speaks every third of a lease
         from queue e where e.engine = claim_runs.engine and e.worker is not null and e.lease_until < now()
         limit wanted for update of e skip locked)
-    update queue set worker = case when s.works then queue.engine end, lease_until = case when s.works then 'infinity'::timestamptz end,
+    update queue set lost_fence = queue.fence, worker = case when s.works then queue.engine end, lease_until = case when s.works then 'infinity'::timestamptz end,
             crash_streak = case when s.moved then 0 when s.lives then queue.crash_streak else queue.crash_streak + 1 end,
             crashed_workers = case when s.moved or s.lives then queue.crashed_workers when queue.crash_streak = 0 then array[s.worker] else queue.crashed_workers || s.worker end,
             available_at = case when queue.crash_streak = 2 and not s.moved and not s.lives then now() else queue.available_at end

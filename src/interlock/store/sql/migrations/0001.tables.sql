@@ -233,6 +233,8 @@ create table queue (
     crash_streak smallint not null default 0,
     crashed_workers text[] not null default '{}',
     leased_seq integer,
+    -- Fencing token of the last lease that ran out: its worker may have made calls that are not on record.
+    lost_fence bigint,
     -- Which busy worker makes room for a run that has to be driven alone, and until when it has said so.
     room_by text,
     room_until timestamptz,
