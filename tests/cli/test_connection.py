@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from interlock.base.errors import Unavailable
-from interlock.cli.connection import Api, client_of
+from interlock.cli.connection import Api, client_of, sends_in_the_clear
 from interlock.services.views.runs import RunRef
 
 
@@ -58,3 +58,19 @@ async def test_a_command_is_not_repeated_because_it_may_have_been_carried_out(cl
         with pytest.raises(Unavailable, match="does not answer"):
             await api.post(RunRef, "/second", {})
     assert closing.requests == ["GET", "POST"]
+
+
+@pytest.mark.parametrize(
+    ("url", "clear"),
+    [
+        ("http://interlock.example", True),
+        ("http://192.0.2.1:7433", True),
+        ("http://[2001:db8::1]:7433", True),
+        ("https://interlock.example", False),
+        ("http://localhost:7433", False),
+        ("http://127.0.0.1:7433", False),
+        ("http://[::1]:7433", False),
+    ],
+)
+def test_a_key_that_would_leave_the_machine_unencrypted_is_noticed(url: str, clear: bool) -> None:
+    assert sends_in_the_clear(url) is clear

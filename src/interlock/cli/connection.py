@@ -9,8 +9,9 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from typing import BinaryIO, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
@@ -30,6 +31,8 @@ SELF_APPROVAL = (
 V = TypeVar("V", bound=View)
 
 _ANSWER_SECONDS = 30.0  # for a server whose process is alive; an overloaded host needs some time
+
+IN_THE_CLEAR = "INTERLOCK_URL: the API key goes over the network unencrypted; use https"
 
 _IDLE_SECONDS = 2.0  # less than servers and proxies keep an idle connection: a request must not meet its end
 
@@ -141,6 +144,17 @@ def _warn_of_unknown_variables() -> None:
         errors_console.print(warning, style="yellow", soft_wrap=True)
 
 
+def sends_in_the_clear(url: str) -> bool:
+    """True if requests to this URL leave this machine without encryption."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname in {None, "localhost"}:
+        return False
+    try:
+        return not ip_address(str(parts.hostname)).is_loopback
+    except ValueError:
+        return True
+
+
 @asynccontextmanager
 async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
     """The API: at INTERLOCK_URL, else at the server running in this directory, else opened in this process.
@@ -150,7 +164,10 @@ async def connect(*, worker: bool = False) -> AsyncIterator[Api]:
     """
     remote = os.environ.get("INTERLOCK_URL")
     if remote:
-        async with client_of(remote, os.environ.get("INTERLOCK_API_KEY", "")) as client:
+        key = os.environ.get("INTERLOCK_API_KEY", "")
+        if key and sends_in_the_clear(remote):
+            errors_console.print(IN_THE_CLEAR, style="yellow", soft_wrap=True)
+        async with client_of(remote, key) as client:
             yield Api(client, url=remote)
         return
     settings = settings_here()
