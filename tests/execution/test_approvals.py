@@ -53,7 +53,7 @@ def _approvals(scene: Scene, run: str) -> list[str]:
 async def test_a_call_asks_for_its_own_approval(scene: Scene) -> None:
     run, review = await scene.asked(ticket="t-1")
     waits = (await scene.app.runs.get(scene.bob, run)).waits_for
-    assert [one.to_json() for one in waits] == [{"for": "review", "step": "pay", "review_id": review}]
+    assert [one.to_json() for one in waits] == [{"for": "review", "step": "pay", "review_id": review, "until": None}]
     shown = (await scene.app.reviews.get(scene.bob, review)).to_json()
     act = scene.act(review)
     assert (shown["purpose"], shown["requester"], shown["role"]) == ("approve_act", "ada", "reviewer")

@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from interlock.base.labels import Labels, Sensitivity, Trust
 from interlock.machine import events as ev
 from interlock.machine.machine import fold
 from interlock.machine.program import Program, compile_program
@@ -22,6 +23,7 @@ from interlock.workflows.spec import Workflow
 PLACE = Path(__file__).parent / "journals"
 _LEFT_OUT = {(RunState, "live"), (Failing, "unfinished"), (Failing, "remaining"), (Failing, "left")}
 """What follows from the rest of the state; `rules.counted` recounts it."""
+_ONCE_DEFAULT = {("trust", Trust.SYSTEM.value), ("sensitivity", Sensitivity.PUBLIC.value)}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ def digest(state: RunState) -> str:
 
 
 def plain(value: Any) -> Any:
+    if isinstance(value, Labels):  # system and public were their defaults once
+        return {name: one for name, one in _fields(value).items() if (name, one) not in _ONCE_DEFAULT}
     if isinstance(value, RunState):
         fields = _fields(value)
         # Its order is that in which things are taken back.

@@ -53,6 +53,7 @@ NO_NAMES = Names(frozenset(), frozenset(), ROLES)
 POLICY = "permit (principal, action, resource); // {}\n"
 LISTEN = "- {id: hear, kind: wait, signal: go, payload: {type: object, properties: {n: {type: integer}}}}\n"
 WRITE_NOTHING = {("policies", "committed"), ("followers", "close"), ("followers", "wake"), ("health", "ready"),
+                 ("health", "database"), ("administration", "webhook_key"),
                  ("administration", "workers"), ("administration", "refused_events"), ("access", "authenticate"),
                  ("submission", "propose_again"), ("refusals", "start"), ("refusals", "close"),
                  ("refusals", "note_denied"), ("refusals", "note_unauthenticated")}  # fmt: skip
@@ -90,7 +91,7 @@ ACTS: dict[tuple[str, str], Act] = {
     ("administration", "roll_back"): lambda s: s.services.administration.roll_back(s.admin, "asks", s.ids["version"]),
     ("administration", "issue_key"): lambda s: s.services.administration.issue_key(s.admin, "eve", frozenset({"viewer"})),
     ("administration", "revoke_key"): lambda s: s.services.administration.revoke_key(s.admin, s.ids["key"]),
-    ("administration", "set_quota"): lambda s: s.services.administration.set_quota(s.admin, Quota("tool", "x", rate=1)),
+    ("administration", "set_quota"): lambda s: s.services.administration.set_quota(s.admin, Quota("tool", "refund", rate=1)),
     ("administration", "remove_quota"): lambda s: s.services.administration.remove_quota(s.admin, "org", ""),
     ("administration", "ask_to_drain"): lambda s: s.services.administration.ask_to_drain("idle", login="ada@host"),
     ("administration", "requeue_events"): lambda s: s.services.administration.requeue_events(None, login="ada@host"),

@@ -317,9 +317,13 @@ def _require_role(principal: Principal, review: Row) -> None:
 
 
 def _is_same(review: Row, principal: Principal, decision: str, note: str) -> bool:
-    """True if a review was decided by this very request: by the same person, alike, with the same note."""
+    """True if a review was decided by this very request: by the same person, alike, with the same note, and it still holds."""
     status = "approved" if decision == "approve" else "rejected"
-    return (review["status"], review["decided_by"], review["note"]) == (status, principal.user_id, note)
+    return review["revoked_at"] is None and (review["status"], review["decided_by"], review["note"]) == (
+        status,
+        principal.user_id,
+        note,
+    )
 
 
 def _not_open(review: Row) -> Conflict:

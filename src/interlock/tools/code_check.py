@@ -30,8 +30,8 @@ def signature_faults(main: Path, contract: ToolContract) -> list[str]:
     if run is None or run.decorator_list:
         return []
     declared = contract.input.get("properties", {})
-    if not isinstance(declared, dict):
-        return []
+    if not isinstance(declared, dict) or (not declared and contract.input.get("additionalProperties") is not False):
+        return []  # it takes any arguments
     return list(_faults(run, declared))
 
 
