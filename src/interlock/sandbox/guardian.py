@@ -3,13 +3,14 @@
 Until bubblewrap has set up its namespaces, its child waits for it without end, and only bubblewrap is ended by the death of
 the worker. The child is process 1 of a PID namespace, which no signal reaches that a dying process causes. So the worker
 reports each start before bubblewrap gets its options, and again when it is complete; the guardian reads the reports from its
-standard input, and when that ends, it kills the processes of the starts under way. A complete sandbox ends without it.
+standard input, and when that ends, it kills the processes of the starts under way: bubblewrap's by their session, and all that
+hold the sandbox's end of the channel, whatever they execute by then. A complete sandbox ends without it.
 
 The program is run by a bare interpreter, so this file imports the standard library only.
 """
 
 # The functions of os are used because importing pathlib would delay the start:
-# ruff: noqa: PTH123, PTH208
+# ruff: noqa: PTH115, PTH123, PTH208
 from __future__ import annotations
 
 import contextlib
@@ -20,6 +21,7 @@ import sys
 import time
 
 _PAUSE = 0.01  # seconds between two searches
+_SEARCHES = 3  # without a find, after which a start counts as ended: a process may be made during a search
 _PATIENCE = 30.0  # seconds; longer than any start takes
 
 
@@ -28,22 +30,25 @@ class Guardian:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._starts: set[int] = set()
+        self._starts: dict[int, int] = {}
 
-    def begun(self, group: int) -> None:
+    def begun(self, group: int, channel: int) -> None:
         """To be called when bubblewrap, the leader of a session of its own, waits for its options.
+
+        Args:
+            channel: inode of the sandbox's end of the channel.
 
         Raises:
             OSError: the process cannot be started.
         """
-        self._starts.add(group)
-        if not self._report(b"+%d\n" % group):
+        self._starts[group] = channel
+        if not self._report(b"+%d %d\n" % (group, channel)):
             self._begin()
 
     def complete(self, group: int) -> None:
         """To be called when the sandbox is ready or has ended."""
-        self._starts.discard(group)
-        self._report(b"-%d\n" % group)
+        self._starts.pop(group, None)
+        self._report(b"-%d 0\n" % group)
 
     def close(self) -> None:
         """Ends the process and waits for that."""
@@ -70,33 +75,45 @@ class Guardian:
             env={},
             start_new_session=True,  # Ctrl-C at a terminal goes to the whole group
         )
-        for group in self._starts:
-            self._report(b"+%d\n" % group)
+        for start in self._starts.items():
+            self._report(b"+%d %d\n" % start)
 
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends with its worker, and not before
-    starts: set[int] = set()
+    starts: dict[int, int] = {}
     for line in sys.stdin.buffer:
-        group = int(line[1:])
-        (starts.add if line[:1] == b"+" else starts.discard)(group)
+        group, channel = map(int, line[1:].split())
+        if line[:1] == b"+":
+            starts[group] = channel
+        else:
+            starts.pop(group, None)
     deadline = time.monotonic() + _PATIENCE
-    while starts and time.monotonic() < deadline:
-        # Repeated, because bubblewrap may still be about to make its child.
-        starts = {group for group in starts if _kill(group)}
-        time.sleep(_PAUSE)
+    for start in starts.items():
+        searches = 0
+        while searches < _SEARCHES and time.monotonic() < deadline:
+            searches = 0 if _kill(*start) else searches + 1
+            time.sleep(_PAUSE)
 
 
-def _kill(session: int) -> bool:
-    """Kill bubblewrap and its child in a session. False if there is none."""
+def _kill(session: int, channel: int) -> bool:
+    """Kill bubblewrap and its child in a session, and the processes that hold a channel. False if there is none."""
     found = False
     for name in os.listdir("/proc"):
-        if name.isdigit() and _is_bubblewrap(name, session):
+        if name.isdigit() and (_is_bubblewrap(name, session) or _holds(name, channel)):
             found = True
             with contextlib.suppress(OSError):
                 os.kill(int(name), signal.SIGKILL)
     return found
+
+
+def _holds(process: str, channel: int) -> bool:
+    wanted = f"socket:[{channel}]"
+    try:
+        return any(os.readlink(f"/proc/{process}/fd/{one}") == wanted for one in os.listdir(f"/proc/{process}/fd"))
+    except OSError:  # it has ended, or belongs to another user
+        return False
 
 
 def _is_bubblewrap(process: str, session: int) -> bool:

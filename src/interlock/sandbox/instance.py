@@ -241,7 +241,7 @@ class Instance:
             self._pidfds.append(os.pidfd_open(self._process.pid))
             self._reaping = self._loop.create_task(self._reap())
             self._starting = True
-            self._shared.guardian.begun(self._process.pid)
+            self._shared.guardian.begun(self._process.pid, os.fstat(far.fileno()).st_ino)
             # Bubblewrap waits for its options until here, and ends without them.
             with contextlib.suppress(BrokenPipeError):  # it has ended; `_admit` reports that
                 words = options(
