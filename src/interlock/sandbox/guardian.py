@@ -4,7 +4,7 @@ Until bubblewrap has set up its namespaces, its child waits for it without end, 
 the worker. The child is process 1 of a PID namespace, which no signal reaches that a dying process causes. So the worker
 reports each start before bubblewrap gets its options, and again when it is complete; the guardian reads the reports from its
 standard input, and when that ends, it kills the processes of the starts under way: bubblewrap's by their session, and all that
-hold the sandbox's end of the channel, whatever they execute by then. A complete sandbox ends without it.
+hold the sandbox's end of the channel, also after they have executed another program. A complete sandbox ends without it.
 
 The program is run by a bare interpreter, so this file imports the standard library only.
 """
