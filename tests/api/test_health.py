@@ -33,7 +33,7 @@ async def test_readiness_tells_how_much_waits(served: Served) -> None:
     assert (await client.get("/readyz")).json() == {"status": "ok", "queue_depth": 2, "workers": 0}
 
 
-async def test_a_full_disk_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_readiness_reports_a_full_disk(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     client = await served.client(None)
     monkeypatch.setattr("interlock.services.health._FREE_BYTES", 2**80)
     given = await client.get("/readyz")

@@ -1,4 +1,4 @@
-"""Refused requests are on record: a bounded number of entries, whatever the number of requests."""
+"""Refused requests are on record, in a number of entries that does not grow with the number of requests."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ async def test_requests_without_a_valid_key_are_on_record_at_the_installation(
     serve: Serve, owner: psycopg.Connection[Any]
 ) -> None:
     served = await serve()
-    nobody = await served.client(key="il_" + "0" * 16 + "_" + "0" * 40)
+    unknown = await served.client(key="il_" + "0" * 16 + "_" + "0" * 40)
     malformed = await served.client(key="no key")
-    for client in (nobody, malformed):
+    for client in (unknown, malformed):
         for _ in range(5):
             answer = await client.get("/v1/runs/some-run")
             assert answer.status_code == 401
@@ -58,7 +58,7 @@ async def test_requests_without_a_valid_key_are_on_record_at_the_installation(
     assert "some-run" not in str(entry)
 
 
-async def test_a_source_of_wrong_keys_is_told_to_wait(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_source_of_wrong_keys_gets_429(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("interlock.identity.wrong_keys._PER_SECOND", 0.0)
     served = await serve()
     good = await served.client()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chaos.conftest import Run, clean, struck
-from interlock.chaos import drill as drills
+from interlock.chaos import evidence
 
 HOSTILE = ("misled", "garbled")
 
@@ -18,7 +18,7 @@ async def test_hostile_answers_lose_nothing_and_are_kept_encrypted(drill: Run) -
 
 async def test_the_search_finds_what_is_kept_in_the_clear(drill: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: the beginning of the ids of runs, which rows and logs have."""
-    monkeypatch.setattr(drills, "CANARY", "run_0")
+    monkeypatch.setattr(evidence, "CANARY", "run_0")
     report = await drill(runs=2, seconds=2, faults=("kill",), kinds=HOSTILE)
     found = [one for one in report.violations if "in the clear" in one]
     assert any("table journal" in one for one in found)

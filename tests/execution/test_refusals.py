@@ -322,7 +322,7 @@ async def test_an_answer_too_large_to_keep_was_paid_for(deploy: Deploy, seen: Ob
 async def test_an_agent_that_claims_a_refused_payment(
     deploy: Deploy, project: Path, seen: Observer, model: Model, bank: Bank
 ) -> None:
-    """The facts say that nothing was paid, a branch reads them, and the run is flagged, whatever the model answers."""
+    """The facts record that nothing was paid, a branch reads them, and the run is flagged, although the model claims a payment."""
     (project / "policies/main.cedar").write_text(
         'permit(principal, action, resource) unless { resource == Tool::"refund" };'
     )

@@ -126,7 +126,7 @@ async def test_an_organisations_name_cannot_be_mistaken_for_several(
 ) -> None:
     before = owner.execute("select count(*) from orgs").fetchone()
     with pytest.raises(InvalidInput):
-        await app.admin.ensure_org(org_id, "Somebody")
+        await app.admin.ensure_org(org_id, "An organisation")
     assert owner.execute("select count(*) from orgs").fetchone() == before
 
 

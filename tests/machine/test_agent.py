@@ -47,7 +47,7 @@ def test_a_mutating_call_waits_for_those_before_it_and_those_after_wait_for_it()
 
 
 def test_facts_count_the_calls_by_tool_and_outcome() -> None:
-    """A condition can ask whether the effect happened, whatever the model says about it."""
+    """A condition can read whether the effect happened, independently of the model's answer."""
     cases = "[{when: assist.succeeded_send > 0, steps: [{id: x, kind: tool, tool: look}]}]"
     run = Run(AGENT + f"\n- {{id: paid, kind: branch, cases: {cases}}}")
     run.asks("assist#1/turn", "look", "send", "look")

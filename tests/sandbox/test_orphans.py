@@ -1,4 +1,4 @@
-"""Sandboxes of a worker that is killed while it starts them: no process of theirs remains, at whatever moment that is."""
+"""Sandboxes of a worker that is killed while it starts them: no process of theirs remains, at any moment of the kill."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ async def test_without_an_endpoint_nothing_leaves(
 async def test_a_collector_inside_the_network_must_be_named(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its name leads to by the time of the connection, nothing is sent to an address that the settings do not name."""
+    """Nothing is sent to an address that the settings do not name, also if the name resolves to it only at the connection."""
     given = socket.getaddrinfo
 
     def resolve(host: str, *args: Any, **named: Any) -> Any:

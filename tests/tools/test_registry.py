@@ -111,7 +111,7 @@ async def test_a_tool_can_ask_for_patience_and_can_swear_that_nothing_happened(m
     assert isinstance(error_of(tool.contract, await call(tools, tool, {"how": "fail"})), NothingHappened)
 
 
-async def test_a_tool_without_egress_is_told_so(make: Make) -> None:
+async def test_the_error_of_a_tool_without_egress_says_so(make: Make) -> None:
     source = "import socket\ndef run(): socket.create_connection(('127.0.0.1', 9))\n"
     tools, tool = make(source)
     result = await call(tools, tool, {})
@@ -168,7 +168,7 @@ def test_a_violation_names_the_place_and_never_the_value() -> None:
         (5, "input: is 5 (a number); must be an object"),
     ],
 )
-def test_the_sender_is_told_the_value(value: object, said: str) -> None:
+def test_the_error_names_the_value(value: object, said: str) -> None:
     properties = {"question": {"type": "string"}, "kind": {"enum": ["a", "b"]}}
     validator = validator_for({"type": "object", "properties": properties, "required": ["question"]})
     with pytest.raises(ContractViolation) as found:

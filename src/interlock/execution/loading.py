@@ -44,6 +44,8 @@ async def load_run(services: EngineServices, row: Row, *, fence: int) -> Run:
         row, version, services.artifacts, Reservations(services.database), fence=fence, reserved=row["reserved"]
     )
     run.policies = services.policies
+    if row["lost_fence"] == fence - 1:
+        run.budget.lose(fence - 1)
     if row["ciphertext"] is not None and not row["erased"]:
         with contextlib.suppress(Erased, IntegrityError):  # raised again where a step reads it
             run.remember(run.input, await services.artifacts.opened(run.org_id, run.input, row))

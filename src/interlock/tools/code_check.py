@@ -1,6 +1,6 @@
 """Static checks of a tool's main.py: the signature of `run` against the contract's input, and imports that cannot succeed.
 
-The code is parsed and never executed. What cannot be told from the text, such as a decorated function, is let through.
+The code is parsed and never executed. Code whose behaviour the text does not show, such as a decorated function, is not checked.
 """
 
 from __future__ import annotations

@@ -245,7 +245,9 @@ class _Checker:
                 yield Problem((*inputs, name), message)
         yield from self._fitting(given, properties, inputs, f'step "{step.id}": argument "{{}}" of tool "{tool}"')
 
-    def _fitting(self, given: dict[str, Any], properties: object, path: ValuePath, what: str) -> Iterator[Problem]:
+    def _fitting(
+        self, given: Mapping[str, object], properties: object, path: ValuePath, what: str
+    ) -> Iterator[Problem]:
         """Faults of references, then of values bound to what takes values of another type."""
         broken = list(self.view.bindings(given, path))
         yield from broken

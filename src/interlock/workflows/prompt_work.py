@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jinja2
 from jinja2 import nodes
 from jinja2.runtime import Context, Undefined
 
-Filter: TypeAlias = Callable[..., Any]
+Filter: TypeAlias = Callable[..., object]
 
 MAX_CHARACTERS = 4_000_000
 """Maximum characters of a message and of every text on the way to it: a million tokens."""

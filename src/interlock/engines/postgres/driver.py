@@ -124,8 +124,6 @@ class RunDriver:
         self._state, self._seq = await replayed(services.database, self._run.version.program, row)
         self._written = self._state
         self._run.settle(self._state.usage)
-        if row["lost_fence"] == fence - 1:
-            self._run.budget.lose(fence - 1)
         if self._seq:
             self._run.resumed = True
             log(names.LOG_RUN_RESUMED, run_id=run_id, events=self._seq)
